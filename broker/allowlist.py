@@ -1,0 +1,300 @@
+"""What a model may be made of, so that a worker never builds what its maker could abuse; needs no TensorFlow.
+
+A Keras model travels as JSON, and building one from JSON can import any class by name, unpickle a Lambda or read a
+file. So every object in the JSON must be a built-in named here, and every size must be one that a machine can hold.
+Both sides check: the coordinator when a run starts, so that no worker has to refuse, and the worker, that trusts nobody.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from broker.errors import ModelError
+
+MAX_JSON_BYTES = 16 * 1024 * 1024  #: the longest text that a message carries
+MAX_LAYERS = 2000
+MAX_DEPTH = 100  #: levels of JSON; one model inside another takes about four
+MAX_INPUT_ELEMENTS = 64 * 1024 * 1024  #: numbers in one example
+MAX_WIDTH = 2**20  #: units, filters or the like of one layer
+_MAX_INTEGER = 2**31
+
+_LAYERS = frozenset(
+    """
+    Activation ActivityRegularization AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D
+    AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D Add AdditiveAttention AlphaDropout Attention AutoContrast
+    Average AveragePooling1D AveragePooling2D AveragePooling3D BatchNormalization Bidirectional CategoryEncoding CenterCrop
+    Concatenate Conv1D Conv1DTranspose Conv2D Conv2DTranspose Conv3D Conv3DTranspose ConvLSTM1D ConvLSTM2D ConvLSTM3D
+    Cropping1D Cropping2D Cropping3D Dense DepthwiseConv1D DepthwiseConv2D Discretization Dot Dropout ELU EinsumDense
+    Embedding Equalization Flatten GRU GRUCell GaussianDropout GaussianNoise GlobalAveragePooling1D GlobalAveragePooling2D
+    GlobalAveragePooling3D GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D GroupNormalization GroupQueryAttention
+    Identity InputLayer LSTM LSTMCell LayerNormalization LeakyReLU Masking MaxPooling1D MaxPooling2D MaxPooling3D Maximum
+    MelSpectrogram Minimum MultiHeadAttention Multiply Normalization PReLU Permute RMSNormalization RNN RandomBrightness
+    RandomColorDegeneration RandomColorJitter RandomContrast RandomCrop RandomErasing RandomFlip RandomGaussianBlur
+    RandomGrayscale RandomHue RandomInvert RandomPerspective RandomPosterization RandomRotation RandomSaturation
+    RandomSharpness RandomShear RandomTranslation RandomZoom ReLU RepeatVector Rescaling Reshape Resizing STFTSpectrogram
+    SeparableConv1D SeparableConv2D SimpleRNN SimpleRNNCell Softmax Solarization SpatialDropout1D SpatialDropout2D
+    SpatialDropout3D SpectralNormalization StackedRNNCells Subtract TimeDistributed UnitNormalization UpSampling1D
+    UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
+    """.split()
+)
+_LOSS_CLASSES = frozenset(
+    """
+    BinaryCrossentropy BinaryFocalCrossentropy CategoricalCrossentropy CategoricalFocalCrossentropy
+    CategoricalGeneralizedCrossEntropy CategoricalHinge CosineSimilarity Dice Hinge Huber KLDivergence LogCosh
+    MeanAbsoluteError MeanAbsolutePercentageError MeanSquaredError MeanSquaredLogarithmicError Poisson
+    SparseCategoricalCrossentropy SquaredHinge Tversky
+    """.split()
+)
+_METRIC_CLASSES = frozenset(
+    """
+    AUC Accuracy BinaryAccuracy BinaryCrossentropy BinaryIoU CategoricalAccuracy CategoricalCrossentropy CategoricalHinge
+    CosineSimilarity F1Score FBetaScore FalseNegatives FalsePositives Hinge IoU KLDivergence LogCoshError Mean
+    MeanAbsoluteError MeanAbsolutePercentageError MeanIoU MeanSquaredError MeanSquaredLogarithmicError OneHotIoU
+    OneHotMeanIoU Poisson Precision PrecisionAtRecall R2Score Recall RecallAtPrecision RootMeanSquaredError
+    SensitivityAtSpecificity SparseCategoricalAccuracy SparseCategoricalCrossentropy SparseTopKCategoricalAccuracy
+    SpecificityAtSensitivity SquaredHinge Sum TopKCategoricalAccuracy TrueNegatives TruePositives
+    """.split()
+)
+_LOSS_FUNCTIONS = frozenset(
+    """
+    binary_crossentropy binary_focal_crossentropy categorical_crossentropy categorical_focal_crossentropy
+    categorical_generalized_cross_entropy categorical_hinge cosine_similarity dice hinge huber kl_divergence log_cosh
+    mean_absolute_error mean_absolute_percentage_error mean_squared_error mean_squared_logarithmic_error poisson
+    sparse_categorical_crossentropy squared_hinge tversky
+    bce BCE kld KLD mae MAE mape MAPE mse MSE msle MSLE
+    """.split()
+)
+_METRIC_FUNCTIONS = _LOSS_FUNCTIONS | frozenset(
+    """
+    accuracy acc crossentropy ce auc precision recall r2_score binary_accuracy categorical_accuracy
+    sparse_categorical_accuracy sparse_top_k_categorical_accuracy top_k_categorical_accuracy
+    """.split()
+)
+_ACTIVATIONS = frozenset(
+    """
+    celu elu exponential gelu glu hard_shrink hard_sigmoid hard_silu hard_swish hard_tanh leaky_relu linear log_sigmoid
+    log_softmax mish relu relu6 selu sigmoid silu soft_shrink softmax softplus softsign sparse_plus sparse_sigmoid
+    sparsemax squareplus swish tanh tanh_shrink threshold
+    """.split()
+)
+_OPTIMIZERS = frozenset(
+    "Adadelta Adafactor Adagrad Adam AdamW Adamax Ftrl Lamb Lion Muon Nadam RMSprop SGD ScheduleFreeAdamW".split()
+)
+_SCHEDULES = frozenset(
+    """
+    CosineDecay CosineDecayRestarts ExponentialDecay InverseTimeDecay PiecewiseConstantDecay PolynomialDecay
+    """.split()
+)
+_INITIALIZERS = frozenset(
+    """
+    Constant GlorotNormal GlorotUniform HeNormal HeUniform Identity IdentityInitializer LecunNormal LecunUniform Ones
+    Orthogonal OrthogonalInitializer RandomNormal RandomUniform TruncatedNormal VarianceScaling Zeros
+    """.split()
+)
+_ARITHMETIC = frozenset("Absolute Add Divide Maximum Mean Minimum Multiply Negative Subtract TrueDivide".split())
+
+#: Every object that may occur, by the module under which Keras writes it.
+_ALLOWED: dict[str, frozenset[str]] = {
+    "keras": frozenset({"Sequential", "Functional", "Model", "DTypePolicy"}),
+    "keras.models": frozenset({"Sequential", "Functional", "Model"}),
+    "keras.src.models.functional": frozenset({"Functional"}),
+    "keras.src.models.sequential": frozenset({"Sequential"}),
+    "keras.layers": _LAYERS,
+    "keras.losses": _LOSS_CLASSES,
+    "keras.metrics": _METRIC_CLASSES,
+    "keras.optimizers": _OPTIMIZERS,
+    "keras.optimizers.schedules": _SCHEDULES,
+    "keras.initializers": _INITIALIZERS,
+    "keras.regularizers": frozenset({"L1", "L1L2", "L2", "OrthogonalRegularizer"}),
+    "keras.constraints": frozenset({"MaxNorm", "MinMaxNorm", "NonNeg", "UnitNorm"}),
+    "keras.dtype_policies": frozenset({"DTypePolicy", "FloatDTypePolicy"}),
+    "keras.src.ops.numpy": _ARITHMETIC,
+    "keras.src.ops.nn": frozenset({"Relu", "Relu6", "Sigmoid", "Silu", "Softmax", "Tanh"}),
+}
+_MODELS = frozenset({"Sequential", "Functional", "Model"})
+_FUNCTIONS = _ACTIVATIONS | _METRIC_FUNCTIONS
+_FUNCTION_MODULES = frozenset({"builtins", "keras.activations", "keras.losses", "keras.metrics"})
+_PLAIN_VALUES = frozenset({"__keras_tensor__", "__numpy__", "__tensor__", "__slice__", "__ellipsis__"})
+_NUMBER_TYPES = frozenset(
+    """
+    bool float16 float32 float64 bfloat16 int8 int16 int32 int64 uint8 uint16 uint32
+    """.split()
+)
+_COMPILE_KEYS = frozenset(
+    """
+    optimizer loss loss_weights metrics weighted_metrics run_eagerly steps_per_execution jit_compile auto_scale_loss
+    """.split()
+)
+_WIDTH_KEYS = frozenset(
+    """
+    units filters input_dim output_dim key_dim value_dim head_dim num_heads num_query_heads depth_multiplier num_tokens n
+    """.split()
+)
+_OBJECT_KEYS = frozenset({"class_name", "module", "registered_name"})
+_OPTIMIZER_NAMES = frozenset(name.lower() for name in _OPTIMIZERS)
+
+
+def check_model_json(text: str) -> dict[str, Any]:
+    """Parse a model's JSON and check everything in it.
+
+    Args:
+        text: What `model.to_json()` gave.
+
+    Returns:
+        The checked config.
+
+    Raises:
+        ModelError: It is too long, no JSON, or holds something that is not allowed, which is named.
+    """
+    if len(text.encode("utf-8", "replace")) > MAX_JSON_BYTES:
+        raise ModelError(f"The model's JSON is {len(text)} characters long; {MAX_JSON_BYTES} bytes are allowed.")
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise ModelError(f"The model is not JSON as Keras writes it. {exc}") from exc
+    check_config(config)
+    return dict(config)
+
+
+def check_config(config: object) -> None:
+    """Check a whole Keras 3 model config, as from `json.loads(model.to_json())`.
+
+    Raises:
+        ModelError: Names the first thing that is not allowed, or that is absurdly large.
+    """
+    _check_root(config)
+    layers = 0
+    for item in _walk(config):
+        if isinstance(item, dict):
+            _check_dict(item)
+            layers += item.get("module") == "keras.layers"
+        elif isinstance(item, int) and abs(item) >= _MAX_INTEGER:
+            raise _refused(f"the number {item}", "numbers below 2^31")
+    if layers > MAX_LAYERS:
+        raise _refused(f"{layers} layers", f"at most {MAX_LAYERS}")
+
+
+def _check_root(config: object) -> None:
+    if not isinstance(config, dict) or config.get("class_name") not in _MODELS:
+        received = config.get("class_name") if isinstance(config, dict) else type(config).__name__
+        raise _refused(f"{received!r} as the model", "a Sequential or Functional model (no subclass of keras.Model)")
+
+
+def _walk(root: object) -> Iterator[object]:
+    """Every value in the JSON, parents first; without recursion, and no deeper than allowed."""
+    pending: list[tuple[object, int]] = [(root, 1)]
+    while pending:
+        item, depth = pending.pop()
+        if depth > MAX_DEPTH:
+            raise _refused(f"JSON nested more than {MAX_DEPTH} levels deep", "fewer models inside models")
+        yield item
+        children = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+        pending.extend((child, depth + 1) for child in reversed(list(children)))
+
+
+def _check_dict(item: dict[str, Any]) -> None:
+    if not _OBJECT_KEYS.isdisjoint(item):
+        _check_object(item)
+    _check_widths(item)
+    _check_shapes(item)
+    _check_activations(item)
+    if item.get("compile_config") is not None:
+        _check_compile(item["compile_config"])
+
+
+def _check_object(item: dict[str, Any]) -> None:
+    """Whatever Keras would look up by name must be exactly one of the built-ins."""
+    name, module = item.get("class_name"), item.get("module")
+    if not isinstance(name, str) or "config" not in item:
+        raise _refused(f"an object without class_name and config: {str(item)[:80]!r}", "Keras 3's own format")
+    if name in _PLAIN_VALUES:
+        _check_plain_value(name, item)
+    elif name == "function":
+        _check_function(item)
+    elif not isinstance(module, str) or name not in _ALLOWED.get(module, ()):
+        raise _refused(f"{name} (module {module!r})", "built-in Keras layers, losses, metrics and optimizers")
+    elif item.get("registered_name") not in (None, name):
+        raise _refused(f"the custom object {item['registered_name']!r}", "built-in Keras objects")
+    elif not isinstance(item["config"], dict):
+        raise _refused(f"a config of {name} that is no map", "Keras 3's own format")
+
+
+def _check_plain_value(name: str, item: dict[str, Any]) -> None:
+    value = item["config"]
+    if item.get("module") is not None or item.get("registered_name") is not None:
+        raise _refused(f"{name} with a module", "Keras 3's own format")
+    if name == "__ellipsis__":
+        return
+    if not isinstance(value, dict) or not _is_number_type(value.get("dtype", "float32")):
+        raise _refused(f"{name} of dtype {value!r:.80}", "numbers")
+    if name in ("__numpy__", "__tensor__") and _holds_text(value.get("value")):
+        raise _refused(f"{name} that holds text", "numbers")
+
+
+def _is_number_type(dtype: object) -> bool:
+    return isinstance(dtype, str) and dtype in _NUMBER_TYPES
+
+
+def _holds_text(value: object) -> bool:
+    return any(isinstance(each, str | dict) for each in _walk(value))
+
+
+def _check_function(item: dict[str, Any]) -> None:
+    name, registered = item["config"], item.get("registered_name")
+    is_known = isinstance(name, str) and name in _FUNCTIONS and item.get("module") in _FUNCTION_MODULES
+    if not is_known or registered not in (None, name, "function"):
+        raise _refused(f"the function {name!r} (module {item.get('module')!r})", "Keras's own functions")
+
+
+def _check_compile(settings: object) -> None:
+    """Loss, metrics and optimizer that are given by name; objects are checked like any other."""
+    if not isinstance(settings, dict) or not _COMPILE_KEYS.issuperset(settings):
+        unknown = sorted(set(settings) - _COMPILE_KEYS) if isinstance(settings, dict) else settings
+        raise _refused(f"the compile settings {unknown!r}", "those of keras.Model.compile")
+    _check_named("loss", settings.get("loss"), _LOSS_FUNCTIONS | _LOSS_CLASSES)
+    for key in ("metrics", "weighted_metrics"):
+        _check_named("metric", settings.get(key), _METRIC_FUNCTIONS | _METRIC_CLASSES)
+    optimizer = settings.get("optimizer")
+    if isinstance(optimizer, str) and optimizer.lower() not in _OPTIMIZER_NAMES:
+        raise _refused(f"the optimizer {optimizer!r}", "Keras's own optimizers")
+
+
+def _check_named(kind: str, value: object, allowed: frozenset[str]) -> None:
+    """Check the strings of a loss or metrics setting: one, a list, a list of lists, or a map by output."""
+    if isinstance(value, str) and value not in allowed:
+        raise _refused(f"the {kind} {value!r}", f"Keras's own {kind} names")
+    if isinstance(value, dict) and _OBJECT_KEYS.isdisjoint(value):
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            _check_named(kind, each, allowed)
+
+
+def _check_activations(item: dict[str, Any]) -> None:
+    for key, value in item.items():
+        if key.endswith("activation") and isinstance(value, str) and value not in _ACTIVATIONS:
+            raise _refused(f"the activation {value!r}", "Keras's own activations")
+
+
+def _check_widths(item: dict[str, Any]) -> None:
+    for key in _WIDTH_KEYS & item.keys():
+        if isinstance(item[key], int) and item[key] > MAX_WIDTH:
+            raise _refused(f"{key} = {item[key]}", f"at most {MAX_WIDTH}")
+
+
+def _check_shapes(item: dict[str, Any]) -> None:
+    for key, value in item.items():
+        if key.endswith("shape") and isinstance(value, list) and _elements(value) > MAX_INPUT_ELEMENTS:
+            raise _refused(f"{key} {value}", f"at most {MAX_INPUT_ELEMENTS} numbers in one example")
+
+
+def _elements(shape: list[Any]) -> int:
+    return math.prod(abs(size) for size in shape if isinstance(size, int) and size != 0)
+
+
+def _refused(received: str, expected: str) -> ModelError:
+    return ModelError(
+        f"The model holds {received}, which Warren does not run. Expected {expected}. "
+        "Try a model of built-in Keras parts, saved by Keras 3."
+    )

@@ -1,0 +1,128 @@
+"""What a saved model says about itself, so that whoever opens it later knows its classes and where it came from."""
+
+import json
+import math
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from broker.errors import ModelError
+
+MEMBER = "warren.json"  #: the card's name inside model.keras, which is a zip file; Keras reads past it
+_MAX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """The card of one saved model; written by the coordinator's child, read by the worker.
+
+    Attributes:
+        task: What was learned, as `coordinator run TASK` was given it.
+        classes: Class names in the order of the model's outputs.
+        run_id: The training that made it.
+        round_number: The last closed round, from 1; 0 before the first.
+        saved_at: ISO 8601 time.
+        num_examples: Training examples behind the last round.
+        shape: What the model takes: (height, width, channels) for images.
+        metrics: Of the last round, by name; a value that isn't finite is left out when written.
+    """
+
+    task: str
+    classes: tuple[str, ...]
+    run_id: str
+    round_number: int
+    saved_at: str
+    num_examples: int
+    shape: tuple[int, ...]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the types, for a card may come from any file.
+
+        Raises:
+            ModelError: A field has another type or an impossible value.
+        """
+        for name, is_right in (
+            ("task", isinstance(self.task, str)),
+            ("classes", _all_are(self.classes, str) and len(set(self.classes)) == len(self.classes) > 1),
+            ("run_id", isinstance(self.run_id, str)),
+            ("round_number", _is_count(self.round_number)),
+            ("saved_at", isinstance(self.saved_at, str)),
+            ("num_examples", _is_count(self.num_examples)),
+            ("shape", _all_are(self.shape, int) and all(size > 0 for size in self.shape)),
+            ("metrics", _are_metrics(self.metrics)),
+        ):
+            if not is_right:
+                raise ModelError(f"The model's card has a wrong {name!r}: {getattr(self, name)!r:.200}.")
+
+    def to_json(self) -> str:
+        """Write the card as one JSON object."""
+        finite = {name: float(value) for name, value in self.metrics.items() if math.isfinite(value)}
+        return json.dumps({**asdict(self), "metrics": finite}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "ModelCard":
+        """Read a card; every field must be there, and no other.
+
+        Raises:
+            ModelError: It isn't JSON, a field is missing, extra, or of another type.
+        """
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as exc:
+            raise ModelError(f"The model's card is not JSON: {exc}.") from exc
+        expected = {entry.name for entry in fields(cls)}
+        if not isinstance(values, dict) or set(values) != expected:
+            received = sorted(values) if isinstance(values, dict) else type(values).__name__
+            raise ModelError(f"The model's card needs the fields {sorted(expected)}. Received {received}.")
+        for name in ("classes", "shape"):
+            if isinstance(values[name], list):
+                values[name] = tuple(values[name])
+        return cls(**values)
+
+
+def write_card(path: Path, card: ModelCard) -> None:
+    """Add the card to a freshly saved model.keras.
+
+    Raises:
+        ModelError: The file isn't a Keras model, or has a card already.
+    """
+    try:
+        with zipfile.ZipFile(path, "a") as archive:
+            if "config.json" not in archive.namelist() or MEMBER in archive.namelist():
+                raise ModelError(f"{str(path)!r} is not a freshly saved Keras model, so it gets no card.")
+            archive.writestr(MEMBER, card.to_json())
+    except (OSError, zipfile.BadZipFile) as exc:
+        raise ModelError(f"Can't write the card into {str(path)!r}: {exc}.") from exc
+
+
+def read_card(path: Path) -> ModelCard | None:
+    """Read the card of a saved model; None if it has none, as a model from elsewhere.
+
+    Raises:
+        ModelError: The file can't be read, or its card is wrong.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if MEMBER not in archive.namelist():
+                return None
+            if archive.getinfo(MEMBER).file_size > _MAX_BYTES:
+                raise ModelError(f"The card in {str(path)!r} is larger than {_MAX_BYTES} bytes.")
+            return ModelCard.from_json(archive.read(MEMBER).decode())
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as exc:
+        raise ModelError(f"Can't read the model {str(path)!r}: {exc}. Expected a .keras file.") from exc
+
+
+def _all_are(values: object, kind: type) -> bool:
+    return isinstance(values, tuple) and all(type(value) is kind for value in values)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _are_metrics(values: object) -> bool:
+    return isinstance(values, Mapping) and all(
+        isinstance(name, str) and type(value) in (int, float) for name, value in values.items()
+    )

@@ -1,0 +1,95 @@
+"""Every error that a user can meet, in one tree, each with its exit code.
+
+WarrenError                    1  (never raised itself)
+├── UsageError                 2  the command line asks for something impossible
+│   └── NameInUse              2  another process reads this name's queue
+├── BrokerError                3  the broker can't be used
+│   ├── BrokerUnreachable      3  nothing answers at the address
+│   ├── LoginRefused           3  wrong user, password, or no right to the vhost
+│   ├── LinkLost               3  the connection went away; the link reconnects by itself
+│   ├── Unroutable             3  no queue takes this message
+│   └── PublishRefused         3  the broker did not take the message (queue full, no right)
+├── QuorumNotReached           4  too few workers answered
+├── DataError                  5  the data can't be used
+├── ModelError                 5  the model can't be used
+├── CheckpointError            5  the run's folder can't be read or written
+└── ProtocolError              1  a received message is wrong; it is copied to the queue `dead`, never fatal
+"""
+
+EXIT_DONE = 0  #: the work is done, or was stopped on request
+EXIT_BUG = 1  #: a fault in Warren itself; the traceback is shown
+EXIT_USAGE = 2  #: wrong usage, or a name in use
+EXIT_BROKER = 3  #: the broker is unreachable or refused the login
+EXIT_QUORUM = 4  #: the quorum was not reached
+EXIT_DATA = 5  #: bad data, model or checkpoint
+EXIT_SIGNAL = 128  #: plus the number of the signal that interrupted a coordinator
+
+
+class WarrenError(Exception):
+    """Root of the tree: what happened, what was expected, what was received, what to try."""
+
+    exit_code = EXIT_BUG
+
+
+class UsageError(WarrenError):
+    """The command line asks for something impossible."""
+
+    exit_code = EXIT_USAGE
+
+
+class NameInUse(UsageError):
+    """Another process already reads the queue of this name."""
+
+
+class BrokerError(WarrenError):
+    """The broker can't be used."""
+
+    exit_code = EXIT_BROKER
+
+
+class BrokerUnreachable(BrokerError):
+    """Nothing that speaks AMQP answers at the address."""
+
+
+class LoginRefused(BrokerError):
+    """The broker refused the user, the password, or the virtual host."""
+
+
+class LinkLost(BrokerError):
+    """The connection went away while a call was under way; the call may be repeated."""
+
+
+class Unroutable(BrokerError):
+    """No queue is bound to the key of a message that must arrive."""
+
+
+class PublishRefused(BrokerError):
+    """The broker answered that it did not take the message."""
+
+
+class QuorumNotReached(WarrenError):
+    """Too few workers joined, or too few updates were accepted, before the deadline."""
+
+    exit_code = EXIT_QUORUM
+
+
+class DataError(WarrenError):
+    """The data can't be used."""
+
+    exit_code = EXIT_DATA
+
+
+class ModelError(WarrenError):
+    """The model can't be used."""
+
+    exit_code = EXIT_DATA
+
+
+class CheckpointError(WarrenError):
+    """The run's folder can't be read or written."""
+
+    exit_code = EXIT_DATA
+
+
+class ProtocolError(WarrenError):
+    """A received message is not what the protocol says; it goes to the queue `dead`."""

@@ -1,0 +1,175 @@
+"""The seam: what a role may ask of a broker. RabbitMQ and memory implement it, and pass the same contract tests.
+
+A message is known to be safe once `publish` returns. A delivery is held by the broker until it is acknowledged;
+after a reconnect every held delivery comes again, with a new tag, and the old tag is void.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from broker import messages, names
+from broker.messages import Message
+
+Body = bytes | Callable[[], bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """A durable queue to declare: its name and the routing keys bound to it.
+
+    Attributes:
+        single_active_consumer: Only one of its readers receives; another waits behind it.
+        max_length: The oldest messages beyond this number are dropped; None keeps all.
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    single_active_consumer: bool = False
+    max_length: int | None = None
+
+
+def coordinator_queue() -> Queue:
+    """The queue that the coordinator reads."""
+    return Queue(name=names.COORDINATOR, keys=(names.COORDINATOR,), single_active_consumer=True)
+
+
+def dead_queue() -> Queue:
+    """The queue for a person: copies of what could not be accepted."""
+    return Queue(name=names.DEAD, keys=(names.DEAD,), max_length=1000)
+
+
+def worker_queue(worker: str) -> Queue:
+    """The queue that one worker reads; also bound to the key of the roll call."""
+    name = names.worker_queue(worker)
+    return Queue(name=name, keys=(name, names.EVERY_WORKER), single_active_consumer=True)
+
+
+def upload_queue(worker: str) -> Queue:
+    """The queue that holds the parts of one worker's update."""
+    name = names.upload_queue(worker)
+    return Queue(name=name, keys=(name,))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """One message to publish.
+
+    Attributes:
+        key: Its routing key.
+        body: Encoded, or a function that encodes it when its turn comes, so that a large model is not held twice.
+        message_type: For the person at the management page.
+        bcc: More routing keys that get the same message; no reader sees them.
+        is_transient: It may be lost, and is dropped after 10 seconds in a queue.
+        is_mandatory: It must reach a queue, or `publish` raises Unroutable.
+    """
+
+    key: str
+    body: Body
+    message_type: str
+    bcc: tuple[str, ...] = ()
+    is_transient: bool = False
+    is_mandatory: bool = True
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def encoded(self) -> bytes:
+        """The body's bytes."""
+        return self.body() if callable(self.body) else self.body
+
+
+def outgoing(
+    message: Message, key: str, *, bcc: Sequence[str] = (), is_transient: bool = False, is_mandatory: bool = True
+) -> Outgoing:
+    """Address a message."""
+    return Outgoing(
+        key=key,
+        body=messages.encode(message),
+        message_type=message.TYPE,
+        bcc=tuple(bcc),
+        is_transient=is_transient,
+        is_mandatory=is_mandatory and not is_transient,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """One message received; held by the broker until it is acknowledged.
+
+    Attributes:
+        user_id: The sender's account, validated by the broker; None if the sender left it out.
+        tag: The link's own; void after a reconnect.
+    """
+
+    queue: str
+    body: bytes
+    message_type: str | None
+    content_type: str | None
+    user_id: str | None
+    headers: dict[str, object]
+    tag: tuple[int, int]
+
+
+class Connection(Enum):
+    """What `receive` tells of the connection."""
+
+    LOST = "lost"
+    RESTORED = "restored"  #: every delivery held before is void and comes again
+
+
+class Link(Protocol):
+    """A role's connection to the broker. Every call may come from any thread; every wait is bounded."""
+
+    @property
+    def account(self) -> str:
+        """The name that this role is logged in with."""
+
+    def declare(self, queues: Sequence[Queue]) -> None:
+        """Create queues and their bindings; they are restored with the connection.
+
+        Raises:
+            BrokerError: The broker refused one.
+        """
+
+    def publish(self, batch: Sequence[Outgoing]) -> None:
+        """Publish in order and return once the broker has them all.
+
+        Raises:
+            Unroutable: A mandatory one reached no queue; the others are published.
+            PublishRefused: The broker did not take one.
+            LinkLost: The connection went away before all were confirmed; some may have arrived.
+        """
+
+    def consume(self, queues: Sequence[str], *, prefetch: int) -> None:
+        """Receive from these queues from now on, at most `prefetch` unacknowledged each; 0 means any number."""
+
+    def cancel(self, queue: str) -> None:
+        """Receive no longer from this queue."""
+
+    def receive(self, seconds: float) -> Delivery | Connection | None:
+        """The next delivery or change of the connection; None when there was none for so long."""
+
+    def fetch(self, queue: str) -> Delivery | None:
+        """Take one message out of a queue that isn't consumed; None when it is empty or missing.
+
+        Raises:
+            LinkLost: The connection went away.
+        """
+
+    def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """Let the broker forget these; a void tag is ignored."""
+
+    def dead_letter(self, delivery: Delivery, reason: str) -> None:
+        """Copy what can't be accepted to the queue `dead` (64 KiB at most), with the reason; then acknowledge it."""
+
+    def consumers(self, queue: str) -> int | None:
+        """How many readers a queue has; None when there is no such queue."""
+
+    def purge(self, queue: str) -> None:
+        """Empty a queue; a missing one is as good as empty."""
+
+    def delete(self, queues: Sequence[str]) -> None:
+        """Delete queues; a missing one is as good as deleted."""
+
+    def close(self) -> None:
+        """Give everything unacknowledged back to the broker and end the connection; bounded by seconds."""

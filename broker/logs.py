@@ -1,0 +1,67 @@
+"""The story of a process on stderr: one line an event, with run, round and worker on each."""
+
+import json
+import logging
+import sys
+from typing import Literal
+
+LogFormat = Literal["text", "json"]
+
+_CHATTY = ("pika", "tensorflow", "absl", "h5py", "matplotlib", "PIL", "werkzeug")
+
+
+class LogContext(logging.Filter):
+    """What this process is busy with; put on every line.
+
+    The object is made once by `configure` and handed down; whoever moves on calls `update`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._fields: dict[str, str | int] = {}
+
+    def update(self, **fields: str | int | None) -> None:
+        """Set fields such as run, round and worker; None removes one."""
+        merged = {**self._fields, **fields}
+        self._fields = {name: value for name, value in merged.items() if value is not None}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Hang the fields on the record; never drops one."""
+        record.context = self._fields
+        return True
+
+
+class _TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        context = " ".join(f"{name}={value}" for name, value in getattr(record, "context", {}).items())
+        level = "" if record.levelno == logging.INFO else f"{record.levelname} "
+        return f"{self.formatTime(record, '%H:%M:%S')} {level}{line}" + (f"  [{context}]" if context else "")
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "context", {}),
+        }
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
+
+
+def configure(*, verbose: bool = False, log_format: LogFormat = "text") -> LogContext:
+    """Send this process's story to stderr and keep the libraries' chatter out of it."""
+    context = LogContext()
+    stream = logging.StreamHandler(sys.stderr)
+    stream.addFilter(context)
+    stream.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [stream]
+    root.setLevel(logging.DEBUG if verbose else logging.INFO)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.CRITICAL if name == "pika" else logging.ERROR)
+    return context

@@ -1,0 +1,444 @@
+"""What travels, one frozen dataclass per message; its docstring says who sends it, when, and what a repeat means.
+
+A body is a msgpack map of the fields, with `type` and `version` beside them. Fields are exact: a missing, extra or
+mistyped one is a ProtocolError, and the delivery goes to the queue `dead`.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from broker import codec, names
+from broker.errors import ProtocolError
+from broker.tensors import Array, TensorSpec
+
+VERSION = 1
+
+_MAX_TEXT = 16 * 1024 * 1024
+_MAX_COUNT = 2**53
+
+ClassWeight = Literal["none", "balanced"]
+Mode = Literal["train", "evaluate"]
+Precision = Literal["float32", "float16", "int8"]
+Outcome = Literal["done", "stopped", "failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSettings:
+    """How a worker trains: decided by the coordinator, the same for all.
+
+    Attributes:
+        epochs: Passes over the worker's own training examples in one round.
+        batch_size: Examples per gradient step.
+        learning_rate: Of the local optimizer; None keeps the compiled model's own.
+        class_weight: "balanced" makes every class weigh the same, n / (k · n_c).
+        examples_per_class: Train on so many random examples of each class; None means all.
+        seed: The run's seed.
+        deterministic: Same seed, same data, same bits.
+        precision: How the update's values travel.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float | None
+    class_weight: ClassWeight
+    examples_per_class: int | None
+    seed: int
+    deterministic: bool
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1 and self.batch_size >= 1, "epochs and batch_size of at least 1", self)
+        _require(self.learning_rate is None or 0 < self.learning_rate < math.inf, "a learning rate above 0", self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """The round whose start a worker has received whole."""
+
+    run_id: str
+    round_number: int
+    attempt: int
+
+
+class Message:
+    """Root of all messages."""
+
+    TYPE: ClassVar[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RollCall(Message):
+    """Coordinator to all, when it starts or reconnects: who is there? A repeat is answered again."""
+
+    TYPE: ClassVar[str] = "roll-call"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ping(Message):
+    """A role to its own queue: whoever receives its own token is the one active reader of that queue."""
+
+    TYPE: ClassVar[str] = "ping"
+    token: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundStart(Message):
+    """Coordinator to the selected workers, when a round opens; again to one that lost it. A repeat is ignored.
+
+    Attributes:
+        model: Keras's JSON config of the model, its compile settings inside.
+        layout: The model's weights, in Keras's order.
+        integers: The integer weights, [dtype, shape, bytes] each; they are not averaged.
+        scale_exponent: The fixed-point scale of this round's sum is 2 ** scale_exponent.
+        parts: How many `Part`s follow with the float weights; 0 when `weights` holds them.
+        digest: SHA-256 of the float weights' bytes.
+    """
+
+    TYPE: ClassVar[str] = "round-start"
+    run_id: str
+    round_number: int
+    attempt: int
+    mode: Mode
+    task: str
+    classes: tuple[str, ...]
+    model: str
+    settings: TrainingSettings
+    layout: tuple[TensorSpec, ...]
+    integers: tuple[Array, ...]
+    scale_exponent: int
+    part_bytes: int
+    parts: int
+    weights: bytes | None
+    digest: str
+    last_round: int
+    deadline_seconds: float
+
+    @property
+    def held(self) -> Held:
+        """What a worker says it holds once it has all of this."""
+        return Held(run_id=self.run_id, round_number=self.round_number, attempt=self.attempt)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part(Message):
+    """One piece of a float32 vector, little-endian; of a round start (coordinator) or of an update (worker).
+
+    A repeat with the same transfer_id and index holds the same bytes.
+
+    Attributes:
+        transfer_id: Which transfer it belongs to: the round start's attempt, or the upload's random id.
+        scale: For int8: the value of one step; otherwise 1.
+    """
+
+    TYPE: ClassVar[str] = "part"
+    run_id: str
+    round_number: int
+    transfer_id: str
+    index: int
+    count: int
+    precision: Precision
+    scale: float
+    data: bytes
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.index < self.count, "an index from 0 to count - 1", (self.index, self.count))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundClosed(Message):
+    """Coordinator to all who were invited, after the commit: stop training it, drop its update. Repeats are ignored."""
+
+    TYPE: ClassVar[str] = "round-closed"
+    run_id: str
+    round_number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadAgain(Message):
+    """Coordinator to a worker whose announced parts are not all there: publish that update again."""
+
+    TYPE: ClassVar[str] = "upload-again"
+    run_id: str
+    round_number: int
+    worker: str
+    upload_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused(Message):
+    """Coordinator to a worker that can't take part, with the reason; the worker ends with it."""
+
+    TYPE: ClassVar[str] = "refused"
+    worker: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFinished(Message):
+    """Coordinator to all, when a run ends. A repeat is ignored."""
+
+    TYPE: ClassVar[str] = "run-finished"
+    run_id: str
+    rounds: int
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joined(Message):
+    """Worker to coordinator: when it starts, reconnects, or hears a roll call. The newest one counts.
+
+    Attributes:
+        num_examples: How many examples it trains on; an update may not claim more.
+        examples_per_class: The same, by class.
+        task: The one task it takes part in, or None for any.
+        held: The open round whose start it has whole, so that it isn't sent again.
+    """
+
+    TYPE: ClassVar[str] = "joined"
+    worker: str
+    classes: tuple[str, ...]
+    num_examples: int
+    examples_per_class: tuple[int, ...]
+    num_test_examples: int
+    evaluate_only: bool
+    task: str | None
+    held: Held | None
+
+    def __post_init__(self) -> None:
+        _require(names.is_worker(self.worker), "a worker's name", self.worker)
+        _require(0 <= self.num_examples < 2**40, "a number of examples", self.num_examples)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left(Message):
+    """Worker to coordinator: it stops on purpose. A repeat is ignored."""
+
+    TYPE: ClassVar[str] = "left"
+    worker: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress(Message):
+    """Worker to coordinator, transient, at most one a second: how far its training is."""
+
+    TYPE: ClassVar[str] = "progress"
+    worker: str
+    run_id: str
+    round_number: int
+    state: Literal["training", "evaluating", "uploading"]
+    epoch: int
+    epochs: int
+    batch: int
+    batches: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateAnnounced(Message):
+    """Worker to coordinator, after the broker confirmed every part. The first accepted one counts.
+
+    Attributes:
+        upload_id: Random; in every part of this upload.
+        num_examples: Examples trained on: the update's weight in the mean. 0 when it only evaluated.
+        metrics: Of the local training (loss, accuracy, val_loss, …).
+        global_metrics: Of the global model that the round began with, on the worker's own test examples.
+        num_test_examples: The weight of global_metrics.
+        parts: Parts in the upload queue; 0 when `update` holds all, or there is none.
+        digest: SHA-256 over the data of the parts in order, as they travel.
+        seconds: The worker's own time from the round start to the end of training.
+    """
+
+    TYPE: ClassVar[str] = "update-announced"
+    worker: str
+    run_id: str
+    round_number: int
+    attempt: int
+    upload_id: str
+    num_examples: int
+    metrics: dict[str, float]
+    global_metrics: dict[str, float]
+    num_test_examples: int
+    precision: Precision
+    scale: float
+    parts: int
+    update: bytes | None
+    digest: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declined(Message):
+    """Worker to coordinator: it can't answer this round (model refused, training failed), with the reason."""
+
+    TYPE: ClassVar[str] = "declined"
+    worker: str
+    run_id: str
+    round_number: int
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch(Message):
+    """Anyone with the coordinator's account to a serving coordinator: start this run. May be plain JSON.
+
+    Attributes:
+        options: What `coordinator run` takes, by option name.
+    """
+
+    TYPE: ClassVar[str] = "launch"
+    task: str
+    options: dict[str, str]
+
+
+_MESSAGES: dict[str, type[Message]] = {
+    kind.TYPE: kind
+    for kind in (
+        RollCall, Ping, RoundStart, Part, RoundClosed, UploadAgain, Refused, RunFinished,
+        Joined, Left, Progress, UpdateAnnounced, Declined, Launch,
+    )
+}  # fmt: skip
+
+
+def encode(message: Message) -> bytes:
+    """The message's body as it travels."""
+    fields = {
+        field.name: _plain(getattr(message, field.name))
+        for field in dataclasses.fields(message)  # type: ignore[arg-type]
+    }
+    return codec.pack({"type": message.TYPE, "version": VERSION, **fields})
+
+
+def decode(body: bytes, content_type: str | None = None) -> Message:
+    """The message in a body; plain JSON is taken for `launch` alone.
+
+    Raises:
+        ProtocolError: It is not exactly one of ours, in a version that we speak.
+    """
+    if content_type == "application/json":
+        return _decode_json(body)
+    return _decode_value(codec.unpack(body))
+
+
+def _decode_json(body: bytes) -> Message:
+    try:
+        value = json.loads(body[: codec.MAX_BODY_BYTES])
+    except (ValueError, RecursionError) as exc:
+        raise ProtocolError(f"Expected JSON. {exc}") from exc
+    message = _decode_value(value)
+    if not isinstance(message, Launch):
+        raise ProtocolError(f"Only a launch may be JSON, got {message.TYPE}.")
+    return message
+
+
+def _decode_value(value: object) -> Message:
+    if not isinstance(value, dict):
+        raise ProtocolError(f"Expected a map, got {type(value).__name__}.")
+    kind = _MESSAGES.get(value.pop("type", None)) if isinstance(value.get("type"), str) else None
+    version = value.pop("version", None)
+    if kind is None:
+        raise ProtocolError("Expected a message type of ours.")
+    if version != VERSION or isinstance(version, bool):
+        raise ProtocolError(f"Expected version {VERSION} of {kind.TYPE}, got {version!r}. Upgrade the older side.")
+    message = _build(kind, value, kind.TYPE)
+    assert isinstance(message, Message)  # noqa: S101 - _build returns an instance of its first argument
+    return message
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return [value.dtype.name, list(value.shape), value.astype(value.dtype.newbyteorder("<")).tobytes()]
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def _build(kind: type, value: object, where: str) -> Any:
+    """Build a dataclass from a map with exactly its fields."""
+    hints = _hints(kind)
+    if not isinstance(value, dict) or value.keys() != hints.keys():
+        received = sorted(map(str, value)) if isinstance(value, dict) else type(value).__name__
+        raise ProtocolError(f"{where}: expected the fields {sorted(hints)}, got {received}.")
+    return kind(**{name: _typed(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    """Check one value against its annotation; the few forms that our messages use."""
+    origin = typing.get_origin(hint)
+    if origin is types.UnionType:
+        return None if value is None else _typed(typing.get_args(hint)[0], value, where)
+    if origin is Literal:
+        return _one_of(typing.get_args(hint), value, where)
+    if origin is tuple:
+        return _tuple(typing.get_args(hint)[0], value, where)
+    if origin is dict:
+        return _map(typing.get_args(hint)[1], value, where)
+    if origin is np.ndarray:
+        return _array(value, where)
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, where)
+    return _scalar(hint, value, where)
+
+
+def _one_of(choices: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value not in choices:
+        raise ProtocolError(f"{where}: expected one of {choices}.")
+    return value
+
+
+def _tuple(item: Any, value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise ProtocolError(f"{where}: expected a list, got {type(value).__name__}.")
+    return tuple(_typed(item, each, where) for each in value)
+
+
+def _map(item: Any, value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ProtocolError(f"{where}: expected a map of names.")
+    return {key: _typed(item, each, where) for key, each in value.items()}
+
+
+def _array(value: Any, where: str) -> Array:
+    """Rebuild a small array from its [dtype, shape, bytes] form; it is read-only."""
+    try:
+        dtype, shape, data = value
+        spec = TensorSpec(dtype=dtype, shape=tuple(shape))
+        array: Array = np.frombuffer(data, np.dtype(spec.dtype).newbyteorder("<")).reshape(spec.shape)
+    except (TypeError, ValueError) as exc:
+        raise ProtocolError(f"{where}: expected [dtype, shape, bytes] of an array. {exc}") from exc
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _scalar(hint: Any, value: Any, where: str) -> Any:
+    """An int may stand for a float, a bool for neither; numbers and texts are bounded."""
+    if hint is float and type(value) is int:
+        value = float(value) if abs(value) < _MAX_COUNT else math.inf
+    if type(value) is not hint:
+        raise ProtocolError(f"{where}: expected {hint.__name__}, got {type(value).__name__}.")
+    if hint is int:
+        _require(-_MAX_COUNT <= value <= _MAX_COUNT, f"{where} within 2^53", value)
+    if hint is str:
+        _require(len(value) <= _MAX_TEXT, f"{where} of at most {_MAX_TEXT} characters", len(value))
+    return value
+
+
+def _require(holds: bool, expected: str, received: object) -> None:
+    if not holds:
+        raise ProtocolError(f"Expected {expected}, got {received!r}.")

@@ -1,0 +1,52 @@
+"""Names: of workers, queues and routing keys, and who may act for whom."""
+
+import re
+
+from broker.errors import UsageError
+
+EXCHANGE = "federation"  #: the one topic exchange
+COORDINATOR = "coordinator"  #: the coordinator's queue, its key, and its account
+DEAD = "dead"  #: copies of what could not be accepted
+EVERY_WORKER = "workers"  #: the key to which every worker queue is also bound
+
+_NAME = re.compile(r"[a-z0-9-]{1,48}")
+_WORKER = re.compile(r"[a-z0-9-]{1,48}(\.[1-9][0-9]{0,5})?")
+
+
+def check_name(name: str) -> str:
+    """Return a name that a person chose for a worker, if it is one.
+
+    Raises:
+        UsageError: It is not 1 to 48 of a-z, 0-9 and -, or it is reserved.
+    """
+    if not _NAME.fullmatch(name) or name == COORDINATOR:
+        raise UsageError(
+            f"A worker's name is 1 to 48 of a-z, 0-9 and '-', and not '{COORDINATOR}'. "
+            f"Received {name!r}. Try --name {_suggestion(name)}"
+        )
+    return name
+
+
+def _suggestion(name: str) -> str:
+    cleaned = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")[:48]
+    return cleaned if cleaned and cleaned != COORDINATOR else "site-1"
+
+
+def is_worker(name: str) -> bool:
+    """Whether this is a worker's name: as a person chose it, or a swarm's NAME.i."""
+    return _WORKER.fullmatch(name) is not None and name != COORDINATOR
+
+
+def worker_queue(worker: str) -> str:
+    """The queue (and routing key) that one worker reads."""
+    return f"worker.{worker}"
+
+
+def upload_queue(worker: str) -> str:
+    """The queue (and routing key) that holds the parts of one worker's update."""
+    return f"upload.{worker}"
+
+
+def is_of(account: str, worker: str) -> bool:
+    """Whether a broker account speaks for this worker: its own name, or a swarm's NAME.i."""
+    return worker == account or worker.startswith(f"{account}.")

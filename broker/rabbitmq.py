@@ -1,0 +1,686 @@
+"""The Link over RabbitMQ; the only file that imports pika.
+
+Two connections, publish and consume: during an alarm the broker stops reading from a publishing connection,
+acknowledgements included. Each is owned by a thread of its own that only talks; whoever wants something of it
+hands it a function through `call` and waits for the answer.
+"""
+
+import itertools
+import logging
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import pika
+import pika.exceptions
+from pika.adapters.select_connection import SelectConnection
+from pika.adapters.utils import io_services_utils
+
+from broker import names
+from broker.command import without_password
+from broker.errors import (
+    BrokerError,
+    BrokerUnreachable,
+    LinkLost,
+    LoginRefused,
+    PublishRefused,
+    Unroutable,
+    UsageError,
+)
+from broker.link import Connection, Delivery, Outgoing, Queue
+
+logger = logging.getLogger(__name__)
+
+_HEARTBEAT_SECONDS = 15
+_CLOSE_SECONDS = 3.0
+_FIRST_DELAY_SECONDS = 0.2
+_LONGEST_DELAY_SECONDS = 30.0
+_WINDOW_BYTES = 32 * 1024 * 1024  #: unconfirmed bytes under way at once
+_WINDOW_MESSAGES = 256
+_TRANSIENT_MILLISECONDS = "10000"
+_DEAD_BYTES = 64 * 1024
+_PIECE_SECONDS = 0.5  #: how often a wait looks at the wish to stop
+
+# pika 1.4 reads 4 KiB at a time into a bytes object that it appends to: quadratic in a message's size. 256 KiB
+# makes receiving large parts two to three times as fast. The attribute is private: guarded, and gone in later pika.
+if hasattr(io_services_utils._AsyncTransportBase, "_MAX_RECV_BYTES"):  # noqa: SLF001
+    io_services_utils._AsyncTransportBase._MAX_RECV_BYTES = 256 * 1024  # noqa: SLF001
+
+Role = Literal["publish", "consume"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkSettings:
+    """How to reach the broker and what to be called there.
+
+    Attributes:
+        name: Shown at the management page, e.g. "worker hospital-1".
+        connect_seconds: How long the first connection is tried.
+        stop: The process's wish to end: every wait then ends within about a second.
+    """
+
+    amqp_url: str
+    name: str
+    connect_seconds: float = 10.0
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def parameters(self, role: Role) -> pika.URLParameters:
+        """What pika wants to know.
+
+        Raises:
+            UsageError: The address can't be understood.
+        """
+        parts = urlsplit(self.amqp_url)
+        if parts.scheme not in ("amqp", "amqps") or not parts.hostname:
+            raise UsageError(
+                f"Expected an address like amqp://user:password@host:5672/%2F, got "
+                f"{without_password(self.amqp_url)!r}. Try --amqp-url or AMQP_URL."
+            )
+        try:
+            parameters = pika.URLParameters(self.amqp_url)
+        except (ValueError, TypeError) as exc:
+            raise UsageError(f"The broker's address {without_password(self.amqp_url)!r} is wrong: {exc}") from exc
+        parameters.heartbeat = _HEARTBEAT_SECONDS
+        parameters.socket_timeout = parameters.stack_timeout = 10
+        parameters.client_properties = {
+            "connection_name": f"{self.name} ({role})",
+            "product": "warren",
+        }
+        return parameters
+
+
+def translate(error: BaseException, amqp_url: str) -> BrokerError:
+    """Turn an error of pika or of the socket into ours; every pika error has its place here."""
+    where = without_password(amqp_url)
+    reason = str(error) or type(error).__name__
+    if isinstance(error, pika.exceptions.ProbableAuthenticationError | pika.exceptions.AuthenticationError):
+        return LoginRefused(f"The broker at {where} refused the user or the password. Check --amqp-url.")
+    if isinstance(error, pika.exceptions.ProbableAccessDeniedError):
+        return LoginRefused(f"The broker at {where} refused the virtual host in the address: {reason}")
+    if isinstance(error, pika.exceptions.UnroutableError):
+        return Unroutable(f"No queue takes the message: {reason}")
+    if isinstance(error, pika.exceptions.NackError):
+        return PublishRefused(f"The broker did not take the message: {reason}")
+    if isinstance(error, pika.exceptions.ChannelClosedByBroker):
+        return PublishRefused(f"The broker refused: {error.reply_code} {error.reply_text}")
+    if isinstance(error, pika.exceptions.ConnectionClosedByBroker) and error.reply_code in (403, 530):
+        return LoginRefused(f"The broker at {where} closed the connection: {error.reply_code} {error.reply_text}")
+    if isinstance(error, pika.exceptions.AMQPError | pika.exceptions.ChannelError | pika.exceptions.ReentrancyError):
+        return LinkLost(f"The connection to the broker at {where} was lost: {reason}")
+    return LinkLost(f"The connection to the broker at {where} failed: {reason}")
+
+
+class _Wire(threading.Thread):
+    """One connection, owned by this thread; reconnects by itself with growing, jittered, bounded delays.
+
+    Args:
+        on_ready: Called in this thread with the wire once its channel is open, on every connection.
+        on_lost: Called in this thread when an open connection went away.
+    """
+
+    def __init__(
+        self,
+        settings: LinkSettings,
+        role: Role,
+        on_ready: Callable[["_Wire"], None],
+        on_lost: Callable[[BrokerError], None],
+    ) -> None:
+        super().__init__(name=f"broker-{role}", daemon=True)
+        self.settings = settings
+        self.role = role
+        self.channel: Any = None
+        self.generation = 0
+        self.first_error: BrokerError | None = None
+        self.ready = threading.Event()
+        self.is_blocked = False
+        self._parameters = settings.parameters(role)
+        self._on_ready, self._on_lost = on_ready, on_lost
+        self._connection: Any = None
+        self._closing = threading.Event()
+        self._pending: set[Future[Any]] = set()
+        self._desk: Any = None
+
+    def run(self) -> None:
+        """Connect, talk until the connection ends, and again until closed."""
+        delay = _FIRST_DELAY_SECONDS
+        while not self._closing.is_set():
+            was_ready_before = self.generation
+            self._talk()
+            if self.generation > was_ready_before:
+                delay = _FIRST_DELAY_SECONDS
+            self._closing.wait(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
+            delay = min(2 * delay, _LONGEST_DELAY_SECONDS)
+
+    def _talk(self) -> None:
+        try:
+            self._connection = SelectConnection(
+                self._parameters,
+                on_open_callback=self._on_open,
+                on_open_error_callback=self._on_end,
+                on_close_callback=self._on_end,
+            )
+            self._connection.ioloop.start()
+        except Exception as exc:  # noqa: BLE001 - whatever ends a connection, this thread lives and connects again
+            logger.debug("The connection's loop ended.", exc_info=exc)
+            self._note_end(translate(exc, self.settings.amqp_url))
+        finally:
+            self._forget_connection()
+
+    def _forget_connection(self) -> None:
+        """Close the loop; a call that was scheduled too late finds its future failed."""
+        connection, self._connection = self._connection, None
+        self.channel = self._desk = None
+        self._fail_pending(LinkLost("The connection to the broker was lost."))
+        if connection is not None:
+            connection.ioloop.close()
+
+    def _on_open(self, connection: Any) -> None:
+        connection.add_on_connection_blocked_callback(self._on_blocked)
+        connection.add_on_connection_unblocked_callback(self._on_unblocked)
+        connection.channel(on_open_callback=self._on_channel)
+
+    def _on_channel(self, channel: Any) -> None:
+        self.channel = channel
+        self.generation += 1
+        self.is_blocked = False
+        channel.add_on_close_callback(self._on_channel_closed)
+        self._on_ready(self)
+
+    def _on_channel_closed(self, channel: Any, reason: BaseException) -> None:
+        """A main channel that the broker closes takes its connection along: both start anew."""
+        if self._connection is not None and self._connection.is_open:
+            logger.warning("The broker closed a channel: %s", reason)
+            self._fail_pending(translate(reason, self.settings.amqp_url))
+            self._connection.close()
+
+    def restart(self, reason: str) -> None:
+        """Begin anew with a new connection, which restores the queues."""
+        logger.warning("Connecting anew: %s.", reason)
+        self._connection.close()
+
+    def _on_end(self, connection: Any, error: BaseException | str) -> None:
+        cause = error if isinstance(error, BaseException) else pika.exceptions.AMQPConnectionError(error)
+        self._note_end(translate(cause, self.settings.amqp_url))
+        connection.ioloop.stop()
+
+    def _note_end(self, error: BrokerError) -> None:
+        was_ready = self.ready.is_set()
+        self.ready.clear()
+        self.first_error = error
+        self._fail_pending(error)
+        if was_ready and not self._closing.is_set():
+            self._on_lost(error)
+
+    def _on_blocked(self, _connection: Any, frame: Any) -> None:
+        self.is_blocked = True
+        logger.warning("The broker takes no messages now (%s); waiting.", frame.method.reason)
+
+    def _on_unblocked(self, _connection: Any, _frame: Any) -> None:
+        self.is_blocked = False
+        logger.info("The broker takes messages again.")
+
+    def call(self, function: Callable[["_Wire", Future[Any]], None], seconds: float = 30.0) -> Any:
+        """Run a function in this thread and wait for the future that it was given.
+
+        Raises:
+            LinkLost: There is no connection, it went away, or no answer came for so long.
+        """
+        future: Future[Any] = Future()
+        self.send(function, future)
+        return self.wait(future, seconds)
+
+    def send(self, function: Callable[["_Wire", Future[Any]], None], future: Future[Any]) -> None:
+        """Hand a function to this thread; its future fails if the connection goes away first."""
+        connection = self._connection
+        if connection is None or not self.ready.is_set():
+            future.set_exception(LinkLost("There is no connection to the broker now."))
+            return
+        self._pending.add(future)
+        future.add_done_callback(self._pending.discard)
+        try:
+            connection.ioloop.add_callback_threadsafe(partial(self._perform, function, future))
+        except (pika.exceptions.AMQPError, OSError, AttributeError, RuntimeError) as exc:
+            _fail(future, translate(exc, self.settings.amqp_url))
+        if self._connection is not connection:
+            # The connection ended between the look and the call: its loop will not run the function.
+            _fail(future, LinkLost("The connection to the broker was lost."))
+
+    def _perform(self, function: Callable[["_Wire", Future[Any]], None], future: Future[Any]) -> None:
+        if future.done():
+            return
+        try:
+            function(self, future)
+        except (pika.exceptions.AMQPError, pika.exceptions.ChannelError, ValueError) as exc:
+            _fail(future, translate(exc, self.settings.amqp_url))
+
+    def wait(self, future: Future[Any], seconds: float) -> Any:
+        """Wait for a future in pieces: a stop ends the wait within about a second, an alarm does not."""
+        deadline = time.monotonic() + seconds
+        while not wait_for([future], timeout=_PIECE_SECONDS).done:
+            if self.is_blocked:
+                deadline = time.monotonic() + seconds
+            if self.settings.stop.is_set() and self.is_blocked:
+                raise LinkLost("Stopped while the broker takes no messages.")
+            if time.monotonic() > deadline:
+                raise LinkLost(f"The broker did not answer for {seconds:g} s.")
+        return future.result()
+
+    def desk(self, use: Callable[[Any], None], on_closed: Callable[[BaseException], None]) -> None:
+        """Run channel calls that the broker may refuse on a channel of their own, opened for them."""
+
+        def on_open(channel: Any) -> None:
+            channel.add_on_close_callback(lambda _channel, reason: on_closed(reason))
+            use(channel)
+
+        self._connection.channel(on_open_callback=on_open)
+
+    def _fail_pending(self, error: BrokerError) -> None:
+        for future in list(self._pending):
+            _fail(future, error)
+
+    def end(self) -> None:
+        """Close the connection and the thread, within seconds."""
+        self._closing.set()
+        connection = self._connection
+        if connection is not None:
+            try:
+                connection.ioloop.add_callback_threadsafe(partial(self._shut, connection))
+            except (pika.exceptions.AMQPError, OSError, AttributeError, RuntimeError):
+                logger.debug("The connection had ended before it was closed.")
+        self.join(_CLOSE_SECONDS + 2)
+
+    def _shut(self, connection: Any) -> None:
+        # A blocked broker does not answer a close: the loop then ends by itself.
+        connection.ioloop.call_later(_CLOSE_SECONDS, connection.ioloop.stop)
+        if connection.is_open:
+            connection.close()
+        else:
+            connection.ioloop.stop()
+
+
+def _fail(future: Future[Any], error: BrokerError) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def _finish(future: Future[Any], result: Any = None) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+class _Confirms:
+    """What is published and not yet confirmed, on one channel; used in the wire's thread only."""
+
+    def __init__(self) -> None:
+        self.next_tag = 1
+        self.waiting: dict[int, tuple[str, Future[Any]]] = {}
+        self.returned: dict[str, str] = {}
+
+    def settle(self, frame: Any) -> None:
+        """The broker confirmed or refused one, or all up to it."""
+        tag, is_ack = frame.method.delivery_tag, frame.method.NAME == "Basic.Ack"
+        tags = [each for each in self.waiting if each <= tag] if frame.method.multiple else [tag]
+        for each in tags:
+            message_id, future = self.waiting.pop(each, ("", None))
+            if future is not None:
+                self._answer(message_id, future, is_ack)
+
+    def _answer(self, message_id: str, future: Future[Any], is_ack: bool) -> None:
+        key = self.returned.pop(message_id, None)
+        if key is not None:
+            _fail(future, Unroutable(f"No queue takes messages for {key!r}."))
+        elif is_ack:
+            _finish(future)
+        else:
+            _fail(future, PublishRefused("The broker did not take the message: a queue is full."))
+
+
+class RabbitLink:
+    """A role's two connections to RabbitMQ. See `broker.link.Link`."""
+
+    def __init__(self, settings: LinkSettings) -> None:
+        self._settings = settings
+        self._account = settings.parameters("publish").credentials.username
+        self._events: queue.SimpleQueue[Delivery | Connection] = queue.SimpleQueue()
+        self._declared: dict[str, Queue] = {}
+        self._consumed: dict[str, int] = {}
+        self._confirms = _Confirms()
+        self._message_ids = itertools.count(1)
+        self._fetching: Future[Any] = Future()
+        self._publisher = _Wire(settings, "publish", self._publisher_ready, self._publisher_lost)
+        self._consumer = _Wire(settings, "consume", self._consumer_ready, self._consumer_lost)
+
+    @property
+    def account(self) -> str:
+        """The name that this role is logged in with."""
+        return self._account
+
+    def open(self) -> None:
+        """Connect; afterwards the link reconnects by itself for ever.
+
+        Raises:
+            BrokerUnreachable: Nothing answered for `connect_seconds`.
+            LoginRefused: The broker refused the login.
+        """
+        deadline = time.monotonic() + self._settings.connect_seconds
+        for wire in (self._publisher, self._consumer):
+            wire.start()
+            try:
+                self._await_first(wire, deadline)
+            except BrokerError:
+                self.close()
+                raise
+
+    def _await_first(self, wire: _Wire, deadline: float) -> None:
+        while not wire.ready.wait(0.02):
+            if isinstance(wire.first_error, LoginRefused):
+                raise wire.first_error
+            if time.monotonic() > deadline or self._settings.stop.is_set():
+                raise BrokerUnreachable(
+                    f"No broker answers at {without_password(self._settings.amqp_url)} "
+                    f"(tried for {self._settings.connect_seconds:g} s). Start one with `broker up`, or "
+                    "check --amqp-url."
+                ) from wire.first_error
+
+    # --- the publishing connection -------------------------------------------------------------------------
+
+    def _publisher_ready(self, wire: _Wire) -> None:
+        self._confirms = _Confirms()
+        wire.channel.add_on_return_callback(self._on_return)
+        wire.channel.confirm_delivery(
+            lambda frame: self._confirms.settle(frame), callback=lambda _ok: wire.ready.set()
+        )
+
+    def _publisher_lost(self, error: BrokerError) -> None:
+        logger.debug("The publishing connection was lost: %s", error)
+
+    def _on_return(self, _channel: Any, method: Any, properties: Any, _body: bytes) -> None:
+        self._confirms.returned[properties.message_id] = method.routing_key
+
+    def publish(self, batch: Sequence[Outgoing]) -> None:
+        """Publish in order, a window of them under way at once; returns once the broker has them all."""
+        underway: list[tuple[int, Future[Any]]] = []
+        unroutable: Unroutable | None = None
+        for message in batch:
+            body = message.encoded()
+            while underway and _is_full(underway, len(body)):
+                unroutable = self._settle(underway.pop(0)[1]) or unroutable
+            future: Future[Any] = Future()
+            self._publisher.send(partial(self._publish_one, message, body), future)
+            underway.append((len(body), future))
+        for _, future in underway:
+            unroutable = self._settle(future) or unroutable
+        if unroutable is not None:
+            raise unroutable
+
+    def _settle(self, future: Future[Any]) -> Unroutable | None:
+        try:
+            self._publisher.wait(future, 60.0)
+        except Unroutable as exc:
+            return exc
+        return None
+
+    def _publish_one(self, message: Outgoing, body: bytes, wire: _Wire, future: Future[Any]) -> None:
+        message_id = str(next(self._message_ids))
+        headers: dict[str, Any] = {**message.headers}
+        if message.bcc:
+            headers["BCC"] = list(message.bcc)
+        properties = pika.BasicProperties(
+            app_id="warren",
+            content_type="application/msgpack",
+            delivery_mode=1 if message.is_transient else 2,
+            expiration=_TRANSIENT_MILLISECONDS if message.is_transient else None,
+            headers=headers or None,
+            message_id=message_id,
+            type=message.message_type,
+            user_id=self._account,
+        )
+        self._confirms.waiting[self._confirms.next_tag] = (message_id, future)
+        self._confirms.next_tag += 1
+        wire.channel.basic_publish(
+            names.EXCHANGE, message.key, body, properties, mandatory=message.is_mandatory
+        )
+
+    # --- the consuming connection --------------------------------------------------------------------------
+
+    def _consumer_ready(self, wire: _Wire) -> None:
+        """Restore what was declared and consumed, in order, on the new connection."""
+        is_first = wire.generation == 1
+        wire.channel.add_callback(
+            lambda _frame: _finish(self._fetching), [pika.spec.Basic.GetEmpty], one_shot=False
+        )
+        wire.channel.add_on_cancel_callback(lambda _frame: wire.restart("a queue was deleted"))
+
+        def finished(error: BrokerError | None) -> None:
+            if error is not None:
+                logger.warning("The broker refused to restore a queue: %s", error)
+            wire.ready.set()
+            if not is_first:
+                logger.info("Connected to the broker again.")
+                self._events.put(Connection.RESTORED)
+            for name, prefetch in self._consumed.items():
+                self._start_consumer(wire, name, prefetch)
+
+        if self._declared:
+            self._declare_on_desk(wire, list(self._declared.values()), finished)
+        else:
+            finished(None)
+
+    def _consumer_lost(self, error: BrokerError) -> None:
+        if not self._settings.stop.is_set():
+            logger.warning("%s Reconnecting.", error)
+        self._events.put(Connection.LOST)
+
+    def declare(self, queues: Sequence[Queue]) -> None:
+        """Create queues and their bindings; they are restored with the connection."""
+
+        def perform(wire: _Wire, future: Future[Any]) -> None:
+            def finished(error: BrokerError | None) -> None:
+                if error is None:
+                    _finish(future)
+                else:
+                    _fail(future, error)
+
+            self._declare_on_desk(wire, queues, finished)
+
+        self._consumer.call(perform, seconds=30.0 + 0.1 * len(queues))
+        self._declared.update({each.name: each for each in queues})
+
+    def _declare_on_desk(
+        self, wire: _Wire, queues: Sequence[Queue], finished: Callable[[BrokerError | None], None]
+    ) -> None:
+        """Declare the exchange and these queues on a channel of their own, all requests sent at once."""
+        outcome: list[BrokerError | None] = []
+
+        def finish(error: BrokerError | None) -> None:
+            if not outcome:
+                outcome.append(error)
+                finished(error)
+
+        def use(channel: Any) -> None:
+            channel.exchange_declare(names.EXCHANGE, passive=True)
+            for each in queues:
+                arguments: dict[str, Any] = {}
+                if each.single_active_consumer:
+                    arguments["x-single-active-consumer"] = True
+                if each.max_length is not None:
+                    arguments["x-max-length"] = each.max_length
+                channel.queue_declare(each.name, durable=True, arguments=arguments, callback=lambda _ok: None)
+                for key in each.keys:
+                    channel.queue_bind(each.name, names.EXCHANGE, key, callback=lambda _ok: None)
+            # The broker answers in order: the answer to this last request comes after all others.
+            channel.basic_qos(prefetch_count=1, callback=lambda _ok: (finish(None), channel.close()))
+
+        def refused(reason: BaseException) -> None:
+            if not outcome:
+                finish(translate(reason, self._settings.amqp_url))
+
+        self._ensure_exchange(wire, lambda: wire.desk(use, refused))
+
+    def _ensure_exchange(self, wire: _Wire, then: Callable[[], None]) -> None:
+        """Declare the exchange where the account may; a least-privilege worker finds it declared."""
+        gone: list[bool] = []
+
+        def proceed() -> None:
+            if not gone:
+                gone.append(True)
+                then()
+
+        def use(channel: Any) -> None:
+            channel.exchange_declare(
+                names.EXCHANGE, "topic", durable=True, callback=lambda _ok: (proceed(), channel.close())
+            )
+
+        wire.desk(use, lambda _reason: proceed())
+
+    def consume(self, queues: Sequence[str], *, prefetch: int) -> None:
+        """Receive from these queues from now on, at most `prefetch` unacknowledged each; 0 means any number."""
+
+        def perform(wire: _Wire, future: Future[Any]) -> None:
+            for name in queues:
+                self._start_consumer(wire, name, prefetch)
+            _finish(future)
+
+        self._consumed.update(dict.fromkeys(queues, prefetch))
+        self._consumer.call(perform)
+
+    def _start_consumer(self, wire: _Wire, name: str, prefetch: int) -> None:
+        generation = wire.generation
+
+        def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
+            self._events.put(_delivery(name, method, properties, body, generation))
+
+        wire.channel.basic_qos(prefetch_count=prefetch)
+        wire.channel.basic_consume(name, on_message, consumer_tag=name)
+
+    def cancel(self, queue: str) -> None:
+        """Receive no longer from this queue."""
+
+        def perform(wire: _Wire, future: Future[Any]) -> None:
+            wire.channel.basic_cancel(queue, callback=lambda _ok: _finish(future))
+
+        self._consumed.pop(queue, None)
+        self._consumer.call(perform)
+
+    def receive(self, seconds: float) -> Delivery | Connection | None:
+        """The next delivery or change of the connection; None when there was none for so long."""
+        try:
+            return self._events.get(timeout=seconds) if seconds > 0 else self._events.get_nowait()
+        except queue.Empty:
+            return None
+
+    def fetch(self, queue: str) -> Delivery | None:
+        """Take one message out of a queue that isn't consumed; None when it is empty."""
+
+        def perform(wire: _Wire, future: Future[Any]) -> None:
+            def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
+                _finish(future, _delivery(queue, method, properties, body, wire.generation))
+
+            self._fetching = future
+            wire.channel.basic_get(queue, on_message)
+
+        result: Delivery | None = self._consumer.call(perform)
+        return result
+
+    def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """Let the broker forget these; a void tag is ignored."""
+
+        def perform(wire: _Wire, future: Future[Any]) -> None:
+            for generation, tag in tags:
+                if generation == wire.generation:
+                    wire.channel.basic_ack(tag)
+            _finish(future)
+
+        tags = [each.tag for each in deliveries]
+        if tags:
+            self._consumer.send(perform, Future())
+
+    def dead_letter(self, delivery: Delivery, reason: str) -> None:
+        """Copy what can't be accepted to the queue `dead`, with the reason; then acknowledge it."""
+        copy = Outgoing(
+            key=names.DEAD,
+            body=delivery.body[:_DEAD_BYTES],
+            message_type=delivery.message_type or "unknown",
+            headers={"reason": reason[:1000], "queue": delivery.queue, "sender": delivery.user_id or ""},
+        )
+        try:
+            self.publish([copy])
+        except Unroutable:
+            logger.warning("Without a queue %r this is kept nowhere: %s", names.DEAD, reason)
+        self.ack([delivery])
+
+    def consumers(self, queue: str) -> int | None:
+        """How many readers a queue has; None when there is no such queue."""
+
+        def use(future: Future[Any], channel: Any) -> None:
+            def answered(frame: Any) -> None:
+                _finish(future, frame.method.consumer_count)
+                channel.close()
+
+            channel.queue_declare(queue, passive=True, callback=answered)
+
+        count: int | None = self._ask(use)
+        return count
+
+    def purge(self, queue: str) -> None:
+        """Empty a queue; a missing one is as good as empty."""
+
+        def use(future: Future[Any], channel: Any) -> None:
+            channel.queue_purge(queue, callback=lambda _ok: (_finish(future), channel.close()))
+
+        self._ask(use)
+
+    def delete(self, queues: Sequence[str]) -> None:
+        """Delete queues; a missing one is as good as deleted."""
+        for name in queues:
+            self._declared.pop(name, None)
+            self._ask(partial(_delete, name))
+
+    def _ask(self, use: Callable[[Future[Any], Any], None]) -> Any:
+        """Ask on a channel of its own; None when the broker closes it because there is no such queue."""
+
+        def perform(wire: _Wire, future: Future[Any]) -> None:
+            def closed(reason: BaseException) -> None:
+                if getattr(reason, "reply_code", 0) == 404:
+                    _finish(future)
+                else:
+                    _fail(future, translate(reason, self._settings.amqp_url))
+
+            wire.desk(partial(use, future), closed)
+
+        return self._consumer.call(perform)
+
+    def close(self) -> None:
+        """Give everything unacknowledged back to the broker and end both connections; bounded by seconds."""
+        for wire in (self._consumer, self._publisher):
+            if wire.is_alive():
+                wire.end()
+
+
+def _is_full(underway: list[tuple[int, Future[Any]]], size: int) -> bool:
+    under_way_bytes = sum(each for each, future in underway if not future.done())
+    return len(underway) >= _WINDOW_MESSAGES or (under_way_bytes > 0 and under_way_bytes + size > _WINDOW_BYTES)
+
+
+def _delete(name: str, future: Future[Any], channel: Any) -> None:
+    channel.queue_delete(name, callback=lambda _ok: (_finish(future), channel.close()))
+
+
+def _delivery(name: str, method: Any, properties: Any, body: bytes, generation: int) -> Delivery:
+    return Delivery(
+        queue=name,
+        body=body,
+        message_type=properties.type,
+        content_type=properties.content_type,
+        user_id=properties.user_id,
+        headers=properties.headers or {},
+        tag=(generation, method.delivery_tag),
+    )

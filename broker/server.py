@@ -1,0 +1,292 @@
+"""A broker to work with: one that is reachable, else a container, else a private process; and its end."""
+
+import fcntl
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from broker import probe
+from broker.command import management_url_for, without_password
+from broker.container import Container, running_engine
+from broker.errors import BrokerError, BrokerUnreachable, LoginRefused
+from broker.management import Management
+from broker.private import PrivateBroker, find_program, free_ports, wait_until
+from broker.probe import Answer
+
+__all__ = ["PrivateBroker", "Running", "down", "known_management_url", "recorded", "set_policies", "up"]
+
+logger = logging.getLogger(__name__)
+
+_MANAGEMENT_OFFSET = 10_000  # RabbitMQ's own: 5672 and 15672
+_OTHER_PORTS = range(5673, 5700)  # tried in turn when the standard port is taken
+_TURN_SECONDS = 120.0
+_READY_SECONDS = 60.0
+_LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+
+# A policy's name is the badge that a person sees beside the queue at the management page.
+_POLICY = "warren: deleted when nobody reads it for 14 days"
+_WORKER_QUEUES = r"^worker\.[a-z0-9-]{1,48}(\.[0-9]+)?$"
+# A laptop may stay closed over a holiday; a worker that never comes back must not fill the disk for ever.
+# Upload queues have no expiry: nobody reads them before the update is announced, and that is no reason to lose it.
+_EXPIRES_MILLISECONDS = 14 * 24 * 3600 * 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A broker that is ready, and where it came from.
+
+    Attributes:
+        amqp_url: Its address, with the login.
+        management_url: Its management API's address, with the login.
+        kind: "found" was there already and is not ours; the others were started by `up`, now or earlier.
+    """
+
+    amqp_url: str
+    management_url: str
+    kind: Literal["found", "container", "private"]
+
+
+def up(
+    *, amqp_url: str, management_url: str | None, port: int | None, management_port: int | None, home: Path
+) -> Running:
+    """Find a broker or start one, and wait until it is ready.
+
+    Args:
+        amqp_url: Where one may run already; its port and login are those of a new one.
+        management_url: Of the one that may run already.
+        port: A private broker on exactly this port is wanted.
+        management_port: Where a new one shall have its management page.
+        home: The folder of everything that `up` starts.
+
+    Raises:
+        BrokerError: There is none, and none can be started; the message says what to do.
+    """
+    with _in_turn(home):
+        if port is not None:
+            running = _private(_on_port(amqp_url, port, management_port, home))
+        else:
+            running = _reachable_or_new(amqp_url, management_url, management_port, home)
+    _set_policies_on(running)
+    return running
+
+
+def down(home: Path, *, with_data: bool = False) -> list[str]:
+    """End every broker that `up` started in this home; the addresses of those that ran.
+
+    Raises:
+        BrokerError: The container engine could not take its container down.
+    """
+    ended = []
+    with _in_turn(home):
+        for broker in recorded(home):
+            if broker.is_running():
+                ended.append(without_password(broker.amqp_url))
+            broker.stop()
+            if with_data:
+                shutil.rmtree(broker.home)
+        container = Container.recorded(home)
+        if container is not None:
+            container.stop(home, with_data=with_data)
+            ended.append(without_password(container.amqp_url))
+    return ended
+
+
+def recorded(home: Path) -> list[PrivateBroker]:
+    """The private brokers that `up` ever started in this home, by port, whether they run or not."""
+    folders = sorted(
+        (folder for folder in home.glob("[0-9]*") if folder.is_dir()), key=lambda folder: int(folder.name)
+    )
+    return [broker for folder in folders if (broker := PrivateBroker.recorded(folder)) is not None]
+
+
+def known_management_url(amqp_url: str, management_url: str | None, home: Path) -> str:
+    """The management API of the broker at an AMQP address: as given, as recorded by `up`, or on the usual port."""
+    if management_url:
+        return management_url
+    own = _own_at(amqp_url, home)
+    return own.management_url if own else management_url_for(amqp_url)
+
+
+def set_policies(management: Management, vhost: str) -> None:
+    """Set what Warren wants of every worker's queue: that it goes when nobody comes back for it."""
+    management.put_policy(
+        vhost, _POLICY, pattern=_WORKER_QUEUES, definition={"expires": _EXPIRES_MILLISECONDS}
+    )
+
+
+def _reachable_or_new(
+    amqp_url: str, management_url: str | None, management_port: int | None, home: Path
+) -> Running:
+    answer = probe.ask(amqp_url)
+    if answer is Answer.READY:
+        return _found(amqp_url, management_url, home)
+    if urlsplit(amqp_url).hostname not in _LOCAL_HOSTS:
+        raise _unusable(amqp_url, answer)
+    wanted = _somewhere(amqp_url, answer, management_port, home)
+    return _contained(wanted, home) or _private(wanted)
+
+
+def _set_policies_on(running: Running) -> None:
+    try:
+        set_policies(Management(running.management_url), probe.vhost_of(running.amqp_url))
+    except BrokerError as exc:
+        if running.kind != "found":
+            raise
+        logger.warning("worker queues get no expiry: %s", exc)
+
+
+def _found(amqp_url: str, management_url: str | None, home: Path) -> Running:
+    own = _own_at(amqp_url, home)
+    if own is not None:
+        kind: Literal["container", "private"] = "private" if isinstance(own, PrivateBroker) else "container"
+        return Running(amqp_url=amqp_url, management_url=own.management_url, kind=kind)
+    url = management_url_for(amqp_url, management_url)
+    return Running(amqp_url=amqp_url, management_url=url, kind="found")
+
+
+def _own_at(amqp_url: str, home: Path) -> PrivateBroker | Container | None:
+    """The broker at this address, if `up` started it."""
+    host, port = probe.host_and_port(amqp_url)
+    if host not in _LOCAL_HOSTS:
+        return None
+    container = Container.recorded(home)
+    if container is not None and container.port == port:
+        return container
+    private = PrivateBroker.recorded(home / str(port))
+    return private if private is not None and private.is_running() else None
+
+
+def _on_port(amqp_url: str, port: int, management_port: int | None, home: Path) -> PrivateBroker:
+    """The private broker of exactly this port, new or as it was recorded."""
+    known = PrivateBroker.recorded(home / str(port))
+    if known is not None and known.is_running():
+        return known
+    if not probe.is_free(port):
+        raise BrokerError(
+            f"Port {port} is taken by {_who_is_at(port)} that `broker up` did not start in {home}. "
+            f"Try another --port; or, if it is a broker you want, AMQP_URL=amqp://USER:PASSWORD@localhost:{port}/"
+        )
+    if known is None:
+        return _new(amqp_url, port, management_port, home)
+    return known if management_port is None else replace(known, management_port=management_port)
+
+
+def _who_is_at(port: int) -> str:
+    answer = probe.ask(f"amqp://localhost:{port}/")
+    return "something else than RabbitMQ" if answer is Answer.FOREIGN else "another broker"
+
+
+def _somewhere(amqp_url: str, answer: Answer, management_port: int | None, home: Path) -> PrivateBroker:
+    """A private broker on the address's own port, or, where that is taken, on the next one that can be had."""
+    preferred = probe.host_and_port(amqp_url)[1]
+    for port in (preferred, *_OTHER_PORTS):
+        known = PrivateBroker.recorded(home / str(port))
+        if probe.is_free(port) or (known is not None and known.is_running()):
+            if port != preferred:
+                logger.warning("at %s is %s: another port is used", without_password(amqp_url), answer.value)
+            return _on_port(amqp_url, port, management_port, home)
+    raise BrokerError(
+        f"Port {preferred} and all of 5673 to 5699 are taken. Try `broker up --port` with a free one."
+    )
+
+
+def _new(amqp_url: str, port: int, management_port: int | None, home: Path) -> PrivateBroker:
+    user, password = probe.login_of(amqp_url)
+    return PrivateBroker(
+        home=home / str(port),
+        port=port,
+        management_port=management_port or _management_port_beside(port),
+        user=user,
+        password=password,
+        vhost=probe.vhost_of(amqp_url),
+    )
+
+
+def _management_port_beside(port: int) -> int:
+    usual = port + _MANAGEMENT_OFFSET
+    return usual if usual < 2**16 and probe.is_free(usual) else free_ports(1)[0]
+
+
+def _private(broker: PrivateBroker) -> Running:
+    if not broker.is_running():
+        find_program()
+        logger.info(
+            "starting a private rabbitmq-server on port %d; its files are in %s", broker.port, broker.home
+        )
+    broker.start(seconds=_READY_SECONDS)
+    return Running(amqp_url=broker.amqp_url, management_url=broker.management_url, kind="private")
+
+
+def _contained(wanted: PrivateBroker, home: Path) -> Running | None:
+    """The same broker in a container; None where no engine runs, or it cannot, or a private one is there already."""
+    engine = None if wanted.is_running() else running_engine()
+    if engine is None:
+        return None
+    container = Container(
+        engine=engine,
+        port=wanted.port,
+        management_port=wanted.management_port,
+        user=wanted.user,
+        password=wanted.password,
+        vhost=wanted.vhost,
+    )
+    logger.info("starting a broker in a container with %s on port %d", engine, container.port)
+    try:
+        container.start(home)
+        _wait_for(container)
+    except BrokerError as exc:
+        logger.warning("%s; trying a private rabbitmq-server instead", exc)
+        with suppress(BrokerError):
+            container.stop(home)
+        return None
+    return Running(amqp_url=container.amqp_url, management_url=container.management_url, kind="container")
+
+
+def _wait_for(container: Container) -> None:
+    management = Management(container.management_url, timeout_seconds=2)
+
+    def is_ready() -> bool:
+        return probe.ask(container.amqp_url, seconds=2) is Answer.READY and management.is_ready()
+
+    if not wait_until(is_ready, _READY_SECONDS):
+        raise BrokerUnreachable(
+            f"The broker in the container was not ready after {_READY_SECONDS:.0f} seconds."
+        )
+
+
+def _unusable(amqp_url: str, answer: Answer) -> BrokerError:
+    where = without_password(amqp_url)
+    if answer is Answer.REFUSED:
+        return LoginRefused(
+            f"The broker at {where} refused the login. Expected a user with its password and a right to "
+            f"the virtual host {probe.vhost_of(amqp_url)!r}. Try another AMQP_URL."
+        )
+    return BrokerUnreachable(
+        f"At {where} is {answer.value}. Expected a RabbitMQ broker, and only one on this machine can be started. "
+        "Try another AMQP_URL, or none."
+    )
+
+
+@contextmanager
+def _in_turn(home: Path) -> Iterator[None]:
+    """Let one `up` or `down` at a time work in this home, so that two of them start one broker."""
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (home / "lock").open("w") as lock:
+        if not wait_until(lambda: _is_locked(lock.fileno()), _TURN_SECONDS):
+            raise BrokerError(
+                f"Another `broker up` or `broker down` is busy in {home}. Try again, or another --home."
+            )
+        yield
+
+
+def _is_locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,94 @@
+"""Which models can be trained by name, and with which settings; needs no TensorFlow."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from broker.errors import UsageError
+from broker.messages import ClassWeight
+
+_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskDefaults:
+    """The settings that a task is trained with unless the command line says otherwise.
+
+    Attributes:
+        learning_rate: None keeps the compiled model's own.
+        examples_per_class: Random training examples of each class in a round; None takes all.
+    """
+
+    epochs: int = 1
+    batch_size: int = 32
+    learning_rate: float | None = None
+    class_weight: ClassWeight = "none"
+    examples_per_class: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What is to be learned: where its model comes from, and its settings.
+
+    Attributes:
+        name: As the person wrote it.
+        kind: "builder" when source is MODULE:FUNCTION, "file" when it is a .keras file.
+        source: What to call, or the file's absolute path.
+    """
+
+    name: str
+    kind: Literal["builder", "file"]
+    source: str
+    defaults: TaskDefaults
+
+
+def _built_in(name: str, builder: str, defaults: TaskDefaults) -> Task:
+    return Task(name=name, kind="builder", source=f"coordinator.models:{builder}", defaults=defaults)
+
+
+#: The tasks that have a name.
+BUILT_IN: dict[str, Task] = {
+    task.name: task
+    for task in (
+        _built_in(
+            "chest-xray",
+            "chest_xray",
+            TaskDefaults(epochs=1, batch_size=32, learning_rate=0.001, class_weight="balanced"),
+        ),
+        _built_in(
+            "chest-xray-lab",
+            "chest_xray_lab",
+            TaskDefaults(epochs=1, batch_size=2, learning_rate=0.0001, examples_per_class=100),
+        ),
+        _built_in("mnist", "mnist", TaskDefaults(epochs=1, batch_size=32, learning_rate=0.05)),
+    )
+}
+
+
+def resolve(task: str) -> Task:
+    """Find the task that a person means.
+
+    Args:
+        task: A built-in name, MODULE:FUNCTION, or a FILE.keras.
+
+    Raises:
+        UsageError: It is none of these, or the file isn't there.
+    """
+    if task in BUILT_IN:
+        return BUILT_IN[task]
+    if task.endswith(".keras"):
+        return _of_file(task)
+    if _FUNCTION.fullmatch(task):
+        return Task(name=task, kind="builder", source=task, defaults=TaskDefaults())
+    raise UsageError(
+        f"There is no task {task!r}. Expected one of {', '.join(BUILT_IN)}, MODULE:FUNCTION that returns a compiled "
+        "Keras model, or a compiled FILE.keras."
+    )
+
+
+def _of_file(task: str) -> Task:
+    path = Path(task)
+    if not path.is_file():
+        raise UsageError(f"There is no model file {task!r}. Try the path of a compiled model saved by Keras 3.")
+    return Task(name=task, kind="file", source=str(path.resolve()), defaults=TaskDefaults())

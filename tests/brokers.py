@@ -1,0 +1,63 @@
+"""Real brokers for the tests: one per session on free ports, a virtual host of its own for every test."""
+
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import pytest
+
+from broker import private
+from broker.errors import BrokerUnreachable
+from broker.management import Management
+from broker.private import PrivateBroker, free_ports
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, *, what: str = "the condition") -> None:
+    """Return as soon as the condition holds; fail the test when it does not within this many seconds."""
+    assert private.wait_until(condition, seconds), f"{what} did not come true within {seconds} seconds"
+
+
+@contextmanager
+def started_broker(
+    home: Path, *, conf: tuple[str, ...] = (), erlang: tuple[str, ...] = ()
+) -> Iterator[PrivateBroker]:
+    """A private broker on free ports; killed at the end, whatever happens. For tests that kill it, or need settings.
+
+    The shared one of the fixture `broker` must never be killed or stopped.
+    """
+    need_rabbitmq()
+    port, management_port = free_ports(2)
+    broker = PrivateBroker(home=home, port=port, management_port=management_port, conf=conf, erlang=erlang)
+    try:
+        broker.start()
+        yield broker
+    finally:
+        broker.kill()
+
+
+def need_rabbitmq() -> None:
+    """Skip where no rabbitmq-server is installed; in CI that is a failure."""
+    try:
+        private.find_program()
+    except BrokerUnreachable as exc:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(str(exc))
+
+
+@contextmanager
+def fresh_vhost(broker: PrivateBroker) -> Iterator[str]:
+    """The AMQP URL of a new virtual host; deleted with everything in it at the end."""
+    management = Management(broker.management_url)
+    name = f"test-{secrets.token_hex(4)}"
+    management.create_vhost(name)
+    try:
+        yield at_vhost(broker.amqp_url, name)
+    finally:
+        management.delete_vhost(name)
+
+
+def at_vhost(amqp_url: str, vhost: str) -> str:
+    """The same broker and login at another virtual host."""
+    return urlsplit(amqp_url)._replace(path=f"/{quote(vhost, safe='')}").geturl()

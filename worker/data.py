@@ -1,0 +1,373 @@
+"""One participant's private data: opened once, decoded once per shape, handed out as arrays."""
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import click
+import numpy as np
+import numpy.typing as npt
+
+from broker.errors import DataError
+from worker.images import Shape, check_image_shape, read_image
+from worker.layout import (
+    ImageFiles,
+    LabelledArrays,
+    Labels,
+    Layout,
+    count_per_class,
+    find_layout,
+    patient_of,
+)
+from worker.partition import deal_examples, partition
+
+__all__ = ["DEFAULT_SHAPE", "Dataset", "Examples", "open_data", "patient_of"]
+
+DEFAULT_SHAPE: Shape = (224, 224, 1)  #: what images are decoded for before a model has said what it takes
+_HELD_OUT = 0.1  # of the training part, when there is no test part
+_NAMES_SHOWN = 3
+
+log = logging.getLogger(__name__)
+
+Pixels = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Examples:
+    """Examples as a model takes them.
+
+    Attributes:
+        x: (n, *shape) uint8 or float32; may be read-only.
+        y: (n,) int64 class indices.
+    """
+
+    x: Pixels
+    y: Labels
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+class Source(Protocol):
+    """Where the examples of one part come from."""
+
+    labels: Labels
+    groups: Sequence[str] | None
+
+    def read(self, shape: Shape, index: Labels | None = None) -> Pixels:
+        """The examples at `index` (all: None) as (n, *shape)."""
+        ...
+
+
+class Dataset:
+    """A participant's data set.
+
+    Attributes:
+        classes: Class names, in the order of a model's outputs.
+        is_held_out: Whether the test part was taken out of the training part, for want of one.
+        num_train_examples: Images that can't be decoded are not counted.
+        num_test_examples: The same.
+    """
+
+    def __init__(self, classes: tuple[str, ...], train: Source, test: Source, *, is_held_out: bool) -> None:
+        self.classes = classes
+        self.is_held_out = is_held_out
+        self._train = train
+        self._test = test
+
+    @property
+    def num_train_examples(self) -> int:
+        """How many there are to train on."""
+        return len(self._train.labels)
+
+    @property
+    def num_test_examples(self) -> int:
+        """How many there are to test on."""
+        return len(self._test.labels)
+
+    @property
+    def examples_per_class(self) -> dict[str, int]:
+        """Training examples of each class, by name."""
+        counts = count_per_class(self._train.labels, len(self.classes))
+        return {name: int(count) for name, count in zip(self.classes, counts, strict=True)}
+
+    def train(self, shape: Shape) -> Examples:
+        """The training part for a model that takes `shape`.
+
+        Raises:
+            DataError: The data can't have that shape.
+        """
+        return Examples(x=self._train.read(shape), y=self._train.labels)
+
+    def test(self, shape: Shape) -> Examples:
+        """The test part, likewise."""
+        return Examples(x=self._test.read(shape), y=self._test.labels)
+
+    def sample(self, shape: Shape, examples_per_class: int | None, rng: np.random.Generator) -> Examples:
+        """Random training examples, equally many of each class; None: the whole training part.
+
+        Raises:
+            DataError: A class has fewer, or the data can't have that shape.
+        """
+        if examples_per_class is None:
+            return self.train(shape)
+        for name, count in self.examples_per_class.items():
+            if count < examples_per_class:
+                raise DataError(
+                    f"The run trains on {examples_per_class} examples per class; {name!r} has {count} here. "
+                    f"Bring more, or start the run with --examples-per-class {count} or less."
+                )
+        return _sample(self._train, shape, examples_per_class, rng)
+
+    def sample_test(self, shape: Shape, examples_per_class: int | None, rng: np.random.Generator) -> Examples:
+        """Half as many test examples per class, or as many as there are; None: the whole test part."""
+        if examples_per_class is None:
+            return self.test(shape)
+        return _sample(self._test, shape, max(1, examples_per_class // 2), rng)
+
+    def divide(self, into: int, scheme: str, seed: int) -> "list[Dataset]":
+        """Cut into logical sites that share the decoded images; the test part is dealt evenly.
+
+        Raises:
+            DataError: A site would be left without examples.
+            UsageError: The scheme is impossible.
+        """
+        train = partition(self._train.labels, self._train.groups, into, scheme, seed)
+        test = deal_examples(self._test.labels, into, seed)
+        return [
+            Dataset(
+                self.classes, _Excerpt(self._train, mine), _Excerpt(self._test, its), is_held_out=self.is_held_out
+            )
+            for mine, its in zip(train, test, strict=True)
+        ]
+
+
+def open_data(
+    spec: str, *, for_training: bool = True, shape: Shape = DEFAULT_SHAPE, seed: int = 0
+) -> Dataset:
+    """Open a folder of images, an .npz, or what MODULE:FUNCTION returns.
+
+    Images are decoded here, so that those which can't be are known (one WARNING) and the counts are right.
+
+    Args:
+        spec: As `--data` takes it.
+        for_training: Without a test part, hold out a tenth of the training part, whole patients. Otherwise
+            the training part is left alone: the test part, or all of a set without one, is the test part.
+        shape: What images are decoded for now; another shape is decoded when a model wants it.
+        seed: Chooses what is held out.
+
+    Raises:
+        DataError: There is no data, or it can't be used.
+    """
+    layout = find_layout(spec)
+    is_held_out = False
+    if for_training:
+        if layout.train is None:
+            raise DataError(f"{spec!r} has a test part only. Put the images to train on under train/.")
+        layout, is_held_out = _with_test_part(layout, seed)
+        train, test = layout.train, layout.test
+    else:
+        test = layout.train if layout.test is None else layout.test
+        train = test.take(np.empty(0, np.int64)) if test is not None else None
+    assert train is not None and test is not None  # noqa: S101 - the two branches above leave none of them out
+    sources = _open_images(train, test, layout.classes, shape, has_train=for_training)
+    return Dataset(layout.classes, *sources, is_held_out=is_held_out)
+
+
+# Holding out
+
+
+def _with_test_part(layout: Layout, seed: int) -> tuple[Layout, bool]:
+    """The layout with a test part, and whether it had to be held out."""
+    if layout.train is None or layout.test is not None:
+        return layout, False
+    part = layout.train
+    held = _choose_held_out(part.labels, part.patients, layout.classes, np.random.default_rng(seed))
+    rest = np.setdiff1d(np.arange(len(part.labels)), held)
+    return Layout(classes=layout.classes, train=part.take(rest), test=part.take(held)), True
+
+
+def _choose_held_out(
+    labels: Labels, patients: Sequence[str] | None, classes: tuple[str, ...], rng: np.random.Generator
+) -> Labels:
+    """A tenth of each class, at least one, whole patients if the class has two or more."""
+    chosen = [np.empty(0, np.int64)]
+    names = np.asarray(patients) if patients is not None else np.arange(len(labels))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if len(members) < 2:
+            raise DataError(
+                f"The class {classes[label]!r} has {len(members)} example, and one must be held out to test on. "
+                "Bring at least two examples of each class, or a test part."
+            )
+        owners = names[members] if len(set(names[members])) > 1 else members
+        chosen.append(members[_tenth_of(owners, rng)])
+    return np.sort(np.concatenate(chosen))
+
+
+def _tenth_of(owners: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+    """Random owners until they have a tenth of what there is; never all of them."""
+    different, first = np.unique(owners, return_index=True)
+    shuffled = owners[np.sort(first)][rng.permutation(len(different))]
+    sizes = np.array([np.count_nonzero(owners == owner) for owner in shuffled[:-1]])
+    enough = int(np.searchsorted(np.cumsum(sizes), len(owners) * _HELD_OUT)) + 1
+    return np.isin(owners, shuffled[: min(enough, len(different) - 1)])
+
+
+# Sources
+
+
+class _Arrays:
+    """Examples that came as arrays."""
+
+    groups = None
+
+    def __init__(self, part: LabelledArrays) -> None:
+        self.labels = part.labels
+        self._x = _compact(part.x)
+
+    def read(self, shape: Shape, index: Labels | None = None) -> Pixels:
+        x = self._x if index is None else self._x[index]
+        given = x.shape[1:]
+        if given == shape or given == (*shape, 1) or (*given, 1) == shape:
+            return x.reshape(-1, *shape) if len(x) else np.empty((0, *shape), x.dtype)
+        raise DataError(
+            f"The data's examples have the shape {given}; the model takes {shape}. "
+            "Use data of that shape, or a model for this data."
+        )
+
+
+class _Images:
+    """Images in files, decoded for one shape at a time and kept as uint8."""
+
+    def __init__(self, files: ImageFiles, shape: Shape, decoded: Pixels) -> None:
+        self.labels = files.labels
+        self.groups: Sequence[str] | None = files.patients
+        self._files = files
+        self._shape = shape
+        self._decoded = decoded
+        self._lock = threading.Lock()  # a swarm's workers ask from several threads
+
+    def read(self, shape: Shape, index: Labels | None = None) -> Pixels:
+        with self._lock:
+            if shape != self._shape and index is not None:
+                return _decode_all(self._files.take(index).paths, shape)
+            if shape != self._shape:
+                self._decoded = _decode_all(self._files.paths, shape)
+                self._decoded.flags.writeable = False
+                self._shape = shape
+            return self._decoded if index is None else self._decoded[index]
+
+
+class _Excerpt:
+    """Some examples of another source."""
+
+    def __init__(self, source: Source, index: Labels) -> None:
+        self.labels = source.labels[index]
+        self.groups = None if source.groups is None else [source.groups[i] for i in index]
+        self._source = source
+        self._index = index
+
+    def read(self, shape: Shape, index: Labels | None = None) -> Pixels:
+        if index is not None:
+            return self._source.read(shape, self._index[index])
+        return self._source.read(shape)[self._index]  # decodes for all who share the source
+
+
+def _compact(x: npt.NDArray[Any]) -> Pixels:
+    """uint8 where nothing is lost by it, else float32."""
+    if x.dtype in (np.uint8, np.float32):
+        return x
+    is_whole = x.dtype == bool or np.issubdtype(x.dtype, np.integer)
+    if is_whole and (not x.size or (x.min() >= 0 and x.max() <= 255)):
+        return x.astype(np.uint8)
+    return x.astype(np.float32)
+
+
+def _sample(source: Source, shape: Shape, per_class: int, rng: np.random.Generator) -> Examples:
+    chosen = [np.empty(0, np.int64)]
+    for label in np.unique(source.labels):
+        members = np.flatnonzero(source.labels == label)
+        chosen.append(rng.permutation(members)[:per_class])
+    index = rng.permutation(np.concatenate(chosen))
+    return Examples(x=source.read(shape, index), y=source.labels[index])
+
+
+def _open_images(
+    train: ImageFiles | LabelledArrays,
+    test: ImageFiles | LabelledArrays,
+    classes: tuple[str, ...],
+    shape: Shape,
+    *,
+    has_train: bool,
+) -> tuple[Source, Source]:
+    """Decode both parts in one go, so that there is one progress bar and one warning."""
+    if isinstance(train, LabelledArrays) or isinstance(test, LabelledArrays):
+        assert isinstance(train, LabelledArrays) and isinstance(test, LabelledArrays)  # noqa: S101 - one layout
+        return _Arrays(train), _Arrays(test)
+    pixels, reasons = _decode((*train.paths, *test.paths), shape)
+    if reasons:
+        _warn(reasons, len(pixels))
+    kept = np.array([i for i in range(len(pixels)) if i not in reasons], np.int64)
+    pixels = pixels[kept] if reasons else pixels
+    pixels.flags.writeable = False
+    cut = int(np.searchsorted(kept, len(train.paths)))
+    parts = (train.take(kept[:cut]), test.take(kept[cut:] - len(train.paths)))
+    before = (train, test) if has_train else (test,)
+    for old, new in zip(before, parts if has_train else parts[1:], strict=True):
+        _check_left(old.labels, new.labels, classes)
+    return _Images(parts[0], shape, pixels[:cut]), _Images(parts[1], shape, pixels[cut:])
+
+
+def _check_left(before: Labels, after: Labels, classes: tuple[str, ...]) -> None:
+    for label in np.setdiff1d(before, after):
+        raise DataError(
+            f"None of the images of class {classes[label]!r} can be decoded. "
+            "Expected JPEG, PNG, GIF, BMP or WebP files. Replace them."
+        )
+
+
+def _warn(reasons: dict[int, DataError], total: int) -> None:
+    first = "; ".join(str(reason) for reason in list(reasons.values())[:_NAMES_SHOWN])
+    more = f"; and {len(reasons) - _NAMES_SHOWN} more" if len(reasons) > _NAMES_SHOWN else ""
+    log.warning("Skipped %d of %d images. %s%s", len(reasons), total, first, more)
+
+
+def _decode_all(paths: Sequence[Path], shape: Shape) -> Pixels:
+    """Decode images that could be decoded before; DataError if one can't any more."""
+    pixels, reasons = _decode(paths, shape)
+    for reason in reasons.values():
+        raise reason
+    return pixels
+
+
+def _decode(paths: Sequence[Path], shape: Shape) -> tuple[Pixels, dict[int, DataError]]:
+    """Decode files into (n, *shape) uint8, and say by position why some can't be."""
+    check_image_shape(shape)
+    pixels = np.zeros((len(paths), *shape), np.uint8)
+    reasons: dict[int, DataError] = {}
+
+    def decode_one(position: int) -> None:
+        try:
+            pixels[position] = read_image(paths[position], shape)
+        except DataError as exc:
+            reasons[position] = exc
+
+    label = f"Decoding {len(paths)} images"
+    with (
+        ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool,  # Pillow decodes without the GIL
+        click.progressbar(length=len(paths), label=label, file=sys.stderr, hidden=_is_piped()) as bar,
+    ):
+        for _ in pool.map(decode_one, range(len(paths))):
+            bar.update(1)
+    return pixels, dict(sorted(reasons.items()))
+
+
+def _is_piped() -> bool:
+    return not sys.stderr.isatty()

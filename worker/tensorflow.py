@@ -1,0 +1,54 @@
+"""TensorFlow is loaded here and nowhere else: late, because it takes seconds, and without its chatter."""
+
+import logging
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+_CHATTER = re.compile(rb"^(WARNING: All log messages before absl|[IWE]\d{4} \d\d:|\d{4}-\d\d-\d\d .*: [IWE] )")
+
+
+def load_keras() -> ModuleType:
+    """Import Keras on TensorFlow, silently; the first call takes seconds, later ones nothing.
+
+    Returns:
+        The module `keras`.
+    """
+    if "keras" not in sys.modules or "tensorflow" not in sys.modules:
+        os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever this person's own projects use
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # oneDNN, CPU features
+        for name in ("absl", "tensorflow"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with _without_chatter():
+            import tensorflow
+
+            tensorflow.config.list_physical_devices("GPU")  # says that there is none: here, not later
+    import keras
+
+    return keras
+
+
+@contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Hold back what C++ code writes to file descriptor 2, and let through what isn't chatter.
+
+    TensorFlow's first lines come before its log level is read, so no setting keeps them away.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            held.seek(0)
+            for line in held:
+                if not _CHATTER.match(line):
+                    os.write(2, line)

@@ -1,0 +1,401 @@
+"""Local training and evaluation of one model: built and compiled once, used for every round, every call like the first."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from broker.errors import DataError, ModelError
+from broker.messages import TrainingSettings
+from broker.tensors import Array
+from worker.data import Examples
+from worker.safe_model import build_model
+from worker.tensorflow import load_keras
+
+EVALUATION_BATCH = 64
+REPORT_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingProgress:
+    """How far a training is.
+
+    Attributes:
+        epoch: From 1.
+        batch: Batches of this epoch that are done.
+        metrics: So far in this epoch; with val_ ones once the epoch is done.
+    """
+
+    epoch: int
+    epochs: int
+    batch: int
+    batches: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingResult:
+    """What one call of `LocalModel.train` gave.
+
+    Attributes:
+        weights: In Keras's order.
+        num_examples: Examples trained on: the weight of this result in a mean.
+        metrics: loss, accuracy, val_loss, val_accuracy, … of the last epoch.
+        finished: False when it was told to stop before the last batch.
+    """
+
+    weights: list[Array]
+    num_examples: int
+    metrics: dict[str, float]
+    seconds: float
+    finished: bool
+
+
+Report = Callable[[TrainingProgress], None]
+
+
+def be_deterministic(seed: int) -> None:
+    """Make this process's TensorFlow give the same bits for the same seed; slower. Call it before building models."""
+    keras = load_keras()
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+
+
+class LocalModel:
+    """One compiled model that a worker trains and evaluates, round after round.
+
+    Building, compiling and tracing happen once. Each call of `train` starts from the given weights with a fresh
+    optimizer, fresh metrics and freshly seeded random layers, so that its result depends on its arguments alone.
+
+    Attributes:
+        input_shape: Of one example, (height, width, channels) for images.
+        num_classes: How many classes its output tells apart; 2 for a single sigmoid.
+    """
+
+    def __init__(self, model_json: str, *, deterministic: bool = False) -> None:
+        """Build the model.
+
+        Args:
+            model_json: Keras's JSON, compile settings inside.
+            deterministic: Same arguments, same bits, in any process. Stays switched on for the whole process.
+
+        Raises:
+            ModelError: It can't be built, is not allowed, or is no classifier with one input and one output.
+        """
+        if deterministic:
+            be_deterministic(0)
+        self._model = build_model(model_json)
+        self._check_form()
+        self.input_shape: tuple[int, ...] = tuple(self._model.input_shape[1:])
+        outputs = int(self._model.output_shape[-1])
+        self.num_classes = max(outputs, 2)
+        self._labels = _Labels(outputs=outputs, is_sparse="sparse" in _loss_name(self._model.loss))
+        self._threshold = 0.0 if _has_logits(self._model.loss) else 0.5
+        self._first_state = _FirstState(self._model.optimizer)
+        self._seeds = _seed_states(self._model)
+        self._model.make_train_function()
+        self._test = _test_function(self._model)
+
+    def _check_form(self) -> None:
+        shapes = (self._model.input_shape, self._model.output_shape)
+        if not all(isinstance(shape, tuple) for shape in shapes) or None in shapes[0][1:]:
+            raise ModelError(f"The model must have one input of a fixed shape and one output. Received {shapes}.")
+        if len(shapes[1]) != 2:
+            raise ModelError(f"The model must give one number per class. Received an output of shape {shapes[1]}.")
+
+    def weights(self) -> list[Array]:
+        """The model's present weights, in Keras's order (`model.weights`)."""
+        return [np.asarray(variable) for variable in self._model.weights]
+
+    def train(
+        self,
+        weights: Sequence[Array],
+        examples: Examples,
+        validation: Examples | None,
+        settings: TrainingSettings,
+        *,
+        seed: int,
+        stop: threading.Event,
+        report: Report,
+    ) -> TrainingResult:
+        """Train on a worker's own examples, starting from the given weights.
+
+        Args:
+            weights: In Keras's order.
+            examples: x of shape (n, *input_shape), y of shape (n,) with class numbers.
+            validation: Measured after each epoch; None measures nothing.
+            settings: As the coordinator decided.
+            seed: Of shuffling and random layers; derived from run seed, round and worker.
+            stop: Looked at before each batch.
+            report: Called at most about twice a second, and at the end of each epoch.
+
+        Raises:
+            ModelError: The weights don't fit, or the model's learning rate is a schedule and another is asked for.
+            DataError: The examples don't fit the model.
+        """
+        started = time.perf_counter()
+        self._check_examples(examples)
+        self._start_over(weights, settings.learning_rate, seed)
+        example_weights = _example_weights(examples.y, settings.class_weight)
+        orders = np.random.default_rng([seed, 1])
+        finished, metrics = True, {}
+        for epoch in range(1, settings.epochs + 1):
+            order = orders.permutation(len(examples.y))
+            batches = self._pipeline(examples, example_weights, order, settings.batch_size)
+            steps = _Steps(epoch=epoch, settings=settings, num_examples=len(order), stop=stop, report=report)
+            finished, metrics = self._run_epoch(batches, steps)
+            if not finished:
+                break
+            if validation is not None and len(validation.y):
+                metrics |= {f"val_{name}": value for name, value in self._measure(validation).items()}
+            report(steps.progress(steps.batches, metrics))
+        self._model.optimizer.finalize_variable_values(self._model.trainable_weights)
+        return TrainingResult(
+            weights=self.weights(),
+            num_examples=len(examples.y),
+            metrics=metrics,
+            seconds=time.perf_counter() - started,
+            finished=finished,
+        )
+
+    def evaluate(self, weights: Sequence[Array], examples: Examples) -> dict[str, float]:
+        """Measure weights on examples.
+
+        Returns:
+            loss, accuracy, balanced_accuracy (mean recall of the classes present), and with two classes auc.
+
+        Raises:
+            ModelError: The weights don't fit.
+            DataError: The examples don't fit the model.
+        """
+        self._check_examples(examples)
+        self._set_weights(weights)
+        return self._measure(examples)
+
+    def predict(self, weights: Sequence[Array], x: Array) -> NDArray[np.float32]:
+        """The model's outputs for x, shape (n, outputs)."""
+        self._set_weights(weights)
+        rows = [self._test_batch(part, np.zeros(len(part), np.int64))[1] for part in _cut(x)]
+        return np.concatenate(rows) if rows else np.zeros((0, self._labels.outputs), np.float32)
+
+    def _check_examples(self, examples: Examples) -> None:
+        shape, labels = tuple(examples.x.shape[1:]), examples.y
+        if shape != self.input_shape or len(examples.x) != len(labels):
+            raise DataError(
+                f"The examples don't fit the model. Expected {self.input_shape} each, received {len(examples.x)} of "
+                f"{shape} with {len(labels)} labels."
+            )
+        if len(labels) == 0 or labels.min() < 0 or labels.max() >= self.num_classes:
+            received = "no examples" if len(labels) == 0 else f"{labels.min()} to {labels.max()}"
+            raise DataError(f"Expected labels from 0 to {self.num_classes - 1}. Received {received}.")
+
+    def _set_weights(self, weights: Sequence[Array]) -> None:
+        shapes = [tuple(variable.shape) for variable in self._model.weights]
+        received = [tuple(weight.shape) for weight in weights]
+        if shapes != received:
+            raise ModelError(f"The weights don't fit the model. Expected {shapes}, received {received}.")
+        for variable, weight in zip(self._model.weights, weights, strict=True):
+            variable.assign(weight)
+
+    def _start_over(self, weights: Sequence[Array], learning_rate: float | None, seed: int) -> None:
+        """Forget what earlier calls left behind; in place, for a new object would have to be traced again."""
+        self._set_weights(weights)
+        self._first_state.restore()
+        self._model.reset_metrics()
+        for number, state in enumerate(self._seeds):
+            word = np.random.SeedSequence([seed, 2, number]).generate_state(1)[0]
+            state.assign(np.array([word, 0], np.uint32))
+        if learning_rate is not None:
+            self._set_learning_rate(learning_rate)
+
+    def _set_learning_rate(self, learning_rate: float) -> None:
+        try:
+            self._model.optimizer.learning_rate = learning_rate
+        except TypeError as exc:
+            raise ModelError(
+                f"The model's learning rate is a schedule, so it can't be set to {learning_rate}. "
+                "Try without --learning-rate."
+            ) from exc
+
+    def _run_epoch(self, batches: Any, steps: "_Steps") -> tuple[bool, dict[str, float]]:
+        """Train on every batch, or until told to stop; returns whether it came to the end, and the metrics."""
+        self._model.reset_metrics()
+        iterator, last_report, logs = iter(batches), time.monotonic(), {}
+        stride = self._model.steps_per_execution
+        for batch in range(0, steps.batches, stride):
+            if steps.stop.is_set():
+                return False, _plain(logs)
+            logs = self._model.train_function(iterator)
+            if time.monotonic() - last_report >= REPORT_SECONDS:
+                last_report = time.monotonic()
+                steps.report(steps.progress(min(batch + stride, steps.batches), _plain(logs)))
+        return True, _plain(logs)
+
+    def _pipeline(
+        self, examples: Examples, example_weights: NDArray[np.float32], order: NDArray[np.int64], batch_size: int
+    ) -> Any:
+        """One epoch's batches (x, y, weight) in the given order; the next is prepared while one is trained on."""
+        import tensorflow as tf
+
+        x, y, input_dtype = examples.x, self._labels.encode(examples.y), self._model.inputs[0].dtype
+
+        # The arrays stay numpy's: TensorFlow would copy all of them, every round.
+        def take(rows: NDArray[np.int64]) -> tuple[Array, Array, Array]:
+            return x[rows], y[rows], example_weights[rows]
+
+        def load(rows: Any) -> tuple[Any, Any, Any]:
+            inputs, labels, row_weights = tf.numpy_function(take, [rows], [x.dtype, y.dtype, tf.float32])
+            inputs.set_shape((None, *self.input_shape))
+            labels.set_shape((None, *y.shape[1:]))
+            row_weights.set_shape((None,))
+            return tf.cast(inputs, input_dtype), labels, row_weights
+
+        return tf.data.Dataset.from_tensor_slices(order).batch(batch_size).map(load).prefetch(2)
+
+    def _measure(self, examples: Examples) -> dict[str, float]:
+        outputs, loss = [], 0.0
+        for x, y in zip(_cut(examples.x), _cut(examples.y), strict=True):
+            batch_loss, batch_outputs = self._test_batch(x, y)
+            outputs.append(batch_outputs)
+            loss += batch_loss * len(y)
+        return {"loss": loss / len(examples.y)} | scores(np.concatenate(outputs), examples.y, self._threshold)
+
+    def _test_batch(self, x: Array, y: NDArray[np.int64]) -> tuple[float, NDArray[np.float32]]:
+        loss, outputs = self._test(np.asarray(x, np.float32), self._labels.encode(y))
+        return float(loss), outputs.numpy()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Steps:
+    """One epoch's place in a training."""
+
+    epoch: int
+    settings: TrainingSettings
+    num_examples: int
+    stop: threading.Event
+    report: Report
+
+    @property
+    def batches(self) -> int:
+        return -(-self.num_examples // self.settings.batch_size)
+
+    def progress(self, batch: int, metrics: dict[str, float]) -> TrainingProgress:
+        return TrainingProgress(
+            epoch=self.epoch,
+            epochs=self.settings.epochs,
+            batch=batch,
+            batches=self.batches,
+            metrics=dict(metrics),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Labels:
+    """Labels as the model's loss wants them: class numbers, one column, or one-hot."""
+
+    outputs: int
+    is_sparse: bool
+
+    def encode(self, y: NDArray[np.int64]) -> Array:
+        if self.is_sparse:
+            return np.asarray(y, np.int64)
+        if self.outputs == 1:
+            return np.asarray(y, np.float32)[:, None]
+        return np.eye(self.outputs, dtype=np.float32)[y]
+
+
+class _FirstState:
+    """An optimizer's variables as they were before the first step; a constant one is kept as one number."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self._variables = list(optimizer.variables)
+        self._values = [_compact(np.array(variable)) for variable in self._variables]
+
+    def restore(self) -> None:
+        for variable, value in zip(self._variables, self._values, strict=True):
+            variable.assign(value)
+
+
+def _compact(value: Array) -> Array:
+    is_constant = value.size > 1 and bool((value == value.flat[0]).all())
+    return np.broadcast_to(np.array(value.flat[0]), value.shape) if is_constant else value
+
+
+def _seed_states(model: Any) -> list[Any]:
+    """The states of all random layers, nested ones too: variables that Keras counts as no weight."""
+    return [variable for variable in model.variables if variable.path.endswith("seed_generator_state")]
+
+
+def _test_function(model: Any) -> Any:
+    """A traced function (x, y) -> (mean loss, outputs); it leaves the compiled metrics alone."""
+    import tensorflow as tf
+
+    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+    def test(x: Any, y: Any) -> tuple[Any, Any]:
+        outputs = model(tf.cast(x, model.inputs[0].dtype), training=False)
+        loss = model.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=None, training=False)
+        return loss, tf.cast(outputs, tf.float32)
+
+    return test
+
+
+def _loss_name(loss: Any) -> str:
+    if isinstance(loss, list | tuple | dict):
+        loss = next(iter(loss.values() if isinstance(loss, dict) else loss))
+    return str(loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)).lower()
+
+
+def _has_logits(loss: Any) -> bool:
+    config = loss.get_config() if hasattr(loss, "get_config") else {}
+    return bool(config.get("from_logits", False))
+
+
+def _example_weights(y: NDArray[np.int64], class_weight: str) -> NDArray[np.float32]:
+    """Per example: 1, or for "balanced" n / (k · n_c), with k the classes that occur; the mean stays 1."""
+    if class_weight == "none":
+        return np.ones(len(y), np.float32)
+    counts = np.bincount(y)
+    return (len(y) / (np.count_nonzero(counts) * counts[y])).astype(np.float32)
+
+
+def _plain(logs: dict[str, Any]) -> dict[str, float]:
+    """Metrics as numbers; whatever accuracy the model was compiled with is called accuracy."""
+    return {"accuracy" if "acc" in name else name: float(value) for name, value in logs.items()}
+
+
+def _cut(values: Array) -> Iterator[Array]:
+    for start in range(0, len(values), EVALUATION_BATCH):
+        yield values[start : start + EVALUATION_BATCH]
+
+
+def scores(outputs: NDArray[np.float32], y: NDArray[np.int64], threshold: float = 0.5) -> dict[str, float]:
+    """Accuracy, balanced accuracy, and with two classes AUC.
+
+    Args:
+        outputs: Shape (n, classes), or (n, 1) for the second class of two.
+        y: Class numbers, shape (n,).
+        threshold: From which on a single output means the second class.
+    """
+    is_single = outputs.shape[1] == 1
+    predicted = (outputs[:, 0] >= threshold).astype(np.int64) if is_single else outputs.argmax(axis=1)
+    is_right = predicted == y
+    recalls = [float(is_right[y == label].mean()) for label in np.unique(y)]
+    found = {"accuracy": float(is_right.mean()), "balanced_accuracy": sum(recalls) / len(recalls)}
+    if outputs.shape[1] <= 2 and len(recalls) == 2:
+        found["auc"] = area_under_curve(outputs[:, -1] if is_single else outputs[:, 1] - outputs[:, 0], y)
+    return found
+
+
+def area_under_curve(score: NDArray[np.float32], y: NDArray[np.int64]) -> float:
+    """Probability that an example of class 1 scores above one of class 0; a tie counts half (Mann-Whitney)."""
+    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    positives = int((y == 1).sum())
+    negatives = len(y) - positives
+    return float((ranks[y == 1].sum() - positives * (positives + 1) / 2) / (positives * negatives))
