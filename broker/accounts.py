@@ -49,7 +49,7 @@ def revoke(management: Management, name: str) -> int:
 
 
 def _limit(management: Management, vhost: str, name: str) -> None:
-    """Let a worker use its own two queues (and those of its swarm's NAME.i), and publish under its own keys."""
+    """Let a worker use its own queues (and its swarm's NAME.i), and publish under its own keys."""
     own = rf"(worker|upload)\.{re.escape(name)}(\.[1-9][0-9]*)?"
     queues_and_exchange = (
         f"^({names.EXCHANGE}|{own})$"  # a binding needs write on the queue, read on the exchange
@@ -61,6 +61,6 @@ def _limit(management: Management, vhost: str, name: str) -> None:
         vhost,
         name,
         names.EXCHANGE,
-        write=f"^({names.COORDINATOR}|{own})$",
+        write=f"^({names.COORDINATOR}|{names.DEAD}|{own})$",
         read=f"^({names.EVERY_WORKER}|{own})$",  # without it a worker could bind its queue to #
     )

@@ -92,7 +92,9 @@ _INITIALIZERS = frozenset(
     Orthogonal OrthogonalInitializer RandomNormal RandomUniform TruncatedNormal VarianceScaling Zeros
     """.split()
 )
-_ARITHMETIC = frozenset("Absolute Add Divide Maximum Mean Minimum Multiply Negative Subtract TrueDivide".split())
+_ARITHMETIC = frozenset(
+    "Absolute Add Divide Maximum Mean Minimum Multiply Negative Subtract TrueDivide".split()
+)
 
 #: Every object that may occur, by the module under which Keras writes it.
 _ALLOWED: dict[str, frozenset[str]] = {
@@ -148,7 +150,9 @@ def check_model_json(text: str) -> dict[str, Any]:
         ModelError: It is too long, no JSON, or holds something that is not allowed, which is named.
     """
     if len(text.encode("utf-8", "replace")) > MAX_JSON_BYTES:
-        raise ModelError(f"The model's JSON is {len(text)} characters long; {MAX_JSON_BYTES} bytes are allowed.")
+        raise ModelError(
+            f"The model's JSON is {len(text)} characters long; {MAX_JSON_BYTES} bytes are allowed."
+        )
     try:
         config = json.loads(text)
     except (ValueError, RecursionError) as exc:
@@ -178,7 +182,9 @@ def check_config(config: object) -> None:
 def _check_root(config: object) -> None:
     if not isinstance(config, dict) or config.get("class_name") not in _MODELS:
         received = config.get("class_name") if isinstance(config, dict) else type(config).__name__
-        raise _refused(f"{received!r} as the model", "a Sequential or Functional model (no subclass of keras.Model)")
+        raise _refused(
+            f"{received!r} as the model", "a Sequential or Functional model (no subclass of keras.Model)"
+        )
 
 
 def _walk(root: object) -> Iterator[object]:

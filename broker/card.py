@@ -1,4 +1,4 @@
-"""What a saved model says about itself, so that whoever opens it later knows its classes and where it came from."""
+"""What a saved model says about itself, so that whoever opens it knows its classes and origin."""
 
 import json
 import math

@@ -154,8 +154,8 @@ def status(as_json: bool, amqp_url: str, management_url: str | None, home: Path,
 def invite(name: str, amqp_url: str, management_url: str | None, home: Path, log: LogContext) -> None:
     """Create a worker's own account, and print the AMQP URL to hand over to it.
 
-    The account may read its own queue and publish its own updates, nothing else. The name `coordinator` creates
-    the coordinator's account, with all rights in the virtual host. The password is shown this once.
+    The account may read its own queue and publish its own updates, nothing else. The name `coordinator`
+    creates the coordinator's account, with all rights in the virtual host. The password is shown this once.
 
     \b
     broker invite hospital-1

@@ -159,8 +159,8 @@ class Link(Protocol):
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         """Let the broker forget these; a void tag is ignored."""
 
-    def dead_letter(self, delivery: Delivery, reason: str) -> None:
-        """Copy what can't be accepted to the queue `dead` (64 KiB at most), with the reason; then acknowledge it."""
+    def copy_to_dead(self, delivery: Delivery, reason: str) -> None:
+        """Copy what can't be accepted to the queue `dead`, 64 KiB at most, with the reason; acknowledges nothing."""
 
     def consumers(self, queue: str) -> int | None:
         """How many readers a queue has; None when there is no such queue."""

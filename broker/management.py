@@ -1,4 +1,4 @@
-"""RabbitMQ's management API, as far as Warren needs it: policies, users, permissions, and what a person wants to see."""
+"""RabbitMQ's management API, as far as Warren needs it: policies, accounts, and what people want to see."""
 
 import base64
 import json
@@ -167,7 +167,8 @@ class Management:
             return json.loads(answer) if answer else {}
         except ValueError as exc:
             raise BrokerUnreachable(
-                f"What answers at {self.address} is not RabbitMQ's management API. Try another --management-url."
+                f"What answers at {self.address} is not RabbitMQ's management API. "
+                "Try another --management-url."
             ) from exc
 
     def _refusal(self, method: str, path: str, exc: urllib.error.HTTPError) -> BrokerError:

@@ -163,8 +163,8 @@ class MemoryLink:
             for name in touched:
                 self._broker.serve(self._broker.stores[name])
 
-    def dead_letter(self, delivery: Delivery, reason: str) -> None:
-        """Copy what can't be accepted to the queue `dead`, with the reason; then acknowledge it."""
+    def copy_to_dead(self, delivery: Delivery, reason: str) -> None:
+        """Copy what can't be accepted to the queue `dead`, with the reason."""
         copy = Outgoing(
             key=names.DEAD,
             body=delivery.body[:_DEAD_BYTES],
@@ -172,7 +172,6 @@ class MemoryLink:
             headers={"reason": reason, "queue": delivery.queue, "sender": delivery.user_id or ""},
         )
         self._route(copy)
-        self.ack([delivery])
 
     def consumers(self, queue: str) -> int | None:
         """How many readers a queue has; None when there is no such queue."""

@@ -1,4 +1,4 @@
-"""A rabbitmq-server process of one's own: own node name, ports, data and log; nothing under /etc or /var is touched."""
+"""A rabbitmq-server of one's own: own node name, ports, data and log; nothing of the system's is touched."""
 
 import json
 import os
@@ -203,7 +203,8 @@ class PrivateBroker:
         self.kill()
         happened = "ended while it started" if ended else f"was not ready after {seconds:.0f} seconds"
         raise BrokerUnreachable(
-            f"The private rabbitmq-server on port {self.port} {happened}. Its last words:\n{self.last_lines()}\n"
+            f"The private rabbitmq-server on port {self.port} {happened}. "
+            f"Its last words:\n{self.last_lines()}\n"
             f"More is in {self.home / 'log'}. Try `broker up --port` with another port."
         )
 
@@ -235,11 +236,20 @@ def find_program() -> Path:
     found = shutil.which("rabbitmq-server")
     if found is None:
         raise BrokerUnreachable(
-            "There is no broker at the address, no container engine runs, and no rabbitmq-server is installed. "
-            "Try one of: `apt-get install rabbitmq-server` (Debian, Ubuntu), `brew install rabbitmq` (macOS), "
-            "start Docker, or set AMQP_URL to a broker that runs."
+            "There is no broker: nothing usable at the AMQP URL, no container engine, no rabbitmq-server. "
+            "Try `apt-get install rabbitmq-server` (Debian, Ubuntu) or "
+            "`brew install rabbitmq` (macOS); or start Docker; or set AMQP_URL to a broker that runs."
         )
     return Path(found)
+
+
+def is_installed() -> bool:
+    """Whether there is a rabbitmq-server to start."""
+    try:
+        find_program()
+    except BrokerUnreachable:
+        return False
+    return True
 
 
 def free_ports(count: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Asks an address, in as few bytes as AMQP allows, whether a broker there takes this login: `broker up` must know."""
+"""Asks an address whether a broker there takes this login, in as few bytes as AMQP 0-9-1 allows."""
 
 import socket
 import ssl
@@ -29,7 +29,7 @@ class Answer(Enum):
     NOTHING = "nothing"
 
 
-class _NotAmqp(Exception):
+class _NotAmqpError(Exception):
     """What was received is no frame of AMQP 0-9-1."""
 
 
@@ -45,11 +45,11 @@ def ask(amqp_url: str, *, seconds: float = 5) -> Answer:
         try:
             stream.sendall(_HEADER)
             _receive(stream)  # connection.start
-        except (OSError, _NotAmqp):
+        except (OSError, _NotAmqpError):
             return Answer.FOREIGN
         try:
             return _log_in(stream, amqp_url)
-        except (OSError, _NotAmqp):
+        except (OSError, _NotAmqpError):
             return Answer.REFUSED  # a broker that hangs up during the login
 
 
@@ -128,7 +128,7 @@ def _send(stream: socket.socket, method: tuple[int, int], arguments: bytes) -> N
 def _receive(stream: socket.socket) -> tuple[tuple[int, int], bytes]:
     kind, _channel, size = struct.unpack(">BHI", _exactly(stream, 7))
     if kind != 1 or not 4 <= size <= _MOST_BYTES:
-        raise _NotAmqp
+        raise _NotAmqpError
     payload = _exactly(stream, size + 1)
     class_id, method_id = struct.unpack(">HH", payload[:4])
     return (class_id, method_id), payload[4:-1]
@@ -139,6 +139,6 @@ def _exactly(stream: socket.socket, size: int) -> bytes:
     while len(data) < size:
         received = stream.recv(size - len(data))
         if not received:
-            raise _NotAmqp
+            raise _NotAmqpError
         data += received
     return data

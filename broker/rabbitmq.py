@@ -603,8 +603,8 @@ class RabbitLink:
         if tags:
             self._consumer.send(perform, Future())
 
-    def dead_letter(self, delivery: Delivery, reason: str) -> None:
-        """Copy what can't be accepted to the queue `dead`, with the reason; then acknowledge it."""
+    def copy_to_dead(self, delivery: Delivery, reason: str) -> None:
+        """Copy what can't be accepted to the queue `dead`, with the reason."""
         copy = Outgoing(
             key=names.DEAD,
             body=delivery.body[:_DEAD_BYTES],
@@ -615,7 +615,6 @@ class RabbitLink:
             self.publish([copy])
         except Unroutable:
             logger.warning("Without a queue %r this is kept nowhere: %s", names.DEAD, reason)
-        self.ack([delivery])
 
     def consumers(self, queue: str) -> int | None:
         """How many readers a queue has; None when there is no such queue."""

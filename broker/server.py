@@ -15,10 +15,19 @@ from broker.command import management_url_for, without_password
 from broker.container import Container, running_engine
 from broker.errors import BrokerError, BrokerUnreachable, LoginRefused
 from broker.management import Management
-from broker.private import PrivateBroker, find_program, free_ports, wait_until
+from broker.private import PrivateBroker, find_program, free_ports, is_installed, wait_until
 from broker.probe import Answer
 
-__all__ = ["PrivateBroker", "Running", "down", "known_management_url", "recorded", "set_policies", "up"]
+__all__ = [
+    "PrivateBroker",
+    "Running",
+    "can_be_up",
+    "down",
+    "known_management_url",
+    "recorded",
+    "set_policies",
+    "up",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +41,7 @@ _LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 _POLICY = "warren: deleted when nobody reads it for 14 days"
 _WORKER_QUEUES = r"^worker\.[a-z0-9-]{1,48}(\.[0-9]+)?$"
 # A laptop may stay closed over a holiday; a worker that never comes back must not fill the disk for ever.
-# Upload queues have no expiry: nobody reads them before the update is announced, and that is no reason to lose it.
+# Upload queues have no expiry: nobody reads them before the update is announced.
 _EXPIRES_MILLISECONDS = 14 * 24 * 3600 * 1000
 
 
@@ -75,6 +84,12 @@ def up(
     return running
 
 
+def can_be_up(amqp_url: str) -> bool:
+    """Whether `up` has something to work with; if not, rabbitmq-server must be installed first."""
+    is_reachable = probe.ask(amqp_url) is Answer.READY
+    return is_reachable or running_engine() is not None or is_installed()
+
+
 def down(home: Path, *, with_data: bool = False) -> list[str]:
     """End every broker that `up` started in this home; the addresses of those that ran.
 
@@ -105,7 +120,7 @@ def recorded(home: Path) -> list[PrivateBroker]:
 
 
 def known_management_url(amqp_url: str, management_url: str | None, home: Path) -> str:
-    """The management API of the broker at an AMQP address: as given, as recorded by `up`, or on the usual port."""
+    """The management API of the broker at this address: as given, as `up` recorded it, or the usual port."""
     if management_url:
         return management_url
     own = _own_at(amqp_url, home)
@@ -182,7 +197,7 @@ def _who_is_at(port: int) -> str:
 
 
 def _somewhere(amqp_url: str, answer: Answer, management_port: int | None, home: Path) -> PrivateBroker:
-    """A private broker on the address's own port, or, where that is taken, on the next one that can be had."""
+    """A private broker on the address's own port, or, where that is taken, on the next free one."""
     preferred = probe.host_and_port(amqp_url)[1]
     for port in (preferred, *_OTHER_PORTS):
         known = PrivateBroker.recorded(home / str(port))
@@ -223,7 +238,7 @@ def _private(broker: PrivateBroker) -> Running:
 
 
 def _contained(wanted: PrivateBroker, home: Path) -> Running | None:
-    """The same broker in a container; None where no engine runs, or it cannot, or a private one is there already."""
+    """The same broker in a container; None where no engine can, or a private one is there already."""
     engine = None if wanted.is_running() else running_engine()
     if engine is None:
         return None
@@ -267,7 +282,7 @@ def _unusable(amqp_url: str, answer: Answer) -> BrokerError:
             f"the virtual host {probe.vhost_of(amqp_url)!r}. Try another AMQP_URL."
         )
     return BrokerUnreachable(
-        f"At {where} is {answer.value}. Expected a RabbitMQ broker, and only one on this machine can be started. "
+        f"At {where} is {answer.value}. Expected a RabbitMQ broker; only one on this machine can be started. "
         "Try another AMQP_URL, or none."
     )
 

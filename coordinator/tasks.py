@@ -90,5 +90,7 @@ def resolve(task: str) -> Task:
 def _of_file(task: str) -> Task:
     path = Path(task)
     if not path.is_file():
-        raise UsageError(f"There is no model file {task!r}. Try the path of a compiled model saved by Keras 3.")
+        raise UsageError(
+            f"There is no model file {task!r}. Try the path of a compiled model saved by Keras 3."
+        )
     return Task(name=task, kind="file", source=str(path.resolve()), defaults=TaskDefaults())

@@ -24,7 +24,7 @@ def wait_until(condition: Callable[[], bool], seconds: float, *, what: str = "th
 def started_broker(
     home: Path, *, conf: tuple[str, ...] = (), erlang: tuple[str, ...] = ()
 ) -> Iterator[PrivateBroker]:
-    """A private broker on free ports; killed at the end, whatever happens. For tests that kill it, or need settings.
+    """A private broker on free ports, for tests that kill it or need settings; gone at the end.
 
     The shared one of the fixture `broker` must never be killed or stopped.
     """

@@ -180,7 +180,9 @@ class LinkContract:
         link.declare([coordinator_queue(), dead_queue()])
         link.consume(["coordinator"], prefetch=10)
         link.publish([message("coordinator", bytes(100_000))])
-        link.dead_letter(next_delivery(link), "wrong shape")
+        delivery = next_delivery(link)
+        link.copy_to_dead(delivery, "wrong shape")
+        link.ack([delivery])
         dead = fetched(link, "dead")
         assert len(dead.body) == 64 * 1024
         assert dead.headers["reason"] == "wrong shape"

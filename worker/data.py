@@ -21,6 +21,7 @@ from worker.layout import (
     LabelledArrays,
     Labels,
     Layout,
+    Part,
     count_per_class,
     find_layout,
     patient_of,
@@ -57,8 +58,15 @@ class Examples:
 class Source(Protocol):
     """Where the examples of one part come from."""
 
-    labels: Labels
-    groups: Sequence[str] | None
+    @property
+    def labels(self) -> Labels:
+        """(n,) class indices."""
+        ...
+
+    @property
+    def groups(self) -> Sequence[str] | None:
+        """Whose examples they are, n names, if that is known."""
+        ...
 
     def read(self, shape: Shape, index: Labels | None = None) -> Pixels:
         """The examples at `index` (all: None) as (n, *shape)."""
@@ -142,7 +150,10 @@ class Dataset:
         test = deal_examples(self._test.labels, into, seed)
         return [
             Dataset(
-                self.classes, _Excerpt(self._train, mine), _Excerpt(self._test, its), is_held_out=self.is_held_out
+                self.classes,
+                _Excerpt(self._train, mine),
+                _Excerpt(self._test, its),
+                is_held_out=self.is_held_out,
             )
             for mine, its in zip(train, test, strict=True)
         ]
@@ -166,31 +177,29 @@ def open_data(
         DataError: There is no data, or it can't be used.
     """
     layout = find_layout(spec)
-    is_held_out = False
-    if for_training:
-        if layout.train is None:
-            raise DataError(f"{spec!r} has a test part only. Put the images to train on under train/.")
-        layout, is_held_out = _with_test_part(layout, seed)
-        train, test = layout.train, layout.test
+    train, test, is_held_out = _choose_parts(layout, spec, for_training=for_training, seed=seed)
+    if isinstance(train, ImageFiles) and isinstance(test, ImageFiles):
+        sources = _open_images(train, test, layout.classes, shape)
     else:
-        test = layout.train if layout.test is None else layout.test
-        train = test.take(np.empty(0, np.int64)) if test is not None else None
-    assert train is not None and test is not None  # noqa: S101 - the two branches above leave none of them out
-    sources = _open_images(train, test, layout.classes, shape, has_train=for_training)
+        sources = _open_arrays(train, test)
     return Dataset(layout.classes, *sources, is_held_out=is_held_out)
 
 
-# Holding out
+def _choose_parts(layout: Layout, spec: str, *, for_training: bool, seed: int) -> tuple[Part, Part, bool]:
+    """What is trained on, what is tested on, and whether the latter had to be held out of the former."""
+    train, test = layout.train, layout.test
+    if for_training and train is not None:
+        return (train, test, False) if test is not None else (*_hold_out(train, layout.classes, seed), True)
+    whole = train if test is None else test
+    if for_training or whole is None:
+        raise DataError(f"{spec!r} has a test part only. Put the images to train on under train/.")
+    return whole.take(np.empty(0, np.int64)), whole, False
 
 
-def _with_test_part(layout: Layout, seed: int) -> tuple[Layout, bool]:
-    """The layout with a test part, and whether it had to be held out."""
-    if layout.train is None or layout.test is not None:
-        return layout, False
-    part = layout.train
-    held = _choose_held_out(part.labels, part.patients, layout.classes, np.random.default_rng(seed))
+def _hold_out(part: Part, classes: tuple[str, ...], seed: int) -> tuple[Part, Part]:
+    held = _choose_held_out(part.labels, part.patients, classes, np.random.default_rng(seed))
     rest = np.setdiff1d(np.arange(len(part.labels)), held)
-    return Layout(classes=layout.classes, train=part.take(rest), test=part.take(held)), True
+    return part.take(rest), part.take(held)
 
 
 def _choose_held_out(
@@ -203,7 +212,7 @@ def _choose_held_out(
         members = np.flatnonzero(labels == label)
         if len(members) < 2:
             raise DataError(
-                f"The class {classes[label]!r} has {len(members)} example, and one must be held out to test on. "
+                f"The class {classes[label]!r} has {len(members)} example, and one must be held out. "
                 "Bring at least two examples of each class, or a test part."
             )
         owners = names[members] if len(set(names[members])) > 1 else members
@@ -299,18 +308,15 @@ def _sample(source: Source, shape: Shape, per_class: int, rng: np.random.Generat
     return Examples(x=source.read(shape, index), y=source.labels[index])
 
 
+def _open_arrays(train: Part, test: Part) -> tuple[Source, Source]:
+    first, second = (_Arrays(part) for part in (train, test) if isinstance(part, LabelledArrays))
+    return first, second
+
+
 def _open_images(
-    train: ImageFiles | LabelledArrays,
-    test: ImageFiles | LabelledArrays,
-    classes: tuple[str, ...],
-    shape: Shape,
-    *,
-    has_train: bool,
+    train: ImageFiles, test: ImageFiles, classes: tuple[str, ...], shape: Shape
 ) -> tuple[Source, Source]:
     """Decode both parts in one go, so that there is one progress bar and one warning."""
-    if isinstance(train, LabelledArrays) or isinstance(test, LabelledArrays):
-        assert isinstance(train, LabelledArrays) and isinstance(test, LabelledArrays)  # noqa: S101 - one layout
-        return _Arrays(train), _Arrays(test)
     pixels, reasons = _decode((*train.paths, *test.paths), shape)
     if reasons:
         _warn(reasons, len(pixels))
@@ -318,11 +324,13 @@ def _open_images(
     pixels = pixels[kept] if reasons else pixels
     pixels.flags.writeable = False
     cut = int(np.searchsorted(kept, len(train.paths)))
-    parts = (train.take(kept[:cut]), test.take(kept[cut:] - len(train.paths)))
-    before = (train, test) if has_train else (test,)
-    for old, new in zip(before, parts if has_train else parts[1:], strict=True):
-        _check_left(old.labels, new.labels, classes)
-    return _Images(parts[0], shape, pixels[:cut]), _Images(parts[1], shape, pixels[cut:])
+    sources = (
+        _Images(train.take(kept[:cut]), shape, pixels[:cut]),
+        _Images(test.take(kept[cut:] - len(train.paths)), shape, pixels[cut:]),
+    )
+    for before, after in zip((train, test), sources, strict=True):
+        _check_left(before.labels, after.labels, classes)
+    return sources
 
 
 def _check_left(before: Labels, after: Labels, classes: tuple[str, ...]) -> None:

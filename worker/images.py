@@ -8,14 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from broker.errors import DataError
 
 Shape = tuple[int, ...]
 Pixels = npt.NDArray[np.uint8]
 
-MAX_PIXELS = 80_000_000  #: a larger picture is refused before it is decoded (a small file can hold a huge one)
+MAX_PIXELS = (
+    80_000_000  #: a larger picture is refused before it is decoded (a small file can hold a huge one)
+)
 SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".gif", ".bmp", ".webp"})
 
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")  # and no more: some of Pillow's others start programs
@@ -34,11 +36,11 @@ _BROKEN_FILE = (  # what Pillow raises on files that are cut, damaged, or made t
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
-    UserWarning,
 )
 
-# MAX_PIXELS is the stricter limit, and ends in an error; Pillow's warning would only be a second line about it.
+# MAX_PIXELS is stricter, and ends in an error; and a damaged EXIF tag is no news to whoever owns the picture.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def read_image(source: Path | bytes, shape: Shape) -> Pixels:
@@ -61,13 +63,17 @@ def read_image(source: Path | bytes, shape: Shape) -> Pixels:
     height, width, mode = _target(shape)
     name = f"the image {str(source)!r}" if isinstance(source, Path) else "the uploaded image"
     try:
-        with Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=_FORMATS) as image:
+        with Image.open(
+            source if isinstance(source, Path) else io.BytesIO(source), formats=_FORMATS
+        ) as image:
             _check_size(image, name)
             # A large JPEG is decoded at a half, quarter or eighth of its size, never below twice the target.
             image.draft(mode, (2 * max(height, width),) * 2)
             flat = _flatten(ImageOps.exif_transpose(image), mode)
     except _BROKEN_FILE as exc:
-        raise DataError(f"Can't read {name}: {_reason(exc)}. Expected a whole JPEG, PNG, GIF, BMP or WebP file.") from exc
+        raise DataError(
+            f"Can't read {name}: {_reason(exc)}. Expected a whole JPEG, PNG, GIF, BMP or WebP file."
+        ) from exc
     if flat.size != (width, height):
         flat = flat.resize((width, height), Image.Resampling.BILINEAR)
     return np.array(flat, dtype=np.uint8).reshape(shape)
@@ -127,6 +133,6 @@ def _reason(exc: BaseException) -> str:
         return "it is a folder"
     if isinstance(exc, PermissionError):
         return "no permission to read it"
-    if isinstance(exc, Image.UnidentifiedImageError):
+    if isinstance(exc, UnidentifiedImageError):
         return "it is not an image"
     return str(exc).split("\n")[0].rstrip(".") or type(exc).__name__

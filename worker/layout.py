@@ -20,9 +20,12 @@ from worker.tensorflow import load_keras
 Labels = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
 
-CLASSES_FILE = "classes.txt"  #: names the classes of a site that lacks some, one a line; made by `worker split`
+CLASSES_FILE = (
+    "classes.txt"  #: names the classes of a site that lacks some, one a line; made by `worker split`
+)
 CLASSES_ARRAY = "classes"  #: the same inside an .npz
 
+_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _PATIENT = re.compile(r"(person\d+|(?:NORMAL\d*-)?IM-\d+)(?=[-_.]|$)", re.IGNORECASE)
 _LAYOUT_HELP = "Expected a folder with one sub-folder of images per class (optionally under train/ and test/)"
@@ -42,8 +45,9 @@ class ImageFiles:
 
     @property
     def patients(self) -> tuple[str, ...]:
-        """Whose picture each is, as far as the names tell."""
-        return tuple(patient_of(path.name) for path in self.paths)
+        """Whose picture each is, as far as the names tell; 1.png of two classes is not one person."""
+        names = ((path, patient_of(path.name)) for path in self.paths)
+        return tuple(str(path) if patient == path.name else patient for path, patient in names)
 
     def take(self, index: Labels) -> "ImageFiles":
         """The files at these positions."""
@@ -119,6 +123,11 @@ def find_layout(spec: str) -> Layout:
     )
 
 
+def first_line(exc: Exception) -> str:
+    """What another library says, short enough for one line of ours."""
+    return (str(exc).strip().splitlines() or [type(exc).__name__])[0].rstrip(".") + "."
+
+
 def count_per_class(labels: Labels, num_classes: int) -> Labels:
     """(num_classes,) examples of each class."""
     return np.bincount(labels, minlength=num_classes).astype(np.int64)
@@ -146,7 +155,9 @@ def _declared_classes(root: Path) -> tuple[str, ...]:
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__")))
+    return sorted(
+        entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__"))
+    )
 
 
 def _check_folders(root: Path, classes: tuple[str, ...], *, may_lack: bool) -> None:
@@ -167,7 +178,9 @@ def _check_folders(root: Path, classes: tuple[str, ...], *, may_lack: bool) -> N
 def _list_images(root: Path, classes: tuple[str, ...]) -> ImageFiles:
     per_class = [_images_in(root / name) for name in classes]
     labels = np.repeat(np.arange(len(classes)), [len(paths) for paths in per_class])
-    return ImageFiles(paths=tuple(path for paths in per_class for path in paths), labels=labels.astype(np.int64))
+    return ImageFiles(
+        paths=tuple(path for paths in per_class for path in paths), labels=labels.astype(np.int64)
+    )
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -196,26 +209,31 @@ def _check_not_empty(
 
 def _read_npz(path: Path) -> Layout:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError(f"{str(path)!r} is one array. Expected an .npz with x_train and y_train.")
-            wanted = ("x_train", "y_train", "x_test", "y_test", CLASSES_ARRAY)
-            arrays = {name: archive[name] for name in wanted if name in archive.files}
-            names = list(archive.files)
+        arrays, names = _load_arrays(path)
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as exc:
         raise DataError(
-            f"Can't read {str(path)!r} as arrays: {str(exc).splitlines()[0] if str(exc) else type(exc).__name__} "
+            f"Can't read {str(path)!r} as arrays: {first_line(exc)} "
             "Expected an .npz of plain numbers (no pickled objects); save it with "
             "numpy.savez(FILE, x_train=..., y_train=..., x_test=..., y_test=...)."
         ) from exc
     has_test = "x_test" in arrays or "y_test" in arrays
-    missing = [name for name in wanted[: 4 if has_test else 2] if name not in arrays]
+    missing = [name for name in _ARRAYS[: 4 if has_test else 2] if name not in arrays]
     if missing:
         raise DataError(
-            f"{str(path)!r} lacks {' and '.join(missing)}. Expected x_train, y_train and, if there is a test part, "
-            f"x_test, y_test. It holds {names}."
+            f"{str(path)!r} lacks {' and '.join(missing)}. Expected x_train, y_train and, for a test "
+            f"part, x_test, y_test. It holds {names}."
         )
     return _from_arrays(arrays, str(path))
+
+
+def _load_arrays(path: Path) -> tuple[dict[str, Array], list[str]]:
+    """The arrays that count, and the names of all there are."""
+    with path.open("rb") as file:  # numpy leaves a file that it opened itself open when it is damaged
+        archive = np.load(file, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("it is one array alone")
+        wanted = [name for name in (*_ARRAYS, CLASSES_ARRAY) if name in archive.files]
+        return {name: archive[name] for name in wanted}, list(archive.files)
 
 
 def _call(spec: str) -> Layout:
@@ -278,15 +296,17 @@ def _check_labels(labels: Array, array: str, name: str) -> Array:
         labels = labels[:, 0]  # Keras's CIFAR sets are like this
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(
-            f"{array} of {name!r} needs one whole number an example, shape (n,). Received {labels.dtype} of shape "
-            f"{labels.shape}. Of one-hot labels take .argmax(axis=1); of names, numpy.unique's indices."
+            f"{array} of {name!r} needs one whole number an example, shape (n,). Received {labels.dtype} of "
+            f"shape {labels.shape}. Of one-hot labels take .argmax(axis=1); of names, numpy.unique's indices."
         )
     return labels
 
 
 def _check_examples(x: Array, labels: Array, part: str, name: str) -> None:
     if x.dtype == object or not (np.issubdtype(x.dtype, np.number) or x.dtype == bool):
-        raise DataError(f"x_{part} of {name!r} needs numbers, one shape for all examples. Received {x.dtype}.")
+        raise DataError(
+            f"x_{part} of {name!r} needs numbers, one shape for all examples. Received {x.dtype}."
+        )
     if x.ndim < 2 or len(x) != len(labels) or not len(x):
         raise DataError(
             f"x_{part} and y_{part} of {name!r} need as many examples, one or more. "
@@ -297,7 +317,9 @@ def _check_examples(x: Array, labels: Array, part: str, name: str) -> None:
 
 
 def _known_labels(declared: Array | None, values: Iterable[Array], name: str) -> Array:
-    known = np.unique(np.concatenate(list(values) if declared is None else [_check_labels(declared, "classes", name)]))
+    known = np.unique(
+        np.concatenate(list(values) if declared is None else [_check_labels(declared, "classes", name)])
+    )
     if len(known) < 2:
         raise DataError(
             f"{name!r} needs two classes or more; every label is {known[0]}. Check the labels of y_train."
@@ -308,7 +330,9 @@ def _known_labels(declared: Array | None, values: Iterable[Array], name: str) ->
 def _index_of(values: Array, known: Array, array: str, name: str) -> Labels:
     index = np.searchsorted(known, values).clip(max=len(known) - 1).astype(np.int64)
     if (known[index] != values).any():
-        raise DataError(f"{array} of {name!r} has labels that are not in its array 'classes': {known.tolist()}.")
+        raise DataError(
+            f"{array} of {name!r} has labels that are not in its array 'classes': {known.tolist()}."
+        )
     return index
 
 
@@ -319,4 +343,6 @@ def _check_trained(layout: Layout, name: str) -> None:
     counts = count_per_class(layout.train.labels, len(layout.classes))
     empty = [label for label, count in zip(layout.classes, counts, strict=True) if not count]
     if empty:
-        raise DataError(f"{name!r} has no training example of the label {empty[0]}, but y_test has. Remove it there.")
+        raise DataError(
+            f"{name!r} has no training example of the label {empty[0]}, but y_test has. Remove it there."
+        )

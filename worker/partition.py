@@ -109,12 +109,13 @@ class _Bundles:
 
     @property
     def sizes(self) -> Indices:
-        return self.counts.sum(axis=1)
+        """Examples in each bundle."""
+        return np.asarray(self.counts.sum(axis=1))
 
     @property
     def labels(self) -> Indices:
         """The class that each bundle mostly holds."""
-        return self.counts.argmax(axis=1)
+        return np.asarray(self.counts.argmax(axis=1))
 
 
 def _bundles(labels: Indices, groups: Sequence[str] | None) -> _Bundles:
@@ -186,14 +187,17 @@ def _deal_dirichlet(
     bundles: _Bundles, into: int, alpha: float, rng: np.random.Generator
 ) -> Iterator[tuple[int, int]]:
     """Each site draws bundles by its own balance of classes; the smallest site is always the next to draw."""
-    left = [list(rng.permutation(np.flatnonzero(bundles.labels == c))) for c in range(bundles.counts.shape[1])]
+    left = [
+        list(rng.permutation(np.flatnonzero(bundles.labels == c))) for c in range(bundles.counts.shape[1])
+    ]
     overall = np.array([len(bundle) for bundle in left], np.float64)
     wishes = _draw_wishes(overall / overall.sum(), into, alpha, rng)
     total = np.zeros(into, np.int64)
+    sizes = bundles.sizes
     for _ in bundles.members:
         site = int(np.argmin(total))
         bundle = int(left[_draw_class(wishes[site], left, rng)].pop())
-        total[site] += bundles.sizes[bundle]
+        total[site] += sizes[bundle]
         yield bundle, site
 
 

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
-_CHATTER = re.compile(rb"^(WARNING: All log messages before absl|[IWE]\d{4} \d\d:|\d{4}-\d\d-\d\d .*: [IWE] )")
+_CHATTER = re.compile(
+    rb"^(WARNING: All log messages before absl|[IWE]\d{4} \d\d:|\d{4}-\d\d-\d\d .*: [IWE] )"
+)
 
 
 def load_keras() -> ModuleType:
@@ -29,7 +31,8 @@ def load_keras() -> ModuleType:
             tensorflow.config.list_physical_devices("GPU")  # says that there is none: here, not later
     import keras
 
-    return keras
+    loaded: ModuleType = keras
+    return loaded
 
 
 @contextmanager

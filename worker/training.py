@@ -105,9 +105,13 @@ class LocalModel:
     def _check_form(self) -> None:
         shapes = (self._model.input_shape, self._model.output_shape)
         if not all(isinstance(shape, tuple) for shape in shapes) or None in shapes[0][1:]:
-            raise ModelError(f"The model must have one input of a fixed shape and one output. Received {shapes}.")
+            raise ModelError(
+                f"The model must have one input of a fixed shape and one output. Received {shapes}."
+            )
         if len(shapes[1]) != 2:
-            raise ModelError(f"The model must give one number per class. Received an output of shape {shapes[1]}.")
+            raise ModelError(
+                f"The model must give one number per class. Received an output of shape {shapes[1]}."
+            )
 
     def weights(self) -> list[Array]:
         """The model's present weights, in Keras's order (`model.weights`)."""
@@ -238,7 +242,11 @@ class LocalModel:
         return True, _plain(logs)
 
     def _pipeline(
-        self, examples: Examples, example_weights: NDArray[np.float32], order: NDArray[np.int64], batch_size: int
+        self,
+        examples: Examples,
+        example_weights: NDArray[np.float32],
+        order: NDArray[np.int64],
+        batch_size: int,
     ) -> Any:
         """One epoch's batches (x, y, weight) in the given order; the next is prepared while one is trained on."""
         import tensorflow as tf

@@ -1,0 +1,65 @@
+# Everything from a clean clone: `make demo`, `make test`. Needs python3, make and the system's package manager.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+SHELL  := /bin/bash
+
+.DEFAULT_GOAL := help
+.PHONY: help venv install broker needs-broker needs-rabbitmq check format test test-unit demo clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+venv: $(VENV)/.made  ## the virtual environment
+
+install: $(VENV)/.installed  ## the virtual environment with everything in it, as pinned in requirements.lock
+
+# Debian and Ubuntu ship venv as a package of its own.
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "Warren needs Python 3.11 to 3.13; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || deploy/install-package $(notdir $(PYTHON))-venv
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.made requirements.lock pyproject.toml
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+# The package is installed only where nothing else can be a broker, and the system's own service is not started.
+needs-broker: install
+	@$(BIN)/python -c 'import os, sys; from broker import command, server; \
+	  sys.exit(not server.can_be_up(os.environ.get("AMQP_URL", command.DEFAULT_AMQP_URL)))' \
+	  || deploy/install-package rabbitmq-server
+
+# The tests start brokers of their own, and kill them; where there can be none they skip, and fail in CI.
+needs-rabbitmq: install
+	@$(BIN)/python -c 'import sys; from broker import private; sys.exit(not private.is_installed())' \
+	  || deploy/install-package rabbitmq-server || true
+
+broker: needs-broker  ## a broker to work with: found, in a container, or a private process
+	@$(BIN)/broker up
+
+check: install  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install  ## let ruff lay out the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: needs-rabbitmq  ## all tests: unit, integration, faults, system
+	$(BIN)/python -m pytest tests/unit tests/integration tests/faults tests/system
+
+test-unit: install  ## the tests that need no broker
+	$(BIN)/python -m pytest tests/unit
+
+demo: needs-broker  ## three workers learn to see pneumonia
+	$(BIN)/python -m deploy.demo
+
+clean:  ## remove what was built; data, runs and brokers stay
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

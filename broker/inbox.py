@@ -1,0 +1,68 @@
+"""Deliveries judged by form and sender before a role sees them; what fails is copied to `dead` with the reason."""
+
+import logging
+from collections.abc import Callable
+
+from broker import messages, names
+from broker.errors import ProtocolError
+from broker.link import Delivery, Link
+from broker.messages import Launch, Message, Ping
+
+logger = logging.getLogger(__name__)
+
+MaySend = Callable[[Message, str], bool]
+
+
+class Inbox:
+    """Opens deliveries.
+
+    Args:
+        link: Where they come from.
+        may_send: Whether an account may send this message to this role.
+
+    Attributes:
+        num_dead: How many were copied to `dead`.
+    """
+
+    def __init__(self, link: Link, may_send: MaySend) -> None:
+        self._link = link
+        self._may_send = may_send
+        self.num_dead = 0
+
+    def open(self, delivery: Delivery) -> Message | None:
+        """The message of a delivery; None when it is not ours: then it is in `dead` and acknowledged."""
+        try:
+            message = messages.decode(delivery.body, delivery.content_type)
+            self._check_sender(message, delivery.user_id)
+        except ProtocolError as exc:
+            self.bury(delivery, str(exc))
+            self._link.ack([delivery])
+            return None
+        return message
+
+    def _check_sender(self, message: Message, account: str | None) -> None:
+        if account is None:
+            raise ProtocolError("Expected the sender's account in user_id, got none.")
+        if account != self._link.account and not self._may_send(message, account):
+            raise ProtocolError(f"The account {account!r} may not send this {message.TYPE}.")
+
+    def bury(self, delivery: Delivery, reason: str) -> None:
+        """Copy a delivery to `dead` with the reason, and count it."""
+        self.num_dead += 1
+        logger.warning(
+            "Rejected a message of %s in %s: %s", delivery.user_id or "nobody", delivery.queue, reason
+        )
+        self._link.copy_to_dead(delivery, reason)
+
+
+def may_send_to_coordinator(message: Message, account: str) -> bool:
+    """A worker's account speaks for that worker alone; only the coordinator's own account launches and pings."""
+    if isinstance(message, Launch | Ping):
+        return account == names.COORDINATOR
+    worker = getattr(message, "worker", None)
+    return isinstance(worker, str) and names.is_worker(worker) and names.is_of(account, worker)
+
+
+def may_send_to_worker(_message: Message, account: str) -> bool:
+    """Rounds are taken from the coordinator's account alone (or the worker's own: a laptop)."""
+    return account == names.COORDINATOR

@@ -1,0 +1,66 @@
+"""Draws a run's curves.png: how accuracy, loss and AUC went, round by round."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_TRAINING = "#4c72b0"
+_VALIDATION = "#dd8452"
+_PANELS = (("Accuracy", "accuracy"), ("Loss", "loss"), ("AUC", "auc"))
+
+Row = Mapping[str, Any]
+
+
+def draw_curves(history: Sequence[Row], path: Path) -> None:
+    """Write the picture aside and put it in place.
+
+    Args:
+        history: One row a round with the columns round, loss, accuracy, val_loss, val_accuracy, val_auc; any may lack.
+        path: Of the PNG file.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = [panel for panel in _PANELS if _points(history, panel[1]) or _points(history, f"val_{panel[1]}")]
+    figure = Figure(figsize=(4.6 * max(len(panels), 1), 3.8), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    for number, (title, column) in enumerate(panels, start=1):
+        _draw_panel(figure.add_subplot(1, len(panels), number), history, title, column)
+    aside = path.with_name(f".{path.name}.aside")
+    figure.savefig(aside, format="png")
+    os.replace(aside, path)
+
+
+def _draw_panel(axes: Any, history: Sequence[Row], title: str, column: str) -> None:
+    for name, colour, marker, label in (
+        (column, _TRAINING, "o", "training, at the workers"),
+        (f"val_{column}", _VALIDATION, "s", "validation, global model"),
+    ):
+        points = _points(history, name)
+        if points:
+            rounds, values = zip(*points, strict=True)
+            axes.plot(rounds, values, color=colour, marker=marker, markersize=4, linewidth=1.8, label=label)
+    axes.set_title(title, fontsize=12)
+    axes.set_xlabel("Round")
+    axes.set_ylabel(title)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(visible=True, alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+
+
+def _points(history: Sequence[Row], column: str) -> list[tuple[float, float]]:
+    """(round, value) of the rows that have both."""
+    pairs = ((_number(row.get("round")), _number(row.get(column))) for row in history)
+    return [(number, value) for number, value in pairs if number is not None and value is not None]
+
+
+def _number(value: object) -> float | None:
+    """A number, also one that was read from a CSV file; None for an empty or infinite one."""
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None

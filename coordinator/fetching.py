@@ -1,0 +1,104 @@
+"""The parts of one announced update, taken out of its upload queue and put together."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from broker import names
+from broker.errors import ProtocolError
+from broker.inbox import Inbox
+from broker.link import Delivery, Link
+from broker.messages import Part, UpdateAnnounced
+from broker.tensors import Vector
+from broker.transfer import Assembly, Digest, Encoded, decode_values
+
+_EMPTY_TRIES = 4
+_EMPTY_SECONDS = 0.25  #: after a reconnect the broker needs a moment to put held parts back
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetched:
+    """What was taken out of an upload queue.
+
+    Attributes:
+        held: Every part taken, of this upload or an older one; acknowledge with the next checkpoint.
+        is_whole: Whether all parts of this upload were there.
+        flaw: Why the update can't be accepted, or None.
+    """
+
+    held: list[Delivery]
+    is_whole: bool
+    flaw: str | None
+
+
+class Fetcher:
+    """Fetches updates one at a time into one reused buffer.
+
+    Args:
+        out: float32, shape (P,); holds the last fetched update.
+    """
+
+    def __init__(self, link: Link, inbox: Inbox, out: Vector, part_bytes: int, stop: threading.Event) -> None:
+        self._link = link
+        self._inbox = inbox
+        self.out = out
+        self._part_bytes = part_bytes
+        self._stop = stop
+
+    def fetch(self, update: UpdateAnnounced) -> Fetched:
+        """Bring an announced update into `out`.
+
+        Raises:
+            LinkLost: The connection went away; the broker still has everything.
+        """
+        if update.update is not None:
+            return self._inline(update)
+        held: list[Delivery] = []
+        assembly = Assembly(self.out, update.upload_id, self._part_bytes)
+        flaw: str | None = None
+        for delivery in self._deliveries(names.upload_queue(update.worker)):
+            part = self._inbox.open(delivery)
+            if part is None:
+                continue
+            held.append(delivery)
+            try:
+                self._place(assembly, update, part)
+            except ProtocolError as exc:
+                flaw = flaw or str(exc)
+                assembly.skip(part)
+            if assembly.is_complete:
+                flaw = flaw or _digest_flaw(update.digest, assembly.digest)
+                return Fetched(held=held, is_whole=True, flaw=flaw)
+        return Fetched(held=held, is_whole=False, flaw=flaw)
+
+    def _place(self, assembly: Assembly, update: UpdateAnnounced, part: object) -> None:
+        if isinstance(part, Part) and assembly.place(part) and part.precision != update.precision:
+            raise ProtocolError(f"Expected parts of {update.precision}, got {part.precision}.")
+
+    def _deliveries(self, queue: str) -> Iterator[Delivery]:
+        """What the queue holds; an empty one is looked at a few times more."""
+        empty = 0
+        while empty < _EMPTY_TRIES:
+            delivery = self._link.fetch(queue)
+            if delivery is not None:
+                empty = 0
+                yield delivery
+            else:
+                empty += 1
+                if self._stop.wait(_EMPTY_SECONDS):
+                    return
+
+    def _inline(self, update: UpdateAnnounced) -> Fetched:
+        data = update.update or b""
+        digest = Digest()
+        digest.add(0, data)
+        try:
+            decode_values(Encoded(data=data, scale=update.scale), update.precision, self.out)
+            flaw = _digest_flaw(update.digest, digest)
+        except ProtocolError as exc:
+            flaw = str(exc)
+        return Fetched(held=[], is_whole=True, flaw=flaw)
+
+
+def _digest_flaw(announced: str, digest: Digest) -> str | None:
+    return None if digest.hex() == announced else "the parts do not have the digest that was announced"

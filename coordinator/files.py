@@ -1,0 +1,90 @@
+"""Files that are either whole or not there: written aside, fsynced, renamed."""
+
+import fcntl
+import os
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO
+
+from broker.errors import CheckpointError, NameInUse
+
+Chunk = bytes | memoryview
+
+
+def write_atomically(path: Path, chunks: Iterable[Chunk]) -> None:
+    """Write a file so that a crash at any instant leaves the old one or the new one.
+
+    Raises:
+        CheckpointError: There is no space left, or no permission; the old file is intact.
+    """
+    aside = path.with_name(f".{path.name}.new")
+    try:
+        with aside.open("wb") as stream:
+            for chunk in chunks:
+                stream.write(chunk)
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(path)
+        _sync_folder(path.parent)
+    except OSError as exc:
+        aside.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"Can't write {path}: {exc.strerror or exc}. What was saved before is intact; "
+            "make room or give permission, and run the same command again."
+        ) from exc
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a run's folder.
+
+    Raises:
+        CheckpointError: It can't be created or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise CheckpointError(
+            f"Can't create the folder {folder}: {exc.strerror or exc}. Try another --out."
+        ) from exc
+
+
+def lock_folder(folder: Path, *, wait: bool, stop: threading.Event) -> IO[bytes]:
+    """Hold a run's folder for this process as long as the returned file is open; a killed process lets go at once.
+
+    Args:
+        folder: The run's folder.
+        wait: Wait for another process to let go, until `stop` is set.
+
+    Raises:
+        NameInUse: Another coordinator holds it.
+        CheckpointError: The folder can't be written.
+    """
+    try:
+        stream = (folder / ".lock").open("ab")
+    except OSError as exc:
+        raise CheckpointError(f"Can't write in {folder}: {exc.strerror or exc}. Try another --out.") from exc
+    while not _try_lock(stream):
+        if not wait or stop.wait(0.2):
+            stream.close()
+            raise NameInUse(
+                f"Another coordinator works on {folder}. Choose another --out, or add --standby to take over "
+                "when it ends."
+            )
+    return stream
+
+
+def _try_lock(stream: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

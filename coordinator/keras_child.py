@@ -1,0 +1,280 @@
+"""The coordinator's child process, the only one of its two that imports TensorFlow: builds, checks and saves the model.
+
+`coordinator.model_process` starts it and talks to it: one JSON line a request on stdin, one JSON line a reply on stdout.
+It ends when its stdin does, so it never outlives a coordinator, even a killed one.
+"""
+
+import importlib
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from broker.allowlist import MAX_JSON_BYTES, check_model_json
+from broker.card import ModelCard, write_card
+from broker.errors import ModelError, UsageError, WarrenError
+from broker.tensors import Array, TensorSpec, unflatten
+from coordinator.curves import draw_curves
+
+_LAST_SECONDS = 10  # what a request under way may still take once stdin has ended
+
+Request = dict[str, Any]
+
+
+def main() -> None:
+    """Serve requests until stdin ends."""
+    # Ctrl-C and a stop of the whole group are the coordinator's to handle; the end of stdin is ours.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    replies = _claim_stdout()
+    requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+    done = threading.Event()
+    threading.Thread(target=_read, args=(requests, done), daemon=True).start()
+    while (request := requests.get()) is not None:
+        replies.write(json.dumps(_answer(request)) + "\n")
+        replies.flush()
+    done.set()
+
+
+def _claim_stdout() -> TextIO:
+    """Keep stdout for replies; what a person's model code prints goes to stderr."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return replies
+
+
+def _read(requests: "queue.SimpleQueue[Request | None]", done: threading.Event) -> None:
+    for line in sys.stdin:
+        requests.put(json.loads(line))
+    requests.put(None)
+    if not done.wait(_LAST_SECONDS):
+        os._exit(1)  # the coordinator is gone, and a request hangs
+
+
+def _answer(request: Request) -> dict[str, Any]:
+    try:
+        return {"result": _OPERATIONS[request["op"]](request)}
+    except WarrenError as exc:
+        return {"error": type(exc).__name__, "text": str(exc)}
+    except Exception as exc:  # noqa: BLE001 - a bug: its traceback is shown here, and its text there
+        traceback.print_exc()
+        return {"error": "bug", "text": f"{type(exc).__name__}: {exc}"}
+
+
+def _warm(_request: Request) -> dict[str, Any]:
+    """Import TensorFlow while the coordinator connects."""
+    import keras
+
+    return {"keras": keras.__version__}
+
+
+def _build(request: Request) -> dict[str, Any]:
+    """Make the model of a task and its initial weights."""
+    import keras
+
+    keras.utils.set_random_seed(request["seed"])
+    model = _load(Path(request["source"])) if request["kind"] == "file" else _call(request["source"])
+    _check_form(model)
+    text = _to_json(model)
+    _check_copy(model, _from_json(text))
+    if request["initial_model"] is not None:
+        _take_weights(model, Path(request["initial_model"]))
+    np.savez(request["weights_path"], *(_values(model)))
+    return {
+        "model_json": text,
+        "input_shape": list(model.input_shape[1:]),
+        "num_classes": max(int(model.output_shape[-1]), 2),
+        "num_parameters": int(model.count_params()),
+    }
+
+
+def _call(source: str) -> Any:
+    """Call MODULE:FUNCTION.
+
+    Raises:
+        UsageError: There is no such module or function.
+        ModelError: The module or the function raised.
+    """
+    module_name, name = source.split(":")
+    function = getattr(_import(module_name), name, None)
+    if not callable(function):
+        raise UsageError(
+            f"Module {module_name} has no function {name!r}. Expected MODULE:FUNCTION as the task."
+        )
+    try:
+        return function()
+    except Exception as exc:  # a person's own code may raise anything
+        raise ModelError(f"{source} raised {_one_line(exc)}") from exc
+
+
+def _import(module_name: str) -> Any:
+    try:
+        return importlib.import_module(module_name)
+    except Exception as exc:
+        if isinstance(exc, ModuleNotFoundError) and exc.name and module_name.startswith(exc.name):
+            raise UsageError(
+                f"There is no module {exc.name!r}. Try from its folder, or set PYTHONPATH."
+            ) from exc
+        raise ModelError(f"Importing {module_name} raised {_one_line(exc)}") from exc
+
+
+def _load(path: Path) -> Any:
+    """Load a .keras file whose config is allowed; Keras's safe mode stays on.
+
+    Raises:
+        UsageError: There is no such file.
+        ModelError: It is no model of built-in parts, or can't be read.
+    """
+    import keras
+
+    if not path.is_file():
+        raise UsageError(f"There is no model file {str(path)!r}.")
+    check_model_json(_config_in(path))
+    try:
+        return keras.saving.load_model(path, safe_mode=True)
+    except Exception as exc:  # whatever Keras's layers raise means a wrong file
+        raise ModelError(f"Keras can't load {path.name}: {_one_line(exc)}") from exc
+
+
+def _config_in(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.getinfo("config.json").file_size > MAX_JSON_BYTES:
+                raise ModelError(
+                    f"The model in {path.name} has a config of more than {MAX_JSON_BYTES} bytes."
+                )
+            return archive.read("config.json").decode()
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as exc:
+        raise ModelError(f"{path.name} is no model saved by Keras 3 as .keras. {_one_line(exc)}") from exc
+
+
+def _check_form(model: Any) -> None:
+    """Whether it is a compiled classifier that workers can train."""
+    import keras
+
+    if not isinstance(model, keras.Model):
+        raise ModelError(f"The task gave a {type(model).__name__}. Expected a compiled Keras model.")
+    if not model.compiled or model.optimizer is None:
+        raise ModelError("The model is not compiled. Try model.compile(optimizer, loss, metrics) before.")
+    shapes = (model.input_shape, model.output_shape) if model.built else (None, None)
+    if not all(isinstance(shape, tuple) for shape in shapes) or None in shapes[0][1:] or len(shapes[1]) != 2:
+        raise ModelError(
+            f"The model must have one input of a fixed shape, and one output with a number per class. Received {shapes}."
+        )
+
+
+def _to_json(model: Any) -> str:
+    """The model's JSON, checked as every worker checks it."""
+    try:
+        text = str(model.to_json())
+    except Exception as exc:  # a custom part that can't be written
+        raise ModelError(
+            f"The model can't be written as JSON, so it can't be sent: {_one_line(exc)}"
+        ) from exc
+    check_model_json(text)
+    return text
+
+
+def _from_json(text: str) -> Any:
+    import keras
+
+    try:
+        return keras.saving.deserialize_keras_object(check_model_json(text), safe_mode=True)
+    except Exception as exc:  # see _load
+        raise ModelError(f"Keras can't rebuild the model from its JSON: {_one_line(exc)}") from exc
+
+
+def _check_copy(model: Any, copy: Any) -> None:
+    """What the workers build must have the same weights in the same order."""
+    ours, theirs = ([tuple(weight.shape) for weight in each.weights] for each in (model, copy))
+    if ours != theirs:
+        raise ModelError(
+            f"The model changes when it is rebuilt from its JSON: {len(ours)} and {len(theirs)} weights."
+        )
+
+
+def _take_weights(model: Any, path: Path) -> None:
+    values = _values(_load(path))
+    shapes, received = [value.shape for value in _values(model)], [value.shape for value in values]
+    if shapes != received:
+        raise ModelError(
+            f"The weights of {path.name} don't fit the task's model. Expected {shapes}, received {received}."
+        )
+    _set_weights(model, values)
+
+
+def _values(model: Any) -> list[Array]:
+    return [np.asarray(weight) for weight in model.weights]
+
+
+def _set_weights(model: Any, values: list[Array]) -> None:
+    for weight, value in zip(model.weights, values, strict=True):
+        weight.assign(value)
+
+
+class _Saver:
+    """Saves checkpoints; keeps the built model, for only its weights change from round to round."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._model: Any = None
+
+    def save(self, request: Request) -> dict[str, Any]:
+        """Write model.keras with its card, and curves.png beside it, each aside and then in place."""
+        from coordinator.checkpoint import read_checkpoint
+
+        checkpoint = read_checkpoint(Path(request["checkpoint"]))
+        if checkpoint.model_json != self._text:
+            self._model, self._text = _from_json(checkpoint.model_json), checkpoint.model_json
+        layout = tuple(
+            TensorSpec(dtype=weight.dtype, shape=tuple(weight.shape)) for weight in self._model.weights
+        )
+        _set_weights(self._model, unflatten(layout, checkpoint.vector, checkpoint.integers))
+        path = Path(request["model"])
+        _put_in_place(self._model, path, ModelCard.from_json(request["card"]))
+        draw_curves(checkpoint.history, path.with_name("curves.png"))
+        return {}
+
+
+def _put_in_place(model: Any, path: Path, card: ModelCard) -> None:
+    """Save aside, fsync, rename: whoever opens the file finds a whole model, whenever the power goes."""
+    aside = path.with_name(f".aside-{path.name}")  # Keras wants the suffix .keras
+    try:
+        model.save(aside)
+        write_card(aside, card)
+        _fsync(aside)
+        os.replace(aside, path)
+        _fsync(path.parent)
+    except OSError as exc:
+        raise ModelError(f"Can't save {path}: {_one_line(exc)}") from exc
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _one_line(exc: Exception) -> str:
+    return f"{type(exc).__name__}: {' '.join(str(exc).split())[:400]}"
+
+
+_OPERATIONS: dict[str, Callable[[Request], dict[str, Any]]] = {
+    "warm": _warm,
+    "build": _build,
+    "save": _Saver().save,
+}
+
+if __name__ == "__main__":
+    main()

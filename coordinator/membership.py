@@ -1,0 +1,93 @@
+"""Who joined, who is away, and who is selected for a round."""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from broker.messages import Held, Joined
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One worker as it described itself.
+
+    Attributes:
+        is_present: It said it is there, and nobody found its queue without a reader since.
+    """
+
+    worker: str
+    classes: tuple[str, ...]
+    num_examples: int
+    examples_per_class: tuple[int, ...]
+    num_test_examples: int
+    evaluate_only: bool
+    task: str | None
+    held: Held | None
+    is_present: bool = True
+
+
+class Roster:
+    """Everyone who joined this federation since the coordinator started."""
+
+    def __init__(self) -> None:
+        self.members: dict[str, Member] = {}
+
+    def join(self, joined: Joined) -> Member:
+        """Note what a worker says of itself; its newest word counts."""
+        member = Member(
+            worker=joined.worker,
+            classes=joined.classes,
+            num_examples=joined.num_examples,
+            examples_per_class=joined.examples_per_class,
+            num_test_examples=joined.num_test_examples,
+            evaluate_only=joined.evaluate_only,
+            task=joined.task,
+            held=joined.held,
+        )
+        self.members[joined.worker] = member
+        return member
+
+    def set_present(self, worker: str, *, is_present: bool) -> None:
+        """Note that a worker was found there, or away."""
+        if worker in self.members:
+            self.members[worker] = replace(self.members[worker], is_present=is_present)
+
+    def remove(self, worker: str) -> None:
+        """Forget a worker that can't take part."""
+        self.members.pop(worker, None)
+
+    @property
+    def trainers(self) -> list[str]:
+        """Present workers that train, sorted."""
+        return self._present(evaluate_only=False)
+
+    @property
+    def evaluators(self) -> list[str]:
+        """Present workers that only evaluate, sorted."""
+        return self._present(evaluate_only=True)
+
+    def _present(self, *, evaluate_only: bool) -> list[str]:
+        return sorted(
+            member.worker
+            for member in self.members.values()
+            if member.is_present and member.evaluate_only == evaluate_only
+        )
+
+    def num_examples(self, workers: tuple[str, ...] | list[str]) -> int:
+        """Σ n of these workers, as they declared it."""
+        return sum(self.members[worker].num_examples for worker in workers if worker in self.members)
+
+
+def num_selected(fraction: float, num_workers: int) -> int:
+    """How many of so many workers a fraction invites: C · K, at least one (McMahan et al. 2017, algorithm 1)."""
+    return max(1, math.floor(fraction * num_workers + 1e-9))
+
+
+def select(workers: list[str], fraction: float, seed: tuple[int, int, int]) -> tuple[str, ...]:
+    """Select a random fraction of sorted workers by (run seed, round, attempt); all when the fraction is 1."""
+    if fraction >= 1 or not workers:
+        return tuple(workers)
+    generator = np.random.default_rng(seed)
+    chosen = generator.choice(len(workers), num_selected(fraction, len(workers)), replace=False)
+    return tuple(workers[index] for index in sorted(chosen))

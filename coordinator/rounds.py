@@ -1,0 +1,263 @@
+"""One round as a state machine: each answer is judged before anything changes, and time is passed in.
+
+opened → answers → closed   all selected have answered, or the quorum is there and its grace has run out,
+                            or the deadline has come with the quorum
+                 → retried  the deadline has come without the quorum: attempt + 1 keeps what was accepted
+                 → failed   no attempt is left
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from broker.messages import Mode, UpdateAnnounced
+
+
+class Verdict(Enum):
+    """What becomes of an announced update. A verdict never acknowledges by itself."""
+
+    ACCEPTED = "accepted"
+    DISCARDED = "discarded"  #: right, but late, repeated, or of another round: normal
+    REJECTED = "rejected"  #: wrong: copied to `dead`, counted and shown, never any part of it in the mean
+
+
+class Step(Enum):
+    """What a round wants next."""
+
+    WAIT = "wait"
+    CLOSE = "close"
+    RETRY = "retry"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundRecord:
+    """What is fixed when a round opens; a restarted coordinator goes on with exactly this.
+
+    Attributes:
+        first_attempt: Announcements of earlier attempts are of a round of the same number that was given up.
+        selected: Workers that train (in an evaluation round: that evaluate).
+        evaluators: Workers that only evaluate; they never count towards the quorum.
+        num_examples: What each invited worker declared; its update may not claim more.
+        scale_exponent: See `aggregation.scale_exponent`.
+    """
+
+    run_id: str
+    round_number: int
+    first_attempt: int
+    attempt: int
+    mode: Mode
+    selected: tuple[str, ...]
+    evaluators: tuple[str, ...]
+    num_examples: dict[str, int]
+    scale_exponent: int
+    part_bytes: int
+    quorum: int
+    deadline_seconds: float
+    grace_seconds: float
+
+    @property
+    def invited(self) -> tuple[str, ...]:
+        """Everyone who was sent the round start."""
+        return self.selected + self.evaluators
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """How one worker answered.
+
+    Attributes:
+        upload_id: Of the update that settled it; empty when the worker declined.
+        reason: Why it was rejected or declined.
+    """
+
+    upload_id: str
+    verdict: Verdict
+    num_examples: int
+    metrics: dict[str, float]
+    global_metrics: dict[str, float]
+    num_test_examples: int
+    seconds: float
+    reason: str | None = None
+
+
+class Round:
+    """The answers to one round start."""
+
+    def __init__(self, record: RoundRecord, now: float, answers: Mapping[str, Answer] | None = None) -> None:
+        self.record = record
+        self.answers: dict[str, Answer] = dict(answers or {})
+        self._opened_at = now
+        self._quorum_at = now if self.has_quorum else None
+        self._away: frozenset[str] = frozenset()
+
+    @property
+    def accepted(self) -> list[str]:
+        """Workers whose answer counts, in order of acceptance."""
+        return [worker for worker, answer in self.answers.items() if answer.verdict is Verdict.ACCEPTED]
+
+    @property
+    def rejected(self) -> dict[str, str]:
+        """Workers whose answer was wrong, with the reason."""
+        return {
+            worker: answer.reason or ""
+            for worker, answer in self.answers.items()
+            if answer.verdict is Verdict.REJECTED
+        }
+
+    @property
+    def unanswered(self) -> list[str]:
+        """Invited workers without an answer."""
+        return [worker for worker in self.record.invited if worker not in self.answers]
+
+    @property
+    def num_accepted(self) -> int:
+        """Accepted answers that count towards the quorum."""
+        return len(set(self.accepted) - set(self.record.evaluators))
+
+    @property
+    def has_quorum(self) -> bool:
+        """Whether enough answers were accepted to close."""
+        return self.num_accepted >= self.record.quorum
+
+    def is_current(self, update: UpdateAnnounced) -> bool:
+        """Whether this announcement belongs to this round at all."""
+        return (update.run_id, update.round_number) == (self.record.run_id, self.record.round_number) and (
+            update.attempt >= self.record.first_attempt
+        )
+
+    def judge(self, update: UpdateAnnounced) -> tuple[Verdict, str | None]:
+        """Judge an announcement by its form, before its parts are fetched; changes nothing."""
+        if not self.is_current(update) or update.worker in self.answers:
+            return Verdict.DISCARDED, None
+        if update.worker not in self.record.invited:
+            return Verdict.DISCARDED, None
+        flaw = self._flaw_in(update)
+        return (Verdict.REJECTED, flaw) if flaw else (Verdict.ACCEPTED, None)
+
+    def trains(self, worker: str) -> bool:
+        """Whether this round takes an update of weights from this worker."""
+        return self.record.mode == "train" and worker in self.record.selected
+
+    def _flaw_in(self, update: UpdateAnnounced) -> str | None:
+        trains = self.trains(update.worker)
+        declared = self.record.num_examples.get(update.worker, 0)
+        if trains and not 1 <= update.num_examples <= declared:
+            return f"expected 1 to {declared} examples as declared, got {update.num_examples}"
+        if not trains and (update.parts or update.update is not None):
+            return "expected metrics alone, got weights"
+        values = [*update.metrics.values(), *update.global_metrics.values(), update.seconds]
+        if not all(math.isfinite(value) for value in values):
+            return f"expected finite metrics, got {update.metrics} and {update.global_metrics}"
+        if update.num_test_examples < 0:
+            return f"expected at least 0 test examples, got {update.num_test_examples}"
+        return None
+
+    def settle(self, update: UpdateAnnounced, verdict: Verdict, reason: str | None, now: float) -> None:
+        """Take a judged announcement as this worker's one answer."""
+        self._answer(
+            update.worker,
+            Answer(
+                upload_id=update.upload_id,
+                verdict=verdict,
+                num_examples=update.num_examples,
+                metrics=update.metrics,
+                global_metrics=update.global_metrics,
+                num_test_examples=update.num_test_examples,
+                seconds=update.seconds,
+                reason=reason,
+            ),
+            now,
+        )
+
+    def decline(self, worker: str, reason: str, now: float) -> None:
+        """Take a worker's word that it can't answer."""
+        if worker in self.record.invited and worker not in self.answers:
+            declined = Answer(
+                upload_id="",
+                verdict=Verdict.REJECTED,
+                num_examples=0,
+                metrics={},
+                global_metrics={},
+                num_test_examples=0,
+                seconds=0.0,
+                reason=reason,
+            )
+            self._answer(worker, declined, now)
+
+    def _answer(self, worker: str, answer: Answer, now: float) -> None:
+        self.answers[worker] = answer
+        if self._quorum_at is None and self.has_quorum:
+            self._quorum_at = now
+
+    def invite(self, worker: str, num_examples: int, *, evaluate_only: bool) -> None:
+        """Let one more worker take part."""
+        record = self.record
+        self.record = replace(
+            record,
+            selected=record.selected if evaluate_only else (*record.selected, worker),
+            evaluators=(*record.evaluators, worker) if evaluate_only else record.evaluators,
+            num_examples={**record.num_examples, worker: num_examples},
+        )
+
+    def note_away(self, workers: frozenset[str]) -> None:
+        """Say which unanswered workers nobody reads for; an evaluation does not wait for these."""
+        self._away = workers
+
+    def next_step(self, now: float) -> Step:
+        """What is to be done at this moment."""
+        if self._all_answered() and (self.has_quorum or self.record.mode == "evaluate"):
+            return Step.CLOSE
+        if self._quorum_at is not None and now >= self._quorum_at + self.record.grace_seconds:
+            return Step.CLOSE
+        if self._all_answered() or now >= self._opened_at + self.record.deadline_seconds:
+            return self._step_at_deadline()
+        return Step.WAIT
+
+    def _all_answered(self) -> bool:
+        missing = set(self.unanswered)
+        return not (missing - self._away if self.record.mode == "evaluate" else missing)
+
+    def _step_at_deadline(self) -> Step:
+        return Step.CLOSE if self.has_quorum or self.record.mode == "evaluate" else Step.RETRY
+
+    def seconds_left(self, now: float) -> float:
+        """How long until time alone could change the next step."""
+        times = [self._opened_at + self.record.deadline_seconds]
+        if self._quorum_at is not None:
+            times.append(self._quorum_at + self.record.grace_seconds)
+        return max(0.0, min(times) - now)
+
+    def seconds_open(self, now: float) -> float:
+        """How long this attempt has been open."""
+        return now - self._opened_at
+
+    def next_attempt(self, num_examples: dict[str, int], evaluators: tuple[str, ...]) -> RoundRecord:
+        """The record of the next attempt: what was accepted stays, these workers are invited besides.
+
+        Args:
+            num_examples: The workers to invite, each with what it declared.
+            evaluators: The workers that only evaluate.
+        """
+        kept = tuple(worker for worker in self.accepted if worker in self.record.selected)
+        return replace(
+            self.record,
+            attempt=self.record.attempt + 1,
+            selected=kept + tuple(worker for worker in num_examples if worker not in kept),
+            evaluators=evaluators,
+            num_examples={**self.record.num_examples, **num_examples},
+        )
+
+
+def weighted_mean(values: list[tuple[int, dict[str, float]]]) -> dict[str, float]:
+    """The mean of each metric, weighted by examples; a metric that one worker lacks is averaged over the others."""
+    names = sorted({name for _, metrics in values for name in metrics})
+    return {name: _mean_of(name, values) for name in names}
+
+
+def _mean_of(name: str, values: list[tuple[int, dict[str, float]]]) -> float:
+    present = [(weight, metrics[name]) for weight, metrics in values if name in metrics]
+    total = sum(weight for weight, _ in present)
+    if total == 0:
+        return sum(value for _, value in present) / len(present)
+    return sum(weight * value for weight, value in present) / total

@@ -1,0 +1,170 @@
+"""What the three command lines share: addresses, environment variables, exit codes, the wish to end."""
+
+import os
+import signal
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from broker import errors
+from broker.command import (
+    CommandGroup,
+    Stop,
+    amqp_url_option,
+    management_url_for,
+    read_environment,
+    without_password,
+)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("amqp://guest:guest@localhost:5672/%2F", "amqp://guest@localhost:5672/%2F"),
+        ("amqps://me:s%40cret@broker.example.org/lab", "amqps://me@broker.example.org/lab"),
+        ("amqp://localhost/", "amqp://localhost/"),
+        ("amqp://me:secret@[::1]:5672/?heartbeat=1", "amqp://me@[::1]:5672/"),
+        ("http://a%40b:secret@host:15672", "http://a%40b@host:15672"),
+    ],
+)
+def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
+    """Logs and errors name the address and the user, and nothing that lets anybody in."""
+    assert without_password(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("amqp_url", "expected"),
+    [
+        ("amqp://me:secret@broker.example.org:5700/lab", "http://me:secret@broker.example.org:15672"),
+        ("amqp://localhost/", "http://guest:guest@localhost:15672"),
+    ],
+)
+def test_the_management_page_is_on_the_same_host(amqp_url: str, expected: str) -> None:
+    """Same host, user and password, RabbitMQ's usual port."""
+    assert management_url_for(amqp_url) == expected
+
+
+def test_a_given_management_url_wins() -> None:
+    """What a person says is not guessed."""
+    assert (
+        management_url_for("amqp://localhost/", "https://rabbit.example.org/") == "https://rabbit.example.org"
+    )
+
+
+def fresh_group() -> click.Group:
+    """A group of two commands, as each of the three command lines makes one."""
+
+    @click.group(cls=CommandGroup, name="worker")
+    def group() -> None:
+        """A group."""
+
+    @group.command()
+    @click.option("--name")
+    @click.option("--batch-size", type=int)
+    @amqp_url_option
+    def run(name: str | None, batch_size: int | None, amqp_url: str) -> None:
+        click.echo(f"{name} {batch_size} {amqp_url}")
+
+    @group.command("train-alone")
+    @click.option("--batch-size", type=int)
+    def train_alone(batch_size: int | None) -> None:
+        click.echo(batch_size)
+
+    read_environment(group)
+    return group
+
+
+@pytest.mark.parametrize(
+    ("environment", "printed"),
+    [
+        (
+            {"WARREN_WORKER_NAME": "a", "WARREN_WORKER_BATCH_SIZE": "8", "AMQP_URL": "amqp://x/"},
+            "a 8 amqp://x/",
+        ),
+        (
+            {"WARREN_WORKER_NAME": "a", "WARREN_WORKER_RUN_NAME": "b", "AMQP_URL": "amqp://x/"},
+            "b None amqp://x/",
+        ),
+        ({"AMQP_URL": "amqp://x/", "WARREN_WORKER_AMQP_URL": "amqp://y/"}, "None None amqp://y/"),
+    ],
+)
+def test_every_option_reads_the_environment(environment: dict[str, str], printed: str) -> None:
+    """WARREN_<COMMAND>_<OPTION>; the narrower name wins, and AMQP_URL is read too."""
+    result = CliRunner().invoke(fresh_group(), ["run"], env={"AMQP_URL": None, **environment})
+    assert result.output == f"{printed}\n"
+
+
+def test_a_hyphen_becomes_an_underscore_in_the_environment() -> None:
+    """`train-alone --batch-size` reads WARREN_WORKER_TRAIN_ALONE_BATCH_SIZE."""
+    result = CliRunner().invoke(
+        fresh_group(), ["train-alone"], env={"WARREN_WORKER_TRAIN_ALONE_BATCH_SIZE": "3"}
+    )
+    assert result.output == "3\n"
+
+
+def test_an_option_on_the_command_line_wins() -> None:
+    """The environment is only a default."""
+    arguments = ["run", "--name", "c", "--amqp-url", "amqp://z/"]
+    result = CliRunner().invoke(
+        fresh_group(), arguments, env={"WARREN_WORKER_NAME": "a", "AMQP_URL": "amqp://x/"}
+    )
+    assert result.output == "c None amqp://z/\n"
+
+
+def raising(error: Exception) -> click.Group:
+    """A group whose one command ends with this error."""
+
+    @click.group(cls=CommandGroup, name="broker")
+    def group() -> None:
+        """A group."""
+
+    @group.command()
+    def fail() -> None:
+        raise error
+
+    return group
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (errors.UsageError, 2),
+        (errors.NameInUse, 2),
+        (errors.BrokerUnreachable, 3),
+        (errors.LoginRefused, 3),
+        (errors.QuorumNotReached, 4),
+        (errors.DataError, 5),
+        (errors.ModelError, 5),
+        (errors.CheckpointError, 5),
+    ],
+)
+def test_an_expected_error_is_one_line_and_its_exit_code(kind: type[errors.WarrenError], code: int) -> None:
+    """No traceback for what a user can put right; the line goes to stderr."""
+    result = CliRunner().invoke(raising(kind("Nothing answers. Try `broker up`.")), ["fail"])
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert result.stderr == "Error: Nothing answers. Try `broker up`.\n"
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    """What nobody expected is not dressed up as a message."""
+    bug = ZeroDivisionError("a bug")
+    result = CliRunner().invoke(raising(bug), ["fail"])
+    assert result.exception is bug
+    assert result.exit_code == errors.EXIT_BUG
+
+
+def test_wrong_usage_ends_with_2() -> None:
+    """Click's own code for an unknown option is the one that the contract names."""
+    assert CliRunner().invoke(fresh_group(), ["run", "--nonsense"]).exit_code == errors.EXIT_USAGE
+
+
+def test_the_first_signal_sets_the_wish_to_end_and_the_former_handler_comes_back() -> None:
+    """The handler sets one event and nothing else; outside the block signals are as they were."""
+    former = signal.getsignal(signal.SIGTERM)
+    with Stop() as stop:
+        assert not stop.event.is_set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.event.wait(1)
+        assert stop.signal_number == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is former

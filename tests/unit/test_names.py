@@ -1,0 +1,78 @@
+"""Names: what a worker may be called, and whom an account may speak for."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker import names
+from broker.errors import UsageError
+
+
+@pytest.mark.parametrize("name", ["a", "hospital-1", "0", "-", "x" * 48])
+def test_a_good_name_is_returned(name: str) -> None:
+    """1 to 48 of a-z, 0-9 and the hyphen."""
+    assert names.check_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", "x" * 49, "Hospital", "a.b", "a b", "a\n", "é", "#", "*", "a/b", names.COORDINATOR]
+)
+def test_a_bad_name_is_refused(name: str) -> None:
+    """A name becomes part of routing keys and permission patterns; `coordinator` is reserved."""
+    with pytest.raises(UsageError, match="1 to 48"):
+        names.check_name(name)
+
+
+@given(st.text(max_size=80))
+def test_a_refusal_suggests_a_name_that_would_do(name: str) -> None:
+    """Whatever was typed, what the message says to try is accepted."""
+    try:
+        names.check_name(name)
+    except UsageError as exc:
+        suggested = re.search(r"Try --name (\S+)$", str(exc))
+        assert suggested is not None
+        assert names.check_name(suggested[1]) == suggested[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("hospital-1", True),
+        ("swarm.1", True),
+        ("swarm.999999", True),
+        ("swarm.0", False),
+        ("swarm.01", False),
+        ("swarm.1.2", False),
+        ("swarm.", False),
+        (".1", False),
+        ("swarm.1\n", False),
+        (names.COORDINATOR, False),
+    ],
+)
+def test_a_swarm_counts_its_workers_from_one(name: str, expected: bool) -> None:
+    """NAME.i with i from 1 is a worker, too; nothing deeper is."""
+    assert names.is_worker(name) is expected
+
+
+@pytest.mark.parametrize(
+    ("account", "worker", "expected"),
+    [
+        ("site-1", "site-1", True),
+        ("site-1", "site-1.7", True),
+        ("site-1", "site-10", False),
+        ("site-1", "site-2", False),
+        ("site-1.7", "site-1", False),
+        ("", "site-1", False),
+    ],
+)
+def test_an_account_speaks_for_its_name_and_its_swarm(account: str, worker: str, expected: bool) -> None:
+    """Another worker whose name only begins alike is somebody else."""
+    assert names.is_of(account, worker) is expected
+
+
+def test_queues_say_what_they_hold() -> None:
+    """The person at the management page reads these."""
+    assert names.worker_queue("site-1") == "worker.site-1"
+    assert names.upload_queue("swarm.3") == "upload.swarm.3"

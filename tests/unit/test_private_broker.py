@@ -1,0 +1,134 @@
+"""How a private broker is set up, before any process starts."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from broker import container, private, probe
+from broker.container import Container
+from broker.errors import BrokerError, BrokerUnreachable
+from broker.management import Management
+from broker.private import PrivateBroker
+
+
+def a_broker(home: Path, **fields: object) -> PrivateBroker:
+    return PrivateBroker(**{"home": home, "port": 5700, "management_port": 15700, **fields})  # type: ignore[arg-type]
+
+
+def test_everything_listens_on_loopback(tmp_path: Path) -> None:
+    """A broker with a well-known password must not be reachable from outside."""
+    broker = a_broker(tmp_path, conf=("consumer_timeout = 1000",))
+    broker._prepare()
+    lines = (tmp_path / "rabbitmq.conf").read_text().splitlines()
+    assert "listeners.tcp.1 = 127.0.0.1:5700" in lines
+    assert "management.tcp.ip = 127.0.0.1" in lines
+    environment = broker._environment(epmd_port=1, node_port=2)
+    assert environment["ERL_EPMD_ADDRESS"] == "127.0.0.1"
+    assert "inet_dist_use_interface {127,0,0,1}" in environment["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"]
+
+
+def test_more_settings_come_after_the_shared_ones(tmp_path: Path) -> None:
+    """A test's own line is the last, and RabbitMQ takes the last."""
+    a_broker(tmp_path, conf=("cluster_name = other",))._prepare()
+    text = (tmp_path / "rabbitmq.conf").read_text()
+    assert text.index("cluster_name = warren") < text.index("cluster_name = other")
+
+
+def test_more_arguments_reach_erlang(tmp_path: Path) -> None:
+    """What no line of rabbitmq.conf can say."""
+    broker = a_broker(tmp_path, erlang=("-rabbit channel_tick_interval 1000",))
+    arguments = broker._environment(epmd_port=1, node_port=2)["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"]
+    assert arguments.endswith("-rabbit channel_tick_interval 1000")
+
+
+def test_the_settings_of_another_rabbitmq_do_not_leak_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither from the environment nor from /etc/rabbitmq."""
+    monkeypatch.setenv("RABBITMQ_NODENAME", "rabbit@elsewhere")
+    monkeypatch.setenv("RABBITMQ_PLUGINS_DIR", "/elsewhere")
+    environment = a_broker(tmp_path)._environment(epmd_port=1, node_port=2)
+    assert environment["RABBITMQ_NODENAME"] == "warren5700@localhost"
+    assert "RABBITMQ_PLUGINS_DIR" not in environment
+    own = [name for name in environment if name.startswith("RABBITMQ_CON") or "ADVANCED" in name]
+    assert all(environment[name].startswith(str(tmp_path)) for name in own)
+
+
+def test_its_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
+    """The cookie and the password lie in it."""
+    home = tmp_path / "a" / "5700"
+    a_broker(home)._prepare()
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+
+
+def test_a_home_is_absolute() -> None:
+    """Its processes are found by it, from whatever folder one asks."""
+    with pytest.raises(BrokerError, match="absolute"):
+        a_broker(Path("here"))
+
+
+def test_addresses_quote_the_login(tmp_path: Path) -> None:
+    """A password may hold what a URL may not; both addresses read back as they were meant."""
+    broker = a_broker(tmp_path, user="a@b", password="p/w:d", vhost="la/b")
+    assert probe.login_of(broker.amqp_url) == ("a@b", "p/w:d")
+    assert probe.vhost_of(broker.amqp_url) == "la/b"
+    assert Management(broker.management_url).address == "http://localhost:15700"
+
+
+@pytest.mark.parametrize(
+    ("url", "vhost"),
+    [("amqp://h", "/"), ("amqp://h/", "/"), ("amqp://h/%2F", "/"), ("amqp://h/lab", "lab")],
+)
+def test_no_virtual_host_in_the_address_is_the_default_one(url: str, vhost: str) -> None:
+    """As RabbitMQ's own clients read it."""
+    assert probe.vhost_of(url) == vhost
+
+
+def test_a_folder_without_a_record_holds_no_broker(tmp_path: Path) -> None:
+    """Also when the record is damaged."""
+    assert PrivateBroker.recorded(tmp_path) is None
+    (tmp_path / "broker.json").write_text("{")
+    assert PrivateBroker.recorded(tmp_path) is None
+    assert not a_broker(tmp_path).is_running()
+
+
+def test_without_rabbitmq_the_error_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One message for Debian, macOS and containers."""
+    monkeypatch.setattr(private, "_PROGRAMS", ())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BrokerUnreachable, match="apt-get install rabbitmq-server"):
+        private.find_program()
+    assert not private.is_installed()
+
+
+def test_a_management_url_is_a_web_address() -> None:
+    """Nothing but http and https is ever opened."""
+    with pytest.raises(BrokerError, match="http"):
+        Management("file:///etc/passwd")
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A `docker` that runs, and cannot start anything."""
+    program = tmp_path / "docker"
+    program.write_text('#!/bin/sh\ncase "$*" in *" up "*) echo "no such image" >&2; exit 1;; esac\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return program
+
+
+def test_an_engine_that_cannot_says_why(engine: Path, tmp_path: Path) -> None:
+    """The engine's own words are in the error, and after `stop` nothing is noted."""
+    assert container.running_engine() == engine.name
+    broken = Container(
+        engine=engine.name, port=5700, management_port=15700, user="guest", password="guest", vhost="/"
+    )
+    with pytest.raises(BrokerError, match="no such image"):
+        broken.start(tmp_path)
+    assert Container.recorded(tmp_path) == broken
+    broken.stop(tmp_path)
+    assert Container.recorded(tmp_path) is None

@@ -1,0 +1,125 @@
+"""A saved model is opened here, and only after its description has been found harmless."""
+
+import json
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from broker.card import ModelCard, read_card
+from broker.errors import ModelError
+from worker.images import Shape
+from worker.layout import first_line
+from worker.safe_model import check_config
+from worker.tensorflow import load_keras
+
+_MAX_CONFIG_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LoadedModel:
+    """A model ready for use.
+
+    Attributes:
+        model: The Keras model, compiled as it was saved.
+        card: What it says about itself; None for a model from elsewhere.
+        shape: What one example must look like.
+        classes: Class names; for a model without card "0", "1" and so on.
+    """
+
+    model: Any
+    card: ModelCard | None
+    shape: Shape
+    classes: tuple[str, ...]
+
+
+def load_model(path: Path) -> LoadedModel:
+    """Open a `.keras` file.
+
+    Raises:
+        ModelError: It is missing, damaged, not a Keras file, or holds what isn't built into Keras.
+    """
+    check_config(_without_object_ids(_read_config(path)))
+    card = read_card(path)
+    keras = load_keras()
+    try:
+        with warnings.catch_warnings():
+            # The optimizer's own variables may be missing: a model that is only used needs none.
+            warnings.filterwarnings("ignore", category=UserWarning, module="keras")
+            model = keras.saving.load_model(path, safe_mode=True)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, zipfile.BadZipFile) as exc:
+        raise ModelError(
+            f"Can't load the model {str(path)!r}: {first_line(exc)} Save or download it again."
+        ) from exc
+    shape = _input_shape(model, path)
+    _check_card(card, model, shape, path)
+    names = tuple(str(label) for label in range(max(2, num_outputs(model))))
+    return LoadedModel(model=model, card=card, shape=shape, classes=card.classes if card else names)
+
+
+def num_outputs(model: Any) -> int:
+    """How many numbers the model gives for one example: one per class, or one alone for two classes.
+
+    Raises:
+        ModelError: It has several outputs, or another shape of output.
+    """
+    shape = model.output_shape
+    if not isinstance(shape, tuple) or len(shape) != 2 or not isinstance(shape[1], int):
+        raise ModelError(
+            f"A classifier gives one row of numbers an example, shape (n, classes). Received {shape}."
+        )
+    return shape[1]
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    expected = "Expected a model saved by Keras as FILE.keras."
+    if not path.is_file():
+        raise ModelError(f"There is no model at {str(path)!r}. {expected} Check the path.")
+    if path.suffix != ".keras":
+        raise ModelError(f"Can't load the model {str(path)!r}: its name ends in {path.suffix!r}. {expected}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.getinfo("config.json").file_size > _MAX_CONFIG_BYTES:
+                raise ModelError(
+                    f"The description in {str(path)!r} is larger than {_MAX_CONFIG_BYTES} bytes."
+                )
+            config = json.loads(archive.read("config.json"))
+    except (OSError, KeyError, ValueError, EOFError, RecursionError, zipfile.BadZipFile) as exc:
+        raise ModelError(
+            f"{str(path)!r} is damaged or not a Keras model: {first_line(exc)} {expected}"
+        ) from exc
+    if not isinstance(config, dict):
+        raise ModelError(f"{str(path)!r} is not a Keras model: its description is no JSON object. {expected}")
+    return config
+
+
+def _without_object_ids(value: Any) -> Any:
+    """The description without the numbers that tell shared objects apart: any is harmless."""
+    if isinstance(value, list):
+        return [_without_object_ids(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: _without_object_ids(item)
+        for name, item in value.items()
+        if name != "shared_object_id" or type(item) is not int
+    }
+
+
+def _input_shape(model: Any, path: Path) -> Shape:
+    shape = model.input_shape
+    if not isinstance(shape, tuple) or not shape or any(not isinstance(size, int) for size in shape[1:]):
+        raise ModelError(f"The model {str(path)!r} takes {shape}. Expected one input of a fixed shape.")
+    return tuple(shape[1:])
+
+
+def _check_card(card: ModelCard | None, model: Any, shape: Shape, path: Path) -> None:
+    if card is None:
+        return
+    outputs = num_outputs(model)
+    if card.shape != shape or (len(card.classes) != outputs and (len(card.classes), outputs) != (2, 1)):
+        raise ModelError(
+            f"The card in {str(path)!r} belongs to another model: it says {card.shape} and "
+            f"{list(card.classes)}, the model takes {shape} and gives {outputs} numbers."
+        )

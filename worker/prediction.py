@@ -1,0 +1,85 @@
+"""What a trained model says about single images: this is what the doctor gets."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from broker.errors import DataError
+from worker.evaluation import BATCH_SIZE, class_probabilities
+from worker.images import Pixels, check_image_shape, read_image
+from worker.model_file import LoadedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """The answer for one image.
+
+    Attributes:
+        path: The image.
+        class_name: The most probable class.
+        probability: Of that class.
+        probabilities: Of every class, by name.
+    """
+
+    path: str
+    class_name: str
+    probability: float
+    probabilities: dict[str, float]
+
+    def to_dict(self) -> dict[str, object]:
+        """As `worker predict --json` shows it."""
+        return {
+            "path": self.path,
+            "class": self.class_name,
+            "probability": self.probability,
+            "probabilities": self.probabilities,
+        }
+
+
+def predict(
+    loaded: LoadedModel, images: Sequence[Path], on_unreadable: Callable[[DataError], None]
+) -> Iterator[Prediction]:
+    """Classify image files, in order, a batch at a time.
+
+    Args:
+        loaded: The model with its shape and classes.
+        images: Files of any size and colour mode.
+        on_unreadable: Told of each file that can't be read; the others are still classified.
+
+    Raises:
+        DataError: The model takes no images.
+        ModelError: Its output doesn't fit its classes.
+    """
+    check_image_shape(loaded.shape)
+    for start in range(0, len(images), BATCH_SIZE):
+        readable = list(_read(images[start : start + BATCH_SIZE], loaded, on_unreadable))
+        if readable:
+            yield from _classify(loaded, readable)
+
+
+def predict_pixels(loaded: LoadedModel, pixels: Pixels, path: str) -> Prediction:
+    """Classify one decoded image, (height, width, channels), as `read_image` gives it."""
+    return next(_classify(loaded, [(path, pixels)]))
+
+
+def _read(
+    images: Sequence[Path], loaded: LoadedModel, on_unreadable: Callable[[DataError], None]
+) -> Iterator[tuple[str, Pixels]]:
+    for path in images:
+        try:
+            yield str(path), read_image(path, loaded.shape)
+        except DataError as exc:
+            on_unreadable(exc)
+
+
+def _classify(loaded: LoadedModel, readable: list[tuple[str, Pixels]]) -> Iterator[Prediction]:
+    batch = np.stack([pixels for _, pixels in readable])
+    rows = class_probabilities(loaded.model, batch, len(loaded.classes))
+    for (path, _), row in zip(readable, rows, strict=True):
+        best = int(row.argmax())
+        named = {name: float(value) for name, value in zip(loaded.classes, row, strict=True)}
+        yield Prediction(
+            path=path, class_name=loaded.classes[best], probability=float(row[best]), probabilities=named
+        )
