@@ -25,7 +25,7 @@ $(VENV)/.made:
 
 $(VENV)/.installed: $(VENV)/.made requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	@touch $@
 
 # The package is installed only where nothing else can be a broker, and the system's own service is not started.

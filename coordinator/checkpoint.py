@@ -6,7 +6,6 @@ before it. A torn or foreign file is named, never loaded.
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +50,8 @@ class Checkpoint:
     round_number: int
     next_attempt: int
     model_json: str
+    input_shape: tuple[int, ...]
+    num_classes: int
     layout: Layout
     vector: Vector
     integers: tuple[Array, ...]
@@ -101,7 +102,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
             np.frombuffer(data, dtype).reshape(shape) for dtype, shape, data in header.pop("integers")
         )
         vectors = body.view(FLOAT32).reshape(1 + header.pop("num_states"), -1)
-        header["classes"] = tuple(header["classes"])
+        for name in ("classes", "input_shape"):
+            header[name] = tuple(header[name])
         return Checkpoint(
             **header, layout=layout, integers=integers, vector=vectors[0], strategy_state=tuple(vectors[1:])
         )
@@ -195,13 +197,3 @@ def _not_ours(path: Path, reason: str) -> CheckpointError:
         f"{path} can't be used: {reason}. Expected a file that `coordinator run` wrote. Restore it from a copy, "
         "or choose another --out."
     )
-
-
-def remove_open_round(folder: Path) -> None:
-    """Forget the open round's file after its commit; a leftover one is recognised by its number."""
-    (folder / ROUND_FILE).unlink(missing_ok=True)
-
-
-def folder_is_writable(folder: Path) -> bool:
-    """Whether this process may write in a folder."""
-    return os.access(folder, os.W_OK)

@@ -17,12 +17,14 @@ class TaskDefaults:
 
     Attributes:
         learning_rate: None keeps the compiled model's own.
+        learning_rate_decay: Each round's learning rate is the former one's times this.
         examples_per_class: Random training examples of each class in a round; None takes all.
     """
 
     epochs: int = 1
     batch_size: int = 32
     learning_rate: float | None = None
+    learning_rate_decay: float = 1.0
     class_weight: ClassWeight = "none"
     examples_per_class: int | None = None
 

@@ -1,0 +1,41 @@
+"""Deliveries that the broker keeps for us until a checkpoint covers them: the broker is the journal."""
+
+import time
+from collections.abc import Callable, Iterable
+
+from broker.link import Delivery, Link
+
+MOST_HELD = 200  #: below the prefetch of 256, so that held announcements never stop the consumer
+LONGEST_SECONDS = 30.0  #: RabbitMQ's delivery timeout (30 minutes) then never decides how long a round may last
+
+
+class Journal:
+    """Holds deliveries, and acknowledges them after what they said is on disk."""
+
+    def __init__(self, link: Link, read_clock: Callable[[], float] = time.monotonic) -> None:
+        self._link = link
+        self._read_clock = read_clock
+        self._held: list[Delivery] = []
+        self._oldest_at = 0.0
+
+    def hold(self, deliveries: Iterable[Delivery]) -> None:
+        """Keep these unacknowledged until the next checkpoint."""
+        if not self._held:
+            self._oldest_at = self._read_clock()
+        self._held.extend(deliveries)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a checkpoint should be written now."""
+        return bool(self._held) and (
+            len(self._held) >= MOST_HELD or self._read_clock() - self._oldest_at >= LONGEST_SECONDS
+        )
+
+    def release(self) -> None:
+        """Acknowledge everything held: a checkpoint covers it."""
+        held, self._held = self._held, []
+        self._link.ack(held)
+
+    def forget(self) -> None:
+        """After a reconnect every held delivery is void and comes again with a new tag."""
+        self._held.clear()

@@ -1,0 +1,100 @@
+"""What a person asks of one run, checked once."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from broker.errors import UsageError
+from broker.messages import ClassWeight, Precision, TrainingSettings
+from coordinator.membership import num_selected
+from coordinator.strategies import Strategy, make_strategy
+from coordinator.tasks import Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """One run as asked for; None means the task's own default.
+
+    Attributes:
+        workers: How many must have joined before the first round.
+        quorum: Accepted updates that may close a round; None means all workers (of those that a fraction invites).
+        retries: Further attempts at a round that missed its quorum.
+        fraction: Share of the present workers invited to a round (C in McMahan et al. 2017).
+    """
+
+    task: Task
+    out: Path
+    workers: int = 2
+    quorum: int | None = None
+    rounds: int = 5
+    deadline_seconds: float = 3600.0
+    grace_seconds: float = 10.0
+    retries: int = 2
+    strategy: str = "fedavg"
+    strategy_options: dict[str, str] = field(default_factory=dict)
+    fraction: float = 1.0
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    class_weight: ClassWeight | None = None
+    examples_per_class: int | None = None
+    initial_model: Path | None = None
+    seed: int = 0
+    deterministic: bool = False
+    precision: Precision = "float32"
+    standby: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise UsageError(f"Expected a --fraction above 0 and up to 1, got {self.fraction:g}.")
+        if self.needed > self.most_invited:
+            raise UsageError(
+                f"A quorum of {self.needed} can't be reached: --workers {self.workers} with --fraction "
+                f"{self.fraction:g} invites {self.most_invited}. Try --quorum {self.most_invited}."
+            )
+        if not math.isfinite(self.deadline_seconds) or self.deadline_seconds <= 0 or self.grace_seconds < 0:
+            raise UsageError("Expected a --deadline-seconds above 0 and a --grace-seconds of at least 0.")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise UsageError(f"Expected a --learning-rate above 0, got {self.learning_rate}.")
+        self.make_strategy()
+
+    @property
+    def most_invited(self) -> int:
+        """How many of the first workers a round invites."""
+        return num_selected(self.fraction, self.workers)
+
+    @property
+    def needed(self) -> int:
+        """The quorum as a number."""
+        return self.most_invited if self.quorum is None else self.quorum
+
+    def make_strategy(self) -> Strategy:
+        """The strategy asked for."""
+        return make_strategy(self.strategy, self.strategy_options)
+
+    def settings(self, round_number: int) -> TrainingSettings:
+        """The training settings of a round: the learning rate decays from round to round if the task says so."""
+        defaults = self.task.defaults
+        learning_rate = defaults.learning_rate if self.learning_rate is None else self.learning_rate
+        if learning_rate is not None:
+            learning_rate *= defaults.learning_rate_decay ** (round_number - 1)
+        return TrainingSettings(
+            epochs=self.epochs or defaults.epochs,
+            batch_size=self.batch_size or defaults.batch_size,
+            learning_rate=learning_rate,
+            class_weight=self.class_weight or defaults.class_weight,
+            examples_per_class=self.examples_per_class or defaults.examples_per_class,
+            seed=self.seed,
+            deterministic=self.deterministic,
+            precision=self.precision,
+        )
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What a folder's run may not change when it goes on."""
+        return {
+            "task": self.task.name,
+            "strategy": self.strategy,
+            "strategy_options": self.strategy_options,
+            "seed": self.seed,
+        }

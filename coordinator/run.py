@@ -1,0 +1,804 @@
+"""The rounds over the broker: invites workers, judges what they answer, commits, and goes on after any interruption."""
+
+import logging
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from broker import names
+from broker.card import ModelCard
+from broker.claim import WAIT_SECONDS, Claim
+from broker.errors import CheckpointError, LinkLost, QuorumNotReached, UsageError, WarrenError
+from broker.inbox import Inbox, may_send_to_coordinator
+from broker.link import (
+    Connection,
+    Delivery,
+    Link,
+    coordinator_queue,
+    dead_queue,
+    outgoing,
+    upload_queue,
+)
+from broker.logs import LogContext
+from broker.mail import Mail
+from broker.messages import (
+    Declined,
+    Joined,
+    Left,
+    Message,
+    Mode,
+    Outcome,
+    Ping,
+    Progress,
+    Refused,
+    RollCall,
+    RoundClosed,
+    RunFinished,
+    UpdateAnnounced,
+    UploadAgain,
+)
+from broker.tensors import FLOAT32, PART_BYTES, vector_size
+from coordinator.aggregation import FixedPointSum, capacity, flaw_in, scale_exponent
+from coordinator.checkpoint import (
+    CHECKPOINT_FILE,
+    Checkpoint,
+    OpenRound,
+    read_checkpoint,
+    read_open_round,
+    write_checkpoint,
+    write_open_round,
+)
+from coordinator.clock import ConnectedClock
+from coordinator.fetching import Fetcher
+from coordinator.history import Row, write_history
+from coordinator.identity import keep_identity
+from coordinator.invitations import Invitation, addressed, groups_of
+from coordinator.journal import Journal
+from coordinator.membership import Member, Roster, num_selected, select
+from coordinator.model_process import BuiltModel, ModelProcess
+from coordinator.options import RunOptions
+from coordinator.rounds import Round, RoundRecord, Step, Verdict, weighted_mean
+from coordinator.strategies import next_weights
+
+logger = logging.getLogger(__name__)
+
+PREFETCH = 256
+_LONGEST_WAIT_SECONDS = 0.5
+_PRESENCE_SECONDS = 5.0
+_ROLL_CALL_SECONDS = 30.0
+_HISTORY_SECONDS = 1.0
+_SAVE_SECONDS = 300.0
+
+Watch = Callable[[Message], None]
+
+
+class Interrupted(WarrenError):
+    """Told to stop in the middle of a run; the same command line goes on with it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """How a run ended: its history, and where its model is."""
+
+    history: list[Row]
+    rounds: int
+    num_dead: int
+
+
+@dataclass(slots=True, kw_only=True)
+class _Opened:
+    """The open round with all that belongs to it."""
+
+    round: Round
+    total: FixedPointSum
+    invitation: Invitation
+    fetcher: Fetcher
+    update_bytes: int = 0
+
+
+class Run:
+    """One training over the broker; its folder holds everything that a later process needs to go on.
+
+    Args:
+        watch: Told every message that was accepted for form and sender, e.g. to show progress.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        options: RunOptions,
+        models: ModelProcess,
+        *,
+        stop: threading.Event,
+        log: LogContext,
+        watch: Watch = lambda _message: None,
+    ) -> None:
+        self._link = link
+        self._options = options
+        self._models = models
+        self._stop = stop
+        self._log = log
+        self._watch = watch
+        self._strategy = options.make_strategy()
+        self._mail = Mail(link, stop)
+        self._inbox = Inbox(link, may_send_to_coordinator)
+        self._claim = Claim(link, names.COORDINATOR, wait_seconds=None if options.standby else WAIT_SECONDS)
+        self._journal = Journal(link)
+        self._clock = ConnectedClock()
+        self._roster = Roster()
+        self._opened: _Opened | None = None
+        self._state: Checkpoint | None = None
+        self._built: Future[BuiltModel] | None = None
+        self._buffer = np.empty(0, FLOAT32)
+        self._asked: set[str] = set()
+        self._presence_at = self._roll_call_at = self._history_at = float("-inf")
+
+    # --- the course of a run -------------------------------------------------------------------------------
+
+    def play(self) -> Summary:
+        """Play all rounds that are left, and measure the last model.
+
+        Raises:
+            QuorumNotReached: Too few workers joined or answered; the last closed round's model is saved.
+            NameInUse: Another coordinator works on this virtual host.
+            Interrupted: `stop` was set.
+        """
+        self._load()
+        self._link.declare([coordinator_queue(), dead_queue()])
+        self._link.consume([names.COORDINATOR], prefetch=PREFETCH)
+        self._claim.begin(time.monotonic())
+        self._wait_until(lambda: self._claim.is_held)
+        self._call_roll()
+        outcome: Outcome = "failed"
+        try:
+            self._prepare()
+            while self._committed.round_number < self._options.rounds:
+                self._play_round("train")
+            if self._committed.round_number > 0 and not self._is_measured():
+                self._play_round("evaluate")
+            outcome = "done"
+        except Interrupted:
+            outcome = "stopped"
+            raise
+        finally:
+            self._finish(outcome)
+        return Summary(
+            history=self._committed.history,
+            rounds=self._committed.round_number,
+            num_dead=self._inbox.num_dead,
+        )
+
+    @property
+    def _committed(self) -> Checkpoint:
+        assert self._state is not None  # noqa: S101 - set by _prepare before any round
+        return self._state
+
+    def _load(self) -> None:
+        """Take up what is on disk, before the first delivery comes; else have the model built meanwhile."""
+        keep_identity(self._options)
+        if (self._options.out / CHECKPOINT_FILE).exists():
+            self._state = read_checkpoint(self._options.out)
+            self._log.update(run=self._state.run_id)
+            logger.info("Going on after round %d in %s.", self._state.round_number, self._options.out)
+            self._resume()
+        else:
+            self._built = Future()
+            threading.Thread(target=self._build, args=(self._built,), name="build", daemon=True).start()
+
+    def _build(self, built: Future[BuiltModel]) -> None:
+        options = self._options
+        try:
+            built.set_result(
+                self._models.build(options.task, seed=options.seed, initial_model=options.initial_model)
+            )
+        except Exception as exc:  # noqa: BLE001 - carried to the thread that waits for the model
+            built.set_exception(exc)
+
+    def _resume(self) -> None:
+        state = self._committed
+        opened = read_open_round(self._options.out)
+        is_open = opened is not None and (
+            (opened.record.run_id, opened.record.round_number, opened.record.first_attempt)
+            == (state.run_id, state.round_number + 1, state.next_attempt)
+        )
+        if opened is not None and is_open:
+            logger.info(
+                "Round %d was open; it goes on with the %d answers on disk and what the broker holds.",
+                opened.record.round_number,
+                len(opened.answers),
+            )
+            self._opened = self._attend(Round(opened.record, self._clock.now(), opened.answers), opened.total)
+
+    def _prepare(self) -> None:
+        """Have a model and enough workers, unless a round is open already."""
+        if self._state is None:
+            self._state = self._first_state()
+            write_checkpoint(self._options.out, self._state)
+            self._save()
+        if self._opened is None and self._committed.round_number < self._options.rounds:
+            self._await_workers(self._options.workers)
+
+    def _first_state(self) -> Checkpoint:
+        built = self._built
+        assert built is not None  # noqa: S101 - _load began it
+        self._wait_until(built.done)
+        model = built.result()
+        run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        self._log.update(run=run_id)
+        logger.info("The model has %d parameters.", model.num_parameters)
+        zeros = tuple(np.zeros_like(model.vector) for _ in self._strategy.state_names)
+        return Checkpoint(
+            run_id=run_id,
+            task=self._options.task.name,
+            classes=(),
+            round_number=0,
+            next_attempt=1,
+            model_json=model.model_json,
+            input_shape=model.input_shape,
+            num_classes=model.num_classes,
+            layout=model.layout,
+            vector=model.vector,
+            integers=tuple(model.integers),
+            strategy_state=zeros,
+            history=[{"round": 0}],
+        )
+
+    def _await_workers(self, number: int) -> None:
+        """Wait until so many workers that train are there.
+
+        Raises:
+            QuorumNotReached: They were not, at the deadline.
+        """
+        deadline = self._clock.now() + self._options.deadline_seconds
+        told: tuple[int, int] | None = None
+        while not self._has_workers(number):
+            present = self._roster.trainers
+            if told is None or told[0] != len(present) or time.monotonic() - told[1] > _ROLL_CALL_SECONDS:
+                told = (len(present), int(time.monotonic()))
+                logger.info(
+                    "Waiting for workers: %d of %d joined%s.",
+                    len(present),
+                    number,
+                    f" ({_names(present)})" if present else "",
+                )
+            if self._clock.now() >= deadline:
+                raise QuorumNotReached(
+                    f"Only {len(present)} of {number} workers joined within "
+                    f"{self._options.deadline_seconds:g} s: {_names(present) or 'nobody'}. "
+                    "Start more workers, or lower --workers."
+                )
+            self._turn()
+
+    def _has_workers(self, number: int) -> bool:
+        """Whether enough are there; once they are, their commonest class names become the run's."""
+        if len(self._roster.trainers) < number:
+            return False
+        if not self._committed.classes:
+            counts = Counter(self._roster.members[worker].classes for worker in self._roster.trainers)
+            self._state = replace(self._committed, classes=counts.most_common(1)[0][0])
+            for member in list(self._roster.members.values()):
+                self._refuse_if_unfit(member)
+        return len(self._roster.trainers) >= number
+
+    def _is_measured(self) -> bool:
+        return "val_loss" in self._committed.history[-1]
+
+    def _finish(self, outcome: Outcome) -> None:
+        """Bring what follows beside the rounds up to date, and let the workers know."""
+        try:
+            if self._state is not None:
+                self._tell_end(outcome)
+                write_history(self._options.out / "history.csv", self._committed.history)
+            if not self._models.flush(_SAVE_SECONDS):
+                logger.error("The model was not saved within %g s.", _SAVE_SECONDS)
+        except LinkLost:
+            logger.warning("The broker is away; the workers learn of the end when they ask.")
+
+    def _tell_end(self, outcome: Outcome) -> None:
+        if outcome == "stopped":
+            return  # the same command line goes on with this run: the workers stay
+        state = self._committed
+        message = RunFinished(run_id=state.run_id, rounds=state.round_number, outcome=outcome)
+        for group in groups_of(sorted(self._roster.members)):
+            self._mail.send([addressed(message, group)])
+        if outcome == "done":
+            for worker in self._roster.members:
+                if self._buffer.size:
+                    self._link.purge(names.upload_queue(worker))
+
+    # --- one round -----------------------------------------------------------------------------------------
+
+    def _play_round(self, mode: Mode) -> None:
+        opened = self._opened or self._open(mode)
+        self._log.update(round=opened.round.record.round_number)
+        while True:
+            step = opened.round.next_step(self._clock.now())
+            if step is Step.CLOSE:
+                self._close(opened)
+                return
+            if step is Step.RETRY:
+                opened = self._retry(opened)
+            self._turn()
+
+    def _open(self, mode: Mode) -> _Opened:
+        if mode == "train":
+            self._await_workers(self._fewest_present())
+        state, options = self._committed, self._options
+        number = state.round_number + 1
+        trainers = self._roster.trainers
+        fraction = options.fraction if mode == "train" else 1.0
+        selected = select(trainers, fraction, (options.seed, number, state.next_attempt))
+        evaluators = tuple(self._roster.evaluators)
+        invited = selected + evaluators
+        record = RoundRecord(
+            run_id=state.run_id,
+            round_number=number,
+            first_attempt=state.next_attempt,
+            attempt=state.next_attempt,
+            mode=mode,
+            selected=selected,
+            evaluators=evaluators,
+            num_examples={worker: self._roster.members[worker].num_examples for worker in invited},
+            scale_exponent=scale_exponent(self._roster.num_examples(selected)),
+            part_bytes=PART_BYTES,
+            quorum=options.needed if mode == "train" else 0,
+            deadline_seconds=options.deadline_seconds,
+            grace_seconds=options.grace_seconds,
+        )
+        total = FixedPointSum(state.vector.size if mode == "train" else 0, record.scale_exponent)
+        opened = self._attend(Round(record, self._clock.now()), total)
+        self._announce(opened)
+        return opened
+
+    def _fewest_present(self) -> int:
+        """The least number of present workers of which the fraction invites a quorum."""
+        number = self._options.needed
+        while num_selected(self._options.fraction, number) < self._options.needed:
+            number += 1
+        return number
+
+    def _attend(self, the_round: Round, total: FixedPointSum) -> _Opened:
+        """Make ready what the round needs; nothing is sent."""
+        record, state = the_round.record, self._committed
+        size = vector_size(state.layout)
+        if record.mode == "train" and self._buffer.size != size:
+            self._buffer = np.empty(size, FLOAT32)
+        settings = self._options.settings(record.round_number)
+        return _Opened(
+            round=the_round,
+            total=total,
+            invitation=Invitation(record, state, settings, last_round=self._options.rounds),
+            fetcher=Fetcher(self._link, self._inbox, self._buffer, record.part_bytes, self._stop),
+        )
+
+    def _announce(self, opened: _Opened) -> None:
+        """Fsync the record, then let the round start go out to those who have not answered."""
+        self._opened = opened
+        self._asked.clear()
+        self._write_open_round(opened)
+        record, invited = opened.round.record, opened.round.unanswered
+        again = f", attempt {record.attempt}" if record.attempt > record.first_attempt else ""
+        if record.mode == "train":
+            logger.info(
+                "Round %d of %d%s: %s invited.",
+                record.round_number,
+                self._options.rounds,
+                again,
+                _names(invited),
+            )
+        else:
+            logger.info("Measuring the model of round %d: %s invited.", record.round_number - 1, _names(invited))
+        opened.invitation.send(self._mail, invited)
+        self._presence_at = self._roll_call_at = time.monotonic()
+
+    def _write_open_round(self, opened: _Opened) -> None:
+        write_open_round(
+            self._options.out,
+            OpenRound(record=opened.round.record, answers=opened.round.answers, total=opened.total),
+        )
+
+    def _retry(self, opened: _Opened) -> _Opened:
+        """Begin the next attempt: what was accepted stays, the rest are invited again.
+
+        Raises:
+            QuorumNotReached: No attempt is left.
+        """
+        the_round, options = opened.round, self._options
+        record = the_round.record
+        self._look_for_absent(the_round.unanswered)
+        if record.attempt - record.first_attempt >= options.retries:
+            raise QuorumNotReached(
+                f"Round {record.round_number} has {the_round.num_accepted} of {record.quorum} updates after "
+                f"{record.attempt - record.first_attempt + 1} attempts. No answer: "
+                f"{_names(the_round.unanswered) or 'none'}; rejected: {_reasons(the_round.rejected) or 'none'}. "
+                f"The model of round {record.round_number - 1} is saved; the same command goes on from there."
+            )
+        logger.warning(
+            "Round %d has %d of %d updates; trying again without waiting for %s.",
+            record.round_number,
+            the_round.num_accepted,
+            record.quorum,
+            _names(the_round.unanswered) or "anyone",
+        )
+        accepted = {worker: the_round.answers[worker] for worker in the_round.accepted}
+        next_record = the_round.next_attempt(self._reinvited(the_round), tuple(self._roster.evaluators))
+        again = self._attend(Round(next_record, self._clock.now(), accepted), opened.total)
+        again.update_bytes = opened.update_bytes
+        self._announce(again)
+        return again
+
+    def _reinvited(self, the_round: Round) -> dict[str, int]:
+        """Who is invited to the next attempt: present workers that have not been accepted, as many as before."""
+        record = the_round.record
+        candidates = [worker for worker in self._roster.trainers if worker not in the_round.accepted]
+        wanted = len(record.selected) - len(the_round.accepted)
+        if self._options.fraction < 1 and len(candidates) > wanted > 0:
+            seed = (self._options.seed, record.round_number, record.attempt + 1)
+            candidates = list(select(candidates, wanted / len(candidates), seed))
+        fresh = {worker: self._roster.members[worker].num_examples for worker in candidates}
+        room = capacity(record.scale_exponent) - sum(record.num_examples.values())
+        chosen: dict[str, int] = {}
+        for worker, number in fresh.items():
+            extra = number - record.num_examples.get(worker, 0)
+            if extra <= room:
+                room -= extra
+                chosen[worker] = number
+        return chosen
+
+    def _close(self, opened: _Opened) -> None:
+        """Commit the round: from here on it is closed for ever."""
+        the_round, state = opened.round, self._committed
+        record = the_round.record
+        seconds = the_round.seconds_open(self._clock.now())
+        history = self._with_measures(the_round, state.history)
+        if record.mode == "train":
+            strategy_state = tuple(vector.copy() for vector in state.strategy_state)
+            vector = next_weights(self._strategy, state.vector, opened.total, strategy_state)
+            history.append(self._row(opened, seconds))
+            self._state = replace(
+                state,
+                round_number=record.round_number,
+                next_attempt=1,
+                vector=vector,
+                strategy_state=strategy_state,
+                history=history,
+            )
+        else:
+            self._state = replace(state, next_attempt=record.attempt + 1, history=history)
+        write_checkpoint(self._options.out, self._committed)
+        self._opened = None
+        self._journal.release()
+        self._tell_closed(the_round)
+        self._after_commit(the_round, seconds)
+
+    def _with_measures(self, the_round: Round, history: list[Row]) -> list[Row]:
+        """The history with what the workers measured of the model that this round began with."""
+        measures = [
+            (answer.num_test_examples, answer.global_metrics)
+            for answer in the_round.answers.values()
+            if answer.verdict is Verdict.ACCEPTED and answer.global_metrics
+        ]
+        values = {f"val_{name}": value for name, value in weighted_mean(measures).items()}
+        return [*history[:-1], {**history[-1], **values}]
+
+    def _row(self, opened: _Opened, seconds: float) -> Row:
+        the_round = opened.round
+        trained = [the_round.answers[worker] for worker in the_round.accepted if the_round.trains(worker)]
+        metrics = weighted_mean([(answer.num_examples, answer.metrics) for answer in trained])
+        return {
+            "round": the_round.record.round_number,
+            "attempt": the_round.record.attempt,
+            "seconds": round(seconds, 3),
+            "slowest_worker_seconds": round(max((answer.seconds for answer in trained), default=0.0), 3),
+            "num_examples": opened.total.num_examples,
+            "update_bytes": opened.update_bytes,
+            **{name: value for name, value in metrics.items() if not name.startswith("val_")},
+            "accepted": the_round.accepted,
+            "late": the_round.unanswered,
+            "rejected": the_round.rejected,
+        }
+
+    def _tell_closed(self, the_round: Round) -> None:
+        record = the_round.record
+        closed = RoundClosed(run_id=record.run_id, round_number=record.round_number)
+        for group in groups_of(record.invited):
+            self._mail.send([addressed(closed, group)])
+        late = the_round.unanswered
+        if late and record.mode == "train":
+            logger.warning("Late in round %d: %s.", record.round_number, _names(late))
+        for worker in self._look_for_absent(late):
+            self._link.purge(names.worker_queue(worker))
+
+    def _after_commit(self, the_round: Round, seconds: float) -> None:
+        record, history = the_round.record, self._committed.history
+        if record.mode == "train":
+            logger.info(
+                "Round %d closed after %.1f s with %d of %d updates%s.",
+                record.round_number,
+                seconds,
+                the_round.num_accepted,
+                len(record.selected),
+                _measures(history[-1], ("loss", "accuracy")),
+            )
+        measured = history[-2] if record.mode == "train" else history[-1]
+        if "val_loss" in measured:
+            logger.info(
+                "The model of round %s on the workers' test images%s.",
+                measured["round"],
+                _measures(measured, ("val_loss", "val_accuracy", "val_balanced_accuracy", "val_auc")),
+            )
+        self._save()
+        if time.monotonic() - self._history_at > _HISTORY_SECONDS:
+            self._history_at = time.monotonic()
+            write_history(self._options.out / "history.csv", history)
+
+    def _save(self) -> None:
+        """Have model.keras and curves.png follow; the newest state wins."""
+        state = self._committed
+        last = state.history[-1]
+        if len(state.classes) < 2:
+            return  # nobody has joined: there is nothing to say which class is which
+        card = ModelCard(
+            task=state.task,
+            classes=state.classes,
+            run_id=state.run_id,
+            round_number=state.round_number,
+            saved_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            num_examples=int(last.get("num_examples", 0)),
+            shape=state.input_shape,
+            metrics={name: value for name, value in last.items() if isinstance(value, float)},
+        )
+        self._models.save(self._options.out / CHECKPOINT_FILE, self._options.out / "model.keras", card)
+
+    # --- what comes in -------------------------------------------------------------------------------------
+
+    def _wait_until(self, holds: Callable[[], bool]) -> None:
+        while not holds():
+            self._turn()
+
+    def _turn(self) -> None:
+        """Take one event, or let a moment pass.
+
+        Raises:
+            Interrupted: `stop` was set.
+        """
+        if self._stop.is_set():
+            raise Interrupted("Stopped. The same command line goes on where this run is.")
+        event = self._link.receive(self._patience())
+        if isinstance(event, Delivery):
+            self._on_delivery(event)
+        elif event is not None:
+            self._on_connection(event)
+        self._claim.check(time.monotonic())
+        if self._opened is not None and self._claim.is_held:
+            self._look_after(self._opened)
+
+    def _patience(self) -> float:
+        if self._opened is None:
+            return _LONGEST_WAIT_SECONDS / 5
+        return min(_LONGEST_WAIT_SECONDS, self._opened.round.seconds_left(self._clock.now()) + 0.001)
+
+    def _on_connection(self, event: Connection) -> None:
+        if event is Connection.LOST:
+            self._clock.lost()
+            self._journal.forget()
+        else:
+            self._clock.restored()
+            self._claim.begin(time.monotonic())
+            self._call_roll()
+
+    def _on_delivery(self, delivery: Delivery) -> None:
+        message = self._inbox.open(delivery)
+        if message is None:
+            return
+        self._watch(message)
+        if isinstance(message, UpdateAnnounced):
+            with self._until_link_is_back():
+                self._on_update(delivery, message)
+            return
+        if isinstance(message, Declined):
+            self._on_declined(delivery, message)
+            return
+        if isinstance(message, Joined):
+            self._on_joined(message)
+        elif isinstance(message, Left):
+            self._on_left(message)
+        elif isinstance(message, Ping):
+            self._claim.hear(message)
+        elif not isinstance(message, Progress):
+            self._inbox.bury(delivery, f"A coordinator that is training takes no {message.TYPE}.")
+        self._link.ack([delivery])
+
+    @contextmanager
+    def _until_link_is_back(self) -> Iterator[None]:
+        """A link lost in the middle changes nothing: the delivery comes again after the reconnect."""
+        try:
+            yield
+        except LinkLost as exc:
+            logger.debug("Given back to the broker: %s", exc)
+
+    def _on_update(self, delivery: Delivery, update: UpdateAnnounced) -> None:
+        opened = self._opened
+        if opened is None or not opened.round.is_current(update):
+            logger.debug("Discarded an update of %s for round %d.", update.worker, update.round_number)
+            self._link.ack([delivery])
+            return
+        verdict, reason = opened.round.judge(update)
+        held = [delivery]
+        if verdict is Verdict.ACCEPTED and opened.round.trains(update.worker):
+            fetched = opened.fetcher.fetch(update)
+            held += fetched.held
+            if not fetched.is_whole:
+                self._ask_again(update)
+                self._journal.hold(held)
+                return
+            reason = fetched.flaw or flaw_in(self._buffer)
+            verdict = Verdict.REJECTED if reason else Verdict.ACCEPTED
+        if verdict is Verdict.REJECTED:
+            self._inbox.bury(delivery, f"{update.worker}: {reason}")
+        self._journal.hold(held)
+        self._settle(opened, update, verdict, reason)
+
+    def _settle(self, opened: _Opened, update: UpdateAnnounced, verdict: Verdict, reason: str | None) -> None:
+        if verdict is Verdict.DISCARDED:
+            return
+        if verdict is Verdict.ACCEPTED and opened.round.trains(update.worker):
+            opened.total.add(self._buffer, update.num_examples)
+            opened.update_bytes += _travelled(update, self._buffer.size)
+        opened.round.settle(update, verdict, reason, self._clock.now())
+        self._roster.set_present(update.worker, is_present=True)
+        logger.debug("%s: %s after %.1f s.", update.worker, verdict.value, update.seconds)
+
+    def _ask_again(self, update: UpdateAnnounced) -> None:
+        logger.warning("Parts of the update of %s are missing; asking for it again.", update.worker)
+        self._link.declare([upload_queue(update.worker)])
+        again = UploadAgain(
+            run_id=update.run_id,
+            round_number=update.round_number,
+            worker=update.worker,
+            upload_id=update.upload_id,
+        )
+        self._mail.send([outgoing(again, names.worker_queue(update.worker))])
+
+    def _on_declined(self, delivery: Delivery, declined: Declined) -> None:
+        opened = self._opened
+        record = opened.round.record if opened else None
+        key = (declined.run_id, declined.round_number)
+        if opened and record and key == (record.run_id, record.round_number):
+            if declined.attempt >= record.attempt and declined.worker not in opened.round.answers:
+                logger.warning("%s can't answer: %s", declined.worker, declined.reason)
+                opened.round.decline(declined.worker, declined.reason, self._clock.now())
+            self._journal.hold([delivery])
+        else:
+            self._link.ack([delivery])
+
+    def _on_left(self, left: Left) -> None:
+        if left.worker in self._roster.members:
+            logger.info("%s left.", left.worker)
+            self._roster.set_present(left.worker, is_present=False)
+
+    def _on_joined(self, joined: Joined) -> None:
+        known = self._roster.members.get(joined.worker)
+        if joined.task is not None and joined.task != self._options.task.name:
+            return
+        member = self._roster.join(joined)
+        if self._refuse_if_unfit(member):
+            return
+        if known is None or not known.is_present:
+            logger.info("%s joined%s: %s.", joined.worker, " again" if known else "", _describe(member))
+        if self._opened is not None:
+            self._consider(self._opened, member)
+
+    def _refuse_if_unfit(self, member: Member) -> bool:
+        """Send a worker away whose classes are not the run's or don't fit the model; whether it was."""
+        state = self._state
+        if state is None:
+            return False
+        reason = None
+        if state.classes and member.classes != state.classes:
+            reason = f"its classes are {_names(member.classes)}; this run's are {_names(state.classes)}"
+        elif len(member.classes) != state.num_classes:
+            reason = f"it has {len(member.classes)} classes; the model of {state.task} has {state.num_classes}"
+        if reason is None:
+            return False
+        logger.warning("Refused %s: %s.", member.worker, reason)
+        self._roster.remove(member.worker)
+        refused = Refused(worker=member.worker, reason=f"The coordinator refused {member.worker}: {reason}.")
+        self._mail.try_send([outgoing(refused, names.worker_queue(member.worker))])
+        return True
+
+    def _consider(self, opened: _Opened, member: Member) -> None:
+        """See to it that a worker that joined during a round takes part in it, once."""
+        the_round, worker = opened.round, member.worker
+        held = member.held
+        record = the_round.record
+        if worker in the_round.answers or held == opened.invitation.held:
+            self._asked.discard(worker)
+            return
+        if worker not in record.invited:
+            if self._options.fraction < 1 or not self._has_room(record, member):
+                return
+            the_round.invite(worker, member.num_examples, evaluate_only=member.evaluate_only)
+            self._write_open_round(opened)
+        elif worker not in self._asked:
+            # Its word may be older than the round start in its queue: asked now, it answers after that.
+            self._asked.add(worker)
+            self._mail.try_send([outgoing(RollCall(), names.worker_queue(worker), is_transient=True)])
+            return
+        self._asked.discard(worker)
+        logger.info("Round %d is sent to %s.", record.round_number, worker)
+        opened.invitation.send(self._mail, [worker])
+
+    def _has_room(self, record: RoundRecord, member: Member) -> bool:
+        invited = sum(record.num_examples[worker] for worker in record.selected)
+        return member.evaluate_only or invited + member.num_examples <= capacity(record.scale_exponent)
+
+    # --- looking after an open round -----------------------------------------------------------------------
+
+    def _look_after(self, opened: _Opened) -> None:
+        if self._journal.is_due:
+            self._write_open_round(opened)
+            self._journal.release()
+        now = time.monotonic()
+        if now - self._presence_at >= _PRESENCE_SECONDS:
+            self._presence_at = now
+            opened.round.note_away(frozenset(self._look_for_absent(opened.round.unanswered)))
+        if now - self._roll_call_at >= _ROLL_CALL_SECONDS and opened.round.unanswered:
+            self._call_roll()
+
+    def _look_for_absent(self, workers: list[str]) -> list[str]:
+        """Those of these workers whose queue nobody reads; told once each."""
+        absent = []
+        for worker in workers:
+            with self._until_link_is_back():
+                if not self._link.consumers(names.worker_queue(worker)):
+                    absent.append(worker)
+        for worker in absent:
+            member = self._roster.members.get(worker)
+            if member is not None and member.is_present:
+                logger.warning("%s went away without a word.", worker)
+            self._roster.set_present(worker, is_present=False)
+        return absent
+
+    def _call_roll(self) -> None:
+        self._roll_call_at = time.monotonic()
+        self._mail.try_send([outgoing(RollCall(), names.EVERY_WORKER, is_transient=True)])
+
+
+def _travelled(update: UpdateAnnounced, size: int) -> int:
+    """The bytes of an update's values on the wire."""
+    return size * {"float32": 4, "float16": 2, "int8": 1}[update.precision]
+
+
+def _names(workers: Any) -> str:
+    """At most eight names, and how many more."""
+    listed = list(workers)
+    more = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
+    return ", ".join(listed[:8]) + more
+
+
+def _reasons(rejected: dict[str, str]) -> str:
+    return "; ".join(f"{worker}: {reason}" for worker, reason in rejected.items())
+
+
+def _describe(member: Member) -> str:
+    per_class = ", ".join(
+        f"{name} {count}" for name, count in zip(member.classes, member.examples_per_class, strict=False)
+    )
+    if member.evaluate_only:
+        return f"evaluates on {member.num_test_examples} examples"
+    return f"{member.num_examples} examples ({per_class})" if len(member.classes) <= 10 else f"{member.num_examples} examples"
+
+
+def _measures(row: Row, wanted: tuple[str, ...]) -> str:
+    shown = [f"{name.removeprefix('val_').replace('_', ' ')} {row[name]:.4f}" for name in wanted if name in row]
+    return f": {', '.join(shown)}" if shown else ""
