@@ -1,8 +1,9 @@
 """What a model may be made of, so that a worker never builds what its maker could abuse; needs no TensorFlow.
 
-A Keras model travels as JSON, and building one from JSON can import any class by name, unpickle a Lambda or read a
-file. So every object in the JSON must be a built-in named here, and every size must be one that a machine can hold.
-Both sides check: the coordinator when a run starts, so that no worker has to refuse, and the worker, that trusts nobody.
+A Keras model travels as JSON, and building one from JSON can import any class by name, unpickle a Lambda or
+read a file. So every object in the JSON must be a built-in named here, and every size one that a machine can
+hold. Both sides check: the coordinator when a run starts, so that no worker has to refuse, and the worker,
+which trusts nobody.
 """
 
 import json
@@ -19,82 +20,97 @@ MAX_INPUT_ELEMENTS = 64 * 1024 * 1024  #: numbers in one example
 MAX_WIDTH = 2**20  #: units, filters or the like of one layer
 _MAX_INTEGER = 2**31
 
-_LAYERS = frozenset(
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_LAYERS = _names(
     """
-    Activation ActivityRegularization AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D
-    AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D Add AdditiveAttention AlphaDropout Attention AutoContrast
-    Average AveragePooling1D AveragePooling2D AveragePooling3D BatchNormalization Bidirectional CategoryEncoding CenterCrop
-    Concatenate Conv1D Conv1DTranspose Conv2D Conv2DTranspose Conv3D Conv3DTranspose ConvLSTM1D ConvLSTM2D ConvLSTM3D
-    Cropping1D Cropping2D Cropping3D Dense DepthwiseConv1D DepthwiseConv2D Discretization Dot Dropout ELU EinsumDense
-    Embedding Equalization Flatten GRU GRUCell GaussianDropout GaussianNoise GlobalAveragePooling1D GlobalAveragePooling2D
-    GlobalAveragePooling3D GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D GroupNormalization GroupQueryAttention
-    Identity InputLayer LSTM LSTMCell LayerNormalization LeakyReLU Masking MaxPooling1D MaxPooling2D MaxPooling3D Maximum
-    MelSpectrogram Minimum MultiHeadAttention Multiply Normalization PReLU Permute RMSNormalization RNN RandomBrightness
-    RandomColorDegeneration RandomColorJitter RandomContrast RandomCrop RandomErasing RandomFlip RandomGaussianBlur
-    RandomGrayscale RandomHue RandomInvert RandomPerspective RandomPosterization RandomRotation RandomSaturation
-    RandomSharpness RandomShear RandomTranslation RandomZoom ReLU RepeatVector Rescaling Reshape Resizing STFTSpectrogram
-    SeparableConv1D SeparableConv2D SimpleRNN SimpleRNNCell Softmax Solarization SpatialDropout1D SpatialDropout2D
-    SpatialDropout3D SpectralNormalization StackedRNNCells Subtract TimeDistributed UnitNormalization UpSampling1D
-    UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
-    """.split()
+    Activation ActivityRegularization AdaptiveAveragePooling1D AdaptiveAveragePooling2D
+    AdaptiveAveragePooling3D AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D Add
+    AdditiveAttention AlphaDropout Attention AutoContrast Average AveragePooling1D AveragePooling2D
+    AveragePooling3D BatchNormalization Bidirectional CategoryEncoding CenterCrop Concatenate Conv1D
+    Conv1DTranspose Conv2D Conv2DTranspose Conv3D Conv3DTranspose ConvLSTM1D ConvLSTM2D ConvLSTM3D
+    Cropping1D Cropping2D Cropping3D Dense DepthwiseConv1D DepthwiseConv2D Discretization Dot
+    Dropout ELU EinsumDense Embedding Equalization Flatten GRU GRUCell GaussianDropout GaussianNoise
+    GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D GlobalMaxPooling1D
+    GlobalMaxPooling2D GlobalMaxPooling3D GroupNormalization GroupQueryAttention Identity InputLayer
+    LSTM LSTMCell LayerNormalization LeakyReLU Masking MaxPooling1D MaxPooling2D MaxPooling3D
+    Maximum MelSpectrogram Minimum MultiHeadAttention Multiply Normalization PReLU Permute
+    RMSNormalization RNN RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast
+    RandomCrop RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHue RandomInvert
+    RandomPerspective RandomPosterization RandomRotation RandomSaturation RandomSharpness
+    RandomShear RandomTranslation RandomZoom ReLU RepeatVector Rescaling Reshape Resizing
+    STFTSpectrogram SeparableConv1D SeparableConv2D SimpleRNN SimpleRNNCell Softmax Solarization
+    SpatialDropout1D SpatialDropout2D SpatialDropout3D SpectralNormalization StackedRNNCells
+    Subtract TimeDistributed UnitNormalization UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D
+    ZeroPadding2D ZeroPadding3D
+    """
 )
-_LOSS_CLASSES = frozenset(
+_LOSS_CLASSES = _names(
     """
     BinaryCrossentropy BinaryFocalCrossentropy CategoricalCrossentropy CategoricalFocalCrossentropy
-    CategoricalGeneralizedCrossEntropy CategoricalHinge CosineSimilarity Dice Hinge Huber KLDivergence LogCosh
-    MeanAbsoluteError MeanAbsolutePercentageError MeanSquaredError MeanSquaredLogarithmicError Poisson
-    SparseCategoricalCrossentropy SquaredHinge Tversky
-    """.split()
-)
-_METRIC_CLASSES = frozenset(
+    CategoricalGeneralizedCrossEntropy CategoricalHinge CosineSimilarity Dice Hinge Huber
+    KLDivergence LogCosh MeanAbsoluteError MeanAbsolutePercentageError MeanSquaredError
+    MeanSquaredLogarithmicError Poisson SparseCategoricalCrossentropy SquaredHinge Tversky
     """
-    AUC Accuracy BinaryAccuracy BinaryCrossentropy BinaryIoU CategoricalAccuracy CategoricalCrossentropy CategoricalHinge
-    CosineSimilarity F1Score FBetaScore FalseNegatives FalsePositives Hinge IoU KLDivergence LogCoshError Mean
-    MeanAbsoluteError MeanAbsolutePercentageError MeanIoU MeanSquaredError MeanSquaredLogarithmicError OneHotIoU
-    OneHotMeanIoU Poisson Precision PrecisionAtRecall R2Score Recall RecallAtPrecision RootMeanSquaredError
-    SensitivityAtSpecificity SparseCategoricalAccuracy SparseCategoricalCrossentropy SparseTopKCategoricalAccuracy
-    SpecificityAtSensitivity SquaredHinge Sum TopKCategoricalAccuracy TrueNegatives TruePositives
-    """.split()
 )
-_LOSS_FUNCTIONS = frozenset(
+_METRIC_CLASSES = _names(
     """
-    binary_crossentropy binary_focal_crossentropy categorical_crossentropy categorical_focal_crossentropy
-    categorical_generalized_cross_entropy categorical_hinge cosine_similarity dice hinge huber kl_divergence log_cosh
-    mean_absolute_error mean_absolute_percentage_error mean_squared_error mean_squared_logarithmic_error poisson
-    sparse_categorical_crossentropy squared_hinge tversky
-    bce BCE kld KLD mae MAE mape MAPE mse MSE msle MSLE
-    """.split()
+    AUC Accuracy BinaryAccuracy BinaryCrossentropy BinaryIoU CategoricalAccuracy
+    CategoricalCrossentropy CategoricalHinge CosineSimilarity F1Score FBetaScore FalseNegatives
+    FalsePositives Hinge IoU KLDivergence LogCoshError Mean MeanAbsoluteError
+    MeanAbsolutePercentageError MeanIoU MeanSquaredError MeanSquaredLogarithmicError OneHotIoU
+    OneHotMeanIoU Poisson Precision PrecisionAtRecall R2Score Recall RecallAtPrecision
+    RootMeanSquaredError SensitivityAtSpecificity SparseCategoricalAccuracy
+    SparseCategoricalCrossentropy SparseTopKCategoricalAccuracy SpecificityAtSensitivity
+    SquaredHinge Sum TopKCategoricalAccuracy TrueNegatives TruePositives
+    """
 )
-_METRIC_FUNCTIONS = _LOSS_FUNCTIONS | frozenset(
+_LOSS_FUNCTIONS = _names(
+    """
+    binary_crossentropy binary_focal_crossentropy categorical_crossentropy
+    categorical_focal_crossentropy categorical_generalized_cross_entropy categorical_hinge
+    cosine_similarity dice hinge huber kl_divergence log_cosh mean_absolute_error
+    mean_absolute_percentage_error mean_squared_error mean_squared_logarithmic_error poisson
+    sparse_categorical_crossentropy squared_hinge tversky bce BCE kld KLD mae MAE mape MAPE mse MSE
+    msle MSLE
+    """
+)
+_METRIC_FUNCTIONS = _LOSS_FUNCTIONS | _names(
     """
     accuracy acc crossentropy ce auc precision recall r2_score binary_accuracy categorical_accuracy
     sparse_categorical_accuracy sparse_top_k_categorical_accuracy top_k_categorical_accuracy
-    """.split()
-)
-_ACTIVATIONS = frozenset(
     """
-    celu elu exponential gelu glu hard_shrink hard_sigmoid hard_silu hard_swish hard_tanh leaky_relu linear log_sigmoid
-    log_softmax mish relu relu6 selu sigmoid silu soft_shrink softmax softplus softsign sparse_plus sparse_sigmoid
-    sparsemax squareplus swish tanh tanh_shrink threshold
-    """.split()
 )
-_OPTIMIZERS = frozenset(
-    "Adadelta Adafactor Adagrad Adam AdamW Adamax Ftrl Lamb Lion Muon Nadam RMSprop SGD ScheduleFreeAdamW".split()
-)
-_SCHEDULES = frozenset(
+_ACTIVATIONS = _names(
     """
-    CosineDecay CosineDecayRestarts ExponentialDecay InverseTimeDecay PiecewiseConstantDecay PolynomialDecay
-    """.split()
-)
-_INITIALIZERS = frozenset(
+    celu elu exponential gelu glu hard_shrink hard_sigmoid hard_silu hard_swish hard_tanh leaky_relu
+    linear log_sigmoid log_softmax mish relu relu6 selu sigmoid silu soft_shrink softmax softplus
+    softsign sparse_plus sparse_sigmoid sparsemax squareplus swish tanh tanh_shrink threshold
     """
-    Constant GlorotNormal GlorotUniform HeNormal HeUniform Identity IdentityInitializer LecunNormal LecunUniform Ones
-    Orthogonal OrthogonalInitializer RandomNormal RandomUniform TruncatedNormal VarianceScaling Zeros
-    """.split()
 )
-_ARITHMETIC = frozenset(
-    "Absolute Add Divide Maximum Mean Minimum Multiply Negative Subtract TrueDivide".split()
+_OPTIMIZERS = _names(
+    """
+    Adadelta Adafactor Adagrad Adam AdamW Adamax Ftrl Lamb Lion Muon Nadam RMSprop SGD
+    ScheduleFreeAdamW
+    """
 )
+_SCHEDULES = _names(
+    """
+    CosineDecay CosineDecayRestarts ExponentialDecay InverseTimeDecay PiecewiseConstantDecay
+    PolynomialDecay
+    """
+)
+_INITIALIZERS = _names(
+    """
+    Constant GlorotNormal GlorotUniform HeNormal HeUniform Identity IdentityInitializer LecunNormal
+    LecunUniform Ones Orthogonal OrthogonalInitializer RandomNormal RandomUniform TruncatedNormal
+    VarianceScaling Zeros
+    """
+)
+_ARITHMETIC = _names("Absolute Add Divide Maximum Mean Minimum Multiply Negative Subtract TrueDivide")
 
 #: Every object that may occur, by the module under which Keras writes it.
 _ALLOWED: dict[str, frozenset[str]] = {
@@ -118,20 +134,22 @@ _MODELS = frozenset({"Sequential", "Functional", "Model"})
 _FUNCTIONS = _ACTIVATIONS | _METRIC_FUNCTIONS
 _FUNCTION_MODULES = frozenset({"builtins", "keras.activations", "keras.losses", "keras.metrics"})
 _PLAIN_VALUES = frozenset({"__keras_tensor__", "__numpy__", "__tensor__", "__slice__", "__ellipsis__"})
-_NUMBER_TYPES = frozenset(
+_NUMBER_TYPES = _names(
     """
     bool float16 float32 float64 bfloat16 int8 int16 int32 int64 uint8 uint16 uint32
-    """.split()
-)
-_COMPILE_KEYS = frozenset(
     """
-    optimizer loss loss_weights metrics weighted_metrics run_eagerly steps_per_execution jit_compile auto_scale_loss
-    """.split()
 )
-_WIDTH_KEYS = frozenset(
+_COMPILE_KEYS = _names(
     """
-    units filters input_dim output_dim key_dim value_dim head_dim num_heads num_query_heads depth_multiplier num_tokens n
-    """.split()
+    optimizer loss loss_weights metrics weighted_metrics run_eagerly steps_per_execution jit_compile
+    auto_scale_loss
+    """
+)
+_WIDTH_KEYS = _names(
+    """
+    units filters input_dim output_dim key_dim value_dim head_dim num_heads num_query_heads
+    depth_multiplier num_tokens n
+    """
 )
 _OBJECT_KEYS = frozenset({"class_name", "module", "registered_name"})
 _OPTIMIZER_NAMES = frozenset(name.lower() for name in _OPTIMIZERS)

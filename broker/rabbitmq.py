@@ -361,7 +361,7 @@ class RabbitLink:
     @property
     def account(self) -> str:
         """The name that this role is logged in with."""
-        return self._account
+        return str(self._account)
 
     def open(self) -> None:
         """Connect; afterwards the link reconnects by itself for ever.
@@ -517,7 +517,7 @@ class RabbitLink:
                 for key in each.keys:
                     channel.queue_bind(each.name, names.EXCHANGE, key, callback=lambda _ok: None)
             # The broker answers in order: the answer to this last request comes after all others.
-            channel.basic_qos(prefetch_count=1, callback=lambda _ok: (finish(None), channel.close()))
+            channel.basic_qos(prefetch_count=1, callback=partial(_then_close, channel, partial(finish, None)))
 
         def refused(reason: BaseException) -> None:
             if not outcome:
@@ -536,7 +536,7 @@ class RabbitLink:
 
         def use(channel: Any) -> None:
             channel.exchange_declare(
-                names.EXCHANGE, "topic", durable=True, callback=lambda _ok: (proceed(), channel.close())
+                names.EXCHANGE, "topic", durable=True, callback=partial(_then_close, channel, proceed)
             )
 
         wire.desk(use, lambda _reason: proceed())
@@ -633,7 +633,7 @@ class RabbitLink:
         """Empty a queue; a missing one is as good as empty."""
 
         def use(future: Future[Any], channel: Any) -> None:
-            channel.queue_purge(queue, callback=lambda _ok: (_finish(future), channel.close()))
+            channel.queue_purge(queue, callback=partial(_then_close, channel, partial(_finish, future)))
 
         self._ask(use)
 
@@ -664,13 +664,19 @@ class RabbitLink:
                 wire.end()
 
 
+def _then_close(channel: Any, act: Callable[[], None], _answer: Any) -> None:
+    """Act on the broker's answer, then close the channel that asked."""
+    act()
+    channel.close()
+
+
 def _is_full(underway: list[tuple[int, Future[Any]]], size: int) -> bool:
     under_way_bytes = sum(each for each, future in underway if not future.done())
     return len(underway) >= _WINDOW_MESSAGES or (under_way_bytes > 0 and under_way_bytes + size > _WINDOW_BYTES)
 
 
 def _delete(name: str, future: Future[Any], channel: Any) -> None:
-    channel.queue_delete(name, callback=lambda _ok: (_finish(future), channel.close()))
+    channel.queue_delete(name, callback=partial(_then_close, channel, partial(_finish, future)))
 
 
 def _delivery(name: str, method: Any, properties: Any, body: bytes, generation: int) -> Delivery:

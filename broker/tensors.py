@@ -106,4 +106,4 @@ def part_count(num_bytes: int, part_bytes: int) -> int:
 
 def as_bytes(vector: Vector) -> memoryview:
     """The vector's little-endian bytes, without a copy."""
-    return memoryview(np.ascontiguousarray(vector, FLOAT32)).cast("B")
+    return np.ascontiguousarray(vector, FLOAT32).view(np.uint8).data

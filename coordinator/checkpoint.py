@@ -159,7 +159,7 @@ def read_open_round(folder: Path) -> OpenRound | None:
 def _write(path: Path, magic: bytes, header: dict[str, Any], arrays: list[NDArray[Any]]) -> None:
     packed = codec.pack(header)
     chunks: list[Chunk] = [magic, len(packed).to_bytes(8, "little"), packed]
-    chunks += [memoryview(np.ascontiguousarray(array)).cast("B") for array in arrays if array.size]
+    chunks += [np.ascontiguousarray(array).view(np.uint8).data for array in arrays if array.size]
     write_atomically(path, _with_digest(chunks))
 
 
@@ -181,7 +181,7 @@ def _read(path: Path, magic: bytes) -> tuple[dict[str, Any], NDArray[np.uint8]]:
     if content.size < start + _DIGEST_BYTES or content[: len(magic)].tobytes() != magic:
         raise _not_ours(path, f"it does not begin with {magic.decode().strip()!r}")
     body, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:].tobytes()
-    if hashlib.sha256(body).digest() != digest:
+    if hashlib.sha256(body.data).digest() != digest:
         raise _not_ours(path, "it is torn: its SHA-256 does not match")
     length = int.from_bytes(content[len(magic) : start].tobytes(), "little")
     try:

@@ -1,7 +1,6 @@
 """Draws a run's curves.png: how accuracy, loss and AUC went, round by round."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ def draw_curves(history: Sequence[Row], path: Path) -> None:
     """Write the picture aside and put it in place.
 
     Args:
-        history: One row a round with the columns round, loss, accuracy, val_loss, val_accuracy, val_auc; any may lack.
+        history: One row a round; of round, loss, accuracy, auc and their val_ forms any may lack.
         path: Of the PNG file.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -30,7 +29,7 @@ def draw_curves(history: Sequence[Row], path: Path) -> None:
         _draw_panel(figure.add_subplot(1, len(panels), number), history, title, column)
     aside = path.with_name(f".{path.name}.aside")
     figure.savefig(aside, format="png")
-    os.replace(aside, path)
+    aside.replace(path)
 
 
 def _draw_panel(axes: Any, history: Sequence[Row], title: str, column: str) -> None:

@@ -1,7 +1,7 @@
-"""The coordinator's child process, the only one of its two that imports TensorFlow: builds, checks and saves the model.
+"""The coordinator's child process, for the coordinator never imports TensorFlow: builds and saves the model.
 
-`coordinator.model_process` starts it and talks to it: one JSON line a request on stdin, one JSON line a reply on stdout.
-It ends when its stdin does, so it never outlives a coordinator, even a killed one.
+`coordinator.model_process` starts it and talks to it: one JSON line a request on stdin, one JSON line a reply
+on stdout. It ends when its stdin does, so it never outlives a coordinator, even a killed one.
 """
 
 import importlib
@@ -165,10 +165,12 @@ def _check_form(model: Any) -> None:
         raise ModelError(f"The task gave a {type(model).__name__}. Expected a compiled Keras model.")
     if not model.compiled or model.optimizer is None:
         raise ModelError("The model is not compiled. Try model.compile(optimizer, loss, metrics) before.")
-    shapes = (model.input_shape, model.output_shape) if model.built else (None, None)
-    if not all(isinstance(shape, tuple) for shape in shapes) or None in shapes[0][1:] or len(shapes[1]) != 2:
+    received: Any = (model.input_shape, model.output_shape) if model.built else (None, None)
+    is_simple = all(isinstance(shape, tuple) for shape in received)
+    if not is_simple or None in received[0][1:] or len(received[1]) != 2:
         raise ModelError(
-            f"The model must have one input of a fixed shape, and one output with a number per class. Received {shapes}."
+            "The model must have one input of a fixed shape, and one output with a number per class. "
+            f"Received {received}."
         )
 
 
@@ -213,7 +215,7 @@ def _take_weights(model: Any, path: Path) -> None:
 
 
 def _values(model: Any) -> list[Array]:
-    return [np.asarray(weight) for weight in model.weights]
+    return [weight.numpy() for weight in model.weights]
 
 
 def _set_weights(model: Any, values: list[Array]) -> None:
@@ -252,7 +254,7 @@ def _put_in_place(model: Any, path: Path, card: ModelCard) -> None:
         model.save(aside)
         write_card(aside, card)
         _fsync(aside)
-        os.replace(aside, path)
+        aside.replace(path)
         _fsync(path.parent)
     except OSError as exc:
         raise ModelError(f"Can't save {path}: {_one_line(exc)}") from exc

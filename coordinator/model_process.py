@@ -1,4 +1,4 @@
-"""The coordinator's way to Keras: one child process that builds and saves the model, so that this one stays small."""
+"""The coordinator's way to Keras: one child process builds and saves the model, so this one stays small."""
 
 import json
 import logging
@@ -70,8 +70,8 @@ class _Save:
 class ModelProcess:
     """One child process with Keras in it; started at once, so that its slow import overlaps with connecting.
 
-    `build` waits for its answer. `save` does not: a thread hands over the newest state, and a state that was overtaken
-    before its turn is dropped. Should the child die, the next request starts another.
+    `build` waits for its answer. `save` does not: a thread hands over the newest state, and a state that was
+    overtaken before its turn is dropped. Should the child die, the next request starts another.
     """
 
     def __init__(self) -> None:
@@ -283,7 +283,8 @@ class _Child:
         self._relay.join(1)
         code = self._process.wait(_CLOSE_SECONDS)
         reason = f"killed by signal {-code}, perhaps for want of memory" if code < 0 else f"exit code {code}"
-        return f"The process that builds and saves the model ended ({reason}). {' '.join(self._last_lines)[-400:]}"
+        words = " ".join(self._last_lines)[-400:]
+        return f"The process that builds and saves the model ended ({reason}). {words}".strip()
 
 
 def _pipe(stream: IO[str] | None) -> IO[str]:

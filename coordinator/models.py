@@ -1,4 +1,4 @@
-"""The models of the built-in tasks; preprocessing is inside, so that training and later use can't drift apart."""
+"""The models of the built-in tasks; preprocessing is inside, so training and later use can't drift apart."""
 
 from typing import Any
 
@@ -9,9 +9,10 @@ _CAFFE_MEAN_RGB = (123.68, 116.779, 103.939)  # of ImageNet, what the lab's VGG 
 
 
 def chest_xray() -> Any:
-    """A small convolutional net with group normalization for X-rays of 224 × 224 gray values from 0 to 255.
+    """A small convolutional net for X-rays of 224 × 224 gray values from 0 to 255; 85,186 parameters.
 
-    Group normalization, because a batch's statistics of one hospital don't fit another (Hsieh et al. 2020).
+    Each image is normalized by its own mean and variance, which differ between hospitals. There are no batch
+    statistics, because those of one hospital don't fit another (Hsieh et al. 2020).
 
     Returns:
         A compiled classifier of NORMAL and PNEUMONIA.
@@ -19,27 +20,38 @@ def chest_xray() -> Any:
     inputs = layers.Input((224, 224, 1))
     x = layers.AveragePooling2D(2)(inputs)
     x = layers.Rescaling(1 / 255)(x)
-    for filters in (16, 32, 64, 128):
-        x = _block(x, filters)
-    x = layers.GlobalAveragePooling2D()(x)
-    x = layers.Dropout(0.3)(x)
+    for augmentation in _augmentations():
+        x = augmentation(x)
+    x = layers.LayerNormalization(axis=[1, 2, 3], center=False, scale=False)(x)
+    x = layers.Conv2D(16, 5, strides=2, padding="same", activation="relu")(x)
+    x = layers.MaxPooling2D(2)(x)
+    for filters in (32, 64):
+        x = layers.Conv2D(filters, 3, padding="same", activation="relu", kernel_initializer="he_normal")(x)
+        x = layers.MaxPooling2D(2)(x)
+    x = layers.Conv2D(96, 3, padding="same", activation="relu", kernel_initializer="he_normal")(x)
+    x = layers.Conv2D(32, 1, activation="relu")(x)
+    x = layers.Dropout(0.4)(layers.Flatten()(x))
     model = keras.Model(inputs, layers.Dense(2, activation="softmax")(x), name="chest_xray")
-    model.compile(keras.optimizers.Adam(0.001), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    optimizer = keras.optimizers.AdamW(0.0015, weight_decay=0.01)
+    model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
 
 
-def _block(x: Any, filters: int) -> Any:
-    x = layers.Conv2D(filters, 3, padding="same", use_bias=False)(x)
-    x = layers.GroupNormalization(groups=8)(x)
-    x = layers.Activation("relu")(x)
-    return layers.MaxPooling2D(2)(x)
+def _augmentations() -> list[Any]:
+    """What differs between two X-rays of one chest; these layers act in training only."""
+    return [
+        layers.RandomFlip("horizontal"),
+        layers.RandomRotation(0.02, fill_mode="nearest"),
+        layers.RandomZoom((-0.15, 0.15), (-0.15, 0.15), fill_mode="nearest"),
+        layers.RandomTranslation(0.08, 0.08, fill_mode="nearest"),
+    ]
 
 
 def chest_xray_lab() -> Any:
     """The lab's model: 224 × 224 colour, two convolutions, 420,802 parameters.
 
-    The lab subtracted ImageNet's mean in BGR order outside the model. Here it is the first layer, in RGB order:
-    the same numbers with the channels named in another order, which a model trained from scratch can't tell.
+    The lab subtracted ImageNet's mean in BGR order outside the model. Here it is the first layer, in RGB
+    order: the same numbers in other channels, which a model that is trained from scratch can't tell.
 
     Returns:
         A compiled classifier of NORMAL and PNEUMONIA.
@@ -62,7 +74,7 @@ def chest_xray_lab() -> Any:
 
 
 def mnist() -> Any:
-    """The CNN of McMahan et al. 2017, "Communication-Efficient Learning of Deep Networks from Decentralized Data", section 3.
+    """The CNN of McMahan et al. 2017, "Communication-Efficient Learning of Deep Networks …", section 3.
 
     Returns:
         A compiled classifier of the ten digits, 28 × 28 gray values from 0 to 255.

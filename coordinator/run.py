@@ -319,7 +319,6 @@ class Run:
 
     def _play_round(self, mode: Mode) -> None:
         opened = self._opened or self._open(mode)
-        self._log.update(round=opened.round.record.round_number)
         while True:
             step = opened.round.next_step(self._clock.now())
             if step is Step.CLOSE:
@@ -369,6 +368,7 @@ class Run:
     def _attend(self, the_round: Round, total: FixedPointSum) -> _Opened:
         """Make ready what the round needs; nothing is sent."""
         record, state = the_round.record, self._committed
+        self._log.update(round=record.round_number)
         size = vector_size(state.layout)
         if record.mode == "train" and self._buffer.size != size:
             self._buffer = np.empty(size, FLOAT32)

@@ -56,7 +56,7 @@ BUILT_IN: dict[str, Task] = {
         _built_in(
             "chest-xray",
             "chest_xray",
-            TaskDefaults(epochs=1, batch_size=32, learning_rate=0.001, class_weight="balanced"),
+            TaskDefaults(batch_size=16, learning_rate=0.0015, learning_rate_decay=0.8, class_weight="balanced"),
         ),
         _built_in(
             "chest-xray-lab",
@@ -84,8 +84,8 @@ def resolve(task: str) -> Task:
     if _FUNCTION.fullmatch(task):
         return Task(name=task, kind="builder", source=task, defaults=TaskDefaults())
     raise UsageError(
-        f"There is no task {task!r}. Expected one of {', '.join(BUILT_IN)}, MODULE:FUNCTION that returns a compiled "
-        "Keras model, or a compiled FILE.keras."
+        f"There is no task {task!r}. Expected one of {', '.join(BUILT_IN)}, MODULE:FUNCTION that returns a "
+        "compiled Keras model, or a compiled FILE.keras."
     )
 
 

@@ -3,17 +3,21 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
-from broker.command import CommandGroup, log_options, read_environment
+from broker.command import CommandGroup, amqp_url_option, log_options, read_environment
 from broker.errors import DataError
 from broker.logs import LogContext
+from broker.names import check_name
 from worker.data import open_data
 from worker.evaluation import check_classes, evaluate, format_evaluation
 from worker.model_file import load_model
 from worker.prediction import predict
+from worker.service import LinkTo, take_part
 from worker.split import format_table, split
+from worker.trainer import Participant
 
 _FILE = click.Path(path_type=Path)
 
@@ -99,6 +103,113 @@ def predict_command(model: Path, images: tuple[Path, ...], as_json: bool, log: L
             click.echo(f"{prediction.path}  {prediction.class_name}  {prediction.probability:.4f}")
     if unreadable:
         raise DataError(f"{len(unreadable)} of {len(images)} images can't be read; see above.")
+
+
+@main.command(name="clinic", short_help="The doctor's page.")
+@click.option("--model", type=_FILE, required=True, help="A FILE.keras; taken anew whenever it changes.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=5001,
+    show_default=True,
+    help="Where to listen; 0 takes any free port.",
+)
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="The address to listen on; 0.0.0.0 lets other machines in.",
+)
+@log_options
+def clinic_command(model: Path, port: int, host: str, log: LogContext) -> None:
+    """Show a page that reads X-rays: class, probability, and where the model looked. Not for clinical use.
+
+    Images are read on this machine only and never stored. Programs send them to /predict.
+
+    \b
+    worker clinic --model runs/demo/model.keras
+    worker clinic --model runs/demo/model.keras --port 8080
+    curl -F image=@x-ray.png http://127.0.0.1:5001/predict
+    """
+    from worker.clinic import run_clinic  # late: Flask comes with it, and no other command needs that
+
+    run_clinic(model, host, port, click.echo)
+
+
+_DATA_HELP = "A folder of class folders (optionally under train/ and test/), an .npz, or MODULE:FUNCTION."
+
+
+def participation_options(function: Any) -> Any:
+    """Add what `run` and `swarm` have in common."""
+    for option in reversed(
+        (
+            click.option("--data", required=True, help=_DATA_HELP),
+            click.option("--task", help="Take part in runs of this task only.  [default: any]"),
+            click.option("--once", is_flag=True, help="Leave after one run."),
+            click.option("--seed", type=int, default=0, show_default=True, help="Of what is held out for tests."),
+            click.option("--deterministic", is_flag=True, help="Same seed, same bits; slower."),
+            click.option("--connect-seconds", type=float, default=10.0, show_default=True,
+                         help="How long the first connection is tried."),
+        )
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+@main.command(name="run", short_help="Take part with this machine's data.")
+@click.option("--name", required=True, help="This worker's name: a-z, 0-9 and '-'.")
+@click.option("--evaluate-only", is_flag=True, help="Measure each model on this data, and train nothing.")
+@participation_options
+@amqp_url_option
+@log_options
+def run_command(
+    name: str, data: str, seed: int, evaluate_only: bool, amqp_url: str, log: LogContext, **options: Any
+) -> None:
+    """Take part in federated training; the data stays here, only weights travel.
+
+    It waits for a coordinator, serves one run after the other, and comes back by itself when the broker does.
+
+    \b
+    worker run --name hospital-1 --data sites/site-1
+    worker run --name hospital-1 --data mnist.npz --once
+    worker run --name test-set --data chest_xray --evaluate-only
+    worker run --name hospital-1 --data x-rays --amqp-url amqp://hospital-1:SECRET@broker.example:5672/%2F
+
+    \b
+    Exit codes: 0 done or stopped, 2 usage or the name is in use, 3 broker unreachable or login refused,
+    5 bad data, or refused by the coordinator.
+    """
+    check_name(name)
+    log.update(worker=name)
+    dataset = open_data(data, for_training=not evaluate_only, seed=seed)
+    participant = Participant(name=name, data=dataset, evaluate_only=evaluate_only)
+    take_part([participant], LinkTo(amqp_url, f"worker {name}"), log, **options)
+
+
+@main.command(name="swarm", short_help="Many logical workers in one process.")
+@click.option("--count", type=click.IntRange(min=1, max=100_000), required=True, help="How many.")
+@click.option("--name", default="swarm", show_default=True, help="They are NAME.1 to NAME.COUNT.")
+@click.option("--partition", "scheme", default="iid", show_default=True, metavar="iid|shards|dirichlet:ALPHA",
+              help="How alike their parts of the data are.")  # fmt: skip
+@participation_options
+@amqp_url_option
+@log_options
+def swarm_command(
+    count: int, name: str, scheme: str, data: str, seed: int, amqp_url: str, log: LogContext, **options: Any
+) -> None:
+    """Study many workers on one machine: each has its own queue, identity, part of the data and seed.
+
+    They are trained one after the other with one compiled model, on one connection.
+
+    \b
+    worker swarm --count 100 --data mnist.npz
+    worker swarm --count 1000 --data mnist.npz --partition shards
+    """
+    check_name(name)
+    log.update(worker=name)
+    parts = open_data(data, seed=seed).divide(count, scheme, seed)
+    participants = [Participant(name=f"{name}.{i}", data=part) for i, part in enumerate(parts, 1)]
+    take_part(participants, LinkTo(amqp_url, f"swarm {name}"), log, is_swarm=True, **options)
 
 
 read_environment(main)  # at the end: it goes through the commands above

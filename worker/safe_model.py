@@ -39,8 +39,8 @@ def build_model(model_json: str) -> Any:
 
 def _check_size(keras: Any, config: dict[str, Any]) -> None:
     """Build it once without memory for its variables, and look how large it would be."""
-    # In a thread of its own: Keras keeps a list of variables without memory per thread, and fills all of them at the
-    # next occasion. With the thread, the list is gone.
+    # In a thread of its own: Keras keeps a list of variables without memory per thread, and fills all of them
+    # at the next occasion. With the thread, the list is gone.
     with ThreadPoolExecutor(1) as thread:
         thread.submit(_check_draft, keras, config).result()
 
@@ -83,7 +83,7 @@ def _deserialize(keras: Any, config: dict[str, Any]) -> Any:
     # Keras changes the config it reads, and raises whatever its layers raise: any of it means a wrong model.
     try:
         return keras.saving.deserialize_keras_object(_copy(config), safe_mode=True)
-    except Exception as exc:  # noqa: BLE001 - see above
+    except Exception as exc:
         raise ModelError(f"Keras can't build the model. {type(exc).__name__}: {_first_line(exc)}") from exc
 
 

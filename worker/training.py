@@ -1,4 +1,4 @@
-"""Local training and evaluation of one model: built and compiled once, used for every round, every call like the first."""
+"""Local training and evaluation of one model: built once, used for every round, every call like the first."""
 
 import threading
 import time
@@ -13,6 +13,7 @@ from broker.errors import DataError, ModelError
 from broker.messages import TrainingSettings
 from broker.tensors import Array
 from worker.data import Examples
+from worker.evaluation import encode_labels, score, to_probabilities
 from worker.safe_model import build_model
 from worker.tensorflow import load_keras
 
@@ -59,7 +60,7 @@ Report = Callable[[TrainingProgress], None]
 
 
 def be_deterministic(seed: int) -> None:
-    """Make this process's TensorFlow give the same bits for the same seed; slower. Call it before building models."""
+    """Make TensorFlow give the same bits for the same seed, in this whole process; call it first."""
     keras = load_keras()
     import tensorflow as tf
 
@@ -70,8 +71,8 @@ def be_deterministic(seed: int) -> None:
 class LocalModel:
     """One compiled model that a worker trains and evaluates, round after round.
 
-    Building, compiling and tracing happen once. Each call of `train` starts from the given weights with a fresh
-    optimizer, fresh metrics and freshly seeded random layers, so that its result depends on its arguments alone.
+    Building, compiling and tracing happen once. Each call of `train` starts from the given weights with a
+    fresh optimizer, fresh metrics and newly seeded random layers: its result depends on its arguments alone.
 
     Attributes:
         input_shape: Of one example, (height, width, channels) for images.
@@ -93,10 +94,8 @@ class LocalModel:
         self._model = build_model(model_json)
         self._check_form()
         self.input_shape: tuple[int, ...] = tuple(self._model.input_shape[1:])
-        outputs = int(self._model.output_shape[-1])
-        self.num_classes = max(outputs, 2)
-        self._labels = _Labels(outputs=outputs, is_sparse="sparse" in _loss_name(self._model.loss))
-        self._threshold = 0.0 if _has_logits(self._model.loss) else 0.5
+        self._outputs = int(self._model.output_shape[-1])
+        self.num_classes = max(self._outputs, 2)
         self._first_state = _FirstState(self._model.optimizer)
         self._seeds = _seed_states(self._model)
         self._model.make_train_function()
@@ -115,7 +114,7 @@ class LocalModel:
 
     def weights(self) -> list[Array]:
         """The model's present weights, in Keras's order (`model.weights`)."""
-        return [np.asarray(variable) for variable in self._model.weights]
+        return [variable.numpy() for variable in self._model.weights]
 
     def train(
         self,
@@ -140,7 +139,8 @@ class LocalModel:
             report: Called at most about twice a second, and at the end of each epoch.
 
         Raises:
-            ModelError: The weights don't fit, or the model's learning rate is a schedule and another is asked for.
+            ModelError: The weights don't fit, the answers are no longer numbers, or the model's learning rate
+                is a schedule and another is asked for.
             DataError: The examples don't fit the model.
         """
         started = time.perf_counter()
@@ -148,7 +148,8 @@ class LocalModel:
         self._start_over(weights, settings.learning_rate, seed)
         example_weights = _example_weights(examples.y, settings.class_weight)
         orders = np.random.default_rng([seed, 1])
-        finished, metrics = True, {}
+        finished = True
+        metrics: dict[str, float] = {}
         for epoch in range(1, settings.epochs + 1):
             order = orders.permutation(len(examples.y))
             batches = self._pipeline(examples, example_weights, order, settings.batch_size)
@@ -182,18 +183,12 @@ class LocalModel:
         self._set_weights(weights)
         return self._measure(examples)
 
-    def predict(self, weights: Sequence[Array], x: Array) -> NDArray[np.float32]:
-        """The model's outputs for x, shape (n, outputs)."""
-        self._set_weights(weights)
-        rows = [self._test_batch(part, np.zeros(len(part), np.int64))[1] for part in _cut(x)]
-        return np.concatenate(rows) if rows else np.zeros((0, self._labels.outputs), np.float32)
-
     def _check_examples(self, examples: Examples) -> None:
         shape, labels = tuple(examples.x.shape[1:]), examples.y
         if shape != self.input_shape or len(examples.x) != len(labels):
             raise DataError(
-                f"The examples don't fit the model. Expected {self.input_shape} each, received {len(examples.x)} of "
-                f"{shape} with {len(labels)} labels."
+                f"The examples don't fit the model. Expected {self.input_shape} each, received "
+                f"{len(examples.x)} of {shape} with {len(labels)} labels."
             )
         if len(labels) == 0 or labels.min() < 0 or labels.max() >= self.num_classes:
             received = "no examples" if len(labels) == 0 else f"{labels.min()} to {labels.max()}"
@@ -228,9 +223,10 @@ class LocalModel:
             ) from exc
 
     def _run_epoch(self, batches: Any, steps: "_Steps") -> tuple[bool, dict[str, float]]:
-        """Train on every batch, or until told to stop; returns whether it came to the end, and the metrics."""
+        """Train on every batch, or until told to stop; returns whether it got to the end, and the metrics."""
         self._model.reset_metrics()
-        iterator, last_report, logs = iter(batches), time.monotonic(), {}
+        logs: dict[str, Any] = {}
+        iterator, last_report = iter(batches), time.monotonic()
         stride = self._model.steps_per_execution
         for batch in range(0, steps.batches, stride):
             if steps.stop.is_set():
@@ -248,10 +244,10 @@ class LocalModel:
         order: NDArray[np.int64],
         batch_size: int,
     ) -> Any:
-        """One epoch's batches (x, y, weight) in the given order; the next is prepared while one is trained on."""
+        """One epoch's batches (x, y, weight) in the given order; the next is prepared meanwhile."""
         import tensorflow as tf
 
-        x, y, input_dtype = examples.x, self._labels.encode(examples.y), self._model.inputs[0].dtype
+        x, y, input_dtype = examples.x, self._encode(examples.y), self._model.inputs[0].dtype
 
         # The arrays stay numpy's: TensorFlow would copy all of them, every round.
         def take(rows: NDArray[np.int64]) -> tuple[Array, Array, Array]:
@@ -272,10 +268,20 @@ class LocalModel:
             batch_loss, batch_outputs = self._test_batch(x, y)
             outputs.append(batch_outputs)
             loss += batch_loss * len(y)
-        return {"loss": loss / len(examples.y)} | scores(np.concatenate(outputs), examples.y, self._threshold)
+        probabilities = to_probabilities(np.concatenate(outputs), self.num_classes)
+        found = score(probabilities, examples.y, loss / len(examples.y))
+        measures = {
+            "loss": found.loss,
+            "accuracy": found.accuracy,
+            "balanced_accuracy": found.balanced_accuracy,
+        }
+        return measures if found.auc is None else measures | {"auc": found.auc}
+
+    def _encode(self, y: NDArray[np.int64]) -> Array:
+        return encode_labels(self._model, y, self._outputs)
 
     def _test_batch(self, x: Array, y: NDArray[np.int64]) -> tuple[float, NDArray[np.float32]]:
-        loss, outputs = self._test(np.asarray(x, np.float32), self._labels.encode(y))
+        loss, outputs = self._test(np.asarray(x, np.float32), self._encode(y))
         return float(loss), outputs.numpy()
 
 
@@ -303,27 +309,12 @@ class _Steps:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Labels:
-    """Labels as the model's loss wants them: class numbers, one column, or one-hot."""
-
-    outputs: int
-    is_sparse: bool
-
-    def encode(self, y: NDArray[np.int64]) -> Array:
-        if self.is_sparse:
-            return np.asarray(y, np.int64)
-        if self.outputs == 1:
-            return np.asarray(y, np.float32)[:, None]
-        return np.eye(self.outputs, dtype=np.float32)[y]
-
-
 class _FirstState:
     """An optimizer's variables as they were before the first step; a constant one is kept as one number."""
 
     def __init__(self, optimizer: Any) -> None:
         self._variables = list(optimizer.variables)
-        self._values = [_compact(np.array(variable)) for variable in self._variables]
+        self._values = [_compact(variable.numpy()) for variable in self._variables]
 
     def restore(self) -> None:
         for variable, value in zip(self._variables, self._values, strict=True):
@@ -353,17 +344,6 @@ def _test_function(model: Any) -> Any:
     return test
 
 
-def _loss_name(loss: Any) -> str:
-    if isinstance(loss, list | tuple | dict):
-        loss = next(iter(loss.values() if isinstance(loss, dict) else loss))
-    return str(loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)).lower()
-
-
-def _has_logits(loss: Any) -> bool:
-    config = loss.get_config() if hasattr(loss, "get_config") else {}
-    return bool(config.get("from_logits", False))
-
-
 def _example_weights(y: NDArray[np.int64], class_weight: str) -> NDArray[np.float32]:
     """Per example: 1, or for "balanced" n / (k · n_c), with k the classes that occur; the mean stays 1."""
     if class_weight == "none":
@@ -380,30 +360,3 @@ def _plain(logs: dict[str, Any]) -> dict[str, float]:
 def _cut(values: Array) -> Iterator[Array]:
     for start in range(0, len(values), EVALUATION_BATCH):
         yield values[start : start + EVALUATION_BATCH]
-
-
-def scores(outputs: NDArray[np.float32], y: NDArray[np.int64], threshold: float = 0.5) -> dict[str, float]:
-    """Accuracy, balanced accuracy, and with two classes AUC.
-
-    Args:
-        outputs: Shape (n, classes), or (n, 1) for the second class of two.
-        y: Class numbers, shape (n,).
-        threshold: From which on a single output means the second class.
-    """
-    is_single = outputs.shape[1] == 1
-    predicted = (outputs[:, 0] >= threshold).astype(np.int64) if is_single else outputs.argmax(axis=1)
-    is_right = predicted == y
-    recalls = [float(is_right[y == label].mean()) for label in np.unique(y)]
-    found = {"accuracy": float(is_right.mean()), "balanced_accuracy": sum(recalls) / len(recalls)}
-    if outputs.shape[1] <= 2 and len(recalls) == 2:
-        found["auc"] = area_under_curve(outputs[:, -1] if is_single else outputs[:, 1] - outputs[:, 0], y)
-    return found
-
-
-def area_under_curve(score: NDArray[np.float32], y: NDArray[np.int64]) -> float:
-    """Probability that an example of class 1 scores above one of class 0; a tie counts half (Mann-Whitney)."""
-    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    positives = int((y == 1).sum())
-    negatives = len(y) - positives
-    return float((ranks[y == 1].sum() - positives * (positives + 1) / 2) / (positives * negatives))

@@ -1,0 +1,290 @@
+"""Local training with real Keras on tiny data: every call starts afresh, and depends on its arguments alone."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from broker.errors import DataError, ModelError
+from broker.messages import TrainingSettings
+from broker.tensors import Array
+from worker.data import Examples
+from worker.safe_model import build_model
+from worker.tensorflow import load_keras
+from worker.training import LocalModel, TrainingProgress, TrainingResult
+
+SHAPE = (24, 24, 1)
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:::(tensorflow|keras|google|h5py)"
+)  # their warnings are theirs
+
+
+def small_model(outputs: int = 2, loss: str = "sparse_categorical_crossentropy", rate: Any = 0.01) -> Any:
+    """The shape of the chest X-ray model: augmentation in a nested model, convolutions, dropout."""
+    keras = load_keras()
+    layers = keras.layers
+    inputs = keras.Input(SHAPE)
+    augment = keras.Sequential(
+        [layers.RandomFlip("horizontal"), layers.RandomRotation(0.1), layers.RandomZoom(0.1)]
+    )
+    x = layers.Rescaling(1 / 255)(augment(inputs))
+    x = layers.Conv2D(8, 3, use_bias=False)(x)
+    x = layers.Activation("relu")(layers.GroupNormalization(4)(x))
+    x = layers.Dropout(0.3)(layers.GlobalAveragePooling2D()(x))
+    activation = "sigmoid" if outputs == 1 else "softmax"
+    model = keras.Model(inputs, layers.Dense(outputs, activation=activation)(x))
+    model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
+    return model
+
+
+def examples(count: int = 30, classes: int = 2) -> Examples:
+    """Class c is brighter the higher c is."""
+    rng = np.random.default_rng(0)
+    y = np.arange(count) % classes
+    x = rng.integers(0, 60, (count, *SHAPE)) + 180 * y[:, None, None, None] // classes
+    return Examples(x=x.astype(np.uint8), y=y.astype(np.int64))
+
+
+def settings(**changes: Any) -> TrainingSettings:
+    values: dict[str, Any] = {
+        "epochs": 2,
+        "batch_size": 8,
+        "learning_rate": None,
+        "class_weight": "none",
+        "examples_per_class": None,
+        "seed": 1,
+        "deterministic": False,
+    }
+    return TrainingSettings(**values | changes)
+
+
+def train(model: LocalModel, weights: list[Array], seed: int = 7, **changes: Any) -> TrainingResult:
+    return model.train(
+        weights,
+        examples(),
+        examples(8),
+        settings(**changes),
+        seed=seed,
+        stop=threading.Event(),
+        report=lambda _: None,
+    )
+
+
+def digest(weights: list[Array]) -> str:
+    return hashlib.sha256(b"".join(np.ascontiguousarray(weight).tobytes() for weight in weights)).hexdigest()
+
+
+def fixed_weights(model: LocalModel) -> list[Array]:
+    rng = np.random.default_rng(3)
+    return [rng.normal(0, 0.1, weight.shape).astype(np.float32) for weight in model.weights()]
+
+
+@pytest.fixture(scope="module")
+def model_json() -> str:
+    return str(small_model().to_json())
+
+
+@pytest.fixture(scope="module")
+def model(model_json: str) -> LocalModel:
+    return LocalModel(model_json)
+
+
+def noted(method: Callable[..., Any], name: str, seen: list[str]) -> Callable[..., Any]:
+    """The same method; each call adds its name to `seen`."""
+
+    def call(*args: Any, **more: Any) -> Any:
+        seen.append(name)
+        return method(*args, **more)
+
+    return call
+
+
+@pytest.fixture
+def traces(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Grows by one whenever TensorFlow runs Keras's Python again, which it does only to trace."""
+    seen: list[str] = []
+    kind = load_keras().Model
+    for name in ("train_step", "compute_loss"):
+        monkeypatch.setattr(kind, name, noted(getattr(kind, name), name, seen))
+    return seen
+
+
+def test_training_learns_and_reports(model: LocalModel) -> None:
+    """A few epochs on two shades tell them apart; metrics carry the names that history.csv knows."""
+    seen: list[TrainingProgress] = []
+    weights = fixed_weights(model)
+    result = model.train(
+        weights,
+        examples(64),
+        examples(16),
+        settings(epochs=8, learning_rate=0.05),
+        seed=1,
+        stop=threading.Event(),
+        report=seen.append,
+    )
+    assert result.finished
+    assert result.num_examples == 64
+    assert set(result.metrics) == {
+        "loss", "accuracy", "val_loss", "val_accuracy", "val_balanced_accuracy", "val_auc"
+    }  # fmt: skip
+    assert result.metrics["val_auc"] > 0.9
+    ends = [(each.epoch, each.batch) for each in seen if "val_loss" in each.metrics]
+    assert ends == [(epoch, 8) for epoch in range(1, 9)]
+    assert model.evaluate(result.weights, examples(16))["auc"] == result.metrics["val_auc"]
+
+
+def test_a_second_round_is_not_traced_again(model_json: str, traces: list[str]) -> None:
+    """Building, compiling and tracing happen in the first round, whatever settings change later."""
+    model = LocalModel(model_json)
+    weights = fixed_weights(model)
+    train(model, weights)
+    model.evaluate(weights, examples(9))
+    before = list(traces)
+    assert "train_step" in before
+    train(model, weights, batch_size=7, learning_rate=0.5, class_weight="balanced", epochs=1)
+    model.evaluate(weights, examples(70))
+    assert traces == before
+
+
+def test_a_round_leaves_nothing_behind(model: LocalModel) -> None:
+    """Optimizer, learning rate, metrics and random layers begin anew: no round depends on another."""
+    weights = fixed_weights(model)
+    first = train(model, weights)
+    train(model, [weight + 1 for weight in weights], seed=8, learning_rate=0.5, epochs=3)
+    again = train(model, weights)
+    assert again.metrics == pytest.approx(first.metrics, rel=1e-4)
+    for one, other in zip(first.weights, again.weights, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_another_seed_trains_otherwise(model: LocalModel) -> None:
+    """The seed decides shuffling and random layers, so that two workers do not drop the same units."""
+    weights = fixed_weights(model)
+    assert digest(train(model, weights, seed=1).weights) != digest(train(model, weights, seed=2).weights)
+
+
+_CHILD = """
+import json, sys
+sys.path.insert(0, {root!r})
+from tests.system.test_training import LocalModel, digest, fixed_weights, train
+model = LocalModel(sys.stdin.read(), deterministic=True)
+weights = fixed_weights(model)
+if {has_history}:
+    train(model, [weight + 1 for weight in weights], seed=8, deterministic=True, learning_rate=0.5, epochs=3)
+results = [train(model, weights, deterministic=True) for _ in range(2)]
+print(json.dumps([digest(result.weights) for result in results]))
+"""
+
+
+def digests_of_a_process(model_json: str, *, has_history: bool) -> list[str]:
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", _CHILD.format(root=root, has_history=has_history)],
+        input=model_json,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=True,
+    )
+    return list(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_a_restarted_process_computes_the_same_bits(model_json: str) -> None:
+    """With --deterministic the result depends on weights, data, settings and seed alone."""
+    fresh = digests_of_a_process(model_json, has_history=False)
+    used = digests_of_a_process(model_json, has_history=True)
+    assert len({*fresh, *used}) == 1
+
+
+def test_stopping_ends_at_the_next_batch(model: LocalModel) -> None:
+    """A round that is told to stop ends without training on, and says that it isn't finished."""
+    stop = threading.Event()
+    stop.set()
+    weights = fixed_weights(model)
+    result = model.train(
+        weights, examples(), None, settings(epochs=10**6), seed=1, stop=stop, report=lambda _: None
+    )
+    assert not result.finished
+    assert digest(result.weights) == digest(weights)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "loss", "classes"),
+    [(3, "categorical_crossentropy", 3), (1, "binary_crossentropy", 2), (2, "mse", 2)],
+)
+def test_labels_take_the_form_of_the_loss(outputs: int, loss: str, classes: int) -> None:
+    """Class numbers become one-hot rows or one column, as the compiled loss wants them."""
+    model = LocalModel(small_model(outputs, loss).to_json())
+    assert model.num_classes == classes
+    weights = fixed_weights(model)
+    result = model.train(
+        weights,
+        examples(12, classes),
+        examples(6, classes),
+        settings(epochs=1),
+        seed=1,
+        stop=threading.Event(),
+        report=lambda _: None,
+    )
+    assert ("val_auc" in result.metrics) == (classes == 2)
+    assert all(np.isfinite(value) for value in result.metrics.values())
+
+
+def test_what_does_not_fit_is_refused(model: LocalModel) -> None:
+    """Wrong weights, images of another size and labels of another class are errors before any training."""
+    weights = fixed_weights(model)
+    with pytest.raises(ModelError):
+        train(model, weights[:-1])
+    with pytest.raises(DataError):
+        model.evaluate(weights, Examples(x=np.zeros((1, 9, 9, 1), np.uint8), y=np.zeros(1, np.int64)))
+    with pytest.raises(DataError):
+        model.evaluate(weights, examples(6, classes=3))
+
+
+def test_a_learning_rate_schedule_is_kept_or_refused() -> None:
+    """A schedule runs as compiled; asking for another rate is an error that says so."""
+    schedule = load_keras().optimizers.schedules.CosineDecay(0.01, 10)
+    model = LocalModel(small_model(rate=schedule).to_json())
+    weights = fixed_weights(model)
+    assert train(model, weights, epochs=1).finished
+    with pytest.raises(ModelError, match="schedule"):
+        train(model, weights, learning_rate=0.1)
+
+
+def test_a_model_too_large_for_memory_is_refused_before_it_is_built() -> None:
+    """A model's size is known before memory is taken for it; one bad model does not spoil the next."""
+    keras = load_keras()
+    with keras.StatelessScope(initialize_variables=False):
+        huge = keras.Sequential([keras.Input((1024,)), keras.layers.Dense(2**20), keras.layers.Dense(2)])
+        config = json.loads(huge.to_json())
+    compiled = json.loads(small_model().to_json())["compile_config"]
+    with pytest.raises(ModelError, match="parameters"):
+        build_model(json.dumps(config | {"compile_config": compiled}))
+    assert build_model(small_model().to_json()).built
+
+
+def test_a_layer_too_large_for_memory_is_refused() -> None:
+    """A layer may not blow one example up without bounds."""
+    keras = load_keras()
+    model = keras.Sequential(
+        [keras.Input((99, 99, 1)), keras.layers.UpSampling2D(99), keras.layers.GlobalAveragePooling2D()]
+    )
+    model.compile("sgd", "mse")
+    with pytest.raises(ModelError, match="up_sampling"):
+        build_model(model.to_json())
+
+
+def test_an_uncompiled_model_is_refused() -> None:
+    """A model without compile settings can't be trained; the message says what to do."""
+    keras = load_keras()
+    model = keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(2)])
+    with pytest.raises(ModelError, match="compile"):
+        build_model(model.to_json())

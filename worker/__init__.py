@@ -1,0 +1,19 @@
+"""One participant: its private data, local training, and the use of the trained model on its own images.
+
+Contents:
+    images       any image file to the pixels that a model takes
+    layout       what lies at a data path
+    data         a participant's data set, decoded once
+    partition    cutting examples into sites, patients undivided
+    split        the same for files: `worker split`
+    tensorflow   Keras, loaded late and quietly
+    safe_model   a model from the wire, built only from allowed parts
+    model_file   a model from a file, likewise
+    training     local training and evaluation
+    receiving    round starts put together from their parts
+    uploading    an update on its way
+    participant  one worker over the broker
+    evaluation   accuracy, AUC and confusion of a model
+    prediction   class and probability of images
+    cli          the command `worker`
+"""

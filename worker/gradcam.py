@@ -1,0 +1,193 @@
+"""A doctor sees where a model looked, and not its answer alone: Grad-CAM on any model, as it is."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from worker.evaluation import Floats, to_probabilities
+from worker.images import Pixels
+from worker.tensorflow import load_keras
+
+_WITH_SCORE = ("linear", "softmax", "log_softmax", "sigmoid")  # what comes before these is the class score
+_TINY = 1e-12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Look:
+    """What a model says about one image, and why.
+
+    Attributes:
+        probabilities: (classes,) of every class.
+        heat: (rows, columns) from 0 to 1, how much each place of the whole image speaks for the most probable
+            class, in the resolution of the model's last feature maps; all 0 if no place speaks for it; None
+            if the model has no feature maps.
+    """
+
+    probabilities: Floats
+    heat: Floats | None
+
+
+class GradCam:
+    """Grad-CAM of one Keras classifier.
+
+    Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks". The feature maps A are the last
+    four-dimensional output inside the model, in the order of computing, behind its first layer with weights
+    and at least 2 pixels large. The score y of a class is what enters the last softmax or sigmoid; where the
+    model ends otherwise, it is the logarithm of the output.
+    """
+
+    def __init__(self, model: Any, num_classes: int) -> None:
+        """Trace the model once; it is not changed.
+
+        Args:
+            model: A Keras model with one input (n, height, width, channels) and one output (n, k).
+            num_classes: k, or 2 for k = 1.
+        """
+        self._num_classes = num_classes
+        self._function = _trace(model)
+
+    def look(self, pixels: Pixels) -> Look:
+        """Classify one image and explain the most probable class.
+
+        Args:
+            pixels: (height, width, channels) as the model takes it.
+
+        Raises:
+            ModelError: The model's output isn't finite or doesn't fit its classes.
+        """
+        outputs, maps, gradient = self._function(pixels[np.newaxis].astype(np.float32))
+        probabilities = to_probabilities(np.asarray(outputs), self._num_classes)[0]
+        return Look(probabilities=probabilities, heat=heat_of(np.asarray(maps[0]), np.asarray(gradient[0])))
+
+
+def heat_of(maps: npt.NDArray[np.float32], gradient: npt.NDArray[np.float32]) -> Floats | None:
+    """Equations 1 and 2 of the paper, scaled to a largest value of 1.
+
+    Args:
+        maps: (rows, columns, k) feature maps A.
+        gradient: The same shape, dy/dA.
+
+    Returns:
+        (rows, columns) ReLU(Σ_k α_k A_k) with α_k the mean of dy/dA_k over all places; None without maps.
+    """
+    if not maps.size:
+        return None
+    alpha = gradient.mean(axis=(0, 1), dtype=np.float64)
+    heat: Floats = np.maximum((maps.astype(np.float64) * alpha).sum(axis=2), 0)
+    largest = float(heat.max())
+    return heat / largest if np.isfinite(largest) and largest > 0 else np.zeros_like(heat)
+
+
+def _trace(model: Any) -> Callable[..., tuple[Any, Any, Any]]:
+    """One graph from an image to the output, the feature maps and the score's gradient on them."""
+    load_keras()
+    import tensorflow as tf
+
+    def explain(x: Any) -> tuple[Any, Any, Any]:
+        maps: list[Any] = []
+        scores: list[Any] = []
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            with _listening(model, maps, scores):
+                outputs = model(x, training=False)
+            score = _best(tf, scores[-1] if scores else tf.math.log(tf.maximum(outputs, _TINY)))
+        seen = next((each for each in reversed(maps) if _is_spatial(each)), None)
+        gradient = None if seen is None else tape.gradient(score, seen)
+        if gradient is None:
+            seen = gradient = tf.zeros((1, 0, 0, 0))
+        return outputs, seen, gradient
+
+    function = tf.function(explain, reduce_retracing=False, autograph=False)
+    concrete = function.get_concrete_function(tf.TensorSpec((1, *model.input_shape[1:]), tf.float32))
+    return lambda x: tuple(concrete(tf.constant(x)))
+
+
+def _best(tf: Any, scores: Any) -> Any:
+    """The score of the most probable class; a single output z stands for -z and z."""
+    return tf.reduce_sum(tf.abs(scores)) if scores.shape[1] == 1 else tf.reduce_max(scores)
+
+
+def _is_spatial(maps: Any) -> bool:
+    shape = maps.shape
+    return len(shape) == 4 and None not in shape and shape[1] * shape[2] > 1
+
+
+@contextmanager
+def _listening(model: Any, maps: list[Any], scores: list[Any]) -> Iterator[None]:
+    """While the model runs, collect its layers' outputs and the score before its last activation.
+
+    A layer may sit in a model inside the model, whose tensors can't be named from outside: so it is heard,
+    not asked.
+    """
+    with ExitStack() as stack:
+        for layer in _from_first_learned(model):
+            stack.enter_context(_replaced(layer, "call", _recording(layer.call, maps)))
+        last = _last_layer(model)
+        activation = getattr(last, "activation", None)
+        if getattr(activation, "__name__", "") in _WITH_SCORE:
+            stack.enter_context(_replaced(last, "activation", _recording_input(activation, scores)))
+        elif type(last).__name__ == "Softmax":
+            stack.enter_context(_replaced(last, "call", _recording_input(last.call, scores)))
+        yield
+
+
+@contextmanager
+def _replaced(layer: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    # Past the layer's __setattr__, with which Keras keeps track of what belongs to the model.
+    attributes = vars(layer)
+    missing = object()
+    former = attributes.get(name, missing)
+    attributes[name] = function
+    try:
+        yield
+    finally:
+        if former is missing:
+            del attributes[name]
+        else:
+            attributes[name] = former
+
+
+def _recording(function: Callable[..., Any], heard: list[Any]) -> Callable[..., Any]:
+    def call(*arguments: Any, **options: Any) -> Any:
+        output = function(*arguments, **options)
+        if hasattr(output, "shape"):
+            heard.append(output)
+        return output
+
+    return call
+
+
+def _recording_input(function: Any, heard: list[Any]) -> Callable[..., Any]:
+    def call(value: Any, *arguments: Any, **options: Any) -> Any:
+        heard.append(value)
+        return function(value, *arguments, **options)
+
+    return call
+
+
+def _from_first_learned(model: Any) -> list[Any]:
+    """The layers from the first that learned something, frozen or not; before it there is preprocessing."""
+    layers = list(_leaves(model))
+    first = next((index for index, layer in enumerate(layers) if _has_learned(layer)), len(layers))
+    return layers[first:]
+
+
+def _has_learned(layer: Any) -> bool:
+    return bool(layer.weights) and type(layer).__name__ != "Normalization"
+
+
+def _leaves(model: Any) -> Iterator[Any]:
+    for layer in model.layers:
+        yield from _leaves(layer) if hasattr(layer, "layers") else (layer,)
+
+
+def _last_layer(model: Any) -> Any:
+    """The layer that gives the output, however deep it sits."""
+    outputs = getattr(model, "outputs", None)
+    if not outputs or len(outputs) != 1:
+        return model
+    return _last_layer(outputs[0]._keras_history.operation)

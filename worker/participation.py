@@ -1,0 +1,257 @@
+"""A worker's process over the broker: the main thread trains and uploads, the postbox hears."""
+
+import logging
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Iterable
+
+from broker import names
+from broker.errors import DataError, LinkLost, ModelError, ProtocolError
+from broker.link import Link, outgoing, upload_queue, worker_queue
+from broker.logs import LogContext
+from broker.mail import Mail
+from broker.messages import Declined, Left, Progress, RoundStart
+from broker.tensors import Vector
+from worker.console import Console
+from worker.jobs import Desk, RoundJob, UploadJob
+from worker.postbox import Postbox
+from worker.trainer import Participant, Trained, Trainer
+from worker.training import TrainingProgress
+from worker.uploading import KeptUpdate
+
+logger = logging.getLogger(__name__)
+
+_WAIT_SECONDS = 0.5
+_PROGRESS_SECONDS = 1.0
+_SWARM_PREFETCH = 2
+
+
+class Participation:
+    """All logical workers of one process, on one link.
+
+    Args:
+        participants: One for `worker run`; a swarm has many, which answer one after the other.
+        once: Leave after the first run.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        participants: Iterable[Participant],
+        trainer: Trainer,
+        *,
+        stop: threading.Event,
+        log: LogContext,
+        console: Console,
+        task: str | None = None,
+        once: bool = False,
+        is_swarm: bool = False,
+    ) -> None:
+        self._link = link
+        self._participants = {participant.name: participant for participant in participants}
+        self._trainer = trainer
+        self._stop = stop
+        self._log = log
+        self._console = console
+        self._once = once
+        self._is_swarm = is_swarm
+        self._mail = Mail(link, stop)
+        self._desk = Desk()
+        self._postbox = Postbox(
+            link, self._participants, self._desk, stop, task=task, acks_early=is_swarm
+        )
+        self._progress_at = float("-inf")
+        self._residuals: dict[str, Vector] = {}
+
+    def serve(self) -> None:
+        """Take part until told to stop (or, with `once`, until a run is over); then say so and leave.
+
+        Raises:
+            NameInUse: Another process reads this name's queue.
+            DataError: The coordinator refused this worker.
+        """
+        workers = list(self._participants)
+        self._link.declare([queue for worker in workers for queue in (worker_queue(worker), upload_queue(worker))])
+        prefetch = _SWARM_PREFETCH if self._is_swarm else 0
+        self._link.consume([names.worker_queue(worker) for worker in workers], prefetch=prefetch)
+        self._postbox.start()
+        try:
+            self._trainer.warm_up()
+            while not self._is_over():
+                self._turn()
+            self._leave()
+        finally:
+            self._postbox.ending.set()
+            self._postbox.join(5)
+        if self._is_swarm:
+            self._link.delete(
+                [queue.name for worker in workers for queue in (worker_queue(worker), upload_queue(worker))]
+            )
+
+    def _is_over(self) -> bool:
+        if self._desk.failure is not None:
+            raise self._desk.failure
+        return self._stop.is_set() or (self._once and self._desk.is_run_over.is_set())
+
+    def _turn(self) -> None:
+        try:
+            job = self._desk.jobs.get(timeout=_WAIT_SECONDS)
+        except queue.Empty:
+            return
+        try:
+            if isinstance(job, UploadJob):
+                self._upload(job.update)
+            elif not job.stop.is_set():
+                self._answer(job)
+        except LinkLost as exc:
+            logger.debug("Left unsent: %s", exc)
+
+    def _leave(self) -> None:
+        left = [outgoing(Left(worker=worker), names.COORDINATOR) for worker in self._participants]
+        if self._mail.try_send(left):
+            logger.info("Left.")
+
+    # --- one round -----------------------------------------------------------------------------------------
+
+    def _answer(self, job: RoundJob) -> None:
+        """Train, keep the update, upload it."""
+        participant = self._participants[job.worker]
+        self._tell_start(participant, job.start)
+        watcher = _StopWatcher(self._stop, job.stop)
+        try:
+            with watcher:
+                trained = self._trainer.answer(
+                    participant, job.start, job.weights, job.stop, lambda progress: self._report(job, progress)
+                )
+        except (ModelError, DataError, ProtocolError, MemoryError) as exc:
+            self._decline(job, str(exc) or type(exc).__name__)
+            return
+        if trained is None:
+            logger.info("Stopped training round %d.", job.start.round_number)
+            return
+        self._tell_end(job.start, trained)
+        update = self._updated(job, trained)
+        if self._desk.keep(job, update):
+            self._upload(update)
+
+    def _updated(self, job: RoundJob, trained: Trained) -> KeptUpdate:
+        settings = job.start.settings
+        update = KeptUpdate(
+            job.worker,
+            job.held,
+            trained.measured,
+            self._with_residual(job.worker, trained.vector),
+            part_bytes=job.start.part_bytes,
+            precision=settings.precision,
+            seed=settings.seed if settings.deterministic else secrets.randbits(32),
+        )
+        if not settings.deterministic:
+            residual = update.lost_in_encoding()
+            if residual is not None:
+                self._residuals[job.worker] = residual
+        return update
+
+    def _with_residual(self, worker: str, vector: Vector | None) -> Vector | None:
+        """Add what the precision cut off the last update (error feedback)."""
+        residual = self._residuals.pop(worker, None)
+        if vector is None or residual is None or residual.shape != vector.shape:
+            return vector
+        return vector + residual
+
+    def _upload(self, update: KeptUpdate) -> None:
+        """Publish the parts, then announce them; an upload queue that is gone is made again."""
+        while self._desk.is_kept(update) and not self._stop.is_set():
+            if not self._mail.send(list(update.parts())):
+                self._link.declare([upload_queue(update.worker)])
+            elif self._mail.send([update.announcement()]):
+                logger.debug("The coordinator's queue has the update of %s.", update.worker)
+                return
+            self._stop.wait(_WAIT_SECONDS)
+
+    def _decline(self, job: RoundJob, reason: str) -> None:
+        logger.error("Can't answer round %d: %s", job.start.round_number, reason)
+        declined = Declined(
+            worker=job.worker,
+            run_id=job.held.run_id,
+            round_number=job.held.round_number,
+            attempt=job.held.attempt,
+            reason=reason[:2000],
+        )
+        self._mail.send([outgoing(declined, names.COORDINATOR)])
+
+    # --- the story -----------------------------------------------------------------------------------------
+
+    def _tell_start(self, participant: Participant, start: RoundStart) -> None:
+        self._log.update(run=start.run_id, round=start.round_number)
+        if self._is_swarm:
+            return
+        if not participant.trains_in(start):
+            logger.info("Measuring the model of round %d.", start.round_number - 1)
+            return
+        settings = start.settings
+        rate = "the model's own" if settings.learning_rate is None else f"{settings.learning_rate:g}"
+        logger.info(
+            "Round %d of %d (%s) with the global weights: training started; learning rate %s, epochs %d, batch size %d.",
+            start.round_number,
+            start.last_round,
+            start.task,
+            rate,
+            settings.epochs,
+            settings.batch_size,
+        )
+
+    def _tell_end(self, start: RoundStart, trained: Trained) -> None:
+        if self._is_swarm or trained.vector is None:
+            return
+        logger.info(
+            "Round %d trained in %.1f s on %d examples; sending the update.",
+            start.round_number,
+            trained.measured.seconds,
+            trained.measured.num_examples,
+        )
+
+    def _report(self, job: RoundJob, progress: TrainingProgress) -> None:
+        is_end = progress.batch == progress.batches
+        if not self._is_swarm:
+            self._console.show(progress)
+        if time.monotonic() - self._progress_at < _PROGRESS_SECONDS and not is_end:
+            return
+        self._progress_at = time.monotonic()
+        message = Progress(
+            worker=job.worker,
+            run_id=job.start.run_id,
+            round_number=job.start.round_number,
+            state="training",
+            epoch=progress.epoch,
+            epochs=progress.epochs,
+            batch=progress.batch,
+            batches=progress.batches,
+            metrics=progress.metrics,
+        )
+        if not self._is_swarm:
+            self._mail.try_send([outgoing(message, names.COORDINATOR, is_transient=True)])
+
+
+class _StopWatcher(threading.Thread):
+    """Passes the process's wish to end on to the job under way, which looks at one event only."""
+
+    def __init__(self, stop: threading.Event, job_stop: threading.Event) -> None:
+        super().__init__(name="stop-watcher", daemon=True)
+        self._process_stop, self._job_stop = stop, job_stop
+        self._is_done = threading.Event()
+
+    def __enter__(self) -> "_StopWatcher":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_done.set()
+
+    def run(self) -> None:
+        while not self._is_done.wait(0.1):
+            if self._process_stop.is_set():
+                self._job_stop.set()
+                return
+

@@ -1,0 +1,247 @@
+"""The receiving side of a worker's process: a thread that hears everything while the other one trains."""
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+
+from broker import names
+from broker.claim import Claim
+from broker.errors import DataError, ProtocolError, WarrenError
+from broker.inbox import Inbox, may_send_to_worker
+from broker.link import Connection, Delivery, Link, outgoing
+from broker.mail import Mail
+from broker.messages import (
+    Held,
+    Joined,
+    Message,
+    Part,
+    Ping,
+    Refused,
+    RollCall,
+    RoundClosed,
+    RoundStart,
+    RunFinished,
+    UploadAgain,
+)
+from broker.tensors import Vector
+from worker.jobs import Desk, RoundJob
+from worker.receiving import Incoming, check_start
+from worker.trainer import Participant
+
+logger = logging.getLogger(__name__)
+
+_WAIT_SECONDS = 0.5
+_FIRST_REPEAT_SECONDS = 0.5
+_LONGEST_REPEAT_SECONDS = 10.0
+_MOST_AT_ONCE = 200
+
+
+class Postbox(threading.Thread):
+    """Hears the coordinator on behalf of all logical workers of this process.
+
+    Args:
+        acks_early: Acknowledge each part as it comes (a swarm: a thousand queues hold the same weights), not
+            the whole round start once it is there.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        participants: Mapping[str, Participant],
+        desk: Desk,
+        stop: threading.Event,
+        *,
+        task: str | None,
+        acks_early: bool,
+    ) -> None:
+        super().__init__(name="postbox", daemon=True)
+        self._link = link
+        self._participants = participants
+        self._desk = desk
+        self._wish_to_end = stop
+        self._task = task
+        self._acks_early = acks_early
+        self._inbox = Inbox(link, may_send_to_worker)
+        self._mail = Mail(link, stop)
+        self._incoming: dict[str, Incoming] = {}
+        self._shared: tuple[str, Vector] | None = None
+        self._to_join: set[str] = set()
+        self._repeat_at = 0.0
+        self._repeat_seconds = _FIRST_REPEAT_SECONDS
+        self._claim = Claim(link, names.worker_queue(next(iter(participants))))
+        self.ending = threading.Event()
+        self.has_joined = threading.Event()
+
+    def run(self) -> None:
+        """Hear until told to end; a failure is left for the other thread to raise."""
+        try:
+            self._claim.begin(time.monotonic())
+            while not self.ending.is_set():
+                self._turn()
+        except WarrenError as exc:
+            self._desk.failure = exc
+        except BaseException as exc:
+            self._desk.failure = exc
+            raise
+
+    def _turn(self) -> None:
+        event = self._link.receive(0.0 if self._has_due() else _WAIT_SECONDS)
+        if isinstance(event, Delivery):
+            self._on_delivery(event)
+        elif event is not None:
+            self._on_connection(event)
+        self._claim.check(time.monotonic())
+        if (event is None or len(self._to_join) >= _MOST_AT_ONCE) and self._has_due():
+            self._join()
+
+    # --- saying who is there -------------------------------------------------------------------------------
+
+    def _has_due(self) -> bool:
+        return bool(self._to_join) and self._claim.is_held and time.monotonic() >= self._repeat_at
+
+    def _join(self) -> None:
+        """Say who is there; unheard (no coordinator yet), it is said again with growing delays."""
+        workers = sorted(self._to_join)[:_MOST_AT_ONCE]
+        is_heard = self._mail.try_send([outgoing(self._joined(worker), names.COORDINATOR) for worker in workers])
+        if is_heard:
+            self._to_join.difference_update(workers)
+            self._repeat_seconds = _FIRST_REPEAT_SECONDS
+            if not self.has_joined.is_set() and not self._to_join:
+                self.has_joined.set()
+                logger.info("Registered with the coordinator's queue; waiting for a round.")
+            return
+        self._repeat_at = time.monotonic() + self._repeat_seconds
+        self._repeat_seconds = min(2 * self._repeat_seconds, _LONGEST_REPEAT_SECONDS)
+
+    def _joined(self, worker: str) -> Joined:
+        participant = self._participants[worker]
+        data = participant.data
+        return Joined(
+            worker=worker,
+            classes=data.classes,
+            num_examples=0 if participant.evaluate_only else data.num_train_examples,
+            examples_per_class=tuple(data.examples_per_class.values()),
+            num_test_examples=data.num_test_examples,
+            evaluate_only=participant.evaluate_only,
+            task=self._task,
+            held=self._desk.held(worker),
+        )
+
+    def _on_connection(self, event: Connection) -> None:
+        """Held parts come again after a reconnect; who we are is said again."""
+        for incoming in self._incoming.values():
+            incoming.held.clear()
+        if event is Connection.RESTORED:
+            self._claim.begin(time.monotonic())
+            self._to_join.update(self._participants)
+            self._repeat_at = 0.0
+
+    # --- what comes in -------------------------------------------------------------------------------------
+
+    def _on_delivery(self, delivery: Delivery) -> None:
+        message = self._inbox.open(delivery)
+        if message is None:
+            return
+        worker = delivery.queue.removeprefix("worker.")
+        try:
+            is_settled = self._take(worker, message, delivery)
+        except ProtocolError as exc:
+            self._inbox.bury(delivery, str(exc))
+            self._incoming.pop(worker, None)
+            is_settled = True
+        if is_settled:
+            self._link.ack([delivery])
+
+    def _take(self, worker: str, message: Message, delivery: Delivery) -> bool:
+        """Act on one message; False when its delivery is held until the round start is whole."""
+        if isinstance(message, RoundStart):
+            return self._on_start(worker, message, delivery)
+        if isinstance(message, Part):
+            return self._on_part(worker, message, delivery)
+        self._on_word(worker, message)
+        return True
+
+    def _on_word(self, worker: str, message: Message) -> None:
+        if isinstance(message, RollCall):
+            self._to_join.add(worker)
+            self._repeat_at = 0.0
+        elif isinstance(message, Ping):
+            if self._claim.hear(message) and not self.has_joined.is_set():
+                self._to_join.update(self._participants)
+        elif isinstance(message, RoundClosed):
+            self._on_closed(worker, message)
+        elif isinstance(message, UploadAgain):
+            logger.warning("The coordinator lost parts of the update; sending it again.")
+            self._desk.upload_again(worker)
+        elif isinstance(message, RunFinished):
+            self._on_finished(worker, message)
+        elif isinstance(message, Refused):
+            raise DataError(message.reason)
+        else:
+            raise ProtocolError(f"A worker takes no {message.TYPE}.")
+
+    def _on_closed(self, worker: str, closed: RoundClosed) -> None:
+        if self._desk.close(worker, closed.run_id, closed.round_number):
+            logger.warning("Round %d has closed without this worker's update.", closed.round_number)
+
+    def _on_finished(self, worker: str, finished: RunFinished) -> None:
+        self._desk.close(worker, finished.run_id, None)
+        if not self._desk.is_run_over.is_set():
+            logger.info("Training finished: the run is %s after %d rounds.", finished.outcome, finished.rounds)
+            self._desk.is_run_over.set()
+
+    def _on_start(self, worker: str, start: RoundStart, delivery: Delivery) -> bool:
+        check_start(start)
+        if start.held == self._desk.held(worker) or self._is_old(worker, start):
+            return True
+        incoming = self._incoming.get(worker)
+        if incoming is None or incoming.start.held != start.held:
+            self._let_go(worker)
+            incoming = self._shared_copy(start) or Incoming(start)
+            self._incoming[worker] = incoming
+        return self._advance(worker, incoming, delivery)
+
+    def _is_old(self, worker: str, start: RoundStart) -> bool:
+        held = self._desk.held(worker)
+        return held is not None and held.run_id == start.run_id and _order(start.held) < _order(held)
+
+    def _shared_copy(self, start: RoundStart) -> Incoming | None:
+        """In a swarm the second logical worker finds the weights that the first one received."""
+        if self._shared is None or self._shared[0] != start.digest or start.parts == 0:
+            return None
+        return Incoming.of(start, self._shared[1])
+
+    def _on_part(self, worker: str, part: Part, delivery: Delivery) -> bool:
+        """A part of a round start that isn't awaited (older, or received already) is dropped."""
+        incoming = self._incoming.get(worker)
+        if incoming is None or not incoming.take(part):
+            return True
+        return self._advance(worker, incoming, delivery)
+
+    def _advance(self, worker: str, incoming: Incoming, delivery: Delivery) -> bool:
+        if self._acks_early:
+            self._link.ack([delivery])
+        else:
+            incoming.held.append(delivery)
+        if incoming.is_complete:
+            del self._incoming[worker]
+            self._begin(worker, incoming)
+            self._link.ack(incoming.held)
+        return False
+
+    def _begin(self, worker: str, incoming: Incoming) -> None:
+        start = incoming.start
+        self._shared = (start.digest, incoming.vector) if self._acks_early else None
+        self._desk.is_run_over.clear()
+        self._desk.begin(RoundJob(worker=worker, start=start, weights=incoming.vector, held=start.held))
+
+    def _let_go(self, worker: str) -> None:
+        """Acknowledge what came of a round start that a newer one replaces."""
+        older = self._incoming.pop(worker, None)
+        if older is not None:
+            self._link.ack(older.held)
+
+
+def _order(held: Held) -> tuple[int, int]:
+    return held.round_number, held.attempt

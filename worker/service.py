@@ -1,0 +1,60 @@
+"""From the command line to a worker that takes part: connect, serve, leave."""
+
+import logging
+from dataclasses import dataclass
+
+from broker.command import Stop, without_password
+from broker.logs import LogContext
+from broker.rabbitmq import LinkSettings, RabbitLink
+from worker.console import Console
+from worker.participation import Participation
+from worker.trainer import KerasTrainer, Participant
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkTo:
+    """Where the broker is, and what this process is called there."""
+
+    amqp_url: str
+    name: str
+
+
+def take_part(
+    participants: list[Participant],
+    link_to: LinkTo,
+    log: LogContext,
+    *,
+    task: str | None,
+    once: bool,
+    deterministic: bool,
+    connect_seconds: float,
+    is_swarm: bool = False,
+) -> None:
+    """Connect and serve until told to stop."""
+    with Stop() as stop:
+        link = RabbitLink(
+            LinkSettings(
+                amqp_url=link_to.amqp_url,
+                name=link_to.name,
+                connect_seconds=connect_seconds,
+                stop=stop.event,
+            )
+        )
+        link.open()
+        try:
+            logger.info("Connected to %s; registering %s.", without_password(link_to.amqp_url), link_to.name)
+            Participation(
+                link,
+                participants,
+                KerasTrainer(deterministic=deterministic),
+                stop=stop.event,
+                log=log,
+                console=Console(),
+                task=task,
+                once=once,
+                is_swarm=is_swarm,
+            ).serve()
+        finally:
+            link.close()

@@ -1,0 +1,140 @@
+"""Answers one round start: measures the global model, trains on the worker's own data, and gives the difference."""
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from broker.errors import ModelError
+from broker.messages import RoundStart
+from broker.tensors import Vector, flatten, layout_of, unflatten
+from worker.data import Dataset, Examples
+from worker.training import LocalModel, TrainingProgress
+from worker.uploading import Measured
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[TrainingProgress], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Participant:
+    """One logical worker: its name and its own data."""
+
+    name: str
+    data: Dataset
+    evaluate_only: bool = False
+
+    def trains_in(self, start: RoundStart) -> bool:
+        """Whether a round start asks this worker for an update."""
+        return start.mode == "train" and not self.evaluate_only
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """A worker's answer: the difference local minus global (None when it only measured), and the measures."""
+
+    vector: Vector | None
+    measured: Measured
+
+
+class Trainer(Protocol):
+    """What turns a round start into an answer."""
+
+    def warm_up(self) -> None:
+        """Do what takes long and needs no round: import the training library."""
+
+    def answer(
+        self, participant: Participant, start: RoundStart, weights: Vector, stop: threading.Event, report: Report
+    ) -> Trained | None:
+        """Train and measure; None when `stop` was set before the end.
+
+        Raises:
+            ModelError: The model is not allowed or can't be built.
+            DataError: The data does not fit the model.
+        """
+
+
+def seed_of(start: RoundStart, worker: str) -> int:
+    """The seed of one worker's training in one round: a restarted worker computes what the first one would have."""
+    text = f"{start.settings.seed}/{start.round_number}/{worker}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
+
+
+class KerasTrainer:
+    """Trains with Keras; a model is built and compiled once, and used for every round and every logical worker.
+
+    Args:
+        deterministic: Same seed, same data, same bits, whatever the coordinator asks for.
+    """
+
+    def __init__(self, *, deterministic: bool = False) -> None:
+        self._deterministic = deterministic
+        self._model: LocalModel | None = None
+        self._model_json = ""
+
+    def warm_up(self) -> None:
+        """Import TensorFlow."""
+        from worker.tensorflow import load_keras
+
+        load_keras()
+
+    def answer(
+        self, participant: Participant, start: RoundStart, weights: Vector, stop: threading.Event, report: Report
+    ) -> Trained | None:
+        """Measure the global model, then train from it."""
+        begun = time.monotonic()
+        model = self._model_for(start)
+        seed = seed_of(start, participant.name)
+        test = self._test_examples(participant, start, model, seed)
+        values = unflatten(start.layout, weights, start.integers)
+        global_metrics = model.evaluate(values, test) if len(test) else {}
+        if stop.is_set():
+            return None
+        metrics, num_examples, vector = {}, 0, None
+        if participant.trains_in(start):
+            examples = participant.data.sample(
+                model.input_shape, start.settings.examples_per_class, np.random.default_rng([seed, 3])
+            )
+            result = model.train(
+                values,
+                examples,
+                test if len(test) else None,
+                start.settings,
+                seed=seed,
+                stop=stop,
+                report=report,
+            )
+            if not result.finished:
+                return None
+            metrics, num_examples = result.metrics, result.num_examples
+            vector, _ = flatten(result.weights)
+            np.subtract(vector, weights, out=vector)
+        measured = Measured(
+            num_examples=num_examples,
+            metrics=metrics,
+            global_metrics=global_metrics,
+            num_test_examples=len(test),
+            seconds=time.monotonic() - begun,
+        )
+        return Trained(vector=vector, measured=measured)
+
+    def _test_examples(self, participant: Participant, start: RoundStart, model: LocalModel, seed: int) -> Examples:
+        per_class = start.settings.examples_per_class
+        return participant.data.sample_test(model.input_shape, per_class, np.random.default_rng([seed, 4]))
+
+    def _model_for(self, start: RoundStart) -> LocalModel:
+        if self._model is None or self._model_json != start.model:
+            deterministic = self._deterministic or start.settings.deterministic
+            self._model = LocalModel(start.model, deterministic=deterministic)
+            self._model_json = start.model
+            expected = layout_of(self._model.weights())
+            if expected != start.layout:
+                self._model = None
+                raise ModelError("The weights that the coordinator sent do not fit the model that it sent.")
+        return self._model

@@ -1,0 +1,142 @@
+"""One update, kept from the end of its training to the end of its round: published, and published again if asked."""
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from broker import names, transfer
+from broker.link import Outgoing, outgoing
+from broker.messages import Held, Part, Precision, UpdateAnnounced
+from broker.messages import encode as encode_message
+from broker.tensors import INLINE_BYTES, Vector
+from broker.transfer import Digest, Encoded, decode_values, encode_values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What training and measuring gave besides the update itself; see `UpdateAnnounced`."""
+
+    num_examples: int
+    metrics: dict[str, float]
+    global_metrics: dict[str, float]
+    num_test_examples: int
+    seconds: float
+
+
+class KeptUpdate:
+    """An update that can be uploaded as often as it takes; each upload has an id of its own.
+
+    Args:
+        vector: The difference local minus global, float32 of shape (P,); None when the worker only measured.
+        precision: How its values travel.
+        seed: Of int8's stochastic rounding: the same part is encoded to the same bytes every time.
+    """
+
+    def __init__(
+        self,
+        worker: str,
+        held: Held,
+        measured: Measured,
+        vector: Vector | None,
+        *,
+        part_bytes: int,
+        precision: Precision,
+        seed: int,
+    ) -> None:
+        self.worker = worker
+        self.held = held
+        self.measured = measured
+        self._vector = vector
+        self._precision: Precision = precision
+        self._seed = seed
+        is_inline = vector is None or vector.nbytes <= INLINE_BYTES
+        self._places = [] if vector is None or is_inline else list(transfer.slices(vector.size, part_bytes))
+        self._digest = Digest()
+        self._upload_id = ""
+
+    def at_attempt(self, held: Held) -> None:
+        """Answer a later attempt at the same round with the same update."""
+        self.held = held
+
+    def parts(self) -> Iterator[Outgoing]:
+        """The parts of a new upload, encoded one by one as they are published."""
+        self._upload_id = secrets.token_hex(8)
+        self._digest = Digest()
+        key = names.upload_queue(self.worker)
+        return (
+            Outgoing(key=key, body=_PartBody(self, self._upload_id, index), message_type=Part.TYPE)
+            for index in range(len(self._places))
+        )
+
+    def part(self, upload_id: str, index: int) -> bytes:
+        """One part's body."""
+        encoded = self._encoded(index)
+        self._digest.add(index, encoded.data)
+        return encode_message(
+            Part(
+                run_id=self.held.run_id,
+                round_number=self.held.round_number,
+                transfer_id=upload_id,
+                index=index,
+                count=len(self._places),
+                precision=self._precision,
+                scale=encoded.scale,
+                data=encoded.data,
+            )
+        )
+
+    def _encoded(self, index: int) -> Encoded:
+        assert self._vector is not None  # noqa: S101 - an update without a vector has no parts
+        place = self._places[index] if self._places else slice(None)
+        generator = np.random.default_rng([self._seed, index])
+        return encode_values(self._vector[place], self._precision, generator)
+
+    def announcement(self) -> Outgoing:
+        """What tells the coordinator, once the parts are confirmed."""
+        message = UpdateAnnounced(
+            worker=self.worker,
+            run_id=self.held.run_id,
+            round_number=self.held.round_number,
+            attempt=self.held.attempt,
+            upload_id=self._upload_id,
+            num_examples=self.measured.num_examples,
+            metrics=self.measured.metrics,
+            global_metrics=self.measured.global_metrics,
+            num_test_examples=self.measured.num_test_examples,
+            precision=self._precision,
+            scale=1.0,
+            parts=len(self._places),
+            update=None,
+            digest=self._digest.hex(),
+            seconds=self.measured.seconds,
+        )
+        if self._vector is not None and not self._places:
+            encoded = self._encoded(0)
+            digest = Digest()
+            digest.add(0, encoded.data)
+            message = replace(message, update=encoded.data, scale=encoded.scale, digest=digest.hex())
+        return outgoing(message, names.COORDINATOR)
+
+    def lost_in_encoding(self) -> Vector | None:
+        """What the precision cut off, float32 of shape (P,): added to the next update (error feedback).
+
+        Karimireddy et al. 2019, "Error Feedback Fixes SignSGD and other Gradient Compression Schemes", algorithm 1.
+        """
+        if self._vector is None or self._precision == "float32":
+            return None
+        decoded = np.empty_like(self._vector)
+        for index, place in enumerate(self._places or [slice(None)]):
+            decode_values(self._encoded(index), self._precision, decoded[place])
+        return np.subtract(self._vector, decoded, out=decoded)
+
+
+class _PartBody:
+    """Encodes one part when it is published, so that the update is not held twice."""
+
+    def __init__(self, update: KeptUpdate, upload_id: str, index: int) -> None:
+        self._update, self._upload_id, self._index = update, upload_id, index
+
+    def __call__(self) -> bytes:
+        return self._update.part(self._upload_id, self._index)
