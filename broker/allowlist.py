@@ -213,8 +213,14 @@ def _walk(root: object) -> Iterator[object]:
         if depth > MAX_DEPTH:
             raise _refused(f"JSON nested more than {MAX_DEPTH} levels deep", "fewer models inside models")
         yield item
-        children = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
-        pending.extend((child, depth + 1) for child in reversed(list(children)))
+        pending.extend((child, depth + 1) for child in reversed(_children(item)))
+
+
+def _children(item: object) -> list[object]:
+    if isinstance(item, dict):
+        # A shared object's id is an address in its maker's memory: only compared, and of any size.
+        return [value for key, value in item.items() if key != "shared_object_id" or type(value) is not int]
+    return item if isinstance(item, list) else []
 
 
 def _check_dict(item: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ import signal
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import click
 
@@ -96,14 +96,11 @@ def management_url_for(amqp_url: str, management_url: str | None = None) -> str:
 
 
 def without_password(url: str) -> str:
-    """The address as it may be shown in a log or an error."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    if ":" in host:
-        host = f"[{host}]"
-    login = f"{quote(unquote(parts.username))}@" if parts.username else ""
-    port = f":{parts.port}" if parts.port else ""
-    return urlunsplit((parts.scheme, f"{login}{host}{port}", parts.path, "", ""))
+    """The address as it may be shown in a log or an error, even one that can't be understood."""
+    scheme, mark, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    login, at, host = authority.rpartition("@")
+    return f"{scheme}{mark}{login.partition(':')[0]}{at}{host}{slash}{path}"
 
 
 class Stop:

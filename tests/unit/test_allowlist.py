@@ -59,6 +59,7 @@ TENSOR = {
         model({**layer("Add"), "inbound_nodes": [{"args": [[TENSOR, TENSOR]], "kwargs": {"mask": None}}]}),
         model({**part("keras.src.ops.numpy", "Multiply", name="multiply"), "registered_name": "Multiply"}),
         model(layer("TimeDistributed", layer=GOOD_DENSE)),
+        model({**GOOD_DENSE, "shared_object_id": 140_472_345_113_040}),
         model(
             layer(
                 "Rescaling", scale={"class_name": "__numpy__", "config": {"value": [1], "dtype": "float32"}}
@@ -67,7 +68,7 @@ TENSOR = {
     ],
 )
 def test_models_of_built_in_parts_pass(config: dict[str, Any]) -> None:
-    """Layers, their settings, nested models and compile settings pass if Keras itself brings every one of them."""
+    """Layers, their settings, nested models and compile settings pass if Keras brings every one of them."""
     check_config(config)
 
 

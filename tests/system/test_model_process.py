@@ -1,0 +1,323 @@
+"""The child process that holds Keras: it builds, checks and saves, and never outlives the coordinator."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from broker.card import ModelCard, read_card
+from broker.errors import CheckpointError, ModelError, UsageError
+from broker.tensors import vector_size
+from coordinator.checkpoint import CHECKPOINT_FILE, Checkpoint, write_checkpoint
+from coordinator.model_process import BuiltModel, ModelProcess
+from coordinator.tasks import Task, resolve
+from worker.tensorflow import load_keras
+
+CLASSES = tuple("0123456789")
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:::(tensorflow|keras|google|h5py)"
+)  # their warnings are theirs
+
+MODELS = """
+    import keras
+    from keras import layers
+
+    def model(*middle, compiled=True, activation="softmax"):
+        head = layers.Dense(2, activation)
+        made = keras.Sequential([keras.Input((4, 4, 1)), layers.Flatten(), *middle, head])
+        if compiled:
+            made.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
+        return made
+
+    def good():
+        print("a person's model may print")
+        return model()
+
+    def uncompiled():
+        return model(compiled=False)
+
+    def with_lambda():
+        return model(layers.Lambda(lambda x: x + 1))
+
+    def own_loss(y, outputs):
+        return keras.ops.mean(outputs)
+
+    def with_own_loss():
+        made = model(compiled=False)
+        made.compile("sgd", own_loss)
+        return made
+
+    def two_inputs():
+        one, two = keras.Input((2,)), keras.Input((2,))
+        made = keras.Model([one, two], layers.Dense(2)(layers.Add()([one, two])))
+        made.compile("sgd", "mse")
+        return made
+
+    def image_output():
+        made = keras.Sequential([keras.Input((4, 4, 1)), layers.Conv2D(2, 1)])
+        made.compile("sgd", "mse")
+        return made
+
+    def raises():
+        raise ValueError("two\\nlines")
+
+    def nothing():
+        return None
+
+    def dies():
+        import os
+        os._exit(9)
+
+    not_callable = 1
+"""
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[ModelProcess]:
+    with ModelProcess() as started:
+        yield started
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A person's module with models, good and bad, in PYTHONPATH as they would have it."""
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "persons_models.py").write_text(textwrap.dedent(MODELS))
+    (folder / "broken_module.py").write_text("import no_such_library_anywhere\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder))
+        yield folder
+
+
+def function(name: str, module: str = "persons_models") -> Task:
+    return resolve(f"{module}:{name}")
+
+
+def saved(path: Path, name: str = "good") -> Path:
+    """Save one of the models above, in this process."""
+    load_keras()
+    space: dict[str, Any] = {}
+    exec(textwrap.dedent(MODELS), space)  # noqa: S102 - the text above
+    space[name]().save(path)
+    return path
+
+
+def card(round_number: int = 1, shape: tuple[int, ...] = (28, 28, 1)) -> ModelCard:
+    return ModelCard(
+        task="mnist",
+        classes=CLASSES,
+        run_id="r",
+        round_number=round_number,
+        saved_at="2026-01-01T00:00:00+00:00",
+        num_examples=10,
+        shape=shape,
+        metrics={},
+    )
+
+
+def commit(folder: Path, built: BuiltModel, value: float, rounds: int = 3) -> Path:
+    """Write a checkpoint whose weights all are `value`."""
+    history = [
+        {"round": number, "loss": 1 / number, "accuracy": 0.9, "val_loss": None if number == 2 else 1.0}
+        for number in range(1, rounds + 1)
+    ]
+    write_checkpoint(
+        folder,
+        Checkpoint(
+            run_id="r",
+            task="mnist",
+            classes=CLASSES,
+            round_number=rounds,
+            next_attempt=1,
+            model_json=built.model_json,
+            input_shape=built.input_shape,
+            num_classes=built.num_classes,
+            layout=built.layout,
+            vector=np.full(vector_size(built.layout), value, np.float32),
+            integers=tuple(built.integers),
+            strategy_state=(),
+            history=history,
+        ),
+    )
+    return folder / CHECKPOINT_FILE
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "shape", "classes"),
+    [
+        ("mnist", 1_663_370, (28, 28, 1), 10),
+        ("chest-xray-lab", 420_802, (224, 224, 3), 2),
+        ("chest-xray", None, (224, 224, 1), 2),
+    ],
+)
+def test_built_in_tasks_are_built(
+    process: ModelProcess, name: str, parameters: int | None, shape: tuple[int, ...], classes: int
+) -> None:
+    """Each named task gives a model that workers accept, of the size that its paper or the lab gives."""
+    built = process.build(resolve(name), seed=1)
+    assert built.num_parameters == parameters or parameters is None
+    assert (built.input_shape, built.num_classes) == (shape, classes)
+    assert built.vector.shape == (vector_size(built.layout),)
+    assert '"compile_config"' in built.model_json
+
+
+def test_the_seed_decides_the_initial_weights(process: ModelProcess) -> None:
+    """Same run seed, same initial weights, in any process; another seed, others."""
+    first, other = (process.build(function("good"), seed=seed).vector for seed in (1, 2))
+    with ModelProcess() as second:
+        again = second.build(function("good"), seed=1).vector
+    assert first.tobytes() == again.tobytes()
+    assert first.tobytes() != other.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("uncompiled", "not compiled"),
+        ("with_lambda", "Lambda"),
+        ("with_own_loss", "own_loss"),
+        ("two_inputs", "one input"),
+        ("image_output", "one output"),
+        ("raises", "ValueError: two lines"),
+        ("nothing", "NoneType"),
+    ],
+)
+def test_a_model_that_workers_would_refuse_is_refused_at_the_start(
+    process: ModelProcess, name: str, named: str
+) -> None:
+    """A run never begins with a model that can't be trained; one line says why, with exit code 5."""
+    with pytest.raises(ModelError) as refused:
+        process.build(function(name), seed=1)
+    assert named in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "task", [function("missing"), function("not_callable"), function("f", module="no_such_module_here")]
+)
+def test_a_function_that_is_not_there_is_a_usage_error(process: ModelProcess, task: Task) -> None:
+    """A mistyped MODULE:FUNCTION is a matter of usage: exit code 2."""
+    with pytest.raises(UsageError):
+        process.build(task, seed=1)
+
+
+def test_a_module_that_fails_to_import_says_why(process: ModelProcess) -> None:
+    """A library that a person's module lacks is named, and not mistaken for the module."""
+    with pytest.raises(ModelError, match="no_such_library_anywhere"):
+        process.build(function("f", module="broken_module"), seed=1)
+
+
+def test_a_model_file_starts_with_its_own_weights(process: ModelProcess, tmp_path: Path) -> None:
+    """FILE.keras as a task, or as --initial-model, brings its trained weights."""
+    file = saved(tmp_path / "mine.keras")
+    from_file = process.build(resolve(str(file)), seed=1)
+    continued = process.build(function("good"), seed=5, initial_model=file)
+    expected = np.concatenate(
+        [weight.ravel() for weight in load_keras().saving.load_model(file).get_weights()]
+    )
+    np.testing.assert_array_equal(from_file.vector, expected)
+    np.testing.assert_array_equal(continued.vector, expected)
+
+
+def test_bad_model_files_are_refused(process: ModelProcess, tmp_path: Path) -> None:
+    """A file with a Lambda, of another model, torn or missing, is one line and an exit code."""
+    with pytest.raises(ModelError, match="Lambda"):
+        process.build(resolve(str(saved(tmp_path / "lambda.keras", "with_lambda"))), seed=1)
+    with pytest.raises(ModelError, match="don't fit"):
+        process.build(resolve("mnist"), seed=1, initial_model=saved(tmp_path / "other.keras"))
+    (tmp_path / "torn.keras").write_bytes(b"PK\x03\x04")
+    with pytest.raises(ModelError, match=r"torn\.keras"):
+        process.build(resolve(str(tmp_path / "torn.keras")), seed=1)
+    with pytest.raises(UsageError):
+        process.build(function("good"), seed=1, initial_model=tmp_path / "missing.keras")
+
+
+def test_a_checkpoint_becomes_a_keras_model(process: ModelProcess, tmp_path: Path) -> None:
+    """model.keras opens with plain Keras, compiled, with the checkpoint's weights and its card."""
+    built = process.build(resolve("mnist"), seed=1)
+    process.save(commit(tmp_path, built, 0.25), tmp_path / "model.keras", card())
+    assert process.flush(60)
+    model = load_keras().saving.load_model(tmp_path / "model.keras")
+    assert model.compiled
+    assert all((weight == 0.25).all() for weight in model.get_weights())
+    assert read_card(tmp_path / "model.keras") == card()
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CHECKPOINT_FILE, "curves.png", "model.keras"]
+
+
+def test_the_newest_state_wins(process: ModelProcess, tmp_path: Path) -> None:
+    """Saving may lag behind the rounds, but ends with the newest."""
+    built = process.build(resolve("mnist"), seed=1)
+    for number in range(1, 6):
+        process.save(commit(tmp_path, built, number), tmp_path / "model.keras", card(number))
+    assert process.flush(60)
+    found = read_card(tmp_path / "model.keras")
+    assert found is not None
+    assert found.round_number == 5
+    model = load_keras().saving.load_model(tmp_path / "model.keras")
+    assert (model.get_weights()[0] == 5).all()
+
+
+def test_a_failed_save_is_told_at_the_flush(process: ModelProcess, tmp_path: Path) -> None:
+    """A checkpoint that can't be read leaves no half model behind, and the end of the run hears of it."""
+    (tmp_path / CHECKPOINT_FILE).write_bytes(b"torn")
+    process.save(tmp_path / CHECKPOINT_FILE, tmp_path / "model.keras", card())
+    with pytest.raises(CheckpointError):
+        process.flush(60)
+    assert process.flush(1)
+    assert not (tmp_path / "model.keras").exists()
+
+
+def test_a_child_that_dies_is_replaced(process: ModelProcess) -> None:
+    """When the child is killed over a request, that request fails with its end, and the next one works."""
+    with pytest.raises(ModelError, match="exit code 9"):
+        process.build(function("dies"), seed=1)
+    assert process.build(function("good"), seed=1).num_classes == 2
+
+
+_COORDINATOR = """
+import sys, time
+from coordinator.model_process import ModelProcess
+process = ModelProcess()
+print(process._child._process.pid, "tensorflow" in sys.modules, "keras" in sys.modules, flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_child_ends_with_a_killed_coordinator(tmp_path: Path) -> None:
+    """SIGKILL leaves no process behind, Ctrl-C is not the child's, and TensorFlow is the child's alone."""
+    with subprocess.Popen([sys.executable, "-c", _COORDINATOR], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child, has_tensorflow, has_keras = parent.stdout.readline().split()
+        assert (has_tensorflow, has_keras) == ("False", "False")
+        wait_until(lambda: _ignores_interrupts(int(child)), 30)
+        os.kill(int(child), signal.SIGINT)
+        parent.send_signal(signal.SIGKILL)
+    wait_until(lambda: not _is_running(int(child)), 30)
+
+
+def _ignores_interrupts(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    ignored = next(line for line in status.splitlines() if line.startswith("SigIgn"))
+    return bool(int(ignored.split()[1], 16) & 1 << (signal.SIGINT - 1))
+
+
+def _is_running(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()

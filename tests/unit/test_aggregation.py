@@ -1,0 +1,93 @@
+"""The weighted sum: exact, the same in any order, and never near the limits of int64."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from coordinator.aggregation import LIMIT, FixedPointSum, capacity, flaw_in, scale_exponent
+
+
+def mean_of(total: FixedPointSum) -> np.ndarray:
+    return np.concatenate([chunk for _, chunk in total.mean_chunks()])
+
+
+def test_two_updates_are_weighted_by_their_examples() -> None:
+    """(1 · 10 + 3 · 2) / 4 = 4."""
+    total = FixedPointSum(1, scale_exponent(4))
+    total.add(np.array([10.0], np.float32), 1)
+    total.add(np.array([2.0], np.float32), 3)
+    assert mean_of(total) == [4.0]
+
+
+def test_the_scale_leaves_44_bits_for_the_sum_of_examples() -> None:
+    """e = 44 − ⌈log2 Σ n⌉."""
+    assert [scale_exponent(n) for n in (1, 2, 3, 1000, 1024, 1025)] == [44, 43, 42, 34, 34, 33]
+
+
+updates = st.lists(
+    st.tuples(
+        hnp.arrays(np.float32, 7, elements=st.floats(-LIMIT, LIMIT, width=32)), st.integers(1, 100_000)
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@given(updates)
+def test_every_order_of_the_same_updates_gives_the_same_bits(given_updates: list[tuple[np.ndarray, int]]) -> None:
+    """Integer addition has no rounding: before or after a crash, the mean is the same to the bit."""
+    exponent = scale_exponent(sum(n for _, n in given_updates))
+    sums = []
+    for order in itertools.permutations(given_updates):
+        total = FixedPointSum(7, exponent)
+        for update, number in order:
+            total.add(update, number)
+        sums.append(total.values.tobytes())
+    assert len(set(sums)) == 1
+
+
+@given(updates)
+def test_the_mean_is_within_k_steps_of_the_float64_formula(given_updates: list[tuple[np.ndarray, int]]) -> None:
+    """A result lies within k · 2^-45 of Σ n Δ / Σ n for k updates (or one float64 rounding of large values)."""
+    count = sum(n for _, n in given_updates)
+    total = FixedPointSum(7, scale_exponent(count))
+    for update, number in given_updates:
+        total.add(update, number)
+    exact = sum(update.astype(np.longdouble) * number for update, number in given_updates) / count
+    bound = len(given_updates) * 2.0**-44 + np.abs(exact) * 2.0**-50
+    assert np.all(np.abs(mean_of(total) - exact) <= bound)
+
+
+@given(st.integers(1, 2**30))
+def test_the_largest_updates_of_all_a_round_can_take_stay_below_2_to_the_62(invited: int) -> None:
+    """numpy's int64 wraps silently: the scale and its reserve are what keeps it from doing so."""
+    exponent = scale_exponent(invited)
+    assert capacity(exponent) >= 4 * invited
+    assert int(LIMIT) * capacity(exponent) * 2**exponent <= 2**62
+
+
+def test_a_sum_refuses_more_examples_than_its_scale_can_take() -> None:
+    """The reserve is two bits: four times the invited examples fit, and not one more."""
+    total = FixedPointSum(1, scale_exponent(8))
+    total.add(np.array([LIMIT], np.float32), 32)
+    assert total.values[0] == 2**62
+    with pytest.raises(OverflowError):
+        total.add(np.array([1.0], np.float32), 1)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 65_537.0, -1e30])
+def test_a_value_that_would_spoil_the_mean_is_a_flaw(bad: float) -> None:
+    """Not finite, or beyond 2^16: the whole update is refused, wherever the value is."""
+    update = np.zeros(200_000, np.float32)
+    update[150_000] = bad
+    assert flaw_in(update) is not None
+
+
+def test_ordinary_values_up_to_the_limit_are_no_flaw() -> None:
+    """±2^16 itself is allowed."""
+    assert flaw_in(np.array([LIMIT, -LIMIT, 0, 1e-30], np.float32)) is None
+    assert flaw_in(np.empty(0, np.float32)) is None

@@ -1,0 +1,112 @@
+"""What is on disk is whole and ours, or it is named and not loaded."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from broker.errors import CheckpointError
+from broker.tensors import TensorSpec
+from coordinator.aggregation import FixedPointSum
+from coordinator.checkpoint import (
+    CHECKPOINT_FILE,
+    ROUND_FILE,
+    Checkpoint,
+    OpenRound,
+    read_checkpoint,
+    read_open_round,
+    write_checkpoint,
+    write_open_round,
+)
+from coordinator.rounds import Round, Verdict
+from tests.unit.test_rounds import RECORD, update
+
+STATE = Checkpoint(
+    run_id="run", task="mnist", classes=("a", "b"), round_number=2, next_attempt=1, model_json="{}",
+    input_shape=(2, 2, 1), num_classes=2,
+    layout=(TensorSpec(dtype="float32", shape=(3,)), TensorSpec(dtype="int64", shape=())),
+    vector=np.array([1, 2, 3], np.float32), integers=(np.array(7),),
+    strategy_state=(np.array([4, 5, 6], np.float32),), history=[{"round": 0}, {"round": 1, "loss": 0.5}],
+)  # fmt: skip
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
+    """Weights, integers, the strategy's state and the history, to the bit."""
+    write_checkpoint(tmp_path, STATE)
+    back = read_checkpoint(tmp_path)
+    assert back.vector.tobytes() == STATE.vector.tobytes()
+    assert back.strategy_state[0].tobytes() == STATE.strategy_state[0].tobytes()
+    assert back.integers[0] == 7
+    empty = np.empty(0, np.float32)
+    plain = {"vector": empty, "integers": (), "strategy_state": ()}
+    assert replace(back, **plain).__repr__() == replace(STATE, **plain).__repr__()
+
+
+def test_an_open_round_comes_back_with_its_answers_and_its_sum(tmp_path: Path) -> None:
+    """What a restarted coordinator goes on with is exactly what was fsynced."""
+    the_round = Round(RECORD, 0.0)
+    the_round.settle(update("b"), Verdict.ACCEPTED, None, 0.0)
+    total = FixedPointSum(3, RECORD.scale_exponent)
+    total.add(np.array([1, 2, 3], np.float32), 10)
+    write_open_round(tmp_path, OpenRound(record=RECORD, answers=the_round.answers, total=total))
+    back = read_open_round(tmp_path)
+    assert back is not None
+    assert (back.record, back.answers) == (RECORD, the_round.answers)
+    assert back.total.values.tobytes() == total.values.tobytes()
+    assert back.total.num_examples == 10
+    back.total.add(np.array([1, 1, 1], np.float32), 1)
+
+
+def test_no_open_round_is_none(tmp_path: Path) -> None:
+    """A folder without one is a folder between rounds."""
+    assert read_open_round(tmp_path) is None
+
+
+@pytest.mark.parametrize("keep", [0, 10, 30, -1, -40])
+def test_a_torn_checkpoint_is_named_and_not_loaded(tmp_path: Path, keep: int) -> None:
+    """Cut anywhere, it is refused by its digest or its beginning."""
+    write_checkpoint(tmp_path, STATE)
+    file = tmp_path / CHECKPOINT_FILE
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match=CHECKPOINT_FILE):
+        read_checkpoint(tmp_path)
+
+
+def test_a_single_flipped_bit_is_found(tmp_path: Path) -> None:
+    """A disk that lies is not believed."""
+    write_checkpoint(tmp_path, STATE)
+    file = tmp_path / CHECKPOINT_FILE
+    content = bytearray(file.read_bytes())
+    for place in range(0, len(content), 37):
+        content[place] ^= 1
+        file.write_bytes(content)
+        with pytest.raises(CheckpointError):
+            read_checkpoint(tmp_path)
+        content[place] ^= 1
+
+
+def test_a_foreign_file_is_named(tmp_path: Path) -> None:
+    """An open round is no checkpoint, and a text is neither."""
+    (tmp_path / CHECKPOINT_FILE).write_text("hello")
+    (tmp_path / ROUND_FILE).write_text("hello")
+    for read in (read_checkpoint, read_open_round):
+        with pytest.raises(CheckpointError, match="can't be used"):
+            read(tmp_path)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_former_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No space left: a clear error, and what was saved before is intact."""
+    write_checkpoint(tmp_path, STATE)
+
+    def no_space(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("coordinator.files.os.fsync", no_space)
+    with pytest.raises(CheckpointError, match="No space left"):
+        write_checkpoint(tmp_path, replace(STATE, round_number=3))
+    monkeypatch.undo()
+    assert read_checkpoint(tmp_path).round_number == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CHECKPOINT_FILE]

@@ -1,0 +1,85 @@
+"""The three floors: who may import whom, read from the source with `ast`."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FLOORS = ("broker", "worker", "coordinator")
+PURE = (
+    "coordinator/aggregation.py", "coordinator/strategies.py", "coordinator/rounds.py", "coordinator/membership.py",
+)  # fmt: skip
+KERAS_IN_COORDINATOR = {"coordinator/models.py", "coordinator/keras_child.py"}
+
+
+def sources(floor: str) -> list[Path]:
+    return sorted((ROOT / floor).rglob("*.py"))
+
+
+def imported(path: Path, *, top_level_only: bool = False) -> Iterator[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def roots(path: Path, *, top_level_only: bool = False) -> set[str]:
+    return {name.split(".")[0] for name in imported(path, top_level_only=top_level_only)}
+
+
+def users_of(package: str) -> set[str]:
+    return {str(path.relative_to(ROOT)) for floor in FLOORS for path in sources(floor) if package in roots(path)}
+
+
+def test_no_import_runs_up() -> None:
+    """The broker knows nothing of the other two; worker and coordinator never import each other."""
+    for floor, forbidden in {
+        "broker": {"worker", "coordinator"}, "worker": {"coordinator"}, "coordinator": {"worker"},
+    }.items():  # fmt: skip
+        for path in sources(floor):
+            assert not roots(path) & forbidden, path
+
+
+def test_one_file_imports_pika_and_one_msgpack() -> None:
+    """The seam to the broker and the wire's encoding are each in one place."""
+    assert users_of("pika") == {"broker/rabbitmq.py"}
+    assert users_of("msgpack") == {"broker/codec.py"}
+
+
+def test_nothing_imports_pickle() -> None:
+    """Nothing that arrives is ever run."""
+    for package in ("pickle", "marshal", "shelve", "dill", "cloudpickle"):
+        assert users_of(package) == set()
+
+
+def test_tensorflow_is_imported_late_or_in_the_child_process() -> None:
+    """`--help` and `status` answer at once, and the coordinator process stays small."""
+    for floor in FLOORS:
+        for path in sources(floor):
+            if str(path.relative_to(ROOT)) not in KERAS_IN_COORDINATOR:
+                assert not roots(path, top_level_only=True) & {"tensorflow", "keras"}, path
+
+
+def test_the_learning_is_pure() -> None:
+    """Rounds, aggregation and membership know no broker link, no clock, no disk and no TensorFlow."""
+    forbidden = {"time", "datetime", "threading", "os", "pathlib", "pika", "tensorflow", "keras", "logging"}
+    for name in PURE:
+        assert not roots(ROOT / name) & forbidden, name
+        wire = {"broker.link", "broker.rabbitmq", "broker.memory"}
+        assert not set(imported(ROOT / name)) & wire, name
+
+
+@pytest.mark.parametrize("command", ["coordinator.cli", "worker.cli", "broker.cli"])
+def test_a_command_line_starts_without_tensorflow(command: str) -> None:
+    """Loading the command line loads neither TensorFlow nor Keras nor matplotlib."""
+    script = f"import sys, {command}; print([n for n in ('tensorflow', 'keras', 'matplotlib') if n in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert answer.stdout.strip() == "[]"

@@ -1,0 +1,164 @@
+"""Every message comes back as it was, looks as it always did, and is refused when a single field is off."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker import codec, messages
+from broker.errors import ProtocolError
+from broker.messages import Held, Message, TrainingSettings, decode, encode
+from broker.tensors import TensorSpec
+
+GOLDEN = Path(__file__).parent / "golden"
+SETTINGS = TrainingSettings(
+    epochs=1, batch_size=2, learning_rate=0.5, class_weight="none", examples_per_class=None, seed=0,
+    deterministic=False,
+)  # fmt: skip
+
+EXAMPLES: list[Message] = [
+    messages.RollCall(),
+    messages.Ping(token="t"),
+    messages.RoundStart(
+        run_id="r", round_number=1, attempt=1, mode="train", task="mnist", classes=("a", "b"), model="{}",
+        settings=SETTINGS, layout=(TensorSpec(dtype="float32", shape=(2,)),), integers=(np.array([3]),),
+        scale_exponent=40, part_bytes=65536, parts=0, weights=bytes(8), digest="d", last_round=5,
+        deadline_seconds=60.0,
+    ),
+    messages.Part(
+        run_id="r", round_number=1, transfer_id="u", index=0, count=2, precision="int8", scale=0.5, data=b"ab"
+    ),
+    messages.RoundClosed(run_id="r", round_number=1),
+    messages.UploadAgain(run_id="r", round_number=1, worker="w", upload_id="u"),
+    messages.Refused(worker="w", reason="classes"),
+    messages.RunFinished(run_id="r", rounds=5, outcome="done"),
+    messages.Joined(
+        worker="w", classes=("a", "b"), num_examples=3, examples_per_class=(1, 2), num_test_examples=1,
+        evaluate_only=False, task=None, held=Held(run_id="r", round_number=1, attempt=1),
+    ),
+    messages.Left(worker="w"),
+    messages.Progress(
+        worker="w", run_id="r", round_number=1, state="training", epoch=1, epochs=2, batch=3, batches=4,
+        metrics={"loss": 0.5},
+    ),
+    messages.UpdateAnnounced(
+        worker="w", run_id="r", round_number=1, attempt=1, upload_id="u", num_examples=3, metrics={"loss": 0.5},
+        global_metrics={}, num_test_examples=1, precision="float32", scale=1.0, parts=2, update=None, digest="d",
+        seconds=1.5,
+    ),
+    messages.Declined(worker="w", run_id="r", round_number=1, attempt=1, reason="no"),
+]  # fmt: skip
+
+each_message = pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: message.TYPE)
+
+
+def same(one: Any, other: Any) -> bool:
+    return repr(one) == repr(other)
+
+
+@each_message
+def test_a_message_comes_back_as_it_was(message: Message) -> None:
+    """Encoding and decoding lose nothing."""
+    assert same(decode(encode(message)), message)
+
+
+@each_message
+def test_a_message_has_the_bytes_it_always_had(message: Message) -> None:
+    """A change of the wire is a decision, seen in a golden file, and wants another version."""
+    golden = GOLDEN / f"{message.TYPE}.hex"
+    assert encode(message).hex() == golden.read_text(encoding="ascii").strip()
+
+
+def test_the_two_messages_between_a_launcher_and_a_coordinator_may_be_json() -> None:
+    """A run can be launched by hand from the management page."""
+    body = json.dumps({"type": "launch", "version": 1, "task": "mnist", "options": {"rounds": "3"}}).encode()
+    launch = decode(body, "application/json")
+    assert isinstance(launch, messages.Launch)
+    assert (launch.task, launch.options) == ("mnist", {"rounds": "3"})
+
+
+def test_json_is_taken_for_a_launch_alone() -> None:
+    """Nobody joins, and no round starts, by JSON."""
+    with pytest.raises(ProtocolError, match="launch"):
+        decode(json.dumps({"type": "left", "version": 1, "worker": "w"}).encode(), "application/json")
+
+
+def fields_of(message: Message) -> dict[str, Any]:
+    value: dict[str, Any] = codec.unpack(encode(message))
+    return value
+
+
+SPOILERS: dict[str, Callable[[dict[str, Any], str], None]] = {
+    "missing": lambda value, name: value.pop(name) and None,
+    "mistyped": lambda value, name: value.update({name: ["no", {"such": 1}]}),
+    "boolean": lambda value, name: value.update({name: 3.5 if isinstance(value[name], bool) else True}),
+}
+
+
+@each_message
+@pytest.mark.parametrize("how", SPOILERS)
+def test_a_missing_or_mistyped_field_is_refused(message: Message, how: str) -> None:
+    """Fields are exact; no default stands in for what was left out."""
+    for name in fields_of(message):
+        value = fields_of(message)
+        if how == "missing" and name not in value:
+            continue
+        SPOILERS[how](value, name)
+        with pytest.raises(ProtocolError):
+            decode(codec.pack(value))
+
+
+@each_message
+def test_an_extra_field_is_refused(message: Message) -> None:
+    """What we don't know we don't read."""
+    with pytest.raises(ProtocolError):
+        decode(codec.pack({**fields_of(message), "extra": 1}))
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None, True])
+def test_another_version_is_refused_and_said_so(version: object) -> None:
+    """The reason tells which side to upgrade."""
+    with pytest.raises(ProtocolError, match="version"):
+        decode(codec.pack({"type": "left", "version": version, "worker": "w"}))
+
+
+@given(st.binary(max_size=300))
+def test_random_bytes_are_a_protocol_error_and_nothing_else(body: bytes) -> None:
+    """Whatever arrives, decoding gives a message or a ProtocolError."""
+    for content_type in ("application/msgpack", "application/json", None):
+        with pytest.raises(ProtocolError):
+            decode(body, content_type)
+
+
+@given(st.sampled_from(EXAMPLES), st.data())
+def test_a_flipped_bit_gives_a_message_or_a_protocol_error(message: Message, data: st.DataObject) -> None:
+    """A damaged real message never crashes the reader."""
+    body = bytearray(encode(message))
+    place = data.draw(st.integers(0, len(body) - 1))
+    body[place] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        decode(bytes(body))
+    except ProtocolError:
+        pass
+
+
+def test_deep_nesting_and_huge_lengths_are_refused_without_allocating() -> None:
+    """A header that promises 4 GB, and a thousand lists in each other."""
+    for body in (b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\x91" * 100_000, bytes(16 * 1024 * 1024)):
+        with pytest.raises(ProtocolError):
+            decode(body)
+
+
+def test_every_message_type_is_among_the_examples() -> None:
+    """A new message gets its golden file."""
+    kinds = {kind for kind in vars(messages).values() if isinstance(kind, type) and issubclass(kind, Message)}
+    told = {type(example) for example in EXAMPLES}
+    named = {kind.__name__ for kind in kinds - told - {Message}}
+    assert named <= {"Launch", "LaunchAnswered", "StatusAsked", "StatusTold"}
+    assert all(dataclasses.is_dataclass(kind) for kind in told)

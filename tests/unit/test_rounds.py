@@ -1,0 +1,136 @@
+"""A round closes when it should, judges before it changes, and keeps what was accepted across attempts."""
+
+from dataclasses import replace
+
+import pytest
+
+from broker.messages import UpdateAnnounced
+from coordinator.rounds import Round, RoundRecord, Step, Verdict, weighted_mean
+
+RECORD = RoundRecord(
+    run_id="run", round_number=3, first_attempt=1, attempt=1, mode="train", selected=("a", "b", "c"), evaluators=(),
+    num_examples={"a": 10, "b": 10, "c": 10}, scale_exponent=39, part_bytes=4 << 20, quorum=2,
+    deadline_seconds=100, grace_seconds=5,
+)  # fmt: skip
+
+
+def update(worker: str, **changes: object) -> UpdateAnnounced:
+    announced = UpdateAnnounced(
+        worker=worker, run_id="run", round_number=3, attempt=1, upload_id=f"of-{worker}", num_examples=10,
+        metrics={"loss": 1.0}, global_metrics={}, num_test_examples=0, precision="float32", scale=1.0, parts=1,
+        update=None, digest="", seconds=2.0,
+    )  # fmt: skip
+    return replace(announced, **changes)  # type: ignore[arg-type]
+
+
+def accept(the_round: Round, *workers: str, now: float = 0.0) -> None:
+    for worker in workers:
+        assert the_round.judge(update(worker)) == (Verdict.ACCEPTED, None)
+        the_round.settle(update(worker), Verdict.ACCEPTED, None, now)
+
+
+def test_a_round_closes_at_once_when_all_selected_have_answered() -> None:
+    """Nobody waits for a grace time when nobody is missing."""
+    the_round = Round(RECORD, 0.0)
+    accept(the_round, "a", "b", "c")
+    assert the_round.next_step(0.0) is Step.CLOSE
+
+
+def test_a_quorum_closes_after_its_grace_and_not_at_the_deadline() -> None:
+    """Two of three at 10 s: wait until 15 s."""
+    the_round = Round(RECORD, 0.0)
+    accept(the_round, "a", "b", now=10.0)
+    assert [the_round.next_step(now) for now in (10.0, 14.9, 15.0)] == [Step.WAIT, Step.WAIT, Step.CLOSE]
+    assert the_round.seconds_left(12.0) == 3.0
+
+
+def test_below_the_quorum_the_deadline_means_another_attempt() -> None:
+    """One of two at the deadline is retried, never closed."""
+    the_round = Round(RECORD, 0.0)
+    accept(the_round, "a")
+    assert [the_round.next_step(now) for now in (99.9, 100.0)] == [Step.WAIT, Step.RETRY]
+
+
+def test_when_all_answered_and_too_few_were_right_nobody_waits_for_the_deadline() -> None:
+    """Two rejections of three leave one: the round is retried at once."""
+    the_round = Round(RECORD, 0.0)
+    accept(the_round, "a")
+    for worker in ("b", "c"):
+        the_round.settle(update(worker), Verdict.REJECTED, "NaN", 1.0)
+    assert the_round.next_step(1.0) is Step.RETRY
+
+
+def test_the_next_attempt_keeps_what_was_accepted() -> None:
+    """a's update stays in the mean; b and the newcomer d are invited besides."""
+    the_round = Round(RECORD, 0.0)
+    accept(the_round, "a")
+    record = the_round.next_attempt({"b": 10, "d": 12}, ())
+    again = Round(record, 200.0, {"a": the_round.answers["a"]})
+    assert (record.attempt, record.selected) == (2, ("a", "b", "d"))
+    assert again.unanswered == ["b", "d"]
+    assert again.next_step(200.0) is Step.WAIT
+    accept(again, "d", now=210.0)
+    assert again.next_step(215.0) is Step.CLOSE
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"run_id": "other"}, {"round_number": 2}, {"round_number": 4}, {"attempt": 0}],
+    ids=str,
+)
+def test_what_belongs_elsewhere_is_discarded_and_changes_nothing(changes: dict[str, object]) -> None:
+    """Late, early, or of another run: normal, and never in the mean."""
+    the_round = Round(RECORD, 0.0)
+    assert the_round.judge(update("stranger")) == (Verdict.DISCARDED, None)
+    assert the_round.judge(update("a", **changes)) == (Verdict.DISCARDED, None)
+    assert the_round.answers == {}
+
+
+def test_the_first_accepted_update_of_a_worker_counts_and_a_second_is_discarded() -> None:
+    """At least once on the wire, in effect once."""
+    the_round = Round(RECORD, 0.0)
+    accept(the_round, "a")
+    assert the_round.judge(update("a", upload_id="second"))[0] is Verdict.DISCARDED
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_examples": 11}, {"num_examples": 0}, {"num_examples": -5}, {"metrics": {"loss": float("nan")}},
+        {"global_metrics": {"auc": float("inf")}}, {"seconds": float("nan")}, {"num_test_examples": -1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_wrong_announcement_is_rejected_with_its_reason(changes: dict[str, object]) -> None:
+    """More examples than declared, or a metric that isn't finite."""
+    verdict, reason = Round(RECORD, 0.0).judge(update("a", **changes))
+    assert verdict is Verdict.REJECTED
+    assert reason and "expected" in reason
+
+
+def test_an_evaluating_worker_never_counts_towards_the_quorum() -> None:
+    """Its metrics are taken, its weights would be refused, and the round waits for two that train."""
+    record = replace(RECORD, evaluators=("e",))
+    the_round = Round(record, 0.0)
+    assert the_round.judge(update("e"))[0] is Verdict.REJECTED
+    measured = update("e", parts=0, num_examples=0)
+    assert the_round.judge(measured)[0] is Verdict.ACCEPTED
+    the_round.settle(measured, Verdict.ACCEPTED, None, 0.0)
+    accept(the_round, "a")
+    assert the_round.num_accepted == 1
+    assert not the_round.has_quorum
+
+
+def test_a_measuring_round_does_not_wait_for_those_who_went_away() -> None:
+    """The last model is measured by whoever is there."""
+    the_round = Round(replace(RECORD, mode="evaluate", quorum=0, grace_seconds=1000), 0.0)
+    the_round.settle(update("a", parts=0), Verdict.ACCEPTED, None, 0.0)
+    assert the_round.next_step(1.0) is Step.WAIT
+    the_round.note_away(frozenset({"b", "c"}))
+    assert the_round.next_step(1.0) is Step.CLOSE
+
+
+def test_metrics_are_weighted_by_examples() -> None:
+    """(1 · 0.5 + 3 · 0.9) / 4 = 0.8; a metric that one worker lacks is the mean of the others."""
+    mean = weighted_mean([(1, {"accuracy": 0.5}), (3, {"accuracy": 0.9, "auc": 0.7})])
+    assert mean == pytest.approx({"accuracy": 0.8, "auc": 0.7})
