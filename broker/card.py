@@ -26,6 +26,8 @@ class ModelCard:
         num_examples: Training examples behind the last round.
         shape: What the model takes: (height, width, channels) for images.
         metrics: Of the last round, by name; a value that isn't finite is left out when written.
+        training: The settings it was trained with: epochs, batch_size, learning_rate, learning_rate_decay,
+            class_weight.
     """
 
     task: str
@@ -36,6 +38,7 @@ class ModelCard:
     num_examples: int
     shape: tuple[int, ...]
     metrics: Mapping[str, float] = field(default_factory=dict)
+    training: Mapping[str, float | str | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the types, for a card may come from any file.
@@ -52,6 +55,7 @@ class ModelCard:
             ("num_examples", _is_count(self.num_examples)),
             ("shape", _all_are(self.shape, int) and all(size > 0 for size in self.shape)),
             ("metrics", _are_metrics(self.metrics)),
+            ("training", _are_settings(self.training)),
         ):
             if not is_right:
                 raise ModelError(f"The model's card has a wrong {name!r}: {getattr(self, name)!r:.200}.")
@@ -125,4 +129,11 @@ def _is_count(value: object) -> bool:
 def _are_metrics(values: object) -> bool:
     return isinstance(values, Mapping) and all(
         isinstance(name, str) and type(value) in (int, float) for name, value in values.items()
+    )
+
+
+def _are_settings(values: object) -> bool:
+    return isinstance(values, Mapping) and all(
+        isinstance(name, str) and (value is None or type(value) in (int, float, str))
+        for name, value in values.items()
     )

@@ -100,6 +100,7 @@ def without_password(url: str) -> str:
     scheme, mark, rest = url.partition("://")
     authority, slash, path = rest.partition("/")
     login, at, host = authority.rpartition("@")
+    path = path.partition("?")[0]
     return f"{scheme}{mark}{login.partition(':')[0]}{at}{host}{slash}{path}"
 
 

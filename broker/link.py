@@ -79,7 +79,12 @@ class Outgoing:
 
 
 def outgoing(
-    message: Message, key: str, *, bcc: Sequence[str] = (), is_transient: bool = False, is_mandatory: bool = True
+    message: Message,
+    key: str,
+    *,
+    bcc: Sequence[str] = (),
+    is_transient: bool = False,
+    is_mandatory: bool = True,
 ) -> Outgoing:
     """Address a message."""
     return Outgoing(

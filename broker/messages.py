@@ -57,7 +57,9 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1 and self.batch_size >= 1, "epochs and batch_size of at least 1", self)
-        _require(self.learning_rate is None or 0 < self.learning_rate < math.inf, "a learning rate above 0", self)
+        _require(
+            self.learning_rate is None or 0 < self.learning_rate < math.inf, "a learning rate above 0", self
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -348,7 +350,9 @@ def _decode_value(value: object) -> Message:
     if kind is None:
         raise ProtocolError("Expected a message type of ours.")
     if version != VERSION or isinstance(version, bool):
-        raise ProtocolError(f"Expected version {VERSION} of {kind.TYPE}, got {version!r}. Upgrade the older side.")
+        raise ProtocolError(
+            f"Expected version {VERSION} of {kind.TYPE}, got {version!r}. Upgrade the older side."
+        )
     message = _build(kind, value, kind.TYPE)
     assert isinstance(message, Message)  # noqa: S101 - _build returns an instance of its first argument
     return message

@@ -87,7 +87,9 @@ class LinkSettings:
         try:
             parameters = pika.URLParameters(self.amqp_url)
         except (ValueError, TypeError) as exc:
-            raise UsageError(f"The broker's address {without_password(self.amqp_url)!r} is wrong: {exc}") from exc
+            raise UsageError(
+                f"The broker's address {without_password(self.amqp_url)!r} is wrong: {exc}"
+            ) from exc
         parameters.heartbeat = _HEARTBEAT_SECONDS
         parameters.socket_timeout = parameters.stack_timeout = 10
         parameters.client_properties = {
@@ -112,8 +114,12 @@ def translate(error: BaseException, amqp_url: str) -> BrokerError:
     if isinstance(error, pika.exceptions.ChannelClosedByBroker):
         return PublishRefused(f"The broker refused: {error.reply_code} {error.reply_text}")
     if isinstance(error, pika.exceptions.ConnectionClosedByBroker) and error.reply_code in (403, 530):
-        return LoginRefused(f"The broker at {where} closed the connection: {error.reply_code} {error.reply_text}")
-    if isinstance(error, pika.exceptions.AMQPError | pika.exceptions.ChannelError | pika.exceptions.ReentrancyError):
+        return LoginRefused(
+            f"The broker at {where} closed the connection: {error.reply_code} {error.reply_text}"
+        )
+    if isinstance(
+        error, pika.exceptions.AMQPError | pika.exceptions.ChannelError | pika.exceptions.ReentrancyError
+    ):
         return LinkLost(f"The connection to the broker at {where} was lost: {reason}")
     return LinkLost(f"The connection to the broker at {where} failed: {reason}")
 
@@ -672,7 +678,9 @@ def _then_close(channel: Any, act: Callable[[], None], _answer: Any) -> None:
 
 def _is_full(underway: list[tuple[int, Future[Any]]], size: int) -> bool:
     under_way_bytes = sum(each for each, future in underway if not future.done())
-    return len(underway) >= _WINDOW_MESSAGES or (under_way_bytes > 0 and under_way_bytes + size > _WINDOW_BYTES)
+    return len(underway) >= _WINDOW_MESSAGES or (
+        under_way_bytes > 0 and under_way_bytes + size > _WINDOW_BYTES
+    )
 
 
 def _delete(name: str, future: Future[Any], channel: Any) -> None:

@@ -31,7 +31,9 @@ class TensorSpec:
 
     def __post_init__(self) -> None:
         if self.dtype not in _FLOATS + _INTEGERS or any(size < 0 for size in self.shape):
-            raise ProtocolError(f"Expected a number type and sizes of at least 0, got {self.dtype} {self.shape}.")
+            raise ProtocolError(
+                f"Expected a number type and sizes of at least 0, got {self.dtype} {self.shape}."
+            )
 
     @property
     def size(self) -> int:

@@ -78,13 +78,15 @@ def run_options(function: Any) -> Any:
 @click.argument("task")
 @click.option("--out", type=_FILE, required=True, help="The run's folder; an interrupted run goes on there.")
 @run_options
-@click.option("--standby", is_flag=True, help="Wait while another coordinator works, and take over when it ends.")
-@click.option("--connect-seconds", type=float, default=10.0, show_default=True, help="For the first connection.")
+@click.option(
+    "--standby", is_flag=True, help="Wait while another coordinator works, and take over when it ends."
+)
+@click.option(
+    "--connect-seconds", type=float, default=10.0, show_default=True, help="For the first connection."
+)
 @amqp_url_option
 @log_options
-def run(
-    task: str, out: Path, amqp_url: str, connect_seconds: float, log: LogContext, **options: Any
-) -> None:
+def run(task: str, out: Path, amqp_url: str, connect_seconds: float, log: LogContext, **options: Any) -> None:
     """Train TASK: chest-xray, chest-xray-lab, mnist, MODULE:FUNCTION, or a compiled FILE.keras.
 
     The folder OUT then holds model.keras, history.csv, curves.png, run.json and the checkpoint.
@@ -113,9 +115,7 @@ def run(
 def _play(options: RunOptions, amqp_url: str, connect_seconds: float, log: LogContext, stop: Stop) -> Summary:
     """Hold the folder, connect, play; everything is let go of in the reverse order."""
     link = RabbitLink(
-        LinkSettings(
-            amqp_url=amqp_url, name="coordinator", connect_seconds=connect_seconds, stop=stop.event
-        )
+        LinkSettings(amqp_url=amqp_url, name="coordinator", connect_seconds=connect_seconds, stop=stop.event)
     )
     make_folder(options.out)
     with lock_folder(options.out, wait=options.standby, stop=stop.event):

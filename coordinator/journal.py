@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable
 from broker.link import Delivery, Link
 
 MOST_HELD = 200  #: below the prefetch of 256, so that held announcements never stop the consumer
-LONGEST_SECONDS = 30.0  #: RabbitMQ's delivery timeout (30 minutes) then never decides how long a round may last
+LONGEST_SECONDS = (
+    30.0  #: RabbitMQ's delivery timeout (30 minutes) then never decides how long a round may last
+)
 
 
 class Journal:

@@ -90,6 +90,18 @@ class RunOptions:
         )
 
     @property
+    def training(self) -> dict[str, float | str | None]:
+        """The settings as the model's card tells them, so that `worker train-alone` can train the same way."""
+        first = self.settings(1)
+        return {
+            "epochs": first.epochs,
+            "batch_size": first.batch_size,
+            "learning_rate": first.learning_rate,
+            "learning_rate_decay": self.task.defaults.learning_rate_decay,
+            "class_weight": first.class_weight,
+        }
+
+    @property
     def identity(self) -> dict[str, object]:
         """What a folder's run may not change when it goes on."""
         return {

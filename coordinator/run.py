@@ -396,7 +396,9 @@ class Run:
                 _names(invited),
             )
         else:
-            logger.info("Measuring the model of round %d: %s invited.", record.round_number - 1, _names(invited))
+            logger.info(
+                "Measuring the model of round %d: %s invited.", record.round_number - 1, _names(invited)
+            )
         opened.invitation.send(self._mail, invited)
         self._presence_at = self._roll_call_at = time.monotonic()
 
@@ -556,6 +558,7 @@ class Run:
             num_examples=int(last.get("num_examples", 0)),
             shape=state.input_shape,
             metrics={name: value for name, value in last.items() if isinstance(value, float)},
+            training=self._options.training,
         )
         self._models.save(self._options.out / CHECKPOINT_FILE, self._options.out / "model.keras", card)
 
@@ -707,7 +710,9 @@ class Run:
         if state.classes and member.classes != state.classes:
             reason = f"its classes are {_names(member.classes)}; this run's are {_names(state.classes)}"
         elif len(member.classes) != state.num_classes:
-            reason = f"it has {len(member.classes)} classes; the model of {state.task} has {state.num_classes}"
+            reason = (
+                f"it has {len(member.classes)} classes; the model of {state.task} has {state.num_classes}"
+            )
         if reason is None:
             return False
         logger.warning("Refused %s: %s.", member.worker, reason)
@@ -796,9 +801,15 @@ def _describe(member: Member) -> str:
     )
     if member.evaluate_only:
         return f"evaluates on {member.num_test_examples} examples"
-    return f"{member.num_examples} examples ({per_class})" if len(member.classes) <= 10 else f"{member.num_examples} examples"
+    return (
+        f"{member.num_examples} examples ({per_class})"
+        if len(member.classes) <= 10
+        else f"{member.num_examples} examples"
+    )
 
 
 def _measures(row: Row, wanted: tuple[str, ...]) -> str:
-    shown = [f"{name.removeprefix('val_').replace('_', ' ')} {row[name]:.4f}" for name in wanted if name in row]
+    shown = [
+        f"{name.removeprefix('val_').replace('_', ' ')} {row[name]:.4f}" for name in wanted if name in row
+    ]
     return f": {', '.join(shown)}" if shown else ""

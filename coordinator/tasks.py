@@ -56,7 +56,9 @@ BUILT_IN: dict[str, Task] = {
         _built_in(
             "chest-xray",
             "chest_xray",
-            TaskDefaults(batch_size=16, learning_rate=0.0015, learning_rate_decay=0.8, class_weight="balanced"),
+            TaskDefaults(
+                batch_size=16, learning_rate=0.0015, learning_rate_decay=0.8, class_weight="balanced"
+            ),
         ),
         _built_in(
             "chest-xray-lab",

@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
-from broker.command import CommandGroup, amqp_url_option, log_options, read_environment
-from broker.errors import DataError
+from broker.command import CommandGroup, Stop, amqp_url_option, log_options, read_environment
+from broker.errors import EXIT_DONE, DataError, UsageError
 from broker.logs import LogContext
 from broker.names import check_name
+from worker.baseline import BaselineOptions, save_alone, train_alone
 from worker.data import open_data
 from worker.evaluation import check_classes, evaluate, format_evaluation
 from worker.model_file import load_model
@@ -210,6 +211,47 @@ def swarm_command(
     parts = open_data(data, seed=seed).divide(count, scheme, seed)
     participants = [Participant(name=f"{name}.{i}", data=part) for i, part in enumerate(parts, 1)]
     take_part(participants, LinkTo(amqp_url, f"swarm {name}"), log, is_swarm=True, **options)
+
+
+@main.command(name="train-alone", short_help="The same training with no federation.")
+@click.argument("model", type=_FILE)
+@click.option("--data", required=True, help=_DATA_HELP)
+@click.option("--out", type=_FILE, help="Save the trained model as FILE.keras.", metavar="FILE.keras")
+@click.option("--epochs", type=click.IntRange(min=1), default=5, show_default=True, help="In all.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="[default: as the model was trained]")
+@click.option("--learning-rate", type=float, help="[default: as the model was trained]")
+@click.option(
+    "--class-weight", type=click.Choice(["none", "balanced"]), help="[default: as the model was trained]"
+)
+@click.option("--from-file", is_flag=True, help="Start from the file's weights, not from new ones.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of weights and shuffling."
+)
+@click.option("--deterministic", is_flag=True, help="Same seed, same bits; slower.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@log_options
+def train_alone_command(
+    model: Path, data: str, out: Path | None, as_json: bool, log: LogContext, **options: Any
+) -> None:
+    """Train the architecture of MODEL on one data set alone: the baseline that a federation has to beat.
+
+    Each epoch is what a round is to a worker: a fresh optimizer, and the learning rate of that round.
+
+    \b
+    worker train-alone runs/demo/model.keras --data sites/site-1
+    worker train-alone runs/demo/model.keras --data chest_xray --epochs 10 --json
+    """
+    if out is not None and out.suffix != ".keras":
+        raise UsageError(f"Expected a name that ends in .keras, got {str(out)!r}.")
+    loaded = load_model(model)
+    dataset = open_data(data, shape=loaded.shape)
+    with Stop() as stop:
+        result = train_alone(loaded, dataset, BaselineOptions(**options), stop.event)
+    if result is None:
+        raise SystemExit(EXIT_DONE)
+    if out is not None:
+        save_alone(loaded, out)
+    click.echo(json.dumps(asdict(result)) if as_json else format_evaluation(result, dataset.classes))
 
 
 read_environment(main)  # at the end: it goes through the commands above

@@ -29,7 +29,9 @@ class Console:
     def _draw(self, progress: TrainingProgress, *, is_end: bool) -> None:
         if self._bar is None:
             label = f"epoch {progress.epoch}/{progress.epochs}"
-            self._bar = click.progressbar(length=progress.batches, label=label, file=sys.stderr, show_pos=True)
+            self._bar = click.progressbar(
+                length=progress.batches, label=label, file=sys.stderr, show_pos=True
+            )
             self._bar.render_progress()
         self._bar.update(progress.batch - self._bar.pos)
         if is_end:

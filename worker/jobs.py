@@ -77,7 +77,11 @@ class Desk:
         """A round (None: any of this run) is over for this worker; whether it was still busy with it."""
         with self.lock:
             job = self.current.get(worker)
-            if job is None or job.start.run_id != run_id or round_number not in (None, job.start.round_number):
+            if (
+                job is None
+                or job.start.run_id != run_id
+                or round_number not in (None, job.start.round_number)
+            ):
                 return False
             was_busy = worker not in self.updates
             self._drop(worker)

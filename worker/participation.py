@@ -59,9 +59,7 @@ class Participation:
         self._is_swarm = is_swarm
         self._mail = Mail(link, stop)
         self._desk = Desk()
-        self._postbox = Postbox(
-            link, self._participants, self._desk, stop, task=task, acks_early=is_swarm
-        )
+        self._postbox = Postbox(link, self._participants, self._desk, stop, task=task, acks_early=is_swarm)
         self._progress_at = float("-inf")
         self._residuals: dict[str, Vector] = {}
 
@@ -73,7 +71,9 @@ class Participation:
             DataError: The coordinator refused this worker.
         """
         workers = list(self._participants)
-        self._link.declare([queue for worker in workers for queue in (worker_queue(worker), upload_queue(worker))])
+        self._link.declare(
+            [queue for worker in workers for queue in (worker_queue(worker), upload_queue(worker))]
+        )
         prefetch = _SWARM_PREFETCH if self._is_swarm else 0
         self._link.consume([names.worker_queue(worker) for worker in workers], prefetch=prefetch)
         self._postbox.start()
@@ -123,7 +123,11 @@ class Participation:
         try:
             with watcher:
                 trained = self._trainer.answer(
-                    participant, job.start, job.weights, job.stop, lambda progress: self._report(job, progress)
+                    participant,
+                    job.start,
+                    job.weights,
+                    job.stop,
+                    lambda progress: self._report(job, progress),
                 )
         except (ModelError, DataError, ProtocolError, MemoryError) as exc:
             self._decline(job, str(exc) or type(exc).__name__)
@@ -193,7 +197,8 @@ class Participation:
         settings = start.settings
         rate = "the model's own" if settings.learning_rate is None else f"{settings.learning_rate:g}"
         logger.info(
-            "Round %d of %d (%s) with the global weights: training started; learning rate %s, epochs %d, batch size %d.",
+            "Round %d of %d (%s), global weights received. Training started: learning rate %s, epochs %d, "
+            "batch size %d.",
             start.round_number,
             start.last_round,
             start.task,
@@ -254,4 +259,3 @@ class _StopWatcher(threading.Thread):
             if self._process_stop.is_set():
                 self._job_stop.set()
                 return
-

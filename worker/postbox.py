@@ -103,7 +103,9 @@ class Postbox(threading.Thread):
     def _join(self) -> None:
         """Say who is there; unheard (no coordinator yet), it is said again with growing delays."""
         workers = sorted(self._to_join)[:_MOST_AT_ONCE]
-        is_heard = self._mail.try_send([outgoing(self._joined(worker), names.COORDINATOR) for worker in workers])
+        is_heard = self._mail.try_send(
+            [outgoing(self._joined(worker), names.COORDINATOR) for worker in workers]
+        )
         if is_heard:
             self._to_join.difference_update(workers)
             self._repeat_seconds = _FIRST_REPEAT_SECONDS
@@ -188,7 +190,9 @@ class Postbox(threading.Thread):
     def _on_finished(self, worker: str, finished: RunFinished) -> None:
         self._desk.close(worker, finished.run_id, None)
         if not self._desk.is_run_over.is_set():
-            logger.info("Training finished: the run is %s after %d rounds.", finished.outcome, finished.rounds)
+            logger.info(
+                "Training finished: the run is %s after %d rounds.", finished.outcome, finished.rounds
+            )
             self._desk.is_run_over.set()
 
     def _on_start(self, worker: str, start: RoundStart, delivery: Delivery) -> bool:

@@ -28,7 +28,9 @@ def check_start(start: RoundStart) -> None:
     if num_bytes > MAX_MODEL_BYTES:
         raise ProtocolError(f"Expected a model of at most {MAX_MODEL_BYTES} bytes, got one of {num_bytes}.")
     if not _SMALLEST_PART <= start.part_bytes <= _LARGEST_PART or start.part_bytes % FLOAT32.itemsize:
-        raise ProtocolError(f"Expected parts of {_SMALLEST_PART} to {_LARGEST_PART} bytes, got {start.part_bytes}.")
+        raise ProtocolError(
+            f"Expected parts of {_SMALLEST_PART} to {_LARGEST_PART} bytes, got {start.part_bytes}."
+        )
     if start.parts != part_count(num_bytes, start.part_bytes):
         raise ProtocolError(f"A model of {num_bytes} bytes does not come in {start.parts} parts.")
     if start.weights is not None and len(start.weights) != num_bytes:

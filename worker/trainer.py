@@ -50,7 +50,12 @@ class Trainer(Protocol):
         """Do what takes long and needs no round: import the training library."""
 
     def answer(
-        self, participant: Participant, start: RoundStart, weights: Vector, stop: threading.Event, report: Report
+        self,
+        participant: Participant,
+        start: RoundStart,
+        weights: Vector,
+        stop: threading.Event,
+        report: Report,
     ) -> Trained | None:
         """Train and measure; None when `stop` was set before the end.
 
@@ -85,7 +90,12 @@ class KerasTrainer:
         load_keras()
 
     def answer(
-        self, participant: Participant, start: RoundStart, weights: Vector, stop: threading.Event, report: Report
+        self,
+        participant: Participant,
+        start: RoundStart,
+        weights: Vector,
+        stop: threading.Event,
+        report: Report,
     ) -> Trained | None:
         """Measure the global model, then train from it."""
         begun = time.monotonic()
@@ -124,7 +134,9 @@ class KerasTrainer:
         )
         return Trained(vector=vector, measured=measured)
 
-    def _test_examples(self, participant: Participant, start: RoundStart, model: LocalModel, seed: int) -> Examples:
+    def _test_examples(
+        self, participant: Participant, start: RoundStart, model: LocalModel, seed: int
+    ) -> Examples:
         per_class = start.settings.examples_per_class
         return participant.data.sample_test(model.input_shape, per_class, np.random.default_rng([seed, 4]))
 

@@ -60,7 +60,7 @@ def brightness_model(head: str, ending: str, *, is_nested: bool) -> Any:
 @pytest.mark.parametrize("ending", ["softmax", "sigmoid", "Softmax", "Activation", "logits"])
 @pytest.mark.parametrize("is_nested", [False, True])
 def test_the_heat_is_the_bright_opacity(head: str, ending: str, is_nested: bool) -> None:
-    """Equations 1 and 2 by hand: α is positive for the image's own map and 0 for the other, so heat = image."""
+    """Equations 1 and 2 by hand: α is positive for the image's own map and 0 for the other: heat = image."""
     pixels = np.full((16, 16, 1), 20, np.uint8)
     pixels[3:7, 9:13] = 250
     model = brightness_model(head, ending, is_nested=is_nested)
@@ -73,7 +73,7 @@ def test_the_heat_is_the_bright_opacity(head: str, ending: str, is_nested: bool)
 
 
 def test_a_sigmoid_that_says_no_is_explained_by_what_speaks_against() -> None:
-    """For class 0 of one output the score is -z: with a falling score, heat lies where the negative map is."""
+    """For class 0 of one output the score is -z: a falling score makes heat of what lowers it."""
     model = brightness_model("pool", "sigmoid", is_nested=False)
     dense = model.layers[-1]
     dense.set_weights([-dense.get_weights()[0], np.zeros(1)])

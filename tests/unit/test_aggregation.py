@@ -38,7 +38,9 @@ updates = st.lists(
 
 
 @given(updates)
-def test_every_order_of_the_same_updates_gives_the_same_bits(given_updates: list[tuple[np.ndarray, int]]) -> None:
+def test_every_order_of_the_same_updates_gives_the_same_bits(
+    given_updates: list[tuple[np.ndarray, int]],
+) -> None:
     """Integer addition has no rounding: before or after a crash, the mean is the same to the bit."""
     exponent = scale_exponent(sum(n for _, n in given_updates))
     sums = []
@@ -51,7 +53,9 @@ def test_every_order_of_the_same_updates_gives_the_same_bits(given_updates: list
 
 
 @given(updates)
-def test_the_mean_is_within_k_steps_of_the_float64_formula(given_updates: list[tuple[np.ndarray, int]]) -> None:
+def test_the_mean_is_within_k_steps_of_the_float64_formula(
+    given_updates: list[tuple[np.ndarray, int]],
+) -> None:
     """A result lies within k · 2^-45 of Σ n Δ / Σ n for k updates (or one float64 rounding of large values)."""
     count = sum(n for _, n in given_updates)
     total = FixedPointSum(7, scale_exponent(count))

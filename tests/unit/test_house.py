@@ -36,7 +36,9 @@ def roots(path: Path, *, top_level_only: bool = False) -> set[str]:
 
 
 def users_of(package: str) -> set[str]:
-    return {str(path.relative_to(ROOT)) for floor in FLOORS for path in sources(floor) if package in roots(path)}
+    return {
+        str(path.relative_to(ROOT)) for floor in FLOORS for path in sources(floor) if package in roots(path)
+    }
 
 
 def test_no_import_runs_up() -> None:
@@ -81,5 +83,7 @@ def test_the_learning_is_pure() -> None:
 def test_a_command_line_starts_without_tensorflow(command: str) -> None:
     """Loading the command line loads neither TensorFlow nor Keras nor matplotlib."""
     script = f"import sys, {command}; print([n for n in ('tensorflow', 'keras', 'matplotlib') if n in sys.modules])"
-    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    answer = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert answer.stdout.strip() == "[]"

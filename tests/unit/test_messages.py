@@ -150,7 +150,12 @@ def test_a_flipped_bit_gives_a_message_or_a_protocol_error(message: Message, dat
 
 def test_deep_nesting_and_huge_lengths_are_refused_without_allocating() -> None:
     """A header that promises 4 GB, and a thousand lists in each other."""
-    for body in (b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\x91" * 100_000, bytes(16 * 1024 * 1024)):
+    for body in (
+        b"\xdd\xff\xff\xff\xff",
+        b"\xc6\xff\xff\xff\xff",
+        b"\x91" * 100_000,
+        bytes(16 * 1024 * 1024),
+    ):
         with pytest.raises(ProtocolError):
             decode(body)
 

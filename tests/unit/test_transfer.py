@@ -26,7 +26,9 @@ def parts_of(vector: np.ndarray, transfer_id: str = "t") -> list[Part]:
 
 
 @given(st.permutations(list(range(7))), st.integers(0, 6))
-def test_parts_in_any_order_and_repeated_give_the_same_vector_and_digest(order: list[int], repeated: int) -> None:
+def test_parts_in_any_order_and_repeated_give_the_same_vector_and_digest(
+    order: list[int], repeated: int
+) -> None:
     """A repeat holds the same bytes and changes nothing."""
     vector = np.arange(100, dtype=np.float32)
     parts, out = parts_of(vector), np.empty(100, np.float32)
@@ -59,13 +61,17 @@ values = hnp.arrays(np.float32, st.integers(1, 50), elements=st.floats(-1000, 10
 
 
 @given(values, st.sampled_from(["float32", "float16", "int8"]), st.integers(0, 9))
-def test_a_value_comes_back_within_the_step_of_its_precision(vector: np.ndarray, precision: str, seed: int) -> None:
+def test_a_value_comes_back_within_the_step_of_its_precision(
+    vector: np.ndarray, precision: str, seed: int
+) -> None:
     """float32 loses nothing, float16 11 bits' worth, int8 at most one step of the part's largest / 127."""
     encoded = encode_values(vector, precision, np.random.default_rng(seed))  # type: ignore[arg-type]
     out = np.empty_like(vector)
     decode_values(encoded, precision, out)  # type: ignore[arg-type]
     largest = float(np.max(np.abs(vector)))
-    bound = {"float32": 0.0, "float16": largest * 2**-10 + 1e-7, "int8": 1.001 * largest / 127 + 1e-30}[precision]
+    bound = {"float32": 0.0, "float16": largest * 2**-10 + 1e-7, "int8": 1.001 * largest / 127 + 1e-30}[
+        precision
+    ]
     assert np.max(np.abs(out - vector)) <= bound
 
 

@@ -1,0 +1,105 @@
+"""The same training with no federation: what one site reaches alone, or all data in one place."""
+
+import logging
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from broker.card import ModelCard, write_card
+from broker.errors import DataError
+from broker.messages import ClassWeight, TrainingSettings
+from broker.tensors import Array
+from worker.console import Console
+from worker.data import Dataset
+from worker.evaluation import Evaluation, check_classes, evaluate
+from worker.model_file import LoadedModel
+from worker.training import LocalModel, be_deterministic
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaselineOptions:
+    """How to train alone; None takes what the model's card says.
+
+    Attributes:
+        epochs: Each is what a round is to a worker: a fresh optimizer, and the learning rate of that round.
+        from_file: Start from the file's weights, not from new ones.
+    """
+
+    epochs: int
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    class_weight: ClassWeight | None = None
+    seed: int = 0
+    deterministic: bool = False
+    from_file: bool = False
+
+    def settings(self, card: ModelCard | None, epoch: int) -> TrainingSettings:
+        """The settings of one epoch, from 1."""
+        known = dict(card.training) if card else {}
+        rate = self.learning_rate if self.learning_rate is not None else known.get("learning_rate")
+        if rate is not None:
+            rate = float(rate) * float(known.get("learning_rate_decay") or 1.0) ** (epoch - 1)
+        weight = self.class_weight or known.get("class_weight")
+        return TrainingSettings(
+            epochs=1,
+            batch_size=self.batch_size or int(known.get("batch_size") or 32),
+            learning_rate=rate,
+            class_weight="balanced" if weight == "balanced" else "none",
+            examples_per_class=None,
+            seed=self.seed,
+            deterministic=self.deterministic,
+        )
+
+
+def train_alone(
+    loaded: LoadedModel, data: Dataset, options: BaselineOptions, stop: threading.Event
+) -> Evaluation | None:
+    """Train on one data set; the model in `loaded` then has the trained weights.
+
+    Returns:
+        What the model reaches on the test part; None when it was told to stop before the end.
+
+    Raises:
+        DataError: The data does not fit the model.
+    """
+    check_classes(loaded.classes if loaded.card else None, data.classes)
+    weights = _first_weights(loaded, options)
+    model = LocalModel(loaded.model.to_json(), deterministic=options.deterministic)
+    train, test, console = data.train(loaded.shape), data.test(loaded.shape), Console()
+    if not len(train):
+        raise DataError("There is nothing to train on. Expected a set with a training part.")
+    for epoch in range(1, options.epochs + 1):
+        settings = options.settings(loaded.card, epoch)
+        logger.info("Epoch %d of %d.", epoch, options.epochs)
+        result = model.train(
+            weights, train, test, settings, seed=options.seed * 1000 + epoch, stop=stop, report=console.show
+        )
+        if not result.finished:
+            return None
+        weights = result.weights
+    loaded.model.set_weights(weights)
+    return evaluate(loaded.model, test, data.classes)
+
+
+def _first_weights(loaded: LoadedModel, options: BaselineOptions) -> list[Array]:
+    """New weights drawn from the seed, or the file's own."""
+    if options.from_file:
+        return list(loaded.model.get_weights())
+    from worker.tensorflow import load_keras
+
+    if options.deterministic:
+        be_deterministic(options.seed)
+    keras = load_keras()
+    keras.utils.set_random_seed(options.seed)
+    return list(keras.models.clone_model(loaded.model).get_weights())
+
+
+def save_alone(loaded: LoadedModel, path: Path) -> None:
+    """Save the trained model, card inside, so that it can be used like any other."""
+    aside = path.with_name(f".{path.stem}.new.keras")
+    loaded.model.save(aside)
+    if loaded.card is not None:
+        write_card(aside, loaded.card)
+    aside.replace(path)
