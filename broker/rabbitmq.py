@@ -51,8 +51,8 @@ _PIECE_SECONDS = 0.5  #: how often a wait looks at the wish to stop
 
 # pika 1.4 reads 4 KiB at a time into a bytes object that it appends to: quadratic in a message's size. 256 KiB
 # makes receiving large parts two to three times as fast. The attribute is private: guarded, and gone in later pika.
-if hasattr(io_services_utils._AsyncTransportBase, "_MAX_RECV_BYTES"):  # noqa: SLF001
-    io_services_utils._AsyncTransportBase._MAX_RECV_BYTES = 256 * 1024  # noqa: SLF001
+if hasattr(io_services_utils._AsyncTransportBase, "_MAX_RECV_BYTES"):
+    io_services_utils._AsyncTransportBase._MAX_RECV_BYTES = 256 * 1024
 
 Role = Literal["publish", "consume"]
 
@@ -174,7 +174,7 @@ class _Wire(threading.Thread):
                 on_close_callback=self._on_end,
             )
             self._connection.ioloop.start()
-        except Exception as exc:  # noqa: BLE001 - whatever ends a connection, this thread lives and connects again
+        except Exception as exc:
             logger.debug("The connection's loop ended.", exc_info=exc)
             self._note_end(translate(exc, self.settings.amqp_url))
         finally:

@@ -62,7 +62,8 @@ def lock_folder(folder: Path, *, wait: bool, stop: threading.Event) -> IO[bytes]
 
     Args:
         folder: The run's folder.
-        wait: Wait for another process to let go, until `stop` is set.
+        wait: Wait for another process to let go.
+        stop: Ends that wait.
 
     Raises:
         NameInUse: Another coordinator holds it.

@@ -50,7 +50,7 @@ def command(*words: str) -> list[str]:
 
 def output_of(*words: str) -> str:
     """Run one of our commands and return what it prints; its story goes to the terminal."""
-    print("$", " ".join(words), flush=True)  # noqa: T201 - a demo shows the commands a person would type
+    print("$", " ".join(words), flush=True)
     done = subprocess.run(command(*words), stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         sys.exit(done.returncode)
@@ -63,7 +63,7 @@ def workers(amqp_url: str, logs_folder: Path) -> Iterator[None]:
     processes = []
     for number, name in enumerate(HOSPITALS, 1):
         words = ["worker", "run", "--name", name, "--data", str(SITES / f"site-{number}"), "--once"]
-        print("$", " ".join(words), "&", flush=True)  # noqa: T201
+        print("$", " ".join(words), "&", flush=True)
         with (logs_folder / f"{name}.log").open("wb") as stream:
             environment = os.environ | {"AMQP_URL": amqp_url}
             processes.append(subprocess.Popen(command(*words), env=environment, stderr=stream))
@@ -84,7 +84,7 @@ def train(amqp_url: str) -> None:
     with workers(amqp_url, RUN):
         words = ["coordinator", "run", "chest-xray", "--workers", "3", "--quorum", "2"]
         words += ["--rounds", str(ROUNDS), "--out", str(RUN)]
-        print("$", " ".join(words), flush=True)  # noqa: T201
+        print("$", " ".join(words), flush=True)
         done = subprocess.run(command(*words), env=os.environ | {"AMQP_URL": amqp_url}, check=False)
     if done.returncode:
         sys.exit(done.returncode)
@@ -101,22 +101,22 @@ def main() -> None:
         with watch.lap("data, cut into three hospitals by patient"):
             data = find_data("chest_xray", CACHE)
             shutil.rmtree(SITES, ignore_errors=True)
-            print(output_of("worker", "split", str(data), "--into", "3", "--out", str(SITES)), flush=True)  # noqa: T201
+            print(output_of("worker", "split", str(data), "--into", "3", "--out", str(SITES)), flush=True)
         with watch.lap(f"{ROUNDS} rounds of training by three workers"):
             train(amqp_url)
         model = str(RUN / "model.keras")
         with watch.lap("accuracy on the test images"):
-            print(output_of("worker", "evaluate", model, "--data", str(data / "test")), flush=True)  # noqa: T201
+            print(output_of("worker", "evaluate", model, "--data", str(data / "test")), flush=True)
         with watch.lap("a prediction"):
-            images = [str(sorted((data / "test" / kind).iterdir())[0]) for kind in ("NORMAL", "PNEUMONIA")]
-            print(output_of("worker", "predict", model, *images), flush=True)  # noqa: T201
+            images = [str(min((data / "test" / kind).iterdir())) for kind in ("NORMAL", "PNEUMONIA")]
+            print(output_of("worker", "predict", model, *images), flush=True)
     finally:
         if not was_up:
             output_of("broker", "down")
     print(
         f"Where the time went:\n{watch.table()}\n\nThe model is {model}, its history {RUN / 'history.csv'},"
-    )  # noqa: T201
-    print(f"its curves {RUN / 'curves.png'}; the workers' own stories are {RUN}/*.log.")  # noqa: T201
+    )
+    print(f"its curves {RUN / 'curves.png'}; the workers' own stories are {RUN}/*.log.")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Every message comes back as it was, looks as it always did, and is refused when a single field is off."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable
@@ -142,10 +143,8 @@ def test_a_flipped_bit_gives_a_message_or_a_protocol_error(message: Message, dat
     body = bytearray(encode(message))
     place = data.draw(st.integers(0, len(body) - 1))
     body[place] ^= 1 << data.draw(st.integers(0, 7))
-    try:
+    with contextlib.suppress(ProtocolError):
         decode(bytes(body))
-    except ProtocolError:
-        pass
 
 
 def test_deep_nesting_and_huge_lengths_are_refused_without_allocating() -> None:

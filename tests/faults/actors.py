@@ -1,0 +1,410 @@
+"""Real processes for the fault tests: a coordinator or a worker as the command line makes it, with numpy for Keras.
+
+What is under test is the product's own: Run, Participation, the RabbitMQ link, the files. Stand-ins are the model
+process, the data, and the training, whose update depends on (weights, seed, round, worker) alone. A break point kills
+the process, or holds it, before or after the n-th call of a function; it is patched in here, never in the product.
+"""
+
+import dataclasses
+import faulthandler
+import hashlib
+import importlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+import numpy as np
+
+from broker import logs
+from broker.card import ModelCard
+from broker.claim import Claim
+from broker.command import Stop
+from broker.errors import EXIT_SIGNAL, WarrenError
+from broker.messages import RoundStart
+from broker.private import wait_until
+from broker.rabbitmq import LinkSettings, RabbitLink
+from broker.tensors import FLOAT32, TensorSpec, Vector
+from coordinator.aggregation import FixedPointSum, scale_exponent
+from coordinator.checkpoint import read_checkpoint
+from coordinator.files import lock_folder, make_folder, write_atomically
+from coordinator.model_process import BuiltModel
+from coordinator.options import RunOptions
+from coordinator.run import Interrupted, Run
+from coordinator.strategies import FedAvg, next_weights
+from coordinator.tasks import Task, TaskDefaults
+from worker.console import Console
+from worker.participation import Participation
+from worker.trainer import Participant, Report, Trained, seed_of
+from worker.uploading import Measured
+
+TASK = Task(name="stand-in", kind="builder", source="stand_in:model", defaults=TaskDefaults())
+CLASSES = ("no", "yes")
+_STEP_SECONDS = 0.05
+
+#: Where a break point may be: module, and function or method.
+POINTS: dict[str, tuple[str, str]] = {
+    "open-round": ("coordinator.run", "write_open_round"),
+    "send-part": ("coordinator.invitations", "Invitation.part"),
+    "sent": ("coordinator.invitations", "Invitation.send"),
+    "fetch": ("coordinator.fetching", "Assembly.place"),
+    "settle": ("coordinator.run", "Run._settle"),
+    "average": ("coordinator.run", "next_weights"),
+    "checkpoint": ("coordinator.run", "write_checkpoint"),
+    "rename": ("coordinator.files", "_sync_folder"),
+    "release": ("coordinator.journal", "Journal.release"),
+    "closed": ("coordinator.run", "Run._tell_closed"),
+    "save": ("coordinator.run", "Run._save"),
+    "finish": ("coordinator.run", "Run._finish"),
+    "train": ("tests.faults.actors", "NumpyTrainer.answer"),
+    "upload-part": ("worker.uploading", "KeptUpdate.part"),
+    "announce": ("worker.uploading", "KeptUpdate.announcement"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Break:
+    """Kill the process, or hold it until a file appears, at the n-th call of a function.
+
+    Attributes:
+        folder: When holding: `POINT.reached` is written here, and `POINT.go` awaited.
+    """
+
+    point: str
+    when: Literal["before", "after"] = "before"
+    count: int = 1
+    action: Literal["kill", "hold"] = "kill"
+    folder: str = "."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What one actor is to be.
+
+    Attributes:
+        size: Float weights of the stand-in model.
+        train_seconds: How long a training takes; it looks at the wish to stop every 50 ms.
+        holds_gil_seconds: How long a training blocks all of Python besides, as a C extension can.
+        names: More than one: a process that speaks for several workers, one after the other.
+        trainings: Where each training is noted, one JSON line each.
+        patches: Constants of the product to set, "module:name" to value: shorter waits for the tests.
+        fails: Training raises DataError.
+    """
+
+    role: Literal["coordinator", "worker"]
+    amqp_url: str
+    names: tuple[str, ...] = ()
+    out: str = ""
+    run: dict[str, Any] = field(default_factory=dict)
+    size: int = 1000
+    num_examples: int = 100
+    train_seconds: float = 0.0
+    holds_gil_seconds: float = 0.0
+    once: bool = True
+    is_swarm: bool = False
+    evaluate_only: bool = False
+    fails: bool = False
+    trainings: str = ""
+    claim_seconds: float = 20.0
+    connect_seconds: float = 20.0
+    patches: dict[str, float] = field(default_factory=dict)
+    breaks: tuple[Break, ...] = ()
+    verbose: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> "Options":
+        """From the JSON of the command line."""
+        values = json.loads(text)
+        values["breaks"] = tuple(Break(**each) for each in values.get("breaks", ()))
+        values["names"] = tuple(values.get("names", ()))
+        return cls(**values)
+
+    def text(self) -> str:
+        """As JSON for the command line."""
+        return json.dumps(dataclasses.asdict(self))
+
+
+# --- what is learned -------------------------------------------------------------------------------------------
+
+
+def first_weights(size: int, seed: int) -> Vector:
+    """The stand-in model's initial weights."""
+    return np.random.default_rng(seed).standard_normal(size, FLOAT32)
+
+
+def update_of(weights: Vector, seed: int) -> Vector:
+    """What one worker's training gives: the same bits for the same weights and seed."""
+    noise = np.random.default_rng(seed).standard_normal(weights.size, FLOAT32)
+    return (noise * FLOAT32.type(0.01) - weights * FLOAT32.type(0.1)).astype(FLOAT32)
+
+
+def worker_seed(seed: int, round_number: int, worker: str) -> int:
+    """`worker.trainer.seed_of` without a round start."""
+    text = f"{seed}/{round_number}/{worker}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
+
+
+def undisturbed(workers: dict[str, int], *, rounds: int, size: int, seed: int = 0) -> Vector:
+    """The global model after so many rounds in which all these workers (with their examples) took part."""
+    weights = first_weights(size, seed)
+    for round_number in range(1, rounds + 1):
+        total = FixedPointSum(size, scale_exponent(sum(workers.values())))
+        for worker, num_examples in workers.items():
+            total.add(update_of(weights, worker_seed(seed, round_number, worker)), num_examples)
+        weights = next_weights(FedAvg(), weights, total, ())
+    return weights
+
+
+class StandInModels:
+    """In the place of ModelProcess: builds a vector, and saves a digest of the checkpoint as model.keras."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def build(self, _task: Task, *, seed: int, initial_model: Path | None = None) -> BuiltModel:
+        """A model of one weight tensor."""
+        del initial_model
+        return BuiltModel(
+            model_json='{"class_name": "StandIn"}',
+            layout=(TensorSpec(dtype="float32", shape=(self._size,)),),
+            vector=first_weights(self._size, seed),
+            integers=[],
+            input_shape=(1,),
+            num_classes=len(CLASSES),
+            num_parameters=self._size,
+        )
+
+    def save(self, checkpoint_path: Path, model_path: Path, card: ModelCard) -> None:
+        """Write which round this is, and the digest of its weights."""
+        vector = read_checkpoint(checkpoint_path).vector
+        digest = hashlib.sha256(vector.tobytes()).hexdigest()
+        write_atomically(model_path, [f"{card.round_number} {digest}\n".encode()])
+
+    def flush(self, _timeout_seconds: float) -> bool:
+        """Everything is saved at once."""
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class StandInData:
+    """As much of a Dataset as joining needs."""
+
+    num_train_examples: int
+    classes: tuple[str, ...] = CLASSES
+    num_test_examples: int = 10
+
+    @property
+    def examples_per_class(self) -> dict[str, int]:
+        """Half of them each."""
+        half = self.num_train_examples // 2
+        return {self.classes[0]: half, self.classes[1]: self.num_train_examples - half}
+
+
+class NumpyTrainer:
+    """In the place of KerasTrainer; notes every training."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+
+    def warm_up(self) -> None:
+        """Nothing takes long here."""
+
+    def answer(
+        self,
+        participant: Participant,
+        start: RoundStart,
+        weights: Vector,
+        stop: threading.Event,
+        report: Report,
+    ) -> Trained | None:
+        """Take the time, then compute the update."""
+        del report
+        begun = time.monotonic()
+        self._note("began", participant.name, start, weights)
+        if self._options.fails:
+            from broker.errors import DataError
+
+            raise DataError("the images can't be read")
+        if self._options.holds_gil_seconds:
+            hold_gil(self._options.holds_gil_seconds)
+        while time.monotonic() - begun < self._options.train_seconds:
+            if stop.wait(_STEP_SECONDS):
+                self._note("stopped", participant.name, start, weights)
+                return None
+        trains = participant.trains_in(start)
+        vector = update_of(weights, seed_of(start, participant.name)) if trains else None
+        measured = Measured(
+            num_examples=participant.data.num_train_examples if trains else 0,
+            metrics={"loss": 1.0} if trains else {},
+            global_metrics={"loss": float(np.mean(weights.astype(np.float64) ** 2))},
+            num_test_examples=10,
+            seconds=time.monotonic() - begun,
+        )
+        self._note("ended", participant.name, start, weights)
+        return Trained(vector=vector, measured=measured)
+
+    def _note(self, what: str, worker: str, start: RoundStart, weights: Vector) -> None:
+        if not self._options.trainings:
+            return
+        line = {
+            "what": what,
+            "worker": worker,
+            "round": start.round_number,
+            "mode": start.mode,
+            "weights": hashlib.sha256(weights.tobytes()).hexdigest()[:16],
+            "pid": os.getpid(),
+            "at": time.time(),
+        }
+        with Path(self._options.trainings).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+
+def hold_gil(seconds: float) -> None:
+    """Sleep without letting go of Python's lock: no other thread of this process runs meanwhile."""
+    import ctypes
+
+    libc = ctypes.PyDLL(None)
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        libc.usleep(
+            int(min(left, 0.9) * 1e6)
+        )  # returns without a switch: the lock is never asked for in between
+
+
+# --- break points ----------------------------------------------------------------------------------------------
+
+
+class BreakPoint:
+    """Stands before or after a function, counts its calls, and acts at the n-th."""
+
+    def __init__(self, wanted: Break, link: RabbitLink) -> None:
+        self._wanted = wanted
+        self._link = link
+        self._calls = 0
+
+    def install(self) -> None:
+        """Patch the function."""
+        module_name, path = POINTS[self._wanted.point]
+        owner: Any = (
+            sys.modules["__main__"] if module_name == __spec__.name else importlib.import_module(module_name)
+        )
+        *parents, name = path.split(".")
+        for parent in parents:
+            owner = getattr(owner, parent)
+        setattr(owner, name, self._around(getattr(owner, name)))
+
+    def _around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **more: Any) -> Any:
+            self._calls += 1
+            is_now = self._calls == self._wanted.count
+            if is_now and self._wanted.when == "before":
+                self._act()
+            result = function(*args, **more)
+            if is_now and self._wanted.when == "after":
+                self._act()
+            return result
+
+        return call
+
+    def _act(self) -> None:
+        # What was handed to the link before is with the broker: a kill after 10 parts leaves 10 parts.
+        wait_until(lambda: not self._link._publisher._pending, 5, pause_seconds=0.01)
+        if self._wanted.action == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        folder = Path(self._wanted.folder)
+        (folder / f"{self._wanted.point}.reached").touch()
+        wait_until((folder / f"{self._wanted.point}.go").exists, 120, pause_seconds=0.02)
+
+
+def apply_patches(options: Options) -> None:
+    """Shorten what the tests can't wait for."""
+    defaults = Claim.__init__.__kwdefaults__
+    defaults["wait_seconds"] = options.claim_seconds
+    importlib.import_module("coordinator.run").WAIT_SECONDS = options.claim_seconds  # type: ignore[attr-defined]
+    for place, value in options.patches.items():
+        module, name = place.split(":")
+        setattr(importlib.import_module(module), name, value)
+
+
+# --- the two roles ---------------------------------------------------------------------------------------------
+
+
+def play_coordinator(options: Options, link: RabbitLink, stop: Stop, log: logs.LogContext) -> int:
+    """As `coordinator.cli.run` does it."""
+    asked = RunOptions(task=TASK, out=Path(options.out), **options.run)
+    try:
+        make_folder(asked.out)
+        with lock_folder(asked.out, wait=asked.standby, stop=stop.event):
+            link.open()
+            try:
+                models: Any = StandInModels(options.size)
+                summary = Run(link, asked, models, stop=stop.event, log=log).play()
+            finally:
+                link.close()
+    except Interrupted as exc:
+        click.echo(str(exc), err=True)
+        return EXIT_SIGNAL + (stop.signal_number or 0)
+    click.echo(f"rounds={summary.rounds} dead={summary.num_dead}")
+    return 0
+
+
+def play_worker(options: Options, link: RabbitLink, stop: Stop, log: logs.LogContext) -> int:
+    """As `worker.service.take_part` does it."""
+    participants = []
+    for name in options.names:
+        data: Any = StandInData(options.num_examples)
+        participants.append(Participant(name=name, data=data, evaluate_only=options.evaluate_only))
+    link.open()
+    try:
+        Participation(
+            link,
+            participants,
+            NumpyTrainer(options),
+            stop=stop.event,
+            log=log,
+            console=Console(),
+            once=options.once,
+            is_swarm=options.is_swarm,
+        ).serve()
+    finally:
+        link.close()
+    return 0
+
+
+def main() -> int:
+    """Play the part that the one argument describes."""
+    faulthandler.register(signal.SIGUSR1)
+    options = Options.parse(sys.argv[1])
+    apply_patches(options)
+    log = logs.configure(verbose=options.verbose)
+    with ExitStack() as stack:
+        stop = stack.enter_context(Stop())
+        name = "coordinator" if options.role == "coordinator" else f"worker {options.names[0]}"
+        link = RabbitLink(
+            LinkSettings(
+                amqp_url=options.amqp_url,
+                name=name,
+                connect_seconds=options.connect_seconds,
+                stop=stop.event,
+            )
+        )
+        for each in options.breaks:
+            BreakPoint(each, link).install()
+        play = play_coordinator if options.role == "coordinator" else play_worker
+        try:
+            return play(options, link, stop, log)
+        except WarrenError as exc:
+            click.echo(f"Error: {exc}", err=True)
+            return exc.exit_code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
