@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,7 +48,7 @@ def main() -> None:
 
 def _home_option(function: _Function) -> _Function:
     def absolute(_ctx: click.Context, _param: click.Parameter, home: Path | None) -> Path:
-        return (home or _state_home()).absolute()
+        return (home or server.default_home()).absolute()
 
     return click.option(
         "--home",
@@ -57,11 +56,6 @@ def _home_option(function: _Function) -> _Function:
         callback=absolute,
         help="Folder of what `broker up` starts.  [default: ~/.local/state/warren]",
     )(function)
-
-
-def _state_home() -> Path:
-    base = os.environ.get("XDG_STATE_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "state") / "warren"
 
 
 def _address_options(function: _Function) -> _Function:

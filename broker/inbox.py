@@ -6,7 +6,7 @@ from collections.abc import Callable
 from broker import messages, names
 from broker.errors import ProtocolError
 from broker.link import Delivery, Link
-from broker.messages import Launch, Message, Ping
+from broker.messages import Launch, LaunchAnswered, Message, Ping, StatusAsked, StatusTold
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +56,8 @@ class Inbox:
 
 
 def may_send_to_coordinator(message: Message, account: str) -> bool:
-    """A worker's account speaks for that worker alone; only the coordinator's own account launches and pings."""
-    if isinstance(message, Launch | Ping):
+    """A worker's account speaks for that worker alone; only the coordinator's own account launches, asks and pings."""
+    if isinstance(message, Launch | StatusAsked | Ping):
         return account == names.COORDINATOR
     worker = getattr(message, "worker", None)
     return isinstance(worker, str) and names.is_worker(worker) and names.is_of(account, worker)
@@ -66,3 +66,8 @@ def may_send_to_coordinator(message: Message, account: str) -> bool:
 def may_send_to_worker(_message: Message, account: str) -> bool:
     """Rounds are taken from the coordinator's account alone (or the worker's own: a laptop)."""
     return account == names.COORDINATOR
+
+
+def may_answer(message: Message, account: str) -> bool:
+    """What was asked of the coordinator is answered by its account alone."""
+    return isinstance(message, LaunchAnswered | StatusTold) and account == names.COORDINATOR

@@ -22,12 +22,14 @@ class Queue:
     Attributes:
         single_active_consumer: Only one of its readers receives; another waits behind it.
         max_length: The oldest messages beyond this number are dropped; None keeps all.
+        expires_seconds: The broker deletes it once nobody used it for so long; None keeps it.
     """
 
     name: str
     keys: tuple[str, ...]
     single_active_consumer: bool = False
     max_length: int | None = None
+    expires_seconds: int | None = None
 
 
 def coordinator_queue() -> Queue:
@@ -50,6 +52,11 @@ def upload_queue(worker: str) -> Queue:
     """The queue that holds the parts of one worker's update."""
     name = names.upload_queue(worker)
     return Queue(name=name, keys=(name,))
+
+
+def reply_queue(name: str) -> Queue:
+    """The queue of one question to the coordinator; the asker deletes it, or else the broker does."""
+    return Queue(name=name, keys=(name,), expires_seconds=60)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +135,10 @@ class Link(Protocol):
     @property
     def account(self) -> str:
         """The name that this role is logged in with."""
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection now; it may be gone the next moment."""
 
     def declare(self, queues: Sequence[Queue]) -> None:
         """Create queues and their bindings; they are restored with the connection.

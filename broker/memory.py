@@ -80,6 +80,11 @@ class MemoryLink:
         """The name that this role is logged in with."""
         return self._account
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection now."""
+        return self._is_open
+
     def declare(self, queues: Sequence[Queue]) -> None:
         """Create queues and their bindings."""
         with self._broker.lock:

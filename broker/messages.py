@@ -293,20 +293,58 @@ class Declined(Message):
 class Launch(Message):
     """Anyone with the coordinator's account to a serving coordinator: start this run. May be plain JSON.
 
+    A repeat finds the run under way, and is refused like any other launch then.
+
     Attributes:
-        options: What `coordinator run` takes, by option name.
+        options: What `coordinator launch` takes, by option name.
+        reply_to: The queue that wants a LaunchAnswered, or None; plain JSON may leave it out.
     """
 
     TYPE: ClassVar[str] = "launch"
     task: str
     options: dict[str, str]
+    reply_to: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchAnswered(Message):
+    """Coordinator to whoever launched: whether the run was taken. Once for each Launch that names a queue.
+
+    Attributes:
+        run: The run's folder under --runs; empty when it was not taken.
+        reason: Why it was not taken; None when it was.
+    """
+
+    TYPE: ClassVar[str] = "launch-answered"
+    run: str
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusAsked(Message):
+    """Anyone with the coordinator's account to the coordinator: what goes on? Changes nothing."""
+
+    TYPE: ClassVar[str] = "status-asked"
+    reply_to: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusTold(Message):
+    """Coordinator to whoever asked: what goes on, as `coordinator status --json` prints it.
+
+    Attributes:
+        state: A JSON object.
+    """
+
+    TYPE: ClassVar[str] = "status-told"
+    state: str
 
 
 _MESSAGES: dict[str, type[Message]] = {
     kind.TYPE: kind
     for kind in (
         RollCall, Ping, RoundStart, Part, RoundClosed, UploadAgain, Refused, RunFinished,
-        Joined, Left, Progress, UpdateAnnounced, Declined, Launch,
+        Joined, Left, Progress, UpdateAnnounced, Declined, Launch, LaunchAnswered, StatusAsked, StatusTold,
     )
 }  # fmt: skip
 
@@ -336,6 +374,8 @@ def _decode_json(body: bytes) -> Message:
         value = json.loads(body[: codec.MAX_BODY_BYTES])
     except (ValueError, RecursionError) as exc:
         raise ProtocolError(f"Expected JSON. {exc}") from exc
+    if isinstance(value, dict) and value.get("type") == Launch.TYPE:
+        value = {"reply_to": None, **value}  # a person types no queue's name
     message = _decode_value(value)
     if not isinstance(message, Launch):
         raise ProtocolError(f"Only a launch may be JSON, got {message.TYPE}.")

@@ -10,6 +10,7 @@ DEAD = "dead"  #: copies of what could not be accepted
 EVERY_WORKER = "workers"  #: the key to which every worker queue is also bound
 
 _NAME = re.compile(r"[a-z0-9-]{1,48}")
+_REPLY = re.compile(r"reply\.[0-9a-f]{16}")
 _WORKER = re.compile(r"[a-z0-9-]{1,48}(\.[1-9][0-9]{0,5})?")
 
 
@@ -50,3 +51,8 @@ def upload_queue(worker: str) -> str:
 def is_of(account: str, worker: str) -> bool:
     """Whether a broker account speaks for this worker: its own name, or a swarm's NAME.i."""
     return worker == account or worker.startswith(f"{account}.")
+
+
+def is_reply_queue(name: str) -> bool:
+    """Whether this is a queue for an answer: nothing else is written to because a message says so."""
+    return _REPLY.fullmatch(name) is not None

@@ -369,6 +369,11 @@ class RabbitLink:
         """The name that this role is logged in with."""
         return str(self._account)
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether both connections are there now."""
+        return self._consumer.ready.is_set() and self._publisher.ready.is_set()
+
     def open(self) -> None:
         """Connect; afterwards the link reconnects by itself for ever.
 
@@ -519,6 +524,8 @@ class RabbitLink:
                     arguments["x-single-active-consumer"] = True
                 if each.max_length is not None:
                     arguments["x-max-length"] = each.max_length
+                if each.expires_seconds is not None:
+                    arguments["x-expires"] = 1000 * each.expires_seconds
                 channel.queue_declare(each.name, durable=True, arguments=arguments, callback=lambda _ok: None)
                 for key in each.keys:
                     channel.queue_bind(each.name, names.EXCHANGE, key, callback=lambda _ok: None)

@@ -2,6 +2,7 @@
 
 import fcntl
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -117,6 +118,12 @@ def recorded(home: Path) -> list[PrivateBroker]:
         (folder for folder in home.glob("[0-9]*") if folder.is_dir()), key=lambda folder: int(folder.name)
     )
     return [broker for folder in folders if (broker := PrivateBroker.recorded(folder)) is not None]
+
+
+def default_home() -> Path:
+    """Where `up` keeps what it starts, unless it is told otherwise."""
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "warren"
 
 
 def known_management_url(amqp_url: str, management_url: str | None, home: Path) -> str:

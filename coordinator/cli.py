@@ -1,77 +1,47 @@
 """The command `coordinator`: drives the rounds of a federation."""
 
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from broker.command import CommandGroup, Stop, amqp_url_option, log_options, read_environment
+from broker import server
+from broker.command import (
+    CommandGroup,
+    Stop,
+    amqp_url_option,
+    log_options,
+    management_url_option,
+    read_environment,
+    without_password,
+)
 from broker.errors import EXIT_SIGNAL, UsageError
 from broker.logs import LogContext
+from broker.management import Management
 from broker.rabbitmq import LinkSettings, RabbitLink
-from coordinator import tasks
+from coordinator.asking import Asker, asking
 from coordinator.files import lock_folder, make_folder
 from coordinator.history import Row
+from coordinator.launching import as_texts, launch_options, make_options, run_options
 from coordinator.model_process import ModelProcess
 from coordinator.options import RunOptions
 from coordinator.run import Interrupted, Run, Summary
-from coordinator.strategies import STRATEGIES
+from coordinator.table import status_text
 
 _FILE = click.Path(path_type=Path)
+_CONNECT = click.option(
+    "--connect-seconds", type=float, default=10.0, show_default=True, help="For the first connection."
+)
 
 
 @click.group(name="coordinator", cls=CommandGroup)
 @click.version_option(package_name="warren")
 def main() -> None:
     """Drive the rounds of a federation: invite workers, average their updates, save the model."""
-
-
-def _pairs(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    for value in values:
-        if "=" not in value:
-            raise click.BadParameter(f"expected KEY=VALUE, got {value!r}")
-    return dict(value.split("=", 1) for value in values)
-
-
-def run_options(function: Any) -> Any:
-    """Add the options of a run, the same for every command that starts one."""
-    for option in reversed(
-        (
-            click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True,
-                         help="How many must have joined before the first round."),
-            click.option("--quorum", type=click.IntRange(min=1),
-                         help="Updates that may close a round.  [default: all invited workers]"),
-            click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True,
-                         help="In all; a higher number continues a finished run."),
-            click.option("--deadline-seconds", type=float, default=3600.0, show_default=True,
-                         help="A round closes on the quorum then, or is tried again."),
-            click.option("--grace-seconds", type=float, default=10.0, show_default=True,
-                         help="How long others are waited for once the quorum is there."),
-            click.option("--retries", type=click.IntRange(min=0), default=2, show_default=True,
-                         help="Further attempts at a round that missed its quorum."),
-            click.option("--strategy", type=click.Choice(list(STRATEGIES)), default="fedavg", show_default=True,
-                         help="How updates become the next global model."),
-            click.option("--strategy-option", "strategy_options", multiple=True, metavar="KEY=VALUE", callback=_pairs,
-                         help="E.g. momentum=0.9; may be repeated."),
-            click.option("--fraction", type=float, default=1.0, show_default=True,
-                         help="Share of the present workers invited to a round."),
-            click.option("--epochs", type=click.IntRange(min=1), help="Local epochs a round.  [default: the task's]"),
-            click.option("--batch-size", type=click.IntRange(min=1), help="[default: the task's]"),
-            click.option("--learning-rate", type=float, help="Of the workers' optimizer.  [default: the task's]"),
-            click.option("--class-weight", type=click.Choice(["none", "balanced"]),
-                         help="balanced: every class weighs the same.  [default: the task's]"),
-            click.option("--examples-per-class", type=click.IntRange(min=1),
-                         help="Train each round on so many random examples of each class.  [default: the task's]"),
-            click.option("--initial-model", type=_FILE, metavar="FILE.keras", help="Start from a trained model."),
-            click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
-                         help="Of the initial weights, the selection, and the workers' shuffling."),
-            click.option("--deterministic", is_flag=True, help="Same updates, same bits; slower."),
-            click.option("--upload-precision", "precision", type=click.Choice(["float32", "float16", "int8"]),
-                         default="float32", show_default=True, help="How an update's values travel."),
-        )
-    ):  # fmt: skip
-        function = option(function)
-    return function
 
 
 @main.command(short_help="Train a model with the workers that join.")
@@ -81,9 +51,7 @@ def run_options(function: Any) -> Any:
 @click.option(
     "--standby", is_flag=True, help="Wait while another coordinator works, and take over when it ends."
 )
-@click.option(
-    "--connect-seconds", type=float, default=10.0, show_default=True, help="For the first connection."
-)
+@_CONNECT
 @amqp_url_option
 @log_options
 def run(task: str, out: Path, amqp_url: str, connect_seconds: float, log: LogContext, **options: Any) -> None:
@@ -100,9 +68,7 @@ def run(task: str, out: Path, amqp_url: str, connect_seconds: float, log: LogCon
     Exit codes: 0 done, 2 usage or a name in use, 3 broker unreachable or login refused,
     4 quorum not reached, 5 bad data, model or checkpoint, 128 + signal interrupted.
     """
-    asked = RunOptions(task=tasks.resolve(task), out=out, **options)
-    if asked.initial_model is not None and not asked.initial_model.is_file():
-        raise UsageError(f"There is no model {str(asked.initial_model)!r}. Try the path of a model.keras.")
+    asked = make_options(task, out, options)
     with Stop() as stop:
         try:
             summary = _play(asked, amqp_url, connect_seconds, log, stop)
@@ -114,9 +80,7 @@ def run(task: str, out: Path, amqp_url: str, connect_seconds: float, log: LogCon
 
 def _play(options: RunOptions, amqp_url: str, connect_seconds: float, log: LogContext, stop: Stop) -> Summary:
     """Hold the folder, connect, play; everything is let go of in the reverse order."""
-    link = RabbitLink(
-        LinkSettings(amqp_url=amqp_url, name="coordinator", connect_seconds=connect_seconds, stop=stop.event)
-    )
+    link = _link(amqp_url, "coordinator", connect_seconds, stop)
     make_folder(options.out)
     with lock_folder(options.out, wait=options.standby, stop=stop.event):
         link.open()
@@ -127,6 +91,12 @@ def _play(options: RunOptions, amqp_url: str, connect_seconds: float, log: LogCo
             link.close()
 
 
+def _link(amqp_url: str, name: str, connect_seconds: float, stop: Stop) -> RabbitLink:
+    return RabbitLink(
+        LinkSettings(amqp_url=amqp_url, name=name, connect_seconds=connect_seconds, stop=stop.event)
+    )
+
+
 def _print_summary(options: RunOptions, summary: Summary) -> None:
     last: Row = summary.history[-1]
     measures = ("val_accuracy", "val_balanced_accuracy", "val_auc", "val_loss")
@@ -134,6 +104,152 @@ def _print_summary(options: RunOptions, summary: Summary) -> None:
     click.echo(f"{options.out / 'model.keras'}  rounds={summary.rounds}  {shown}".rstrip())
     if summary.num_dead:
         click.echo(f"{summary.num_dead} messages were rejected: see the queue 'dead'.", err=True)
+
+
+@main.command(short_help="The network's page: workers, Launch training, live rounds.")
+@click.option("--port", type=click.IntRange(0, 65535), default=5000, show_default=True,
+              help="Where to listen; 0 takes any free port.")  # fmt: skip
+@click.option("--host", default="127.0.0.1", show_default=True,
+              help="The address to listen on; 0.0.0.0 lets other machines look.")  # fmt: skip
+@click.option(
+    "--runs", type=_FILE, default=Path("runs"), show_default=True, help="Each run gets a folder there."
+)
+@click.option(
+    "--token", help="What other machines need to launch and stop.  [default: a random one, printed]"
+)
+@_CONNECT
+@amqp_url_option
+@management_url_option
+@log_options
+def serve(
+    host: str,
+    port: int,
+    runs: Path,
+    token: str | None,
+    connect_seconds: float,
+    amqp_url: str,
+    management_url: str | None,
+    log: LogContext,
+) -> None:
+    """Show the network's page, and start the runs that are launched there or with `coordinator launch`.
+
+    A launch goes on from the task's last model under RUNS, unless it is to begin from scratch. After a restart
+    an unfinished run goes on. Looking is open to whoever reaches the address; launching and stopping need a token
+    from other machines.
+
+    \b
+    coordinator serve
+    coordinator serve --port 8080 --runs /srv/warren
+    coordinator serve --host 0.0.0.0 --token SECRET
+
+    \b
+    For programs:
+    GET  /api/state             what goes on (/events: the same, whenever it changes)
+    GET  /api/runs[/ID]         every run; one with its rounds
+    POST /api/launch            {"task": "mnist", "options": {"rounds": 3}}
+    POST /api/stop              {"now": false}
+    GET  /runs/ID/model.keras   also history.csv, workers.csv, curves.png
+    GET  /healthz, /metrics
+    curl -H 'Content-Type: application/json' -d '{"task": "mnist"}' http://127.0.0.1:5000/api/launch
+
+    \b
+    Exit codes: 0 stopped, 2 usage, or the port or the coordinator's place is taken, 3 broker unreachable or
+    login refused, 128 + signal interrupted in the middle of a run.
+    """
+    from coordinator.service import (  # late: Flask comes with it; no other command needs that
+        Place,
+        serve_page,
+    )
+
+    place = Place(host=host, port=port, runs=runs, token=token)
+    url = server.known_management_url(amqp_url, management_url, server.default_home())
+    facts = {"address": without_password(amqp_url), "management": Management(url).address}
+    with Stop() as stop:
+        link = _link(amqp_url, "coordinator", connect_seconds, stop)
+        try:
+            serve_page(link, place, facts, stop.event, log, click.echo)
+        except Interrupted as exc:
+            click.echo(
+                "Stopped in the middle of a run; the next `coordinator serve` goes on with it.", err=True
+            )
+            raise SystemExit(EXIT_SIGNAL + (stop.signal_number or 0)) from exc
+
+
+@main.command(short_help="Ask the serving coordinator to train a model.")
+@click.argument("task")
+@launch_options
+@_CONNECT
+@amqp_url_option
+@log_options
+def launch(task: str, amqp_url: str, connect_seconds: float, log: LogContext, **options: Any) -> None:
+    """Ask the coordinator that serves this virtual host to train TASK, and say whether it does.
+
+    It goes on from the task's last model, unless --from-scratch. Prints the name of the run's folder.
+
+    \b
+    coordinator launch chest-xray --workers 3 --quorum 2 --rounds 5
+    coordinator launch mnist --from-scratch
+
+    \b
+    Exit codes: 0 launched, 2 refused (another run is under way, or these options are impossible),
+    3 no coordinator or no broker.
+    """
+    with _asker(amqp_url, connect_seconds) as (asker, _stop):
+        answer = asker.launch(task, as_texts(_absolute(options)))
+    if answer.reason is not None:
+        raise UsageError(f"Not launched: {answer.reason}")
+    click.echo(answer.run)
+
+
+def _absolute(options: dict[str, Any]) -> dict[str, Any]:
+    """The coordinator may work in another folder than the person who launches."""
+    model = options["initial_model"]
+    return options if model is None else {**options, "initial_model": model.absolute()}
+
+
+@main.command(short_help="What goes on: workers, rounds, results.")
+@click.option("--watch", is_flag=True, help="Again every second, until Ctrl-C.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="For programs: one JSON object (a line each with --watch)."
+)
+@_CONNECT
+@amqp_url_option
+@log_options
+def status(watch: bool, as_json: bool, amqp_url: str, connect_seconds: float, log: LogContext) -> None:
+    """Show what the coordinator on this virtual host is doing, `serve` and `run` alike.
+
+    \b
+    coordinator status
+    coordinator status --watch
+    coordinator status --json
+
+    \b
+    Exit codes: 0 shown, 3 no coordinator or no broker.
+    """
+    with _asker(amqp_url, connect_seconds) as (asker, stop):
+        _show_status(asker, as_json=as_json, is_watched=watch)
+        while watch and not stop.event.wait(1.0):
+            _show_status(asker, as_json=as_json, is_watched=watch)
+
+
+def _show_status(asker: Asker, *, as_json: bool, is_watched: bool) -> None:
+    state = asker.status()
+    if is_watched and not as_json:
+        click.clear()
+    click.echo(state if as_json else status_text(json.loads(state), time.time()))
+
+
+@contextmanager
+def _asker(amqp_url: str, connect_seconds: float) -> Iterator[tuple[Asker, Stop]]:
+    """A connection that asks the coordinator, and ends."""
+    with Stop() as stop:
+        link = _link(amqp_url, "coordinator's visitor", connect_seconds, stop)
+        link.open()
+        try:
+            with asking(link, stop.event) as asker:
+                yield asker, stop
+        finally:
+            link.close()
 
 
 read_environment(main)  # at the end: it goes through the commands above

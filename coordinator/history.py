@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ COLUMNS = (
     "loss", "accuracy", "val_loss", "val_accuracy", "val_balanced_accuracy", "val_auc",
     "accepted", "late", "rejected",
 )  # fmt: skip
+WORKER_COLUMNS = ("round", "worker", "num_examples", "seconds", "loss", "accuracy")
 
 
-def csv_text(rows: list[Row]) -> str:
+def csv_text(rows: list[Row], columns: Sequence[str] = COLUMNS) -> str:
     """The rows as CSV; a value that isn't known is empty, lists are joined by blanks."""
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(stream, columns, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     return stream.getvalue()
@@ -36,3 +38,17 @@ def _cell(value: object) -> object:
 def write_history(path: Path, rows: list[Row]) -> None:
     """Write history.csv."""
     write_atomically(path, [csv_text(rows).encode()])
+
+
+def worker_rows(rows: list[Row]) -> list[Row]:
+    """One row a round and accepted worker: what it trained on, for how long, and how well it went there."""
+    return [
+        {"round": row["round"], "worker": worker, **measures}
+        for row in rows
+        for worker, measures in row.get("workers", {}).items()
+    ]
+
+
+def write_workers(path: Path, rows: list[Row]) -> None:
+    """Write workers.csv."""
+    write_atomically(path, [csv_text(worker_rows(rows), WORKER_COLUMNS).encode()])

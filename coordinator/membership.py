@@ -45,8 +45,12 @@ class Roster:
             task=joined.task,
             held=joined.held,
         )
-        self.members[joined.worker] = member
+        self.add(member)
         return member
+
+    def add(self, member: Member) -> None:
+        """Note a worker, in place of what was known of it."""
+        self.members[member.worker] = member
 
     def set_present(self, worker: str, *, is_present: bool) -> None:
         """Note that a worker was found there, or away."""

@@ -1,13 +1,13 @@
 """The rounds over the broker: invites workers, judges what they answer, commits, and goes on after any interruption."""
 
+import json
 import logging
 import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -16,29 +16,13 @@ import numpy as np
 
 from broker import names
 from broker.card import ModelCard
-from broker.claim import WAIT_SECONDS, Claim
-from broker.errors import CheckpointError, LinkLost, QuorumNotReached, UsageError, WarrenError
-from broker.inbox import Inbox, may_send_to_coordinator
-from broker.link import (
-    Connection,
-    Delivery,
-    Link,
-    coordinator_queue,
-    dead_queue,
-    outgoing,
-    upload_queue,
-)
+from broker.errors import LinkLost, QuorumNotReached, WarrenError
+from broker.link import Delivery, Link, outgoing, upload_queue
 from broker.logs import LogContext
-from broker.mail import Mail
 from broker.messages import (
     Declined,
-    Joined,
-    Left,
-    Message,
     Mode,
     Outcome,
-    Ping,
-    Progress,
     Refused,
     RollCall,
     RoundClosed,
@@ -57,9 +41,8 @@ from coordinator.checkpoint import (
     write_checkpoint,
     write_open_round,
 )
-from coordinator.clock import ConnectedClock
 from coordinator.fetching import Fetcher
-from coordinator.history import Row, write_history
+from coordinator.history import Row, write_history, write_workers
 from coordinator.identity import keep_identity
 from coordinator.invitations import Invitation, addressed, groups_of
 from coordinator.journal import Journal
@@ -67,22 +50,24 @@ from coordinator.membership import Member, Roster, num_selected, select
 from coordinator.model_process import BuiltModel, ModelProcess
 from coordinator.options import RunOptions
 from coordinator.rounds import Round, RoundRecord, Step, Verdict, weighted_mean
+from coordinator.session import PREFETCH, Interrupted, Session, Watch
 from coordinator.strategies import next_weights
+from coordinator.view import Phase, RunView, describe
 
 logger = logging.getLogger(__name__)
 
-PREFETCH = 256
+__all__ = ["PREFETCH", "Interrupted", "Run", "Summary", "Watch"]
+
 _LONGEST_WAIT_SECONDS = 0.5
 _PRESENCE_SECONDS = 5.0
 _ROLL_CALL_SECONDS = 30.0
 _HISTORY_SECONDS = 1.0
 _SAVE_SECONDS = 300.0
+_MOST_WORKER_ROWS = 250  #: a row for each worker is kept in the checkpoint, too
 
-Watch = Callable[[Message], None]
 
-
-class Interrupted(WarrenError):
-    """Told to stop in the middle of a run; the same command line goes on with it."""
+class _Stopped(WarrenError):
+    """A person asked this run to end before its last round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +77,7 @@ class Summary:
     history: list[Row]
     rounds: int
     num_dead: int
+    is_stopped: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -110,6 +96,7 @@ class Run:
 
     Args:
         watch: Told every message that was accepted for form and sender, e.g. to show progress.
+        session: The place at the broker where to play, if it lasts longer than this run.
     """
 
     def __init__(
@@ -121,26 +108,30 @@ class Run:
         stop: threading.Event,
         log: LogContext,
         watch: Watch = lambda _message: None,
+        session: Session | None = None,
     ) -> None:
+        self._session = session or Session(link, stop=stop, standby=options.standby, watch=watch)
+        if session is None:
+            self._session.tell = self._tell
         self._link = link
         self._options = options
         self._models = models
         self._stop = stop
         self._log = log
-        self._watch = watch
         self._strategy = options.make_strategy()
-        self._mail = Mail(link, stop)
-        self._inbox = Inbox(link, may_send_to_coordinator)
-        self._claim = Claim(link, names.COORDINATOR, wait_seconds=None if options.standby else WAIT_SECONDS)
+        self._mail = self._session.mail
+        self._inbox = self._session.inbox
+        self._clock = self._session.clock
         self._journal = Journal(link)
-        self._clock = ConnectedClock()
-        self._roster = Roster()
+        self._roster = Roster()  # of those who can take part in this run
+        self._unfit: dict[str, str] = {}
+        self._is_to_stop = self._is_to_stop_now = False
         self._opened: _Opened | None = None
         self._state: Checkpoint | None = None
         self._built: Future[BuiltModel] | None = None
         self._buffer = np.empty(0, FLOAT32)
         self._asked: set[str] = set()
-        self._presence_at = self._roll_call_at = self._history_at = float("-inf")
+        self._presence_at = self._history_at = float("-inf")
 
     # --- the course of a run -------------------------------------------------------------------------------
 
@@ -153,21 +144,21 @@ class Run:
             Interrupted: `stop` was set.
         """
         self._load()
-        self._link.declare([coordinator_queue(), dead_queue()])
-        self._link.consume([names.COORDINATOR], prefetch=PREFETCH)
-        self._claim.begin(time.monotonic())
-        self._wait_until(lambda: self._claim.is_held)
-        self._call_roll()
-        outcome: Outcome = "failed"
+        self._session.begin(self)
+        for member in list(self._session.roster.members.values()):
+            self._enrol(member)
+        outcome: Outcome | None = "failed"
         try:
             self._prepare()
-            while self._committed.round_number < self._options.rounds:
+            while self._committed.round_number < self._options.rounds and not self._is_to_stop:
                 self._play_round("train")
             if self._committed.round_number > 0 and not self._is_measured():
                 self._play_round("evaluate")
-            outcome = "done"
-        except Interrupted:
+            outcome = "stopped" if self._is_to_stop else "done"
+        except _Stopped:
             outcome = "stopped"
+        except Interrupted:
+            outcome = None
             raise
         finally:
             self._finish(outcome)
@@ -175,7 +166,49 @@ class Run:
             history=self._committed.history,
             rounds=self._committed.round_number,
             num_dead=self._inbox.num_dead,
+            is_stopped=outcome == "stopped",
         )
+
+    def stop_after_round(self, *, now: bool = False) -> None:
+        """Let the run end after the round under way, or (`now`) give that round up; its last model is kept."""
+        self._is_to_stop = True
+        self._is_to_stop_now = self._is_to_stop_now or now
+
+    def view(self) -> RunView:
+        """What a person wants to know of it at this moment."""
+        opened, state, options = self._opened, self._state, self._options
+        return RunView(
+            folder=options.out.name,
+            task=options.task.name,
+            phase=self._phase,
+            rounds=options.rounds,
+            closed_rounds=state.round_number if state else 0,
+            workers=options.workers,
+            quorum=options.needed,
+            classes=state.classes if state else (),
+            record=opened.round.record if opened else None,
+            answers=dict(opened.round.answers) if opened else {},
+            seconds_open=opened.round.seconds_open(self._clock.now()) if opened else 0.0,
+            update_bytes=opened.update_bytes if opened else 0,
+            history=state.history if state else [],
+            present=self._roster.trainers,
+            unfit=dict(self._unfit),
+            is_stopping=self._is_to_stop,
+            settings=options.settings((state.round_number if state else 0) + 1),
+            strategy=options.strategy,
+        )
+
+    def _tell(self) -> str:
+        members = self._session.roster.members.values()
+        return json.dumps(describe(members, self._session.sightings, self.view()))
+
+    @property
+    def _phase(self) -> Phase:
+        if self._state is None:
+            return "building"
+        if self._opened is None:
+            return "waiting"
+        return "training" if self._opened.round.record.mode == "train" else "measuring"
 
     @property
     def _committed(self) -> Checkpoint:
@@ -276,6 +309,8 @@ class Run:
                     f"{self._options.deadline_seconds:g} s: {_names(present) or 'nobody'}. "
                     "Start more workers, or lower --workers."
                 )
+            if self._is_to_stop:
+                raise _Stopped("Stopped while it waited for workers.")
             self._turn()
 
     def _has_workers(self, number: int) -> bool:
@@ -283,34 +318,46 @@ class Run:
         if len(self._roster.trainers) < number:
             return False
         if not self._committed.classes:
+            self._refuse_unfit()
             counts = Counter(self._roster.members[worker].classes for worker in self._roster.trainers)
+            if len(self._roster.trainers) < number:
+                return False
             self._state = replace(self._committed, classes=counts.most_common(1)[0][0])
-            for member in list(self._roster.members.values()):
-                self._refuse_if_unfit(member)
+            self._refuse_unfit()
         return len(self._roster.trainers) >= number
+
+    def _refuse_unfit(self) -> None:
+        for member in list(self._roster.members.values()):
+            self._refuse_if_unfit(member)
 
     def _is_measured(self) -> bool:
         return "val_loss" in self._committed.history[-1]
 
-    def _finish(self, outcome: Outcome) -> None:
+    def _finish(self, outcome: Outcome | None) -> None:
         """Bring what follows beside the rounds up to date, and let the workers know."""
         try:
             if self._state is not None:
                 self._tell_end(outcome)
-                write_history(self._options.out / "history.csv", self._committed.history)
+                self._write_history()
             if not self._models.flush(_SAVE_SECONDS):
                 logger.error("The model was not saved within %g s.", _SAVE_SECONDS)
         except LinkLost:
             logger.warning("The broker is away; the workers learn of the end when they ask.")
 
-    def _tell_end(self, outcome: Outcome) -> None:
-        if outcome == "stopped":
+    def _write_history(self) -> None:
+        write_history(self._options.out / "history.csv", self._committed.history)
+        write_workers(self._options.out / "workers.csv", self._committed.history)
+
+    def _tell_end(self, outcome: Outcome | None) -> None:
+        if outcome is None:
             return  # the same command line goes on with this run: the workers stay
         state = self._committed
         message = RunFinished(run_id=state.run_id, rounds=state.round_number, outcome=outcome)
         for group in groups_of(sorted(self._roster.members)):
             self._mail.send([addressed(message, group)])
-        if outcome == "done":
+        if self._session.is_lasting:
+            self._journal.release()  # of a round that will never close
+        if outcome == "done" or self._session.is_lasting:
             for worker in self._roster.members:
                 if self._buffer.size:
                     self._link.purge(names.upload_queue(worker))
@@ -400,7 +447,7 @@ class Run:
                 "Measuring the model of round %d: %s invited.", record.round_number - 1, _names(invited)
             )
         opened.invitation.send(self._mail, invited)
-        self._presence_at = self._roll_call_at = time.monotonic()
+        self._presence_at = self._session.roll_called_at = time.monotonic()
 
     def _write_open_round(self, opened: _Opened) -> None:
         write_open_round(
@@ -507,6 +554,11 @@ class Run:
             "accepted": the_round.accepted,
             "late": the_round.unanswered,
             "rejected": the_round.rejected,
+            "workers": {
+                worker: {"num_examples": answer.num_examples, "seconds": answer.seconds, **answer.metrics}
+                for worker, answer in the_round.answers.items()
+                if answer.verdict is Verdict.ACCEPTED and len(trained) <= _MOST_WORKER_ROWS
+            },
         }
 
     def _tell_closed(self, the_round: Round) -> None:
@@ -541,7 +593,7 @@ class Run:
         self._save()
         if time.monotonic() - self._history_at > _HISTORY_SECONDS:
             self._history_at = time.monotonic()
-            write_history(self._options.out / "history.csv", history)
+            self._write_history()
 
     def _save(self) -> None:
         """Have model.keras and curves.png follow; the newest state wins."""
@@ -573,16 +625,12 @@ class Run:
 
         Raises:
             Interrupted: `stop` was set.
+            _Stopped: A person gave the run up.
         """
-        if self._stop.is_set():
-            raise Interrupted("Stopped. The same command line goes on where this run is.")
-        event = self._link.receive(self._patience())
-        if isinstance(event, Delivery):
-            self._on_delivery(event)
-        elif event is not None:
-            self._on_connection(event)
-        self._claim.check(time.monotonic())
-        if self._opened is not None and self._claim.is_held:
+        if self._is_to_stop_now:
+            raise _Stopped("Stopped in the middle of a round.")
+        self._session.turn(self, self._patience())
+        if self._opened is not None and self._session.claim.is_held:
             self._look_after(self._opened)
 
     def _patience(self) -> float:
@@ -590,46 +638,12 @@ class Run:
             return _LONGEST_WAIT_SECONDS / 5
         return min(_LONGEST_WAIT_SECONDS, self._opened.round.seconds_left(self._clock.now()) + 0.001)
 
-    def _on_connection(self, event: Connection) -> None:
-        if event is Connection.LOST:
-            self._clock.lost()
-            self._journal.forget()
-        else:
-            self._clock.restored()
-            self._claim.begin(time.monotonic())
-            self._call_roll()
+    def on_lost(self) -> None:
+        """Every held delivery comes again with a new tag."""
+        self._journal.forget()
 
-    def _on_delivery(self, delivery: Delivery) -> None:
-        message = self._inbox.open(delivery)
-        if message is None:
-            return
-        self._watch(message)
-        if isinstance(message, UpdateAnnounced):
-            with self._until_link_is_back():
-                self._on_update(delivery, message)
-            return
-        if isinstance(message, Declined):
-            self._on_declined(delivery, message)
-            return
-        if isinstance(message, Joined):
-            self._on_joined(message)
-        elif isinstance(message, Left):
-            self._on_left(message)
-        elif isinstance(message, Ping):
-            self._claim.hear(message)
-        elif not isinstance(message, Progress):
-            self._inbox.bury(delivery, f"A coordinator that is training takes no {message.TYPE}.")
-        self._link.ack([delivery])
-
-    @contextmanager
-    def _until_link_is_back(self) -> Iterator[None]:
-        """A link lost in the middle changes nothing: the delivery comes again after the reconnect."""
-        try:
-            yield
-        except LinkLost as exc:
-            logger.debug("Given back to the broker: %s", exc)
-
-    def _on_update(self, delivery: Delivery, update: UpdateAnnounced) -> None:
+    def on_update(self, delivery: Delivery, update: UpdateAnnounced) -> None:
+        """Judge an announced update, fetch it, add it, and hold its deliveries until a checkpoint covers them."""
         opened = self._opened
         if opened is None or not opened.round.is_current(update):
             logger.debug("Discarded an update of %s for round %d.", update.worker, update.round_number)
@@ -658,7 +672,8 @@ class Run:
             opened.total.add(self._buffer, update.num_examples)
             opened.update_bytes += _travelled(update, self._buffer.size)
         opened.round.settle(update, verdict, reason, self._clock.now())
-        self._roster.set_present(update.worker, is_present=True)
+        for roster in (self._roster, self._session.roster):
+            roster.set_present(update.worker, is_present=True)
         logger.debug("%s: %s after %.1f s.", update.worker, verdict.value, update.seconds)
 
     def _ask_again(self, update: UpdateAnnounced) -> None:
@@ -672,7 +687,8 @@ class Run:
         )
         self._mail.send([outgoing(again, names.worker_queue(update.worker))])
 
-    def _on_declined(self, delivery: Delivery, declined: Declined) -> None:
+    def on_declined(self, delivery: Delivery, declined: Declined) -> None:
+        """Go on without a worker that can't answer."""
         opened = self._opened
         record = opened.round.record if opened else None
         key = (declined.run_id, declined.round_number)
@@ -684,22 +700,27 @@ class Run:
         else:
             self._link.ack([delivery])
 
-    def _on_left(self, left: Left) -> None:
-        if left.worker in self._roster.members:
-            logger.info("%s left.", left.worker)
-            self._roster.set_present(left.worker, is_present=False)
+    def on_away(self, worker: str) -> None:
+        """Count a worker as away."""
+        self._roster.set_present(worker, is_present=False)
 
-    def _on_joined(self, joined: Joined) -> None:
-        known = self._roster.members.get(joined.worker)
-        if joined.task is not None and joined.task != self._options.task.name:
+    def on_joined(self, member: Member, *, is_news: bool) -> None:
+        """Let a worker take part, also in the open round."""
+        was_known = member.worker in self._roster.members
+        if not self._enrol(member):
             return
-        member = self._roster.join(joined)
-        if self._refuse_if_unfit(member):
-            return
-        if known is None or not known.is_present:
-            logger.info("%s joined%s: %s.", joined.worker, " again" if known else "", _describe(member))
+        if is_news:
+            logger.info("%s joined%s: %s.", member.worker, " again" if was_known else "", _describe(member))
         if self._opened is not None:
             self._consider(self._opened, member)
+
+    def _enrol(self, member: Member) -> bool:
+        """Count a worker as one of this run's, if it can be; whether it is."""
+        if member.task is not None and member.task != self._options.task.name:
+            return False
+        self._unfit.pop(member.worker, None)
+        self._roster.add(member)
+        return not self._refuse_if_unfit(member)
 
     def _refuse_if_unfit(self, member: Member) -> bool:
         """Send a worker away whose classes are not the run's or don't fit the model; whether it was."""
@@ -715,8 +736,12 @@ class Run:
             )
         if reason is None:
             return False
-        logger.warning("Refused %s: %s.", member.worker, reason)
         self._roster.remove(member.worker)
+        self._unfit[member.worker] = reason
+        if self._session.is_lasting:
+            logger.info("%s takes no part in this run: %s.", member.worker, reason)
+            return True
+        logger.warning("Refused %s: %s.", member.worker, reason)
         refused = Refused(worker=member.worker, reason=f"The coordinator refused {member.worker}: {reason}.")
         self._mail.try_send([outgoing(refused, names.worker_queue(member.worker))])
         return True
@@ -757,26 +782,11 @@ class Run:
         if now - self._presence_at >= _PRESENCE_SECONDS:
             self._presence_at = now
             opened.round.note_away(frozenset(self._look_for_absent(opened.round.unanswered)))
-        if now - self._roll_call_at >= _ROLL_CALL_SECONDS and opened.round.unanswered:
-            self._call_roll()
+        if now - self._session.roll_called_at >= _ROLL_CALL_SECONDS and opened.round.unanswered:
+            self._session.call_roll()
 
     def _look_for_absent(self, workers: list[str]) -> list[str]:
-        """Those of these workers whose queue nobody reads; told once each."""
-        absent = []
-        for worker in workers:
-            with self._until_link_is_back():
-                if not self._link.consumers(names.worker_queue(worker)):
-                    absent.append(worker)
-        for worker in absent:
-            member = self._roster.members.get(worker)
-            if member is not None and member.is_present:
-                logger.warning("%s went away without a word.", worker)
-            self._roster.set_present(worker, is_present=False)
-        return absent
-
-    def _call_roll(self) -> None:
-        self._roll_call_at = time.monotonic()
-        self._mail.try_send([outgoing(RollCall(), names.EVERY_WORKER, is_transient=True)])
+        return self._session.look_for_absent(self, workers)
 
 
 def _travelled(update: UpdateAnnounced, size: int) -> int:

@@ -37,16 +37,19 @@ class Task:
         name: As the person wrote it.
         kind: "builder" when source is MODULE:FUNCTION, "file" when it is a .keras file.
         source: What to call, or the file's absolute path.
+        num_classes: What its model tells apart; None when that is known only once it is built.
     """
 
     name: str
     kind: Literal["builder", "file"]
     source: str
     defaults: TaskDefaults
+    num_classes: int | None = None
 
 
-def _built_in(name: str, builder: str, defaults: TaskDefaults) -> Task:
-    return Task(name=name, kind="builder", source=f"coordinator.models:{builder}", defaults=defaults)
+def _built_in(name: str, builder: str, num_classes: int, defaults: TaskDefaults) -> Task:
+    source = f"coordinator.models:{builder}"
+    return Task(name=name, kind="builder", source=source, defaults=defaults, num_classes=num_classes)
 
 
 #: The tasks that have a name.
@@ -56,6 +59,7 @@ BUILT_IN: dict[str, Task] = {
         _built_in(
             "chest-xray",
             "chest_xray",
+            2,
             TaskDefaults(
                 batch_size=16, learning_rate=0.0015, learning_rate_decay=0.8, class_weight="balanced"
             ),
@@ -63,9 +67,10 @@ BUILT_IN: dict[str, Task] = {
         _built_in(
             "chest-xray-lab",
             "chest_xray_lab",
+            2,
             TaskDefaults(epochs=1, batch_size=2, learning_rate=0.0001, examples_per_class=100),
         ),
-        _built_in("mnist", "mnist", TaskDefaults(epochs=1, batch_size=32, learning_rate=0.05)),
+        _built_in("mnist", "mnist", 10, TaskDefaults(epochs=1, batch_size=32, learning_rate=0.1)),
     )
 }
 

@@ -15,5 +15,9 @@ Contents:
     participant  one worker over the broker
     evaluation   accuracy, AUC and confusion of a model
     prediction   class and probability of images
+    gradcam      where a model looked
+    reading      what is said about one X-ray
+    clinic_model the model that answers, taken anew when it changes
+    clinic       the doctor's page: `worker clinic`
     cli          the command `worker`
 """

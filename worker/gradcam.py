@@ -22,13 +22,16 @@ class Look:
 
     Attributes:
         probabilities: (classes,) of every class.
-        heat: (rows, columns) from 0 to 1, how much each place of the whole image speaks for the most probable
-            class, in the resolution of the model's last feature maps; all 0 if no place speaks for it; None
-            if the model has no feature maps.
+        heat: (rows, columns) from 0 to 1, how much each place of the whole image speaks for `heat_class`, in
+            the resolution of the model's last feature maps; None if no place speaks for either class, or
+            the model has no feature maps.
+        heat_class: The most probable class; the next one where no place speaks for the first, as when a
+            healthy lung is told by the absence of signs.
     """
 
     probabilities: Floats
     heat: Floats | None
+    heat_class: int
 
 
 class GradCam:
@@ -51,7 +54,7 @@ class GradCam:
         self._function = _trace(model)
 
     def look(self, pixels: Pixels) -> Look:
-        """Classify one image and explain the most probable class.
+        """Classify one image and explain the answer.
 
         Args:
             pixels: (height, width, channels) as the model takes it.
@@ -59,9 +62,13 @@ class GradCam:
         Raises:
             ModelError: The model's output isn't finite or doesn't fit its classes.
         """
-        outputs, maps, gradient = self._function(pixels[np.newaxis].astype(np.float32))
+        outputs, maps, *gradients = self._function(pixels[np.newaxis].astype(np.float32))
         probabilities = to_probabilities(np.asarray(outputs), self._num_classes)[0]
-        return Look(probabilities=probabilities, heat=heat_of(np.asarray(maps[0]), np.asarray(gradient[0])))
+        second, first = (int(index) for index in probabilities.argsort(kind="stable")[-2:])
+        heats = [heat_of(np.asarray(maps[0]), np.asarray(each[0])) for each in gradients]
+        if heats[0] is None and heats[1] is not None:
+            return Look(probabilities=probabilities, heat=heats[1], heat_class=second)
+        return Look(probabilities=probabilities, heat=heats[0], heat_class=first)
 
 
 def heat_of(maps: npt.NDArray[np.float32], gradient: npt.NDArray[np.float32]) -> Floats | None:
@@ -72,43 +79,48 @@ def heat_of(maps: npt.NDArray[np.float32], gradient: npt.NDArray[np.float32]) ->
         gradient: The same shape, dy/dA.
 
     Returns:
-        (rows, columns) ReLU(Σ_k α_k A_k) with α_k the mean of dy/dA_k over all places; None without maps.
+        (rows, columns) ReLU(Σ_k α_k A_k) with α_k the mean of dy/dA_k over all places; None where
+        it is 0 everywhere.
     """
     if not maps.size:
         return None
     alpha = gradient.mean(axis=(0, 1), dtype=np.float64)
     heat: Floats = np.maximum((maps.astype(np.float64) * alpha).sum(axis=2), 0)
     largest = float(heat.max())
-    return heat / largest if np.isfinite(largest) and largest > 0 else np.zeros_like(heat)
+    return heat / largest if np.isfinite(largest) and largest > 0 else None
 
 
-def _trace(model: Any) -> Callable[..., tuple[Any, Any, Any]]:
-    """One graph from an image to the output, the feature maps and the score's gradient on them."""
+def _trace(model: Any) -> Callable[..., tuple[Any, ...]]:
+    """One graph from an image to the output, the feature maps, and the two best scores' gradients on them."""
     load_keras()
     import tensorflow as tf
 
-    def explain(x: Any) -> tuple[Any, Any, Any]:
+    def explain(x: Any) -> tuple[Any, ...]:
         maps: list[Any] = []
         scores: list[Any] = []
-        with tf.GradientTape() as tape:
+        with tf.GradientTape(persistent=True) as tape:
             tape.watch(x)
             with _listening(model, maps, scores):
                 outputs = model(x, training=False)
-            score = _best(tf, scores[-1] if scores else tf.math.log(tf.maximum(outputs, _TINY)))
+            best = _two_best(tf, scores[-1] if scores else tf.math.log(tf.maximum(outputs, _TINY)))
         seen = next((each for each in reversed(maps) if _is_spatial(each)), None)
-        gradient = None if seen is None else tape.gradient(score, seen)
-        if gradient is None:
-            seen = gradient = tf.zeros((1, 0, 0, 0))
-        return outputs, seen, gradient
+        gradients = [None if seen is None else tape.gradient(score, seen) for score in best]
+        if any(each is None for each in gradients):
+            seen = tf.zeros((1, 0, 0, 0))
+            gradients = [seen, seen]
+        return outputs, seen, *gradients
 
     function = tf.function(explain, reduce_retracing=False, autograph=False)
     concrete = function.get_concrete_function(tf.TensorSpec((1, *model.input_shape[1:]), tf.float32))
     return lambda x: tuple(concrete(tf.constant(x)))
 
 
-def _best(tf: Any, scores: Any) -> Any:
-    """The score of the most probable class; a single output z stands for -z and z."""
-    return tf.reduce_sum(tf.abs(scores)) if scores.shape[1] == 1 else tf.reduce_max(scores)
+def _two_best(tf: Any, scores: Any) -> tuple[Any, Any]:
+    """The scores of the two most probable classes; a single output z stands for -z and z."""
+    if scores.shape[1] == 1:
+        return tf.abs(scores), -tf.abs(scores)
+    best = tf.math.top_k(scores, 2).values
+    return best[:, 0], best[:, 1]
 
 
 def _is_spatial(maps: Any) -> bool:

@@ -28,6 +28,7 @@ _MAX_WHITE = 0.5
 # Dark violet to yellow, as matplotlib's inferno: rising in brightness, readable without colour vision.
 _HEAT = (0.0, 0.3, 0.5, 0.7, 0.85, 1.0)
 _COLOURS = ((66, 10, 104), (106, 23, 110), (188, 55, 84), (237, 105, 37), (251, 155, 6), (252, 255, 164))
+_FAINT = (0.1, 0.6)  # between these the image shows through
 _MIN_HEAT_SIZE = 192  # a map is drawn at least as large, so that a browser needn't smooth it
 
 
@@ -64,9 +65,11 @@ def read_xray(data: bytes, name: str, source: ModelSource, wanted: Wanted) -> di
     pixels = read_image(data, served.classifier.shape)
     doubt = doubt_about(read_image(data, _GUARD_SHAPE))
     look = source.look(served, pixels)
-    answer = _answer(look.probabilities, served.classifier.classes, doubt)
+    classes = served.classifier.classes
+    answer = _answer(look.probabilities, classes, doubt)
+    heatmap = draw_heat(look.heat, served.classifier.shape) if wanted.heatmap else None
     pictures = {
-        **({"heatmap": draw_heat(look.heat, served.classifier.shape)} if wanted.heatmap else {}),
+        **({"heatmap": heatmap, "heatmap_class": classes[look.heat_class]} if wanted.heatmap else {}),
         **({"seen": _data_url(Image.fromarray(pixels.squeeze()))} if wanted.seen else {}),
     }
     return {"name": name, **answer, **pictures, "image": _facts(data, served), "model": _model_of(served)}
@@ -94,13 +97,13 @@ def doubt_about(rgb: Pixels) -> str | None:
 
 def draw_heat(heat: Floats | None, shape: Shape) -> str | None:
     """The heat map as a data URL: a PNG to lay over the image, transparent where the model didn't look."""
-    if heat is None or not heat.any():
+    if heat is None:
         return None
     height, width = (max(size, _MIN_HEAT_SIZE) for size in shape[:2])
     smooth = Image.fromarray(heat.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
     level = np.clip(np.asarray(smooth), 0, 1)
     channels = [np.interp(level, _HEAT, [colour[i] for colour in _COLOURS]) for i in range(3)]
-    alpha = 255 * np.clip(1.4 * level, 0, 1)
+    alpha = np.interp(level, _FAINT, (0, 255))
     return _data_url(Image.fromarray(np.stack([*channels, alpha], axis=2).astype(np.uint8)))
 
 

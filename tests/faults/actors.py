@@ -5,14 +5,12 @@ process, the data, and the training, whose update depends on (weights, seed, rou
 the process, or holds it, before or after the n-th call of a function; it is patched in here, never in the product.
 """
 
-import dataclasses
 import faulthandler
 import hashlib
 import importlib
 import json
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -59,7 +57,7 @@ POINTS: dict[str, tuple[str, str]] = {
     "settle": ("coordinator.run", "Run._settle"),
     "average": ("coordinator.run", "next_weights"),
     "checkpoint": ("coordinator.run", "write_checkpoint"),
-    "rename": ("coordinator.files", "_sync_folder"),
+    "fsync": ("os", "fsync"),
     "release": ("coordinator.journal", "Journal.release"),
     "closed": ("coordinator.run", "Run._tell_closed"),
     "save": ("coordinator.run", "Run._save"),
@@ -118,18 +116,6 @@ class Options:
     patches: dict[str, float] = field(default_factory=dict)
     breaks: tuple[Break, ...] = ()
     verbose: bool = False
-
-    @classmethod
-    def parse(cls, text: str) -> "Options":
-        """From the JSON of the command line."""
-        values = json.loads(text)
-        values["breaks"] = tuple(Break(**each) for each in values.get("breaks", ()))
-        values["names"] = tuple(values.get("names", ()))
-        return cls(**values)
-
-    def text(self) -> str:
-        """As JSON for the command line."""
-        return json.dumps(dataclasses.asdict(self))
 
 
 # --- what is learned -------------------------------------------------------------------------------------------
@@ -379,10 +365,18 @@ def play_worker(options: Options, link: RabbitLink, stop: Stop, log: logs.LogCon
     return 0
 
 
-def main() -> int:
-    """Play the part that the one argument describes."""
+def main(options: Options, log_path: str) -> None:
+    """Play one part in this process, which was forked for it; everything it says goes to a file."""
+    with open(log_path, "ab", buffering=0) as stream:  # noqa: PTH123 - as descriptors 1 and 2
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    os.setsid()
     faulthandler.register(signal.SIGUSR1)
-    options = Options.parse(sys.argv[1])
+    raise SystemExit(play(options))
+
+
+def play(options: Options) -> int:
+    """From the options to the exit code."""
     apply_patches(options)
     log = logs.configure(verbose=options.verbose)
     with ExitStack() as stack:
@@ -398,13 +392,9 @@ def main() -> int:
         )
         for each in options.breaks:
             BreakPoint(each, link).install()
-        play = play_coordinator if options.role == "coordinator" else play_worker
+        play_role = play_coordinator if options.role == "coordinator" else play_worker
         try:
-            return play(options, link, stop, log)
+            return play_role(options, link, stop, log)
         except WarrenError as exc:
             click.echo(f"Error: {exc}", err=True)
             return exc.exit_code
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,14 +1,14 @@
 """Where the actors play: starts them as processes, waits for them with bounds, and looks at what they leave behind."""
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,13 @@ from broker import private
 from broker.link import Delivery, Link
 from broker.rabbitmq import LinkSettings, RabbitLink
 from coordinator.checkpoint import CHECKPOINT_FILE, Checkpoint, read_checkpoint
+from tests.faults import actors
 from tests.faults.actors import Break, Options, undisturbed
 
-ROOT = Path(__file__).parents[2]
+# A server that has imported everything once, and forks: a process of its own for each actor, in milliseconds.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["tests.faults.actors"])
+
 WORKERS = {"w1": 100, "w2": 110, "w3": 120}
 SIZE = 1000
 LARGE = 3_000_000  #: floats: 12 MB, three parts of 4 MB
@@ -34,35 +38,39 @@ Patches = dict[str, float]
 class Actor:
     """One process and what it says."""
 
-    process: subprocess.Popen[bytes]
+    process: ForkServerProcess
     log: Path
     name: str
 
     @property
     def is_running(self) -> bool:
         """Whether it has not ended."""
-        return self.process.poll() is None
+        return self.process.exitcode is None
 
     @property
     def said(self) -> str:
         """Everything on stderr and stdout so far."""
         return self.log.read_text(errors="replace")
 
-    def ended(self, seconds: float = 30) -> int:
+    def ended(self, seconds: float = 60) -> int:
         """Its exit code, once it has ended."""
-        try:
-            return self.process.wait(seconds)
-        except subprocess.TimeoutExpired as exc:
-            self.process.send_signal(signal.SIGUSR1)  # where its threads are
+        self.process.join(seconds)
+        code = self.process.exitcode
+        if code is None:
+            self.signal(signal.SIGUSR1)  # where its threads are
             private.wait_until(lambda: "most recent call first" in self.said, 2)
-            raise AssertionError(
-                f"{self.name} did not end within {seconds:g} s:\n{self.said[-5000:]}"
-            ) from exc
+            raise AssertionError(f"{self.name} did not end within {seconds:g} s:\n{self.said[-6000:]}")
+        return code
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
 
     def kill(self) -> None:
         """End it as a power cut would."""
         self.process.kill()
-        self.process.wait(10)
+        self.process.join(10)
 
     def terminate(self) -> float:
         """Ask it to end; the seconds that took."""
@@ -135,15 +143,9 @@ class Stage:
             },
         )
         log = self.folder / f"{name}-{len(self.actors)}.log"
-        with log.open("wb") as stream:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.actors", asked.text()],
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-                env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            )
+        log.touch()
+        process = _FORKS.Process(target=actors.main, args=(asked, str(log)), name=name)
+        process.start()
         actor = Actor(process, log, name)
         self.actors.append(actor)
         return actor
@@ -162,6 +164,14 @@ class Stage:
                 actor.kill()
         for link in self._links:
             link.close()
+
+    def leftovers(self) -> dict[tuple[str, str | None], int]:
+        """What waits in the queues after all: (queue, type) to count; what expires by itself does not count."""
+        link = self.link()
+        workers = {note["worker"] for note in self.notes()}
+        queues = ["coordinator", *(f"{kind}.{name}" for name in workers for kind in ("worker", "upload"))]
+        found = Counter((queue, each.message_type) for queue in queues for each in drained(link, queue))
+        return {key: count for key, count in found.items() if key[1] not in ("ping", "roll-call", "left", "progress")}
 
     # --- break points --------------------------------------------------------------------------------------
 
@@ -226,6 +236,11 @@ class Stage:
         """Each worker trained each round once."""
         counts = Counter((note["worker"], note["round"]) for note in self.notes())
         assert {key for key, count in counts.items() if count > 1} == set(), self.story
+
+
+def passed(seconds: float) -> None:
+    """Let time pass, where the time is the fault itself: a worker that is away for so long."""
+    private.wait_until(lambda: False, seconds)
 
 
 def drained(link: Link, queue: str) -> list[Delivery]:

@@ -70,6 +70,7 @@ def test_the_heat_is_the_bright_opacity(head: str, ending: str, is_nested: bool)
     assert look.heat is not None
     np.testing.assert_allclose(look.heat, pixels[..., 0] / 250, atol=1e-5)
     assert look.probabilities[1] > 0.6
+    assert look.heat_class == 1
 
 
 def test_a_sigmoid_that_says_no_is_explained_by_what_speaks_against() -> None:
@@ -83,6 +84,22 @@ def test_a_sigmoid_that_says_no_is_explained_by_what_speaks_against() -> None:
     look = GradCam(model, 2).look(pixels)
 
     assert look.probabilities[0] > 0.6
+    assert look.heat is not None
+    np.testing.assert_allclose(look.heat, pixels[..., 0] / 250, atol=1e-5)
+
+
+def test_where_nothing_speaks_for_the_answer_the_next_class_is_explained() -> None:
+    """A bias alone says class 0, as a healthy lung shows no sign: the map is then class 1's, and says so."""
+    model = brightness_model("pool", "softmax", is_nested=False)
+    dense = model.layers[-1]
+    dense.set_weights([dense.get_weights()[0], np.array([20.0, 0.0])])
+    pixels = np.full((16, 16, 1), 20, np.uint8)
+    pixels[3:7, 9:13] = 250
+
+    look = GradCam(model, 2).look(pixels)
+
+    assert look.probabilities[0] > 0.9
+    assert look.heat_class == 1
     assert look.heat is not None
     np.testing.assert_allclose(look.heat, pixels[..., 0] / 250, atol=1e-5)
 
@@ -180,16 +197,16 @@ def png(pixels: Any) -> bytes:
 
 
 def test_a_trained_model_tells_the_ill_from_the_well(address: str) -> None:
-    """Over HTTP, on X-rays that it has not seen: at least 8 of 10 right, each with its heat map."""
+    """Over HTTP, on X-rays that it has not seen: at least 14 of 20 right, each with its heat map."""
     right = 0
-    for index in range(10):
+    for index in range(20):
         ill = bool(index % 2)
-        answer = post(f"{address}/predict?heatmap=1", png(xray(ill=ill, seed=1000 + index, size=200)))
+        answer = post(f"{address}/predict?heatmap=1", png(xray(ill=ill, seed=1000 + index)))
         right += answer["class"] == CLASSES[ill]
         assert set(answer["probabilities"]) == set(CLASSES)
         assert answer["heatmap"] is None or answer["heatmap"].startswith("data:image/png;base64,")
 
-    assert right >= 8
+    assert right >= 14
 
 
 def test_the_page_answers_as_worker_predict_does(address: str, model: Path, tmp_path: Path) -> None:

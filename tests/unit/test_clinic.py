@@ -52,7 +52,7 @@ def card(round_number: int = 3) -> ModelCard:
 def look_at_brightness(pixels: Pixels) -> Look:
     """The brighter, the more pneumonia; it looks at the bright places."""
     share = float(pixels.mean()) / 255
-    return Look(probabilities=np.array([1 - share, share]), heat=pixels[..., 0] / 255)
+    return Look(probabilities=np.array([1 - share, share]), heat=pixels[..., 0] / 255, heat_class=1)
 
 
 def open_fake(path: Path) -> Classifier:
@@ -145,6 +145,7 @@ def test_the_heat_map_is_a_png_of_the_whole_image(client: FlaskClient) -> None:
     pixels[:20, 20:] = 255  # bright at the top right
     answer = client.post("/predict?heatmap=1&seen=1", data=form((png(pixels), "a"))).get_json()
 
+    assert answer["heatmap_class"] == "PNEUMONIA"
     with Image.open(io.BytesIO(_decode(answer["heatmap"]))) as picture:
         alpha = np.asarray(picture.convert("RGBA"))[..., 3]
     height, width = alpha.shape
@@ -156,8 +157,10 @@ def test_the_heat_map_is_a_png_of_the_whole_image(client: FlaskClient) -> None:
 
 def test_without_any_heat_there_is_no_map() -> None:
     """A map that is all zero says nothing, and is not drawn."""
+    ones = np.ones((2, 2, 1), np.float32)
+
+    assert heat_of(ones, -ones) is None
     assert draw_heat(None, (20, 20, 1)) is None
-    assert draw_heat(np.zeros((3, 3)), (20, 20, 1)) is None
 
 
 def test_a_close_call_is_called_uncertain(client: FlaskClient) -> None:

@@ -147,12 +147,19 @@ function showAnswer(card, answer) {
   find(".seen").src = answer.seen;
   if (answer.heatmap) find(".heat").src = answer.heatmap;
   else find(".heat").removeAttribute("src");
-  find(".heat").alt = answer.heatmap ? `Heat map: where the model looked for ${answer.class}` : "";
+  find(".heat").alt = answer.heatmap ? `Heat map: what speaks for ${answer.heatmap_class}` : "";
   find(".heat-controls").hidden = !answer.heatmap;
-  find(".no-heat").hidden = Boolean(answer.heatmap);
+  find(".heat-note").textContent = heatNote(answer);
   find(".answer").hidden = false;
   showHeat(card);
   say(`${card.file.name}: ${answer.uncertain ? "uncertain, leans to " : ""}${answer.class}, ${percent(answer.probability)}. ${answer.warning ?? ""}`);
+}
+
+function heatNote(answer) {
+  if (!answer.heatmap) return "No single place in the image speaks for an answer, so there is no heat map.";
+  if (answer.heatmap_class === answer.class) return `The heat map shows what speaks for ${answer.class}.`;
+  const other = answer.heatmap_class;
+  return `No single place speaks for ${answer.class}. The heat map shows what little speaks for ${other} (${percent(answer.probabilities[other])}).`;
 }
 
 function bars(answer) {

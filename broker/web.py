@@ -1,0 +1,139 @@
+"""What the two pages share: a port of one's own, a server that ends when told, and safety from other sites."""
+
+import errno
+import ipaddress
+import logging
+import socket
+import threading
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
+
+from broker.errors import UsageError
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+ANY_ADDRESS = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - compared with, not listened on
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+_SOCKET_SECONDS = 60.0  # who sends or takes nothing for as long is cut off
+_STOP_SECONDS = 0.1  # how often the server looks whether it shall end
+
+logger = logging.getLogger(__name__)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take an address; port 0 takes any free one.
+
+    Raises:
+        UsageError: It is in use, not allowed, or not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=128)
+    except OSError as exc:
+        if exc.errno == errno.EADDRINUSE:
+            raise UsageError(
+                f"Port {port} on {host} is in use. Try another one with --port, or 0 for any that is free."
+            ) from exc
+        raise UsageError(f"Can't listen on {host}:{port}: {exc.strerror}. Check --host and --port.") from exc
+
+
+def address_of(listener: socket.socket, host: str) -> str:
+    """What to type into a browser on this machine."""
+    name = "localhost" if host in ANY_ADDRESS else host
+    return f"http://{f'[{name}]' if ':' in name else name}:{listener.getsockname()[1]}"
+
+
+class PageServer(threading.Thread):
+    """Answers requests in threads of their own, as long as the process's work goes on."""
+
+    def __init__(self, app: "WSGIApplication", listener: socket.socket) -> None:
+        super().__init__(name="page", daemon=True)
+        host, port = listener.getsockname()[:2]
+        self._server: BaseWSGIServer = make_server(
+            host, port, app, threaded=True, request_handler=_QuietHandler, fd=listener.fileno()
+        )
+
+    def __enter__(self) -> "PageServer":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self.join(_SOCKET_SECONDS)
+
+    def run(self) -> None:
+        """Answer until the end."""
+        self._server.serve_forever(poll_interval=_STOP_SECONDS)
+
+
+class _QuietHandler(WSGIRequestHandler):
+    """Requests are no part of the story."""
+
+    timeout = _SOCKET_SECONDS
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        logger.debug("%s %s %s", self.command, self.path, code)
+
+    def version_string(self) -> str:
+        return "Warren"
+
+
+def is_own_name(header: str, host: str) -> bool:
+    """Whether a Host header names this machine as it may be named (another name is DNS rebinding).
+
+    Args:
+        header: NAME or NAME:PORT, as the browser sent it.
+        host: Where the server listens. On every address, all numeric ones are taken, for no foreign name can
+            turn into one.
+    """
+    try:
+        name = (urlsplit(f"//{header}").hostname or "").lower()
+    except ValueError:
+        return False
+    if name in LOCAL_NAMES or name == host.lower():
+        return bool(name)
+    return host in ANY_ADDRESS and (_is_address(name) or name == socket.gethostname().lower())
+
+
+def is_own_page(origin: str | None, fetch_site: str | None, own_host: str) -> bool:
+    """Whether a request that changes something comes from this very page, or from no page at all.
+
+    Args:
+        origin: The header Origin.
+        fetch_site: The header Sec-Fetch-Site.
+        own_host: The header Host, already found to be ours.
+    """
+    if fetch_site in ("cross-site", "same-site"):
+        return False
+    return origin is None or urlsplit(origin).netloc.lower() == own_host.lower()
+
+
+def is_loopback(address: str | None) -> bool:
+    """Whether a request comes from this machine."""
+    try:
+        return ipaddress.ip_address(address or "").is_loopback
+    except ValueError:
+        return False
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,153 @@
+"""The options of a run, the same wherever it is asked for: the command line, a message, the page."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from broker.errors import UsageError
+from coordinator import tasks
+from coordinator.options import RunOptions
+from coordinator.strategies import STRATEGIES
+
+_FILE = click.Path(path_type=Path)
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _pairs(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    for value in values:
+        if "=" not in value:
+            raise click.BadParameter(f"expected KEY=VALUE, got {value!r}")
+    return dict(value.split("=", 1) for value in values)
+
+
+def run_options(function: _Function) -> _Function:
+    """Add the options of a run, the same for every command that starts one."""
+    for option in reversed(
+        (
+            click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True,
+                         help="How many must have joined before the first round."),
+            click.option("--quorum", type=click.IntRange(min=1),
+                         help="Updates that may close a round.  [default: all invited workers]"),
+            click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True,
+                         help="In all; a higher number continues a finished run."),
+            click.option("--deadline-seconds", type=float, default=3600.0, show_default=True,
+                         help="A round closes on the quorum then, or is tried again."),
+            click.option("--grace-seconds", type=float, default=10.0, show_default=True,
+                         help="How long others are waited for once the quorum is there."),
+            click.option("--retries", type=click.IntRange(min=0), default=2, show_default=True,
+                         help="Further attempts at a round that missed its quorum."),
+            click.option("--strategy", type=click.Choice(list(STRATEGIES)), default="fedavg", show_default=True,
+                         help="How updates become the next global model."),
+            click.option("--strategy-option", "strategy_options", multiple=True, metavar="KEY=VALUE", callback=_pairs,
+                         help="E.g. momentum=0.9; may be repeated."),
+            click.option("--fraction", type=float, default=1.0, show_default=True,
+                         help="Share of the present workers invited to a round."),
+            click.option("--epochs", type=click.IntRange(min=1), help="Local epochs a round.  [default: the task's]"),
+            click.option("--batch-size", type=click.IntRange(min=1), help="[default: the task's]"),
+            click.option("--learning-rate", type=float, help="Of the workers' optimizer.  [default: the task's]"),
+            click.option("--class-weight", type=click.Choice(["none", "balanced"]),
+                         help="balanced: every class weighs the same.  [default: the task's]"),
+            click.option("--examples-per-class", type=click.IntRange(min=1),
+                         help="Train each round on so many random examples of each class.  [default: the task's]"),
+            click.option("--initial-model", type=_FILE, metavar="FILE.keras", help="Start from a trained model."),
+            click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
+                         help="Of the initial weights, the selection, and the workers' shuffling."),
+            click.option("--deterministic", is_flag=True, help="Same updates, same bits; slower."),
+            click.option("--upload-precision", "precision", type=click.Choice(["float32", "float16", "int8"]),
+                         default="float32", show_default=True, help="How an update's values travel."),
+        )
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def launch_options(function: _Function) -> _Function:
+    """Add the options of a run that a serving coordinator starts."""
+    add = click.option(
+        "--from-scratch", is_flag=True, help="Begin with new weights, not with this task's last model."
+    )
+    return add(run_options(function))
+
+
+@launch_options
+def _asked(**options: Any) -> None:
+    """Stand for the command whose options are read."""
+    del options
+
+
+_COMMAND = click.command(name="launch")(_asked)
+
+
+def option_names() -> list[str]:
+    """The names that a launch may give, as on the command line but without the dashes."""
+    return [_name_of(option) for option in _COMMAND.params]
+
+
+def read_options(options: Mapping[str, str]) -> dict[str, Any]:
+    """Read a launch's options as the command line reads them; what is left out has its default.
+
+    Args:
+        options: By name, with - or _. A flag is "true" or "false"; strategy-option is KEY=VALUE, several
+            separated by commas.
+
+    Raises:
+        UsageError: There is no such option, or it can't have this value.
+    """
+    arguments = [word for name, value in options.items() for word in _words(name, value)]
+    try:
+        context = _COMMAND.make_context("launch", arguments, resilient_parsing=False)
+    except click.ClickException as exc:
+        raise UsageError(exc.format_message()) from exc
+    with context:
+        return dict(context.params)
+
+
+def _words(name: str, value: str) -> list[str]:
+    name = name.removeprefix("--").replace("_", "-")
+    option = next((each for each in _COMMAND.params if _name_of(each) == name), None)
+    if not isinstance(option, click.Option):
+        raise UsageError(f"A launch has no option {name!r}. It has: {', '.join(option_names())}.")
+    if option.is_flag:
+        if value.lower() not in ("true", "false", ""):
+            raise UsageError(f"Expected true or false for {name}, got {value!r}.")
+        return [] if value.lower() == "false" else [f"--{name}"]
+    if option.multiple:
+        return [f"--{name}={each.strip()}" for each in value.split(",") if each.strip()]
+    return [f"--{name}={value}"]
+
+
+def _name_of(option: click.Parameter) -> str:
+    return option.opts[0].removeprefix("--")
+
+
+def as_texts(options: Mapping[str, Any]) -> dict[str, str]:
+    """The same options as texts by name, for a message; what is left to its default isn't told."""
+    texts = {_name_of(option): _text(options.get(str(option.name))) for option in _COMMAND.params}
+    return {name: text for name, text in texts.items() if text}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ",".join(f"{key}={each}" for key, each in value.items())
+    if isinstance(value, bool):
+        return "true" if value else ""
+    return "" if value is None else str(value)
+
+
+def make_options(task: str, out: Path, options: Mapping[str, Any]) -> RunOptions:
+    """The run that is asked for.
+
+    Args:
+        task: As a person writes it.
+        out: The run's folder.
+        options: By parameter's name, as click gives them.
+
+    Raises:
+        UsageError: No such task or model, or options that contradict each other.
+    """
+    asked = RunOptions(task=tasks.resolve(task), out=out, **options)
+    if asked.initial_model is not None and not asked.initial_model.is_file():
+        raise UsageError(f"There is no model {str(asked.initial_model)!r}. Try the path of a model.keras.")
+    return asked

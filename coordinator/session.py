@@ -1,0 +1,295 @@
+"""The coordinator's place at the broker: its queue, its claim, who is there; one for a run, or for many in a row."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from broker import names
+from broker.claim import WAIT_SECONDS, Claim
+from broker.errors import LinkLost, WarrenError
+from broker.inbox import Inbox, may_send_to_coordinator
+from broker.link import Connection, Delivery, Link, coordinator_queue, dead_queue, outgoing
+from broker.mail import Mail
+from broker.messages import (
+    Declined,
+    Joined,
+    Launch,
+    LaunchAnswered,
+    Left,
+    Message,
+    Ping,
+    Progress,
+    RollCall,
+    StatusAsked,
+    StatusTold,
+    UpdateAnnounced,
+)
+from coordinator.clock import ConnectedClock
+from coordinator.membership import Member, Roster
+from coordinator.view import Sighting
+
+logger = logging.getLogger(__name__)
+
+PREFETCH = 256
+_MOST_LOOKED_AFTER = 50  #: asking for one queue's readers takes about a millisecond
+
+Watch = Callable[[Message], None]
+
+
+class Interrupted(WarrenError):
+    """Told to stop in the middle of a run; the same command line goes on with it."""
+
+
+class Player(Protocol):
+    """Whoever plays on a session: a run, or nobody between two runs."""
+
+    def on_lost(self) -> None:
+        """The connection went away: every delivery held is void."""
+
+    def on_update(self, delivery: Delivery, update: UpdateAnnounced) -> None:
+        """An update was announced; the player acknowledges it."""
+
+    def on_declined(self, delivery: Delivery, declined: Declined) -> None:
+        """A worker can't answer; the player acknowledges it."""
+
+    def on_joined(self, member: Member, *, is_news: bool) -> None:
+        """A worker said that it is there; news if it wasn't known to be."""
+
+    def on_away(self, worker: str) -> None:
+        """A worker left, or its queue has no reader."""
+
+
+def refuse_launch(_launch: Launch) -> LaunchAnswered:
+    """What a coordinator says that plays one run only."""
+    return LaunchAnswered(
+        run="",
+        reason="This coordinator trains one run (`coordinator run`). Wait for its end, and start `coordinator serve`.",
+    )
+
+
+def tell_nothing() -> str:
+    """What a coordinator says that has nothing to tell."""
+    return "{}"
+
+
+class Session:
+    """The link with all that lasts longer than a run.
+
+    Args:
+        is_lasting: It stays between runs: a worker that does not fit a run may fit the next, and isn't sent away.
+        standby: Wait for ever behind another coordinator.
+        watch: Told every message that was accepted for form and sender.
+
+    Attributes:
+        roster: Everyone who joined since this process started.
+        sightings: When and with what each was heard last.
+        on_launch: Takes or refuses a launch.
+        tell: What goes on, as JSON.
+        errand: Done at every turn, e.g. what another thread asks for.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        *,
+        stop: threading.Event,
+        is_lasting: bool = False,
+        standby: bool = False,
+        watch: Watch = lambda _message: None,
+    ) -> None:
+        self.link = link
+        self.stop = stop
+        self.is_lasting = is_lasting
+        self.mail = Mail(link, stop)
+        self.inbox = Inbox(link, may_send_to_coordinator)
+        self.claim = Claim(link, names.COORDINATOR, wait_seconds=None if standby else WAIT_SECONDS)
+        self.clock = ConnectedClock()
+        self.roster = Roster()
+        self.sightings: dict[str, Sighting] = {}
+        self.roll_called_at = float("-inf")
+        self.on_launch: Callable[[Launch], LaunchAnswered] = refuse_launch
+        self.tell: Callable[[], str] = tell_nothing
+        self.errand: Callable[[], None] = lambda: None
+        self._watch = watch
+        self._has_begun = False
+        self._looked_after = 0
+
+    def begin(self, player: Player) -> None:
+        """Become the one coordinator of this virtual host, and ask who is there; a second call does nothing.
+
+        Raises:
+            NameInUse: Another coordinator works on this virtual host.
+            Interrupted: `stop` was set.
+        """
+        if self._has_begun:
+            return
+        self._has_begun = True
+        self.link.declare([coordinator_queue(), dead_queue()])
+        self.link.consume([names.COORDINATOR], prefetch=PREFETCH)
+        self.claim.begin(time.monotonic())
+        while not self.claim.is_held:
+            self.turn(player, 0.1)
+        self.call_roll()
+
+    def turn(self, player: Player, patience_seconds: float) -> None:
+        """Take one event, or let a moment pass.
+
+        Raises:
+            Interrupted: `stop` was set.
+        """
+        if self.stop.is_set():
+            raise Interrupted("Stopped. The same command line goes on where this run is.")
+        self.errand()
+        event = self.link.receive(patience_seconds)
+        if isinstance(event, Delivery):
+            self._on_delivery(player, event)
+        elif event is not None:
+            self._on_connection(player, event)
+        self.claim.check(time.monotonic())
+
+    def call_roll(self) -> None:
+        """Ask all workers to say that they are there."""
+        self.roll_called_at = time.monotonic()
+        self.mail.try_send([outgoing(RollCall(), names.EVERY_WORKER, is_transient=True)])
+
+    @contextmanager
+    def until_link_is_back(self) -> Iterator[None]:
+        """A link lost in the middle changes nothing: the delivery comes again after the reconnect."""
+        try:
+            yield
+        except LinkLost as exc:
+            logger.debug("Given back to the broker: %s", exc)
+
+    # --- who is there --------------------------------------------------------------------------------------
+
+    def look_for_absent(self, player: Player, workers: Iterable[str]) -> list[str]:
+        """Those of these workers whose queue nobody reads; told once each."""
+        absent = [worker for worker in workers if self._is_absent(worker)]
+        for worker in absent:
+            member = self.roster.members.get(worker)
+            if member is not None and member.is_present:
+                logger.warning("%s went away without a word.", worker)
+            self._note_away(player, worker)
+        return absent
+
+    def look_after_present(self, player: Player) -> None:
+        """Ask for some of those who count as present, the others in turn, so that a page shows who went away."""
+        present = [member.worker for member in self.roster.members.values() if member.is_present]
+        if self._looked_after >= len(present):
+            self._looked_after = 0
+        some = present[self._looked_after : self._looked_after + _MOST_LOOKED_AFTER]
+        self._looked_after += len(some)
+        self.look_for_absent(player, some)
+
+    def _is_absent(self, worker: str) -> bool:
+        with self.until_link_is_back():
+            return not self.link.consumers(names.worker_queue(worker))
+        return False
+
+    def _note_away(self, player: Player, worker: str) -> None:
+        self.roster.set_present(worker, is_present=False)
+        player.on_away(worker)
+
+    def _see(self, message: Message) -> None:
+        worker = getattr(message, "worker", None)
+        if isinstance(worker, str):
+            former = self.sightings.get(worker)
+            progress = former.progress if former else None
+            if isinstance(message, Progress):
+                progress = message
+            self.sightings[worker] = Sighting(at=time.time(), progress=progress)
+
+    # --- what comes in -------------------------------------------------------------------------------------
+
+    def _on_connection(self, player: Player, event: Connection) -> None:
+        if event is Connection.LOST:
+            self.clock.lost()
+            player.on_lost()
+        else:
+            self.clock.restored()
+            self.claim.begin(time.monotonic())
+            self.call_roll()
+
+    def _on_delivery(self, player: Player, delivery: Delivery) -> None:
+        message = self.inbox.open(delivery)
+        if message is None:
+            return
+        self._watch(message)
+        self._see(message)
+        if isinstance(message, UpdateAnnounced):
+            with self.until_link_is_back():
+                player.on_update(delivery, message)
+        elif isinstance(message, Declined):
+            player.on_declined(delivery, message)
+        else:
+            self._on_word(player, delivery, message)
+            self.link.ack([delivery])
+
+    def _on_word(self, player: Player, delivery: Delivery, message: Message) -> None:
+        if isinstance(message, Joined):
+            self._on_joined(player, message)
+        elif isinstance(message, Left):
+            self._on_left(player, message)
+        elif isinstance(message, Ping):
+            self.claim.hear(message)
+        elif isinstance(message, Launch):
+            self._on_launch(delivery, message)
+        elif isinstance(message, StatusAsked):
+            self._reply(message.reply_to, StatusTold(state=self.tell()))
+        elif not isinstance(message, Progress):
+            self.inbox.bury(delivery, f"A coordinator takes no {message.TYPE}.")
+
+    def _on_joined(self, player: Player, joined: Joined) -> None:
+        known = self.roster.members.get(joined.worker)
+        member = self.roster.join(joined)
+        player.on_joined(member, is_news=known is None or not known.is_present)
+
+    def _on_left(self, player: Player, left: Left) -> None:
+        if left.worker in self.roster.members:
+            logger.info("%s left.", left.worker)
+            self._note_away(player, left.worker)
+
+    def _on_launch(self, delivery: Delivery, launch: Launch) -> None:
+        """Without a queue for the answer, a person finds a refused launch in `dead`, with the reason."""
+        answer = self.on_launch(launch)
+        if answer.reason is not None:
+            logger.warning("Refused to launch %s: %s", launch.task, answer.reason)
+        if launch.reply_to is not None:
+            self._reply(launch.reply_to, answer)
+        elif answer.reason is not None:
+            self.inbox.bury(delivery, answer.reason)
+
+    def _reply(self, queue: str, answer: Message) -> None:
+        if names.is_reply_queue(queue):
+            self.mail.try_send([outgoing(answer, queue, is_transient=True)])
+
+
+class Nobody:
+    """The player between two runs: what is left of the last one is acknowledged and forgotten."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def on_lost(self) -> None:
+        """Nothing is held."""
+
+    def on_update(self, delivery: Delivery, update: UpdateAnnounced) -> None:
+        """Late: its run is over."""
+        logger.debug("Discarded an update of %s for round %d.", update.worker, update.round_number)
+        self._link.ack([delivery])
+
+    def on_declined(self, delivery: Delivery, declined: Declined) -> None:
+        """Late: its run is over."""
+        del declined
+        self._link.ack([delivery])
+
+    def on_joined(self, member: Member, *, is_news: bool) -> None:
+        """Tell it."""
+        if is_news:
+            logger.info("%s joined.", member.worker)
+
+    def on_away(self, worker: str) -> None:
+        """The roster knows."""

@@ -1,0 +1,93 @@
+"""The coordinator is killed (SIGKILL) and started again with the same command line and folder."""
+
+import signal
+
+import pytest
+
+from tests.faults.actors import Break
+from tests.faults.conftest import MakeStage
+from tests.faults.forwarder import Forwarder
+from tests.faults.stage import MANY_PARTS, SMALL_PARTS, Stage
+
+STEPS = {
+    "before the first checkpoint": Break(point="checkpoint"),
+    "before a round is on disk": Break(point="open-round", count=2),
+    "with a round on disk that nobody was told of": Break(point="open-round", when="after", count=2),
+    "with one of three updates accepted": Break(point="settle", when="after", count=4),
+    "before averaging": Break(point="average", count=2),
+    "between averaging and checkpoint": Break(point="average", when="after", count=2),
+    "with the checkpoint written aside, not renamed": Break(point="fsync", when="after", count=7),
+    "between checkpoint and acknowledgement": Break(point="release", count=2),
+    "between acknowledgement and telling the workers": Break(point="closed", count=2),
+    "between checkpoint and model.keras": Break(point="save", count=3),
+    "after the last round's checkpoint": Break(point="release", count=3),
+    "after the last round": Break(point="finish"),
+}
+IN_PARTS = {
+    "with 10 of 25 parts of the weights sent": Break(point="send-part", count=11),
+    "with 10 of 25 parts of an update fetched": Break(point="fetch", count=25 + 11),
+    "with two updates fetched, and half of the third": Break(point="fetch", count=60),
+}
+
+
+def assert_goes_on(stage: Stage, wanted: Break) -> None:
+    workers = stage.workers()
+    first = stage.coordinator(breaks=(wanted,))
+    assert first.ended() == -signal.SIGKILL, stage.story
+    second = stage.coordinator()
+    assert [actor.ended() for actor in [second, *workers]] == [0, 0, 0, 0], stage.story
+    stage.assert_same_bits()
+    stage.assert_nobody_trained_twice()
+    model = (stage.out / "model.keras").read_text()
+    assert model.startswith("3 ")
+    assert len((stage.out / "history.csv").read_text().splitlines()) == 1 + 1 + 3
+    assert stage.leftovers() == {}, stage.story
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_killed_coordinator_goes_on_and_nobody_trains_twice(stage: Stage, step: str) -> None:
+    """Killed at this step. The broker gives back what was not acknowledged, and the folder says what is committed;
+    the same command line ends with the same bits, and no worker trains a round twice because of it."""
+    assert_goes_on(stage, STEPS[step])
+
+
+@pytest.mark.parametrize("step", IN_PARTS)
+def test_a_coordinator_killed_among_parts_goes_on(vhost: str, make_stage: MakeStage, step: str) -> None:
+    """Killed with a transfer half done. Half a round start is thrown away and sent whole; half a fetched update is
+    given back by the broker and fetched from the start: nothing is mixed, nothing counts twice."""
+    assert_goes_on(make_stage(vhost, size=MANY_PARTS, patches=SMALL_PARTS), IN_PARTS[step])
+
+
+def test_held_updates_survive_a_dropped_link_and_then_a_kill(vhost: str, make_stage: MakeStage) -> None:
+    """The link drops while two updates are held unacknowledged; they are delivered again, and then the coordinator is
+    killed. To take the second delivery for a repeat and acknowledge it would lose both: the broker must still hold
+    them for the next coordinator."""
+    with Forwarder(vhost) as forwarder:
+        stage = make_stage(vhost, size=MANY_PARTS, patches=SMALL_PARTS)
+        workers = [*stage.workers("w1", "w2"), stage.worker("w3", train_seconds=8)]
+        first = stage.coordinator(rounds=1, amqp_url=forwarder.amqp_url, verbose=True)
+        first.says("w1: accepted")
+        first.says("w2: accepted")
+        forwarder.drop()
+        first.says("Connected to the broker again.")
+        first.says("Discarded", 1) if "Discarded" in first.said else None
+        first.kill()
+    second = stage.coordinator(rounds=1)
+    assert [actor.ended() for actor in [second, *workers]] == [0, 0, 0, 0], stage.story
+    stage.assert_same_bits(rounds=1)
+    stage.assert_nobody_trained_twice()
+    assert stage.leftovers() == {}, stage.story
+
+
+def test_a_coordinator_told_to_stop_goes_on_later(stage: Stage) -> None:
+    """SIGTERM in mid-round: it stops within 2 seconds with 128 + 15; the workers stay, and the same command line goes
+    on to the same bits."""
+    workers = stage.workers(train_seconds=1.0)
+    first = stage.coordinator()
+    first.says("Round 2 of 3")
+    assert first.terminate() < 2
+    assert first.ended() == 128 + signal.SIGTERM
+    second = stage.coordinator()
+    assert [actor.ended() for actor in [second, *workers]] == [0, 0, 0, 0], stage.story
+    stage.assert_same_bits()
+    stage.assert_nobody_trained_twice()
