@@ -157,7 +157,7 @@ class Part(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundClosed(Message):
-    """Coordinator to all who were invited, after the commit: stop training it, drop its update. Repeats are ignored."""
+    """Coordinator to the invited whose update is not in, after the commit: stop training it. Repeats are ignored."""
 
     TYPE: ClassVar[str] = "round-closed"
     run_id: str

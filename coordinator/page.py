@@ -106,7 +106,8 @@ def _show_state() -> Response:
 def _current(exhibit: Exhibit, *, is_connected: bool) -> dict[str, Any]:
     """The state with the connection as it is now: a loop that waits for the broker shows nothing new."""
     broker = {**exhibit.state.get("broker", {}), "is_connected": is_connected}
-    return {"version": exhibit.version, **exhibit.state, "broker": broker}
+    now = round(time.time(), 1)  # a browser's clock may be wrong
+    return {"version": exhibit.version, "now": now, **exhibit.state, "broker": broker}
 
 
 @_pages.get("/events")

@@ -562,9 +562,10 @@ class Run:
         }
 
     def _tell_closed(self, the_round: Round) -> None:
-        record = the_round.record
+        """Tell those whose update is not in; the others drop theirs at the next round start."""
+        record, accepted = the_round.record, set(the_round.accepted)
         closed = RoundClosed(run_id=record.run_id, round_number=record.round_number)
-        for group in groups_of(record.invited):
+        for group in groups_of([worker for worker in record.invited if worker not in accepted]):
             self._mail.send([addressed(closed, group)])
         late = the_round.unanswered
         if late and record.mode == "train":

@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 _IDLE_SECONDS = 0.1
 _SHOW_SECONDS = 0.5
 _PRESENCE_SECONDS = 2.0
+_SHELF_SECONDS = 2.0
 _ANSWER_SECONDS = 5.0
 _AGAIN_SECONDS = 1.0
 
@@ -77,7 +78,9 @@ class Serving:
         self._run: Run | None = None
         self._next: _Launched | None = None
         self._last: dict[str, Any] | None = None
-        self._shown_at = self._presence_at = float("-inf")
+        self._last_models: dict[str, str] = {}
+        self._shelved = 0
+        self._shown_at = self._presence_at = self._looked_at = float("-inf")
 
     @property
     def is_connected(self) -> bool:
@@ -279,9 +282,22 @@ class Serving:
         if now - self._presence_at >= _PRESENCE_SECONDS and self.is_connected:
             self._presence_at = now
             self._session.look_after_present(self._run or self._nobody)
+        if now - self._looked_at >= _SHELF_SECONDS:
+            self._looked_at = now
+            self._look_at_shelf()
         if now - self._shown_at >= _SHOW_SECONDS:
             self._shown_at = now
             self._show()
+
+    def _look_at_shelf(self) -> None:
+        """Find each task's last model, and note when a run's files have changed."""
+        summaries = self.shelf.summaries()
+        self._last_models = {
+            each["task"]: each["id"]
+            for each in reversed(summaries)
+            if each["has_model"] and each["closed_rounds"] > 0
+        }
+        self._shelved = hash(repr(summaries)) % 2**32
 
     def _show(self) -> None:
         view = self._view()
@@ -297,12 +313,14 @@ class Serving:
             **describe(self._session.roster.members.values(), self._session.sightings, view),
             "last_run": self._last,
             "num_dead": self.num_dead,
+            "runs_stamp": self._shelved,
             "tasks": [self._describe_task(task) for task in self._tasks()],
         }
 
     def _tasks(self) -> list[Task]:
         """The built-in tasks, and those that present workers name."""
         named = {member.task for member in self._session.roster.members.values() if member.task}
+        named |= self._last_models.keys()
         own = [
             Task(name=name, kind="builder", source=name, defaults=_DEFAULTS)
             for name in named - BUILT_IN.keys()
@@ -317,6 +335,7 @@ class Serving:
             "epochs": defaults.epochs,
             "batch_size": defaults.batch_size,
             "learning_rate": defaults.learning_rate,
+            "last_model": self._last_models.get(task.name),
         }
 
     def _tell(self) -> str:

@@ -87,6 +87,12 @@ class Desk:
             self._drop(worker)
             return was_busy
 
+    def stop_all(self) -> None:
+        """The process is to end: no training goes on."""
+        with self.lock:
+            for job in self.current.values():
+                job.stop.set()
+
     def _drop(self, worker: str) -> None:
         job = self.current.pop(worker, None)
         if job is not None:

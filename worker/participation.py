@@ -15,7 +15,7 @@ from broker.mail import Mail
 from broker.messages import Declined, Left, Progress, RoundStart
 from broker.tensors import Vector
 from worker.console import Console
-from worker.jobs import Desk, RoundJob, UploadJob
+from worker.jobs import Desk, Job, RoundJob, UploadJob
 from worker.postbox import Postbox
 from worker.trainer import Participant, Trained, Trainer
 from worker.training import TrainingProgress
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 _WAIT_SECONDS = 0.5
 _PROGRESS_SECONDS = 1.0
 _SWARM_PREFETCH = 2
+_OUTBOX_SECONDS = 0.2
 
 
 class Participation:
@@ -62,6 +63,8 @@ class Participation:
         self._postbox = Postbox(link, self._participants, self._desk, stop, task=task, acks_early=is_swarm)
         self._progress_at = float("-inf")
         self._residuals: dict[str, Vector] = {}
+        self._outbox: list[KeptUpdate] = []
+        self._outbox_at = float("-inf")
 
     def serve(self) -> None:
         """Take part until told to stop (or, with `once`, until a run is over); then say so and leave.
@@ -97,16 +100,22 @@ class Participation:
 
     def _turn(self) -> None:
         try:
-            job = self._desk.jobs.get(timeout=_WAIT_SECONDS)
+            job = self._desk.jobs.get(timeout=0 if self._outbox else _WAIT_SECONDS)
         except queue.Empty:
-            return
+            job = None
         try:
-            if isinstance(job, UploadJob):
-                self._upload(job.update)
-            elif not job.stop.is_set():
-                self._answer(job)
+            self._do(job)
         except LinkLost as exc:
             logger.debug("Left unsent: %s", exc)
+
+    def _do(self, job: Job | None) -> None:
+        if isinstance(job, UploadJob):
+            self._upload([job.update])
+        elif job is not None and not job.stop.is_set():
+            self._answer(job)
+        if self._outbox and (job is None or time.monotonic() - self._outbox_at > _OUTBOX_SECONDS):
+            updates, self._outbox = self._outbox, []
+            self._upload(updates)
 
     def _leave(self) -> None:
         left = [outgoing(Left(worker=worker), names.COORDINATOR) for worker in self._participants]
@@ -119,16 +128,14 @@ class Participation:
         """Train, keep the update, upload it."""
         participant = self._participants[job.worker]
         self._tell_start(participant, job.start)
-        watcher = _StopWatcher(self._stop, job.stop)
         try:
-            with watcher:
-                trained = self._trainer.answer(
-                    participant,
-                    job.start,
-                    job.weights,
-                    job.stop,
-                    lambda progress: self._report(job, progress),
-                )
+            trained = self._trainer.answer(
+                participant,
+                job.start,
+                job.weights,
+                job.stop,
+                lambda progress: self._report(job, progress),
+            )
         except (ModelError, DataError, ProtocolError, MemoryError) as exc:
             self._decline(job, str(exc) or type(exc).__name__)
             return
@@ -138,7 +145,7 @@ class Participation:
         self._tell_end(job.start, trained)
         update = self._updated(job, trained)
         if self._desk.keep(job, update):
-            self._upload(update)
+            self._hand_over(update)
 
     def _updated(self, job: RoundJob, trained: Trained) -> KeptUpdate:
         settings = job.start.settings
@@ -164,13 +171,25 @@ class Participation:
             return vector
         return vector + residual
 
-    def _upload(self, update: KeptUpdate) -> None:
+    def _hand_over(self, update: KeptUpdate) -> None:
+        """Upload at once; a swarm's small updates are gathered for a moment and published together."""
+        if not self._is_swarm or update.num_parts:
+            self._upload([update])
+            return
+        if not self._outbox:
+            self._outbox_at = time.monotonic()
+        self._outbox.append(update)
+
+    def _upload(self, updates: list[KeptUpdate]) -> None:
         """Publish the parts, then announce them; an upload queue that is gone is made again."""
-        while self._desk.is_kept(update) and not self._stop.is_set():
-            if not self._mail.send(list(update.parts())):
-                self._link.declare([upload_queue(update.worker)])
-            elif self._mail.send([update.announcement()]):
-                logger.debug("The coordinator's queue has the update of %s.", update.worker)
+        while not self._stop.is_set():
+            updates = [update for update in updates if self._desk.is_kept(update)]
+            if not updates:
+                return
+            if not self._mail.send([part for update in updates for part in update.parts()]):
+                self._link.declare([upload_queue(update.worker) for update in updates])
+            elif self._mail.send([update.announcement() for update in updates]):
+                logger.debug("The coordinator's queue has %d updates.", len(updates))
                 return
             self._stop.wait(_WAIT_SECONDS)
 
@@ -237,25 +256,3 @@ class Participation:
         )
         if not self._is_swarm:
             self._mail.try_send([outgoing(message, names.COORDINATOR, is_transient=True)])
-
-
-class _StopWatcher(threading.Thread):
-    """Passes the process's wish to end on to the job under way, which looks at one event only."""
-
-    def __init__(self, stop: threading.Event, job_stop: threading.Event) -> None:
-        super().__init__(name="stop-watcher", daemon=True)
-        self._process_stop, self._job_stop = stop, job_stop
-        self._is_done = threading.Event()
-
-    def __enter__(self) -> "_StopWatcher":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._is_done.set()
-
-    def run(self) -> None:
-        while not self._is_done.wait(0.1):
-            if self._process_stop.is_set():
-                self._job_stop.set()
-                return

@@ -92,6 +92,8 @@ class Postbox(threading.Thread):
         elif event is not None:
             self._on_connection(event)
         self._claim.check(time.monotonic())
+        if self._wish_to_end.is_set():
+            self._desk.stop_all()
         if (event is None or len(self._to_join) >= _MOST_AT_ONCE) and self._has_due():
             self._join()
 

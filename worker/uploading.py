@@ -60,6 +60,11 @@ class KeptUpdate:
         """Answer a later attempt at the same round with the same update."""
         self.held = held
 
+    @property
+    def num_parts(self) -> int:
+        """How many parts it travels in; 0 when it rides inside its announcement."""
+        return len(self._places)
+
     def parts(self) -> Iterator[Outgoing]:
         """The parts of a new upload, encoded one by one as they are published."""
         self._upload_id = secrets.token_hex(8)

@@ -314,7 +314,7 @@ def apply_patches(options: Options) -> None:
     """Shorten what the tests can't wait for."""
     defaults = Claim.__init__.__kwdefaults__
     defaults["wait_seconds"] = options.claim_seconds
-    importlib.import_module("coordinator.run").WAIT_SECONDS = options.claim_seconds  # type: ignore[attr-defined]
+    importlib.import_module("coordinator.session").WAIT_SECONDS = options.claim_seconds  # type: ignore[attr-defined]
     for place, value in options.patches.items():
         module, name = place.split(":")
         setattr(importlib.import_module(module), name, value)

@@ -1,0 +1,208 @@
+"""Real processes without training: what the transport alone costs, with everything durable.
+
+    python -m tests.bench.fleet --amqp-url URL --weights 25000000 --workers 8 --rounds 3
+    python -m tests.bench.fleet --amqp-url URL --weights 10000 --swarm 1000 --rounds 5
+
+Prints one JSON object: seconds a round, the coordinator's peak memory, and how far the result is from the exact one.
+"""
+
+import hashlib
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from broker import logs
+from broker.command import Stop
+from broker.messages import Precision, RoundStart
+from broker.rabbitmq import LinkSettings, RabbitLink
+from broker.tensors import FLOAT32, TensorSpec, Vector
+from coordinator.model_process import BuiltModel
+from coordinator.options import RunOptions
+from coordinator.run import Run
+from coordinator.tasks import Task, TaskDefaults
+from worker.console import Console
+from worker.participation import Participation
+from worker.trainer import Participant, Report, Trained
+from worker.uploading import Measured
+
+TASK = Task(name="transport", kind="builder", source="none:none", defaults=TaskDefaults())
+CLASSES = ("no", "yes")
+NUM_EXAMPLES = 100
+_START_SECONDS = 300
+
+
+class NoModels:
+    """In the place of the Keras child: a vector of the wanted size, and nothing to save."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def build(self, _task: Task, *, seed: int, initial_model: Path | None = None) -> BuiltModel:
+        """One tensor of random weights."""
+        del initial_model
+        return BuiltModel(
+            model_json="{}",
+            layout=(TensorSpec(dtype="float32", shape=(self._size,)),),
+            vector=np.random.default_rng(seed).standard_normal(self._size, FLOAT32),
+            integers=[],
+            input_shape=(1,),
+            num_classes=len(CLASSES),
+            num_parameters=self._size,
+        )
+
+    def save(self, *_: object) -> None:
+        """The child that saves is measured apart."""
+
+    def flush(self, _timeout_seconds: float) -> bool:
+        """Nothing to wait for."""
+        return True
+
+
+class NoData:
+    """As much of a data set as joining needs."""
+
+    classes = CLASSES
+    num_train_examples = NUM_EXAMPLES
+    num_test_examples = 0
+    examples_per_class = dict.fromkeys(CLASSES, NUM_EXAMPLES // 2)
+
+
+def factor_of(worker: str, round_number: int) -> np.float32:
+    """Every worker answers with another multiple of the global weights, another one each round."""
+    number = int.from_bytes(hashlib.sha256(worker.encode()).digest()[:2], "little") % 1000
+    return np.float32(1e-6 * (number + 1) * (round_number + 1))
+
+
+class Echo:
+    """In the place of Keras: answers at once."""
+
+    def warm_up(self) -> None:
+        """Nothing to import."""
+
+    def answer(
+        self, participant: Participant, start: RoundStart, weights: Vector, _stop: threading.Event, _report: Report
+    ) -> Trained:
+        """A multiple of the weights, computed in one pass."""
+        trains = participant.trains_in(start)
+        vector = weights * factor_of(participant.name, start.round_number) if trains else None
+        measured = Measured(
+            num_examples=NUM_EXAMPLES if trains else 0,
+            metrics={"loss": 1.0} if trains else {},
+            global_metrics={},
+            num_test_examples=0,
+            seconds=0.0,
+        )
+        return Trained(vector=vector, measured=measured)
+
+
+def expected_scale(workers: list[str], rounds: int) -> float:
+    """What the first weights are multiplied with after so many rounds."""
+    return float(
+        np.prod([1 + np.mean([float(factor_of(name, number)) for name in workers]) for number in range(1, rounds + 1)])
+    )
+
+
+def peak_megabytes() -> float:
+    """This process's peak resident memory."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+class TimedRun(Run):
+    """Notes when each round begins."""
+
+    starts: list[float]
+
+    def _announce(self, opened: Any) -> None:
+        self.starts = [*getattr(self, "starts", []), time.monotonic()]
+        super()._announce(opened)
+
+
+def coordinate(amqp_url: str, weights: int, workers: list[str], rounds: int, precision: Precision) -> dict[str, Any]:
+    """Play the rounds in this process and measure them."""
+    models, log = NoModels(weights), logs.configure()
+    link = RabbitLink(LinkSettings(amqp_url=amqp_url, name="coordinator"))
+    with Stop() as stop, tempfile.TemporaryDirectory(dir=".") as folder:
+        options = RunOptions(
+            task=TASK, out=Path(folder), workers=len(workers), rounds=rounds, grace_seconds=60, precision=precision
+        )
+        link.open()
+        run = TimedRun(link, options, models, stop=stop.event, log=log)  # type: ignore[arg-type]
+        run.play()
+        link.close()
+        state = run._committed
+    first = models.build(TASK, seed=0).vector
+    ratio = float(state.vector[0]) / float(first[0]) / expected_scale(workers, rounds)
+    seconds = np.diff(run.starts).tolist()
+    return {
+        "workers": len(workers),
+        "megabytes": round(weights * 4 / 1e6, 2),
+        "precision": precision,
+        "round_seconds": [round(each, 4) for each in seconds],
+        "median_seconds": round(statistics.median(seconds), 4),
+        "update_bytes": state.history[-1]["update_bytes"],
+        "coordinator_peak_mb": peak_megabytes(),
+        "result_over_expected": ratio,
+    }
+
+
+def take_part(amqp_url: str, names: list[str], *, is_swarm: bool) -> None:
+    """Be one worker, or a swarm, until the run is over."""
+    link = RabbitLink(LinkSettings(amqp_url=amqp_url, name=f"worker {names[0]}"))
+    log = logs.configure()
+    with Stop() as stop:
+        link.open()
+        Participation(
+            link,
+            [Participant(name=name, data=NoData()) for name in names],  # type: ignore[arg-type]
+            Echo(),
+            stop=stop.event,
+            log=log,
+            console=Console(),
+            once=True,
+            is_swarm=is_swarm,
+        ).serve()
+        link.close()
+
+
+@click.command()
+@click.option("--amqp-url", required=True)
+@click.option("--weights", type=int, default=10_000, show_default=True)
+@click.option("--workers", type=int, default=0, help="Processes of one worker each.")
+@click.option("--swarm", type=int, default=0, help="Logical workers in one process.")
+@click.option("--rounds", type=int, default=3, show_default=True)
+@click.option("--precision", type=click.Choice(["float32", "float16", "int8"]), default="float32")
+@click.option("--be", hidden=True, help="Be this worker (used by this script itself).")
+def main(
+    amqp_url: str, weights: int, workers: int, swarm: int, rounds: int, precision: Precision, be: str | None
+) -> None:
+    """Measure the transport."""
+    swarm_names = [f"swarm.{number}" for number in range(1, swarm + 1)]
+    names = [f"w{number}" for number in range(1, workers + 1)]
+    if be is not None:
+        take_part(amqp_url, swarm_names if be == "swarm" else [be], is_swarm=be == "swarm")
+        return
+    again = [sys.executable, "-m", "tests.bench.fleet", *sys.argv[1:], "--be"]
+    processes = [
+        subprocess.Popen([*again, name], stderr=subprocess.DEVNULL) for name in names + (["swarm"] if swarm else [])
+    ]
+    try:
+        print(json.dumps(coordinate(amqp_url, weights, names + swarm_names, rounds, precision)))  # noqa: T201
+        for process in processes:
+            process.wait(_START_SECONDS)
+    finally:
+        for process in processes:
+            process.kill()
+
+
+if __name__ == "__main__":
+    main()
