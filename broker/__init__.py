@@ -9,6 +9,7 @@ Contents:
     link        the seam: what a role may ask of a broker
     memory      a Link inside one process, for unit tests
     rabbitmq    the Link over RabbitMQ, the only file that imports pika
+    allocator   what makes large parts cheap to receive
     management  RabbitMQ's management API: policies, users, permissions
     server      a broker to work with: found, contained, or private
     command     what the three command lines share

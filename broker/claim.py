@@ -6,7 +6,7 @@ itself a ping: an active reader gets it back at once; one that waits behind anot
 
 import secrets
 
-from broker.errors import LinkLost, NameInUse, Unroutable
+from broker.errors import BrokerError, NameInUse
 from broker.link import Link, outgoing
 from broker.messages import Ping
 
@@ -59,7 +59,7 @@ class Claim:
         ping = outgoing(Ping(token=self._token), self._queue, is_transient=True)
         try:
             self._link.publish([ping])
-        except (LinkLost, Unroutable):
+        except BrokerError:
             return  # repeated in a second, or begun anew after the reconnect
 
     def hear(self, ping: Ping) -> bool:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 
 from broker import messages, names
-from broker.errors import ProtocolError
+from broker.errors import BrokerError, ProtocolError
 from broker.link import Delivery, Link
 from broker.messages import Launch, LaunchAnswered, Message, Ping, StatusAsked, StatusTold
 
@@ -52,7 +52,10 @@ class Inbox:
         logger.warning(
             "Rejected a message of %s in %s: %s", delivery.user_id or "nobody", delivery.queue, reason
         )
-        self._link.copy_to_dead(delivery, reason)
+        try:
+            self._link.copy_to_dead(delivery, reason)
+        except BrokerError as exc:
+            logger.warning("There is no copy of it in %r: %s", names.DEAD, exc)
 
 
 def may_send_to_coordinator(message: Message, account: str) -> bool:

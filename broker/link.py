@@ -5,7 +5,7 @@ after a reconnect every held delivery comes again, with a new tag, and the old t
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Protocol
 
@@ -121,6 +121,10 @@ class Delivery:
     headers: dict[str, object]
     tag: tuple[int, int]
 
+    def without_body(self) -> "Delivery":
+        """What is enough to acknowledge it later: what is held must not fill memory."""
+        return replace(self, body=b"")
+
 
 class Connection(Enum):
     """What `receive` tells of the connection."""
@@ -152,7 +156,7 @@ class Link(Protocol):
 
         Raises:
             Unroutable: A mandatory one reached no queue; the others are published.
-            PublishRefused: The broker did not take one.
+            PublishRefused: The broker did not take one; the others are published.
             LinkLost: The connection went away before all were confirmed; some may have arrived.
         """
 

@@ -26,7 +26,7 @@ class Mail:
         self._stop = stop
 
     def send(self, batch: Sequence[Outgoing]) -> bool:
-        """Publish; whether every mandatory message reached a queue.
+        """Publish; whether every mandatory message reached a queue, and none was refused (a full queue).
 
         Raises:
             LinkLost: Told to stop while there was no connection.
@@ -37,7 +37,10 @@ class Mail:
                 self._link.publish(batch)
             except Unroutable:
                 return False
-            except (LinkLost, PublishRefused) as exc:
+            except PublishRefused as exc:
+                logger.warning("%s", exc)
+                return False
+            except LinkLost as exc:
                 logger.debug("Publishing again in %.1f s: %s", delay, exc)
                 if self._stop.wait(delay):
                     raise

@@ -203,6 +203,7 @@ class Joined(Message):
         examples_per_class: The same, by class.
         task: The one task it takes part in, or None for any.
         held: The open round whose start it has whole, so that it isn't sent again.
+        announced: The upload_id of its update for that round, once announced: whoever has not got that asks again.
     """
 
     TYPE: ClassVar[str] = "joined"
@@ -214,6 +215,7 @@ class Joined(Message):
     evaluate_only: bool
     task: str | None
     held: Held | None
+    announced: str | None = None
 
     def __post_init__(self) -> None:
         _require(names.is_worker(self.worker), "a worker's name", self.worker)
@@ -222,7 +224,7 @@ class Joined(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Left(Message):
-    """Worker to coordinator: it stops on purpose. A repeat is ignored."""
+    """Worker to coordinator, transient: it stops on purpose. A repeat is ignored."""
 
     TYPE: ClassVar[str] = "left"
     worker: str

@@ -25,6 +25,7 @@ from pika.adapters.select_connection import SelectConnection
 from pika.adapters.utils import io_services_utils
 
 from broker import names
+from broker.allocator import keep_freed_memory
 from broker.command import without_password
 from broker.errors import (
     BrokerError,
@@ -204,7 +205,7 @@ class _Wire(threading.Thread):
         """A main channel that the broker closes takes its connection along: both start anew."""
         if self._connection is not None and self._connection.is_open:
             logger.warning("The broker closed a channel: %s", reason)
-            self._fail_pending(translate(reason, self.settings.amqp_url))
+            self._fail_pending(LinkLost(f"The broker closed the channel: {reason}"))
             self._connection.close()
 
     def restart(self, reason: str) -> None:
@@ -381,6 +382,7 @@ class RabbitLink:
             BrokerUnreachable: Nothing answered for `connect_seconds`.
             LoginRefused: The broker refused the login.
         """
+        keep_freed_memory()
         deadline = time.monotonic() + self._settings.connect_seconds
         for wire in (self._publisher, self._consumer):
             wire.start()
@@ -419,23 +421,24 @@ class RabbitLink:
     def publish(self, batch: Sequence[Outgoing]) -> None:
         """Publish in order, a window of them under way at once; returns once the broker has them all."""
         underway: list[tuple[int, Future[Any]]] = []
-        unroutable: Unroutable | None = None
+        missed: BrokerError | None = None
         for message in batch:
             body = message.encoded()
             while underway and _is_full(underway, len(body)):
-                unroutable = self._settle(underway.pop(0)[1]) or unroutable
+                missed = self._settle(underway.pop(0)[1]) or missed
             future: Future[Any] = Future()
             self._publisher.send(partial(self._publish_one, message, body), future)
             underway.append((len(body), future))
         for _, future in underway:
-            unroutable = self._settle(future) or unroutable
-        if unroutable is not None:
-            raise unroutable
+            missed = self._settle(future) or missed
+        if missed is not None:
+            raise missed
 
-    def _settle(self, future: Future[Any]) -> Unroutable | None:
+    def _settle(self, future: Future[Any]) -> BrokerError | None:
+        """Why one message reached no queue, or not all of its queues; that does not hold back the rest."""
         try:
             self._publisher.wait(future, 60.0)
-        except Unroutable as exc:
+        except (Unroutable, PublishRefused) as exc:
             return exc
         return None
 
@@ -558,21 +561,29 @@ class RabbitLink:
         """Receive from these queues from now on, at most `prefetch` unacknowledged each; 0 means any number."""
 
         def perform(wire: _Wire, future: Future[Any]) -> None:
+            missing = set(queues)
+
+            def started(name: str) -> None:
+                missing.discard(name)
+                if not missing:
+                    _finish(future)
+
             for name in queues:
-                self._start_consumer(wire, name, prefetch)
-            _finish(future)
+                self._start_consumer(wire, name, prefetch, partial(started, name))
 
         self._consumed.update(dict.fromkeys(queues, prefetch))
         self._consumer.call(perform)
 
-    def _start_consumer(self, wire: _Wire, name: str, prefetch: int) -> None:
+    def _start_consumer(
+        self, wire: _Wire, name: str, prefetch: int, started: Callable[[], None] = lambda: None
+    ) -> None:
         generation = wire.generation
 
         def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
             self._events.put(_delivery(name, method, properties, body, generation))
 
         wire.channel.basic_qos(prefetch_count=prefetch)
-        wire.channel.basic_consume(name, on_message, consumer_tag=name)
+        wire.channel.basic_consume(name, on_message, consumer_tag=name, callback=lambda _ok: started())
 
     def cancel(self, queue: str) -> None:
         """Receive no longer from this queue."""

@@ -14,6 +14,7 @@ from broker.tensors import FLOAT32, PART_BYTES, Vector
 _ITEM_BYTES: dict[Precision, int] = {"float32": 4, "float16": 2, "int8": 1}
 _FLOAT16_LIMIT = 65504.0
 _INT8_LIMIT = 127
+_LARGEST_SCALE = 2.0**100  #: a larger one is no float32 any more once multiplied
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,8 @@ def decode_values(encoded: Encoded, precision: Precision, out: Vector) -> None:
         raise ProtocolError(
             f"Expected {out.size} values of {precision}, got {len(encoded.data)} bytes. The shapes differ."
         )
+    if precision == "int8" and not 0 < encoded.scale <= _LARGEST_SCALE:
+        raise ProtocolError(f"Expected a scale of 0 to {_LARGEST_SCALE:g}, got {encoded.scale}.")
     if precision == "float32":
         out[:] = np.frombuffer(encoded.data, FLOAT32)
     elif precision == "float16":

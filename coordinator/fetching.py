@@ -53,6 +53,10 @@ class Fetcher:
         """
         if update.update is not None:
             return self._inline(update)
+        if self._link.consumers(names.upload_queue(update.worker)) is None:
+            return Fetched(
+                held=[], is_whole=False, flaw=None
+            )  # deleted: to get from it would close the channel
         held: list[Delivery] = []
         assembly = Assembly(self.out, update.upload_id, self._part_bytes)
         flaw: str | None = None
@@ -60,7 +64,7 @@ class Fetcher:
             part = self._inbox.open(delivery)
             if part is None:
                 continue
-            held.append(delivery)
+            held.append(delivery.without_body())
             try:
                 self._place(assembly, update, part)
             except ProtocolError as exc:

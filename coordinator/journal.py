@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from broker.link import Delivery, Link
 
@@ -21,10 +22,10 @@ class Journal:
         self._oldest_at = 0.0
 
     def hold(self, deliveries: Iterable[Delivery]) -> None:
-        """Keep these unacknowledged until the next checkpoint."""
+        """Keep these unacknowledged until the next checkpoint: their tags, not their bodies."""
         if not self._held:
             self._oldest_at = self._read_clock()
-        self._held.extend(deliveries)
+        self._held.extend(replace(each, body=b"") for each in deliveries)
 
     @property
     def is_due(self) -> bool:
@@ -34,10 +35,9 @@ class Journal:
         )
 
     def release(self) -> None:
-        """Acknowledge everything held: a checkpoint covers it."""
+        """Acknowledge everything held: a checkpoint covers it.
+
+        What was held before a reconnect came again with a new tag; the link ignores the void one.
+        """
         held, self._held = self._held, []
         self._link.ack(held)
-
-    def forget(self) -> None:
-        """After a reconnect every held delivery is void and comes again with a new tag."""
-        self._held.clear()

@@ -13,6 +13,7 @@ class Member:
     """One worker as it described itself.
 
     Attributes:
+        announced: The upload_id of its update for the round that it holds, once announced.
         is_present: It said it is there, and nobody found its queue without a reader since.
     """
 
@@ -24,6 +25,7 @@ class Member:
     evaluate_only: bool
     task: str | None
     held: Held | None
+    announced: str | None = None
     is_present: bool = True
 
 
@@ -44,6 +46,7 @@ class Roster:
             evaluate_only=joined.evaluate_only,
             task=joined.task,
             held=joined.held,
+            announced=joined.announced,
         )
         self.add(member)
         return member

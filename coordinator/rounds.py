@@ -13,6 +13,8 @@ from enum import Enum
 
 from broker.messages import Mode, UpdateAnnounced
 
+_MOST_METRICS = 64  #: all are kept in the history, and in every later checkpoint
+
 
 class Verdict(Enum):
     """What becomes of an announced update. A verdict never acknowledges by itself."""
@@ -146,6 +148,9 @@ class Round:
             return f"expected 1 to {declared} examples as declared, got {update.num_examples}"
         if not trains and (update.parts or update.update is not None):
             return "expected metrics alone, got weights"
+        num_metrics = max(len(update.metrics), len(update.global_metrics))
+        if num_metrics > _MOST_METRICS:
+            return f"expected at most {_MOST_METRICS} metrics, got {num_metrics}"
         values = [*update.metrics.values(), *update.global_metrics.values(), update.seconds]
         if not all(math.isfinite(value) for value in values):
             return f"expected finite metrics, got {update.metrics} and {update.global_metrics}"

@@ -30,7 +30,7 @@ from broker.messages import (
     UpdateAnnounced,
     UploadAgain,
 )
-from broker.tensors import FLOAT32, PART_BYTES, vector_size
+from broker.tensors import FLOAT32, INLINE_BYTES, PART_BYTES, vector_size
 from coordinator.aggregation import FixedPointSum, capacity, flaw_in, scale_exponent
 from coordinator.checkpoint import (
     CHECKPOINT_FILE,
@@ -63,6 +63,8 @@ _PRESENCE_SECONDS = 5.0
 _ROLL_CALL_SECONDS = 30.0
 _HISTORY_SECONDS = 1.0
 _SAVE_SECONDS = 300.0
+_REUNION_SECONDS = 5.0
+_REASON_LENGTH = 2000
 _MOST_WORKER_ROWS = 250  #: a row for each worker is kept in the checkpoint, too
 
 
@@ -159,6 +161,13 @@ class Run:
             outcome = "stopped"
         except Interrupted:
             outcome = None
+            raise
+        except LinkLost as exc:
+            if self._stop.is_set():
+                outcome = None
+                raise Interrupted(
+                    "Stopped while the broker was away. The same command line goes on."
+                ) from exc
             raise
         finally:
             self._finish(outcome)
@@ -259,12 +268,21 @@ class Run:
             self._save()
         if self._opened is None and self._committed.round_number < self._options.rounds:
             self._await_workers(self._options.workers)
+        elif self._opened is None:
+            self._await_reunion()
+
+    def _await_reunion(self) -> None:
+        """Nothing is left to train: wait a moment for those that took part, who wait to hear of the end."""
+        known = set(self._committed.history[-1].get("accepted", ()))
+        deadline = time.monotonic() + _REUNION_SECONDS
+        while not known <= self._roster.members.keys() and time.monotonic() < deadline:
+            self._turn()
 
     def _first_state(self) -> Checkpoint:
         built = self._built
         assert built is not None  # noqa: S101 - _load began it
         self._wait_until(built.done)
-        model = built.result()
+        model, self._built = built.result(), None
         run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         self._log.update(run=run_id)
         logger.info("The model has %d parameters.", model.num_parameters)
@@ -311,6 +329,8 @@ class Run:
                 )
             if self._is_to_stop:
                 raise _Stopped("Stopped while it waited for workers.")
+            if time.monotonic() - self._session.roll_called_at >= _ROLL_CALL_SECONDS:
+                self._session.call_roll()
             self._turn()
 
     def _has_workers(self, number: int) -> bool:
@@ -359,7 +379,7 @@ class Run:
             self._journal.release()  # of a round that will never close
         if outcome == "done" or self._session.is_lasting:
             for worker in self._roster.members:
-                if self._buffer.size:
+                if state.vector.nbytes > INLINE_BYTES:
                     self._link.purge(names.upload_queue(worker))
 
     # --- one round -----------------------------------------------------------------------------------------
@@ -511,7 +531,8 @@ class Run:
         history = self._with_measures(the_round, state.history)
         if record.mode == "train":
             strategy_state = tuple(vector.copy() for vector in state.strategy_state)
-            vector = next_weights(self._strategy, state.vector, opened.total, strategy_state)
+            vector = next_weights(self._strategy, state.vector, opened.total, strategy_state, out=self._buffer)
+            self._buffer = state.vector  # the staging buffer has become the new weights, the old ones the buffer
             history.append(self._row(opened, seconds))
             self._state = replace(
                 state,
@@ -571,7 +592,8 @@ class Run:
         if late and record.mode == "train":
             logger.warning("Late in round %d: %s.", record.round_number, _names(late))
         for worker in self._look_for_absent(late):
-            self._link.purge(names.worker_queue(worker))
+            with self._session.until_link_is_back():
+                self._link.purge(names.worker_queue(worker))
 
     def _after_commit(self, the_round: Round, seconds: float) -> None:
         record, history = the_round.record, self._committed.history
@@ -640,8 +662,7 @@ class Run:
         return min(_LONGEST_WAIT_SECONDS, self._opened.round.seconds_left(self._clock.now()) + 0.001)
 
     def on_lost(self) -> None:
-        """Every held delivery comes again with a new tag."""
-        self._journal.forget()
+        """Every held delivery comes again with a new tag; the journal's old ones are void."""
 
     def on_update(self, delivery: Delivery, update: UpdateAnnounced) -> None:
         """Judge an announced update, fetch it, add it, and hold its deliveries until a checkpoint covers them."""
@@ -656,7 +677,7 @@ class Run:
             fetched = opened.fetcher.fetch(update)
             held += fetched.held
             if not fetched.is_whole:
-                self._ask_again(update)
+                self._ask_again(update.worker, update.upload_id)
                 self._journal.hold(held)
                 return
             reason = fetched.flaw or flaw_in(self._buffer)
@@ -677,16 +698,16 @@ class Run:
             roster.set_present(update.worker, is_present=True)
         logger.debug("%s: %s after %.1f s.", update.worker, verdict.value, update.seconds)
 
-    def _ask_again(self, update: UpdateAnnounced) -> None:
-        logger.warning("Parts of the update of %s are missing; asking for it again.", update.worker)
-        self._link.declare([upload_queue(update.worker)])
+    def _ask_again(self, worker: str, upload_id: str) -> None:
+        assert self._opened is not None  # noqa: S101 - asked for in an open round alone
+        logger.warning("The update of %s is not all there; asking for it again.", worker)
+        record = self._opened.round.record
         again = UploadAgain(
-            run_id=update.run_id,
-            round_number=update.round_number,
-            worker=update.worker,
-            upload_id=update.upload_id,
+            run_id=record.run_id, round_number=record.round_number, worker=worker, upload_id=upload_id
         )
-        self._mail.send([outgoing(again, names.worker_queue(update.worker))])
+        with self._session.until_link_is_back():
+            self._link.declare([upload_queue(worker)])
+            self._mail.send([outgoing(again, names.worker_queue(worker))])
 
     def on_declined(self, delivery: Delivery, declined: Declined) -> None:
         """Go on without a worker that can't answer."""
@@ -695,8 +716,8 @@ class Run:
         key = (declined.run_id, declined.round_number)
         if opened and record and key == (record.run_id, record.round_number):
             if declined.attempt >= record.attempt and declined.worker not in opened.round.answers:
-                logger.warning("%s can't answer: %s", declined.worker, declined.reason)
-                opened.round.decline(declined.worker, declined.reason, self._clock.now())
+                logger.warning("%s can't answer: %s", declined.worker, declined.reason[:_REASON_LENGTH])
+                opened.round.decline(declined.worker, declined.reason[:_REASON_LENGTH], self._clock.now())
             self._journal.hold([delivery])
         else:
             self._link.ack([delivery])
@@ -754,6 +775,9 @@ class Run:
         record = the_round.record
         if worker in the_round.answers or held == opened.invitation.held:
             self._asked.discard(worker)
+            if worker not in the_round.answers and member.announced is not None:
+                # Its announcement would have come before this word: the queue lost it.
+                self._ask_again(worker, member.announced)
             return
         if worker not in record.invited:
             if self._options.fraction < 1 or not self._has_room(record, member):

@@ -117,10 +117,14 @@ def _is_number(text: str) -> bool:
 
 
 def next_weights(
-    strategy: Strategy, weights: Vector, total: FixedPointSum, state: tuple[Vector, ...]
+    strategy: Strategy,
+    weights: Vector,
+    total: FixedPointSum,
+    state: tuple[Vector, ...],
+    out: Vector | None = None,
 ) -> Vector:
-    """The next global weights, float32 of shape (P,); `state` is changed in place."""
-    result = np.empty_like(weights)
+    """The next global weights, float32 of shape (P,), in `out` if given; `state` is changed in place."""
+    result = np.empty_like(weights) if out is None else out
     for place, mean in total.mean_chunks():
         chunk_state = tuple(vector[place] for vector in state)
         result[place] = strategy.step(weights[place].astype(np.float64), mean, chunk_state)

@@ -58,6 +58,12 @@ class Desk:
             job = self.current.get(worker)
             return job.held if job else None
 
+    def announced(self, worker: str) -> str | None:
+        """The upload_id of its kept update, once the broker has the announcement."""
+        with self.lock:
+            update = self.updates.get(worker)
+            return update.announced if update else None
+
     def begin(self, job: RoundJob) -> None:
         """A round start is complete: train it, or answer a further attempt with what is there."""
         with self.lock:

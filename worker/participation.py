@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterable
 
 from broker import names
-from broker.errors import DataError, LinkLost, ModelError, ProtocolError
-from broker.link import Link, outgoing, upload_queue, worker_queue
+from broker.errors import BrokerError, DataError, LinkLost, ModelError, ProtocolError
+from broker.link import Link, Queue, outgoing, upload_queue, worker_queue
 from broker.logs import LogContext
 from broker.mail import Mail
 from broker.messages import Declined, Left, Progress, RoundStart
@@ -118,7 +118,10 @@ class Participation:
             self._upload(updates)
 
     def _leave(self) -> None:
-        left = [outgoing(Left(worker=worker), names.COORDINATOR) for worker in self._participants]
+        left = [
+            outgoing(Left(worker=worker), names.COORDINATOR, is_transient=True)
+            for worker in self._participants
+        ]
         if self._mail.try_send(left):
             logger.info("Left.")
 
@@ -187,11 +190,19 @@ class Participation:
             if not updates:
                 return
             if not self._mail.send([part for update in updates for part in update.parts()]):
-                self._link.declare([upload_queue(update.worker) for update in updates])
+                self._redeclare([upload_queue(update.worker) for update in updates])
             elif self._mail.send([update.announcement() for update in updates]):
+                for update in updates:
+                    update.note_announced()
                 logger.debug("The coordinator's queue has %d updates.", len(updates))
                 return
             self._stop.wait(_WAIT_SECONDS)
+
+    def _redeclare(self, queues: list[Queue]) -> None:
+        try:
+            self._link.declare(queues)
+        except BrokerError as exc:
+            logger.debug("Declared again in a moment: %s", exc)
 
     def _decline(self, job: RoundJob, reason: str) -> None:
         logger.error("Can't answer round %d: %s", job.start.round_number, reason)
@@ -203,6 +214,8 @@ class Participation:
             reason=reason[:2000],
         )
         self._mail.send([outgoing(declined, names.COORDINATOR)])
+        # Should the word be lost, or another attempt come, the round start is new to this worker.
+        self._desk.close(job.worker, job.held.run_id, job.held.round_number)
 
     # --- the story -----------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 from broker import names
 from broker.claim import Claim
@@ -130,6 +131,7 @@ class Postbox(threading.Thread):
             evaluate_only=participant.evaluate_only,
             task=self._task,
             held=self._desk.held(worker),
+            announced=self._desk.announced(worker),
         )
 
     def _on_connection(self, event: Connection) -> None:
@@ -229,7 +231,7 @@ class Postbox(threading.Thread):
         if self._acks_early:
             self._link.ack([delivery])
         else:
-            incoming.held.append(delivery)
+            incoming.held.append(replace(delivery, body=b""))  # its tag: the values are in their place
         if incoming.is_complete:
             del self._incoming[worker]
             self._begin(worker, incoming)

@@ -51,7 +51,7 @@ class Incoming:
     def __init__(self, start: RoundStart) -> None:
         self.start = start
         self.held: list[Delivery] = []
-        self.vector: Vector = np.empty(vector_size(start.layout), FLOAT32)
+        self.vector: Vector = _reserved(vector_size(start.layout))
         self._assembly = Assembly(self.vector, f"attempt-{start.attempt}", start.part_bytes)
         self._is_inline = start.parts == 0
         if self._is_inline:
@@ -93,3 +93,10 @@ class Incoming:
     def _check_digest(self, digest: Digest) -> None:
         if digest.hex() != self.start.digest:
             raise ProtocolError("The weights do not have the digest that the round start announced.")
+
+
+def _reserved(size: int) -> Vector:
+    try:
+        return np.empty(size, FLOAT32)
+    except MemoryError as exc:
+        raise ProtocolError(f"There is no memory here for a model of {size} values.") from exc

@@ -55,10 +55,21 @@ class KeptUpdate:
         self._places = [] if vector is None or is_inline else list(transfer.slices(vector.size, part_bytes))
         self._digest = Digest()
         self._upload_id = ""
+        self._is_announced = False
 
     def at_attempt(self, held: Held) -> None:
         """Answer a later attempt at the same round with the same update."""
         self.held = held
+        self._is_announced = False
+
+    @property
+    def announced(self) -> str | None:
+        """The upload_id that the broker has an announcement of."""
+        return self._upload_id if self._is_announced else None
+
+    def note_announced(self) -> None:
+        """The broker confirmed the announcement."""
+        self._is_announced = True
 
     @property
     def num_parts(self) -> int:
@@ -67,7 +78,7 @@ class KeptUpdate:
 
     def parts(self) -> Iterator[Outgoing]:
         """The parts of a new upload, encoded one by one as they are published."""
-        self._upload_id = secrets.token_hex(8)
+        self._upload_id, self._is_announced = secrets.token_hex(8), False
         self._digest = Digest()
         key = names.upload_queue(self.worker)
         return (

@@ -52,13 +52,19 @@ const charts = (() => {
     return `${title}: ${last.join(", ")}.`;
   }
 
+  // Some room around the values; of shares from 0 to 1 at least a tenth is shown, so that noise looks like noise.
+  function bounds(values, isShare) {
+    const least = Math.min(...values), most = Math.max(...values);
+    const margin = Math.max((most - least) * 0.06, isShare ? (0.1 - (most - least)) / 2 : 0, 1e-6);
+    const high = isShare ? Math.min(1, most + margin) : most + margin;
+    return [Math.max(0, isShare ? Math.min(least - margin, high - 0.1) : least - margin), high];
+  }
+
   function draw(title, series) {
     const all = series.flatMap(([, found]) => found);
     const rounds = all.map(([round]) => round), values = all.map(([, value]) => value);
     const first = Math.min(...rounds), last = Math.max(...rounds, first + 1);
-    const margin = (Math.max(...values) - Math.min(...values)) * 0.06 || 0.05;
-    const low = Math.max(0, Math.min(...values) - margin);
-    const high = title === "Loss" ? Math.max(...values) + margin : Math.min(1, Math.max(...values) + margin);
+    const [low, high] = bounds(values, title !== "Loss");
     const x = round => LEFT + (round - first) / (last - first) * (WIDTH - LEFT - RIGHT);
     const y = value => TOP + (high - value) / (high - low || 1) * (HEIGHT - TOP - BOTTOM);
     const svg = element("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": describe(title, series) });

@@ -77,6 +77,9 @@ function showConnections(isAnswering) {
   setText(broker, isConnected ? "Broker: connected" : isAnswering && state ? "Broker: away" : "Broker: unknown");
   broker.title = state ? state.broker.address || "" : "";
   $("broker-away").hidden = !(isAnswering && state) || isConnected;
+  $("dead").hidden = !(state && state.num_dead);
+  if (state && state.num_dead) setText($("dead"), `${plural(state.num_dead, "message")} could not be accepted since the start: see the queue “dead” on RabbitMQ’s own page.`);
+  if (!isAnswering) $("launch-button").disabled = true;
   if (state && state.broker.management) $("management").href = `${state.broker.management}/#/queues`;
 }
 
@@ -181,12 +184,19 @@ function showTasks() {
   if ([...select.options].map(option => option.value).join() !== wanted.map(([value]) => value).join()) {
     const former = select.value;
     select.replaceChildren(...wanted.map(([value, text]) => new Option(text, value)));
-    const able = state.tasks.find(task => task.num_able > 0);
-    select.value = former || (able ? able.name : wanted[0][0]);
+    select.value = former;
   }
+  if (!select.dataset.touched) select.value = likelyTask(wanted);
   wanted.forEach(([, text], index) => {
     if (select.options[index].text !== text) select.options[index].text = text;
   });
+}
+
+// Until a person chooses: the task of the newest run, or the first one that the present workers can do.
+function likelyTask(wanted) {
+  const able = state.tasks.filter(task => task.num_able > 0).map(task => task.name);
+  const last = runs.map(run => run.task).find(task => able.includes(task));
+  return last || able[0] || wanted[0][0];
 }
 
 function showLaunch() {
@@ -249,7 +259,10 @@ function showError(text) {
 
 function onInput(event) {
   if (event.target.name === "begin") $("launch").dataset.touched = "yes";
-  if (event.target.id === "task") delete $("launch").dataset.touched;
+  if (event.target.id === "task") {
+    $("task").dataset.touched = "yes";
+    delete $("launch").dataset.touched;
+  }
   if (state && state.workers) showLaunch();
 }
 
@@ -374,7 +387,8 @@ function roundRow(row) {
 function tookPart(row) {
   const cell = make("td", "took");
   const accepted = names(row.accepted), late = names(row.late), rejected = reasons(row.rejected);
-  cell.textContent = accepted.length > 4 ? `${accepted.length} workers` : accepted.join(", ");
+  if (accepted.length > 4) cell.append(`${accepted.length} workers`);
+  else accepted.sort().forEach((name, index) => cell.append(index ? ", " : "", make("span", "name", name)));
   cell.title = accepted.join("\n");
   const shown = late.length > 4 ? `${late.slice(0, 4).join(", ")} and ${late.length - 4} more` : late.join(", ");
   if (late.length) cell.append(make("span", "trouble", `late: ${shown}`));
@@ -398,9 +412,10 @@ async function fetchRuns() {
     const response = await fetch("api/runs");
     if (!response.ok) return;
     runs = (await response.json()).runs;
-    if (state) {
+    if (state && state.workers) {
       showRuns();
       showRun();
+      showLaunch();
     }
   } catch { /* the stream says when the coordinator is back */ }
 }

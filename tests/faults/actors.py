@@ -279,9 +279,7 @@ class BreakPoint:
     def install(self) -> None:
         """Patch the function."""
         module_name, path = POINTS[self._wanted.point]
-        owner: Any = (
-            sys.modules["__main__"] if module_name == __spec__.name else importlib.import_module(module_name)
-        )
+        owner: Any = importlib.import_module(module_name)
         *parents, name = path.split(".")
         for parent in parents:
             owner = getattr(owner, parent)

@@ -166,12 +166,16 @@ class Stage:
             link.close()
 
     def leftovers(self) -> dict[tuple[str, str | None], int]:
-        """What waits in the queues after all: (queue, type) to count; what expires by itself does not count."""
+        """What waits in the queues after all: (queue, type) to count, but for who is there, which changes nothing."""
         link = self.link()
         workers = {note["worker"] for note in self.notes()}
         queues = ["coordinator", *(f"{kind}.{name}" for name in workers for kind in ("worker", "upload"))]
         found = Counter((queue, each.message_type) for queue in queues for each in drained(link, queue))
-        return {key: count for key, count in found.items() if key[1] not in ("ping", "roll-call", "left", "progress")}
+        return {
+            key: count
+            for key, count in found.items()
+            if key[1] not in ("ping", "roll-call", "joined", "left", "progress")
+        }
 
     # --- break points --------------------------------------------------------------------------------------
 

@@ -131,7 +131,9 @@ def test_a_straggler_is_told_and_stops(stage: Stage) -> None:
     one is told, stops training, and history names it as late."""
     workers = stage.workers("w1", "w2")
     slow = stage.worker("w3", train_seconds=60, once=False)
-    coordinator = stage.coordinator(rounds=1, run={"quorum": 2, "grace_seconds": 1.0, "deadline_seconds": 50.0})
+    coordinator = stage.coordinator(
+        rounds=1, run={"quorum": 2, "grace_seconds": 1.0, "deadline_seconds": 50.0}
+    )
     slow.says("Round 1 has closed without this worker's update.")
     stage.wait(lambda: bool(stage.notes("stopped")), 10, "the end of the training")
     assert slow.is_running

@@ -1,0 +1,183 @@
+"""The broker is stopped, killed, away, or takes nothing for a while."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from broker.private import PrivateBroker
+from tests.brokers import started_broker, wait_until
+from tests.faults.conftest import MakeStage
+from tests.faults.stage import MANY_PARTS, SMALL_PARTS, Stage, passed
+
+_CTL = Path("/usr/lib/rabbitmq/bin/rabbitmqctl")
+
+
+@pytest.fixture(scope="module")
+def own_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateBroker]:
+    """A broker that the tests of this file may stop and kill."""
+    with started_broker(tmp_path_factory.mktemp("own-broker")) as broker:
+        yield broker
+
+
+@pytest.fixture
+def own_stage(own_broker: PrivateBroker, make_stage: MakeStage) -> Iterator[Stage]:
+    """A stage on it; the queues are gone afterwards."""
+    own_broker.start()
+    stage = make_stage(own_broker.amqp_url, size=MANY_PARTS, patches=SMALL_PARTS)
+    yield stage
+    own_broker.start()
+    stage.close()
+    link = stage.link(own_broker.amqp_url)
+    names = [f"{kind}.{name}" for name in ("w1", "w2", "w3") for kind in ("worker", "upload")]
+    link.delete(["coordinator", "dead", *names])
+    stage.close()
+
+
+def restarted(broker: PrivateBroker, end: Callable[[PrivateBroker], None]) -> None:
+    end(broker)
+    broker.start()
+
+
+each_end = pytest.mark.parametrize("end", [PrivateBroker.stop, PrivateBroker.kill], ids=["SIGTERM", "SIGKILL"])
+
+
+def assert_undisturbed(stage: Stage, actors: list[object], rounds: int) -> None:
+    assert [actor.ended(90) for actor in actors] == [0] * len(actors), stage.story  # type: ignore[attr-defined]
+    stage.assert_same_bits(rounds=rounds)
+    stage.assert_nobody_trained_twice()
+    for actor in stage.actors:
+        assert actor.said.count("Connected to the broker again.") >= 1, actor.said
+    assert stage.leftovers() == {}, stage.story
+
+
+@each_end
+def test_the_broker_restarts_while_weights_go_out(
+    own_stage: Stage, own_broker: PrivateBroker, end: Callable[[PrivateBroker], None]
+) -> None:
+    """It goes away with 10 of 25 parts sent. Both sides reconnect by themselves, what was sent is sent again or still
+    there, and nobody trains twice."""
+    workers = own_stage.workers()
+    coordinator = own_stage.coordinator(rounds=2, breaks=(own_stage.hold("send-part", count=11),))
+    own_stage.reached("send-part")
+    restarted(own_broker, end)
+    own_stage.let_go("send-part")
+    assert_undisturbed(own_stage, [coordinator, *workers], 2)
+
+
+@each_end
+def test_the_broker_restarts_while_workers_train(
+    own_stage: Stage, own_broker: PrivateBroker, end: Callable[[PrivateBroker], None]
+) -> None:
+    """It goes away in mid-training. Training goes on without it, and the update is published when it is back."""
+    workers = [own_stage.worker("w1"), *own_stage.workers("w2", "w3", train_seconds=4)]
+    coordinator = own_stage.coordinator(rounds=1)
+    own_stage.wait(lambda: own_stage.has_begun("w2", 1) and own_stage.has_begun("w3", 1), 30, "round 1")
+    restarted(own_broker, end)
+    assert_undisturbed(own_stage, [coordinator, *workers], 1)
+
+
+@each_end
+def test_the_broker_restarts_while_updates_come_in(
+    own_stage: Stage, own_broker: PrivateBroker, end: Callable[[PrivateBroker], None]
+) -> None:
+    """It goes away with one update half published and another half fetched: each is published, or fetched, again."""
+    workers = [
+        own_stage.worker("w1"),
+        own_stage.worker("w2", breaks=(own_stage.hold("upload-part", count=11),)),
+        own_stage.worker("w3"),
+    ]
+    coordinator = own_stage.coordinator(rounds=1, breaks=(own_stage.hold("fetch", count=11),))
+    own_stage.reached("upload-part")
+    own_stage.reached("fetch")
+    restarted(own_broker, end)
+    own_stage.let_go("upload-part")
+    own_stage.let_go("fetch")
+    assert_undisturbed(own_stage, [coordinator, *workers], 1)
+
+
+def test_the_broker_is_away_for_long(own_stage: Stage, own_broker: PrivateBroker) -> None:
+    """Nobody answers for 20 s. Both sides say so in one line, try again with growing delays, say in one line that it
+    is back, and lose nothing; the deadline of 8 s counts connected time alone."""
+    workers = own_stage.workers(train_seconds=3)
+    coordinator = own_stage.coordinator(rounds=1, run={"deadline_seconds": 8.0})
+    own_stage.wait(lambda: own_stage.has_begun("w1", 1), 30, "round 1")
+    own_broker.kill()
+    passed(20)
+    own_broker.start()
+    assert_undisturbed(own_stage, [coordinator, *workers], 1)
+    assert own_stage.checkpoint.history[1]["attempt"] == 1
+    for actor in own_stage.actors:
+        assert actor.said.count("Reconnecting.") == actor.said.count("Connected to the broker again."), actor.said
+        assert actor.said.count("Reconnecting.") <= 2
+
+
+@pytest.mark.parametrize("role", ["coordinator", "worker"])
+def test_a_process_told_to_stop_while_the_broker_is_away_stops(
+    own_stage: Stage, own_broker: PrivateBroker, role: str
+) -> None:
+    """The broker is gone, and a process that waits for it gets SIGTERM: it ends within seconds, the worker with 0, the
+    coordinator with 128 + 15 and a folder to go on from."""
+    workers = own_stage.workers(train_seconds=60)
+    coordinator = own_stage.coordinator(rounds=1)
+    own_stage.wait(lambda: own_stage.has_begun("w1", 1), 30, "round 1")
+    own_broker.kill()
+    actor = coordinator if role == "coordinator" else workers[0]
+    actor.says("Reconnecting.")
+    assert actor.terminate() < 5
+    assert actor.ended() == (128 + 15 if role == "coordinator" else 0)
+
+
+@pytest.mark.parametrize(
+    ("alarm", "clear"),
+    [
+        (("set_vm_memory_high_watermark", "0.00001"), ("set_vm_memory_high_watermark", "0.6")),
+        (("set_disk_free_limit", "100TB"), ("set_disk_free_limit", "50MB")),
+    ],
+    ids=["memory", "disk"],
+)
+def test_an_alarm_is_waited_out(
+    own_stage: Stage, own_broker: PrivateBroker, alarm: tuple[str, str], clear: tuple[str, str]
+) -> None:
+    """The broker is short of memory or disk, and takes no messages. Both sides say so, wait without failing or
+    reconnecting, and go on when it takes messages again."""
+    if not _CTL.exists():
+        pytest.skip("no rabbitmqctl at Debian's place")
+    workers = own_stage.workers(train_seconds=2)
+    coordinator = own_stage.coordinator(rounds=2)
+    own_stage.wait(lambda: own_stage.has_begun("w1", 1), 30, "round 1")
+    control(own_broker, *alarm)
+    workers[0].says("The broker takes no messages now")
+    passed(4)
+    assert own_stage.committed_round == 0
+    control(own_broker, *clear)
+    assert [actor.ended(90) for actor in [coordinator, *workers]] == [0, 0, 0, 0], own_stage.story
+    own_stage.assert_same_bits(rounds=2)
+    own_stage.assert_nobody_trained_twice()
+    workers[0].says("The broker takes messages again.")
+    assert "Reconnecting" not in own_stage.story
+
+
+def control(broker: PrivateBroker, *words: str) -> None:
+    """Run rabbitmqctl against a private broker."""
+    import json
+    import subprocess
+
+    epmd_port = json.loads((broker.home / "broker.json").read_text())["epmd_port"]
+    subprocess.run(
+        [_CTL, *words],
+        env=broker._environment(epmd_port, 0) | {"RABBITMQ_DIST_PORT": ""},
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+
+
+def test_the_first_connection_is_given_up_the_next_never(own_stage: Stage, own_broker: PrivateBroker) -> None:
+    """Nobody answers at the start: exit code 3 after --connect-seconds, with the address and what to try."""
+    own_broker.kill()
+    actors = [own_stage.worker("w1", connect_seconds=1), own_stage.coordinator(connect_seconds=1)]
+    assert [actor.ended(20) for actor in actors] == [3, 3]
+    for actor in actors:
+        actor.says("No broker answers at")
+    wait_until(lambda: not own_broker.is_running(), 5)

@@ -1,0 +1,87 @@
+"""The network between one actor and the broker is cut, swallows, crawls, or is half open."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.conftest import MakeStage
+from tests.faults.forwarder import Forwarder
+from tests.faults.stage import MANY_PARTS, SMALL_PARTS, Actor, Stage, passed
+
+QUICK_HEARTBEAT: dict[str, float] = {"broker.rabbitmq:_HEARTBEAT_SECONDS": 2}
+
+
+@pytest.fixture
+def forwarder(vhost: str) -> Iterator[Forwarder]:
+    """Between one actor and the broker."""
+    with Forwarder(vhost) as forwarder:
+        yield forwarder
+
+
+@pytest.fixture
+def parts_stage(vhost: str, make_stage: MakeStage) -> Stage:
+    """A model of 25 parts, heartbeats of 2 s."""
+    return make_stage(vhost, size=MANY_PARTS, patches=SMALL_PARTS | QUICK_HEARTBEAT)
+
+
+def cast(stage: Stage, forwarder: Forwarder, role: str, rounds: int = 2) -> tuple[Actor, list[Actor]]:
+    """All actors; one of them behind the forwarder. That one, and all."""
+    urls = {role: {"amqp_url": forwarder.amqp_url}}
+    workers = [stage.worker(name, train_seconds=2, **urls.get(name, {})) for name in ("w1", "w2", "w3")]
+    coordinator = stage.coordinator(rounds=rounds, **urls.get("coordinator", {}))
+    return (coordinator if role == "coordinator" else workers[0]), [coordinator, *workers]
+
+
+def assert_undisturbed(stage: Stage, actors: list[Actor], rounds: int = 2) -> None:
+    assert [actor.ended(90) for actor in actors] == [0, 0, 0, 0], stage.story
+    stage.assert_same_bits(rounds=rounds)
+    stage.assert_nobody_trained_twice()
+
+
+each_role = pytest.mark.parametrize("role", ["coordinator", "w1"])
+
+
+@each_role
+def test_a_cut_network_is_connected_again(parts_stage: Stage, forwarder: Forwarder, role: str) -> None:
+    """Connections end, and new ones are refused for 3 s. The actor reconnects by itself, and nothing is lost."""
+    actor, actors = cast(parts_stage, forwarder, role)
+    parts_stage.wait(lambda: parts_stage.has_begun("w1", 1), 30, "round 1")
+    forwarder.cut()
+    actor.says("Reconnecting.")
+    passed(3)
+    forwarder.restore()
+    actor.says("Connected to the broker again.")
+    assert_undisturbed(parts_stage, actors)
+
+
+@each_role
+def test_a_black_hole_is_noticed_by_its_silence(parts_stage: Stage, forwarder: Forwarder, role: str) -> None:
+    """Bytes go nowhere, and no FIN tells of it. Missing heartbeats do: the actor gives the connection up, and connects
+    again when the network is well."""
+    actor, actors = cast(parts_stage, forwarder, role)
+    parts_stage.wait(lambda: parts_stage.has_begun("w1", 1), 30, "round 1")
+    forwarder.swallow()
+    actor.says("Reconnecting.", 30)
+    forwarder.restore()
+    actor.says("Connected to the broker again.", 60)
+    assert_undisturbed(parts_stage, actors)
+
+
+@each_role
+def test_a_half_open_predecessor_is_waited_for(parts_stage: Stage, forwarder: Forwarder, role: str) -> None:
+    """The actor's side has ended, and the broker still takes it for connected: its queue has the old reader. The new
+    connection waits behind it until the broker misses heartbeats, is then the active reader, and the run goes on."""
+    actor, actors = cast(parts_stage, forwarder, role)
+    parts_stage.wait(lambda: parts_stage.has_begun("w1", 1), 30, "round 1")
+    forwarder.half_open()
+    actor.says("Connected to the broker again.", 60)
+    assert_undisturbed(parts_stage, actors)
+
+
+@each_role
+def test_a_very_slow_network_is_only_slow(parts_stage: Stage, forwarder: Forwarder, role: str) -> None:
+    """300 KB a second for updates of 1.6 MB: heartbeats still pass, nothing is cut, nothing is sent twice."""
+    _actor, actors = cast(parts_stage, forwarder, role, rounds=1)
+    forwarder.bytes_per_second = 300_000
+    assert_undisturbed(parts_stage, actors, rounds=1)
+    assert forwarder.num_connections == 2

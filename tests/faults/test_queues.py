@@ -1,0 +1,99 @@
+"""A queue is deleted, emptied, or full, while a round is open."""
+
+import pytest
+
+from broker.management import Management
+from tests.brokers import wait_until
+from tests.faults.conftest import MakeStage
+from tests.faults.stage import MANY_PARTS, SMALL_PARTS, Stage
+
+#: The roll call comes every 30 s; here every 2 s.
+QUICK: dict[str, float] = SMALL_PARTS | {"coordinator.run:_ROLL_CALL_SECONDS": 2}
+
+
+@pytest.fixture
+def parts_stage(vhost: str, make_stage: MakeStage) -> Stage:
+    """A model of 25 parts."""
+    return make_stage(vhost, size=MANY_PARTS, patches=QUICK)
+
+
+@pytest.mark.parametrize("what", ["purge", "delete"])
+@pytest.mark.parametrize("queue", ["coordinator", "upload.w1", "worker.w1"])
+def test_a_lost_queue_is_noticed_and_the_round_ends(parts_stage: Stage, queue: str, what: str) -> None:
+    """Somebody deletes or empties a queue, with the update of w1 in it or on its way. The queue is made again, and
+    what was in it is asked for again, not waited for until the deadline; nobody trains twice."""
+    stage = parts_stage
+    stage.worker("w1")
+    stage.workers("w2", "w3", train_seconds=4)
+    coordinator = stage.coordinator(rounds=2, breaks=(stage.hold("fetch"),), run={"deadline_seconds": 600.0})
+    stage.reached("fetch")
+    link = stage.link()
+    link.purge(queue) if what == "purge" else link.delete([queue])
+    stage.let_go("fetch")
+    assert coordinator.ended(60) == 0, stage.story
+    stage.assert_same_bits(rounds=2)
+    stage.assert_nobody_trained_twice()
+
+
+@pytest.mark.parametrize("what", ["purge", "delete"])
+def test_lost_announcements_are_asked_for_again(parts_stage: Stage, what: str) -> None:
+    """The coordinator is away; all updates are announced, and its queue is emptied. Its next roll call finds workers
+    that have announced what nobody has: it asks for the updates again, and nobody trains twice."""
+    stage = parts_stage
+    stage.workers(train_seconds=1)
+    first = stage.coordinator(rounds=2, run={"deadline_seconds": 600.0})
+    stage.wait(lambda: stage.has_begun("w3", 1), 30, "round 1")
+    first.kill()
+    stage.wait(lambda: len(stage.notes("ended")) == 3, 30, "all trainings")
+    link = stage.link()
+    wait_until(lambda: sum(num_held(stage, f"upload.{name}") for name in ("w1", "w2", "w3")) == 75, 20)
+    link.purge("coordinator") if what == "purge" else link.delete(["coordinator"])
+    second = stage.coordinator(rounds=2, run={"deadline_seconds": 600.0})
+    assert second.ended(60) == 0, stage.story
+    stage.assert_same_bits(rounds=2)
+    stage.assert_nobody_trained_twice()
+
+
+def num_held(stage: Stage, queue: str) -> int:
+    """How many messages wait in a queue; they are taken and given back."""
+    link = stage.link()
+    count = 0
+    while link.fetch(queue) is not None:
+        count += 1
+    link.close()
+    return count
+
+
+@pytest.mark.parametrize("queue", ["upload.w1", "worker.w1", "coordinator"])
+def test_a_full_queue_is_told_and_the_round_ends(
+    parts_stage: Stage, management: Management, queue: str
+) -> None:
+    """A policy lets a queue hold five messages, and refuses more. Who is refused says so and tries again; when the
+    policy is gone the run ends with the same bits."""
+    stage = parts_stage
+    vhost = stage.amqp_url.rsplit("/", 1)[1]
+    limit = {"max-length": 5, "overflow": "reject-publish"}
+    management.put_policy(vhost, "tight", pattern=f"^{queue.replace('.', '[.]')}$", definition=limit)
+    stage.workers()
+    coordinator = stage.coordinator(rounds=2, run={"deadline_seconds": 600.0})
+    refused = [actor for actor in stage.actors if actor.name == ("coordinator" if "worker" in queue else "w1")]
+    if queue != "coordinator":
+        refused[0].says("a queue is full", 30)
+    management._call("DELETE", f"policies/{vhost}/tight")
+    assert coordinator.ended(60) == 0, stage.story
+    stage.assert_same_bits(rounds=2)
+    stage.assert_nobody_trained_twice()
+
+
+def test_a_full_worker_queue_does_not_hold_up_the_others(parts_stage: Stage, management: Management) -> None:
+    """The queue of one worker stays full for ever. The others get their round start, the round closes on the quorum,
+    and the one without is late."""
+    stage = parts_stage
+    vhost = stage.amqp_url.rsplit("/", 1)[1]
+    limit = {"max-length": 5, "overflow": "reject-publish"}
+    stage.workers()
+    stage.wait(lambda: all("Connected" in actor.said or True for actor in stage.actors), 5, "")
+    management.put_policy(vhost, "tight", pattern="^worker[.]w1$", definition=limit)
+    coordinator = stage.coordinator(rounds=2, run={"quorum": 2, "grace_seconds": 1.0})
+    assert coordinator.ended(60) == 0, stage.story
+    assert all({"w2", "w3"} <= set(row["accepted"]) for row in stage.checkpoint.history[1:])
