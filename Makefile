@@ -4,9 +4,11 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 SHELL  := /bin/bash
+MINUTES ?= 30
+SEED    ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install broker needs-broker needs-rabbitmq check format test test-unit demo clean
+.PHONY: help venv install broker needs-broker needs-rabbitmq needs-browser check format test test-browser soak test-unit demo clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -53,6 +55,19 @@ format: install  ## let ruff lay out the code
 
 test: needs-rabbitmq  ## all tests: unit, integration, faults, system
 	$(BIN)/python -m pytest tests/unit tests/integration tests/faults tests/system
+
+# axe-core comes by npm. Where a package can't be installed the tests skip, and fail in CI.
+needs-browser: install
+	@command -v chromium >/dev/null || deploy/install-package chromium || true
+	@command -v chromedriver >/dev/null || deploy/install-package chromium-driver || true
+	@command -v npm >/dev/null || deploy/install-package npm || true
+
+test-browser: needs-rabbitmq needs-browser  ## the pages in a real browser; screenshots in build/screenshots
+	$(BIN)/python -m pytest tests/browser
+
+soak: needs-rabbitmq  ## all faults at random on real processes, for MINUTES=30 (SEED=1), and the long fault tests
+	$(BIN)/python -m pytest -m soak tests/faults
+	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) --seed $(SEED)
 
 test-unit: install  ## the tests that need no broker
 	$(BIN)/python -m pytest tests/unit

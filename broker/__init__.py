@@ -13,6 +13,7 @@ Contents:
     management  RabbitMQ's management API: policies, users, permissions
     server      a broker to work with: found, contained, or private
     command     what the three command lines share
+    web         what the two pages share
     logs        the story on stderr
     cli         the command `broker`
 """

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from broker import messages, names
 from broker.errors import BrokerError, ProtocolError
 from broker.link import Delivery, Link
-from broker.messages import Launch, LaunchAnswered, Message, Ping, StatusAsked, StatusTold
+from broker.messages import Launch, LaunchAnswered, Message, Part, Ping, StatusAsked, StatusTold
 
 logger = logging.getLogger(__name__)
 
@@ -29,21 +29,29 @@ class Inbox:
         self._may_send = may_send
         self.num_dead = 0
 
-    def open(self, delivery: Delivery) -> Message | None:
-        """The message of a delivery; None when it is not ours: then it is in `dead` and acknowledged."""
+    def open(self, delivery: Delivery, *, uploader: str | None = None) -> Message | None:
+        """The message of a delivery; None when it is not ours: then it is in `dead` and acknowledged.
+
+        Args:
+            uploader: The worker whose upload queue it comes from: parts, sent by that worker's account, are all it holds.
+        """
         try:
             message = messages.decode(delivery.body, delivery.content_type)
-            self._check_sender(message, delivery.user_id)
+            self._check_sender(message, delivery.user_id, uploader)
         except ProtocolError as exc:
             self.bury(delivery, str(exc))
             self._link.ack([delivery])
             return None
         return message
 
-    def _check_sender(self, message: Message, account: str | None) -> None:
+    def _check_sender(self, message: Message, account: str | None, uploader: str | None) -> None:
         if account is None:
             raise ProtocolError("Expected the sender's account in user_id, got none.")
-        if account != self._link.account and not self._may_send(message, account):
+        if uploader is not None:
+            may_send = isinstance(message, Part) and names.is_of(account, uploader)
+        else:
+            may_send = self._may_send(message, account)
+        if account != self._link.account and not may_send:
             raise ProtocolError(f"The account {account!r} may not send this {message.TYPE}.")
 
     def bury(self, delivery: Delivery, reason: str) -> None:

@@ -13,6 +13,17 @@ Contents, from the pure to the wire:
     keras_child    the child process itself
     inbox          deliveries judged for form and sender
     fetching       the parts of one announced update
+    session        the place at the broker: its queue, its claim, who is there
     run            the rounds over the broker
+    view           what a person sees of workers and runs, as plain values
+    launching      the options of a run, wherever it is asked for
+    shelf          the folder --runs
+    showcase       where the loop lays out its state for the page's threads
+    serving        one run after the other, on one session
+    page, metrics  the network's page, its JSON, and /metrics
+    service        from the command line to a coordinator that serves
+    asking         `coordinator launch` and `status`: questions over the broker
+    console        the live bar of `coordinator run`
+    table          what `coordinator status` prints
     cli            the command `coordinator`
 """

@@ -24,6 +24,7 @@ from broker.logs import LogContext
 from broker.management import Management
 from broker.rabbitmq import LinkSettings, RabbitLink
 from coordinator.asking import Asker, asking
+from coordinator.console import Console
 from coordinator.files import lock_folder, make_folder
 from coordinator.history import Row
 from coordinator.launching import as_texts, launch_options, make_options, run_options
@@ -86,7 +87,13 @@ def _play(options: RunOptions, amqp_url: str, connect_seconds: float, log: LogCo
         link.open()
         try:
             with ModelProcess() as models:
-                return Run(link, options, models, stop=stop.event, log=log).play()
+                run = Run(link, options, models, stop=stop.event, log=log)
+                console = Console(run.view)
+                run.each_turn(console.draw)
+                try:
+                    return run.play()
+                finally:
+                    console.end()
         finally:
             link.close()
 

@@ -61,7 +61,7 @@ class Fetcher:
         assembly = Assembly(self.out, update.upload_id, self._part_bytes)
         flaw: str | None = None
         for delivery in self._deliveries(names.upload_queue(update.worker)):
-            part = self._inbox.open(delivery)
+            part = self._inbox.open(delivery, uploader=update.worker)
             if part is None:
                 continue
             held.append(delivery.without_body())

@@ -183,6 +183,10 @@ class Run:
         self._is_to_stop = True
         self._is_to_stop_now = self._is_to_stop_now or now
 
+    def each_turn(self, act: Callable[[], None]) -> None:
+        """Have something done at every turn of the loop, e.g. show how far the run is."""
+        self._session.errand = act
+
     def view(self) -> RunView:
         """What a person wants to know of it at this moment."""
         opened, state, options = self._opened, self._state, self._options

@@ -9,7 +9,7 @@ const BADGES = {
   answered: "good", late: "warn", rejected: "bad", declined: "bad",
 };
 const WORDS = {
-  invited: "receiving the round", measuring: "measuring the model", evaluating: "measuring the model",
+  measuring: "measuring the model", evaluating: "measuring the model",
   declined: "can’t answer",
 };
 

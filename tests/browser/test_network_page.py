@@ -9,7 +9,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from tests.brokers import wait_until
+from tests.brokers import started_broker, wait_until
 from tests.browser.chromium import (
     axe_faults,
     be_dark,
@@ -165,3 +165,23 @@ def test_the_page_comes_back_after_the_coordinator_does_and_the_run_goes_on(lab:
     page.browser.refresh()
     page.until(lambda: page.rounds() >= 1, 10, "the run")
     page.check("network-phone")
+
+
+def test_a_broker_that_goes_away_is_a_state_of_the_page(page: Page, tmp_path: Path) -> None:
+    """Killed and started again: the page says so, is served all the while, and says when it is over."""
+    with started_broker(tmp_path / "broker") as broker, Lab(tmp_path, broker.amqp_url) as lab:
+        lab.serve()
+        page.browser.get(lab.address)
+        page.until(lambda: "connected" in page.text("broker-state"), 30, "a connection")
+        page.until(lambda: "ready" in page.text("coordinator-state"), 30, "a ready coordinator")
+        broker.kill()
+        page.until(lambda: "away" in page.text("broker-state"), 30, "word of the loss")
+        assert page.browser.find_element(By.ID, "broker-away").is_displayed()
+        assert not page.can_launch()
+        page.browser.refresh()
+        page.until(lambda: "away" in page.text("broker-state"), 10, "the same after a reload")
+        assert lab.post("/api/launch", {"task": TASK, "options": {"workers": "1"}})[0] in (400, 503)
+        page.check("network-broker-away")
+        broker.start()
+        page.until(lambda: "connected" in page.text("broker-state"), 60, "the connection again")
+        assert console_errors(page.browser) == []

@@ -90,6 +90,7 @@ class Options:
     Attributes:
         size: Float weights of the stand-in model.
         train_seconds: How long a training takes; it looks at the wish to stop every 50 ms.
+        busy_seconds: How long a training computes in pure Python without looking at the wish to stop.
         holds_gil_seconds: How long a training blocks all of Python besides, as a C extension can.
         names: More than one: a process that speaks for several workers, one after the other.
         trainings: Where each training is noted, one JSON line each.
@@ -105,6 +106,7 @@ class Options:
     size: int = 1000
     num_examples: int = 100
     train_seconds: float = 0.0
+    busy_seconds: float = 0.0
     holds_gil_seconds: float = 0.0
     once: bool = True
     is_swarm: bool = False
@@ -219,6 +221,8 @@ class NumpyTrainer:
             from broker.errors import DataError
 
             raise DataError("the images can't be read")
+        while time.monotonic() - begun < self._options.busy_seconds:
+            sum(range(1000))  # Python that never waits
         if self._options.holds_gil_seconds:
             hold_gil(self._options.holds_gil_seconds)
         while time.monotonic() - begun < self._options.train_seconds:

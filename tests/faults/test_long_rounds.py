@@ -74,6 +74,28 @@ def test_training_that_blocks_python_costs_a_reconnect_at_most(vhost: str, make_
     stage.assert_nobody_trained_twice()
 
 
+def test_busy_training_misses_no_heartbeat(vhost: str, make_stage: MakeStage) -> None:
+    """The training thread computes in pure Python for four times the heartbeat (of 2 s here) without a pause. The link
+    has a thread of its own, gets its turns, and the connection stays."""
+    stage = make_stage(vhost, size=MANY_PARTS, patches=SMALL_PARTS | {"broker.rabbitmq:_HEARTBEAT_SECONDS": 2})
+    workers = [*stage.workers("w1", "w2"), stage.worker("w3", busy_seconds=8)]
+    coordinator = stage.coordinator(rounds=1)
+    assert [actor.ended(90) for actor in [coordinator, *workers]] == [0, 0, 0, 0], stage.story
+    stage.assert_same_bits(rounds=1)
+    assert "Reconnecting" not in stage.story
+
+
+@pytest.mark.soak
+def test_busy_training_of_three_minutes_outlasts_the_delivery_timeout(impatient_stage: Stage) -> None:
+    """Three minutes of pure Python under a delivery timeout of 8 s, with the real heartbeats of 15 s."""
+    workers = [*impatient_stage.workers("w1", "w2"), impatient_stage.worker("w3", busy_seconds=180)]
+    coordinator = impatient_stage.coordinator(rounds=1, run={"deadline_seconds": 600.0})
+    assert [actor.ended(300) for actor in [coordinator, *workers]] == [0, 0, 0, 0], impatient_stage.story
+    impatient_stage.assert_same_bits(rounds=1)
+    impatient_stage.assert_nobody_trained_twice()
+    assert "Reconnecting" not in impatient_stage.story
+
+
 @pytest.mark.soak
 def test_training_that_blocks_python_for_a_minute(vhost: str, make_stage: MakeStage) -> None:
     """The same with the real heartbeats of 15 s, blocked for 60 s."""

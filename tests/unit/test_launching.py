@@ -1,0 +1,136 @@
+"""Options of a launch as texts: read as the command line reads them, written so that they are read back."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from broker.errors import CheckpointError, UsageError
+from coordinator.launching import as_texts, make_options, option_names, read_options
+from coordinator.shelf import LaunchRecord, Shelf, read_launch, write_launch
+
+NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
+
+
+def test_what_is_left_out_has_the_command_lines_default() -> None:
+    """A launch of {} is `coordinator run` with no options."""
+    read = read_options({})
+    assert (read["rounds"], read["workers"], read["quorum"], read["strategy"]) == (5, 2, None, "fedavg")
+    assert read["from_scratch"] is False
+
+
+def test_names_and_values_are_those_of_the_command_line() -> None:
+    """Dashes or underscores; flags are true or false; several KEY=VALUE are separated by commas."""
+    read = read_options(
+        {
+            "rounds": "7",
+            "deadline_seconds": "90",
+            "--from-scratch": "true",
+            "deterministic": "false",
+            "strategy": "fedavgm",
+            "strategy-option": "momentum=0.5, learning_rate=2",
+        }
+    )
+    assert (read["rounds"], read["deadline_seconds"], read["from_scratch"]) == (7, 90.0, True)
+    assert read["deterministic"] is False
+    assert read["strategy_options"] == {"momentum": "0.5", "learning_rate": "2"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"out": "/tmp"}, {"rounds": "many"}, {"rounds": "0"}, {"deterministic": "perhaps"}, {"help": ""}],  # noqa: S108
+)
+def test_what_the_command_line_refuses_is_refused(options: dict[str, str]) -> None:
+    """An unknown option or an impossible value is an error that can be read, and never ends the process."""
+    with pytest.raises(UsageError):
+        read_options(options)
+
+
+def test_options_written_as_texts_are_read_back() -> None:
+    """launch.json and a message hold what the person asked for."""
+    asked = read_options(
+        {"rounds": "3", "strategy": "fedavgm", "strategy-option": "momentum=0.5", "seed": "4"}
+    )
+    assert read_options(as_texts(asked)) == asked
+    assert set(as_texts(asked)) <= set(option_names())
+
+
+def test_a_contradiction_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    """A quorum above the number of workers can never be reached."""
+    asked = read_options({"workers": "2", "quorum": "3"})
+    asked.pop("from_scratch")
+    with pytest.raises(UsageError, match="quorum"):
+        make_options("mnist", tmp_path / "run", asked)
+
+
+# The shelf
+
+
+def record(**changes: str) -> LaunchRecord:
+    return LaunchRecord(**{"task": "mnist", "options": {}, "launched_at": "2026-11-25T12:00:00", **changes})  # type: ignore[arg-type]
+
+
+def save_run(place: Path, task: str, rounds: int, launched_at: str, outcome: str | None = "done") -> None:
+    write_launch(place, record(task=task, launched_at=launched_at, outcome=outcome))  # type: ignore[arg-type]
+    identity = f'{{"task": "{task}", "strategy": "fedavg", "rounds": 5, "started_at": "{launched_at}"}}'
+    (place / "run.json").write_text(identity)
+    (place / "history.csv").write_text(f"round,val_accuracy\n0,0.5\n{rounds},0.75\n")
+    (place / "model.keras").write_bytes(b"model")
+
+
+def test_runs_are_named_after_their_task_and_day(tmp_path: Path) -> None:
+    """TASK-DATE-N, whatever a task's name holds."""
+    shelf = Shelf(tmp_path)
+    assert shelf.place_for("mnist", NOON).name == "mnist-20261125-1"
+    (tmp_path / "mnist-20261125-1").mkdir()
+    assert shelf.place_for("mnist", NOON).name == "mnist-20261125-2"
+    assert shelf.place_for("my.models:build", NOON).name == "my.models-build-20261125-1"
+    assert shelf.place_for("../../etc/x.keras", NOON).name == "x-20261125-1"
+    assert shelf.place_for("../..", NOON).parent == tmp_path
+
+
+def test_a_task_goes_on_from_the_newest_run_that_closed_a_round(tmp_path: Path) -> None:
+    """A run that never closed a round has nothing to go on from."""
+    shelf = Shelf(tmp_path)
+    save_run(tmp_path / "a", "mnist", 5, "2026-11-24")
+    save_run(tmp_path / "b", "mnist", 3, "2026-11-25")
+    save_run(tmp_path / "c", "mnist", 0, "2026-11-26")
+    save_run(tmp_path / "d", "other", 5, "2026-11-27")
+    assert shelf.last_model("mnist") == tmp_path / "b" / "model.keras"
+    assert shelf.last_model("chest-xray") is None
+    assert [each["id"] for each in shelf.summaries()] == ["d", "c", "b", "a"]
+    assert shelf.summaries()[0]["measures"] == {"accuracy": 0.75}
+
+
+def test_the_run_without_an_outcome_is_the_unfinished_one(tmp_path: Path) -> None:
+    """After a restart it goes on."""
+    shelf = Shelf(tmp_path)
+    save_run(tmp_path / "a", "mnist", 5, "2026-11-24")
+    assert shelf.unfinished() is None
+    save_run(tmp_path / "b", "mnist", 2, "2026-11-25", outcome=None)
+    found = shelf.unfinished()
+    assert found is not None
+    assert found[0] == tmp_path / "b"
+
+
+@pytest.mark.parametrize("name", ["..", "a/../b", "", ".lock", "missing"])
+def test_only_a_run_is_found(tmp_path: Path, name: str) -> None:
+    """No name from an address leads out of the folder."""
+    save_run(tmp_path / "a", "mnist", 5, "2026-11-24")
+    assert Shelf(tmp_path).find(name) is None
+    assert Shelf(tmp_path).find("a") == tmp_path / "a"
+
+
+def test_a_foreign_launch_file_is_named(tmp_path: Path) -> None:
+    """What can't be read is said, with its path."""
+    (tmp_path / "launch.json").write_text('{"other": 1}')
+    with pytest.raises(CheckpointError, match=r"launch\.json"):
+        read_launch(tmp_path)
+
+
+def test_a_run_that_a_person_broke_is_left_out(tmp_path: Path) -> None:
+    """One bad folder does not hide the others."""
+    save_run(tmp_path / "a", "mnist", 5, "2026-11-24")
+    save_run(tmp_path / "b", "mnist", 5, "2026-11-25")
+    (tmp_path / "b" / "run.json").write_text("no json")
+    assert [each["id"] for each in Shelf(tmp_path).summaries()] == ["a"]

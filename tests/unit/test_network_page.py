@@ -1,0 +1,201 @@
+"""The page's HTTP side without a broker: who may ask for what, and how errors are said."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+from broker import web
+from broker.errors import NobodyServes, UsageError
+from coordinator.page import TOKEN_HEADER, create_app
+from coordinator.shelf import Shelf
+from coordinator.showcase import Showcase
+
+TOKEN = "correct-horse"
+LOCAL = {"REMOTE_ADDR": "127.0.0.1"}
+ELSEWHERE = {"REMOTE_ADDR": "192.0.2.7"}
+
+
+class FakeServing:
+    """Takes launches and remembers them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.shelf = Shelf(folder)
+        self.showcase = Showcase()
+        self.is_connected = True
+        self.launched: list[tuple[str, dict[str, str]]] = []
+        self.error: Exception | None = None
+
+    def launch(self, task: str, options: dict[str, str]) -> str:
+        if self.error:
+            raise self.error
+        self.launched.append((task, options))
+        return f"{task}-1"
+
+    def stop_run(self, *, now: bool) -> str:
+        raise UsageError("There is no run under way." if not now else "now")
+
+
+@pytest.fixture
+def serving(tmp_path: Path) -> FakeServing:
+    return FakeServing(tmp_path)
+
+
+@pytest.fixture
+def stop() -> threading.Event:
+    return threading.Event()
+
+
+@pytest.fixture
+def client(serving: FakeServing, stop: threading.Event) -> FlaskClient:
+    app = create_app(serving, host="127.0.0.1", token=TOKEN, stop=stop)  # type: ignore[arg-type]
+    return app.test_client()
+
+
+def launch(client: FlaskClient, origin: dict[str, str], **headers: str) -> int:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    answer = client.post("/api/launch", json={"task": "mnist"}, environ_base=origin, headers=named)
+    return answer.status_code
+
+
+def test_this_machine_launches_without_a_token(client: FlaskClient, serving: FakeServing) -> None:
+    """Numbers and flags become the texts that a message holds."""
+    body = {
+        "task": "mnist",
+        "options": {"rounds": 3, "from-scratch": True, "learning-rate": 0.5, "seed": "1"},
+    }
+    answer = client.post("/api/launch", json=body, environ_base=LOCAL)
+    assert (answer.status_code, answer.json) == (202, {"run": "mnist-1"})
+    options = {"rounds": "3", "from-scratch": "true", "learning-rate": "0.5", "seed": "1"}
+    assert serving.launched == [("mnist", options)]
+
+
+def test_another_machine_needs_the_token(client: FlaskClient, serving: FakeServing) -> None:
+    """Also one behind a proxy on this machine."""
+    assert launch(client, ELSEWHERE) == 403
+    assert launch(client, ELSEWHERE, X_Warren_Token="wrong") == 403
+    assert launch(client, LOCAL, X_Forwarded_For="192.0.2.7") == 403
+    assert serving.launched == []
+    assert launch(client, ELSEWHERE, X_Warren_Token=TOKEN) == 202
+
+
+def test_another_sites_page_changes_nothing(client: FlaskClient, serving: FakeServing) -> None:
+    """Neither with a foreign Origin, nor as a browser marks it, nor by a form, nor under another name."""
+    assert launch(client, LOCAL, Origin="https://evil.example") == 403
+    assert launch(client, LOCAL, Sec_Fetch_Site="cross-site") == 403
+    assert launch(client, LOCAL, Host="evil.example") == 403
+    form = client.post("/api/launch", data={"task": "mnist"}, environ_base=LOCAL)
+    assert form.status_code == 415
+    text = client.post("/api/launch", data='{"task": "mnist"}', content_type="text/plain", environ_base=LOCAL)
+    assert text.status_code == 415
+    assert serving.launched == []
+    assert launch(client, LOCAL, Origin="http://localhost") == 202
+
+
+def test_nothing_is_shown_under_a_foreign_name(client: FlaskClient) -> None:
+    """DNS rebinding reads nothing."""
+    assert client.get("/api/state", headers={"Host": "evil.example"}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "body", [[], {"task": 1}, {"task": "mnist", "more": 1}, {"task": "mnist", "options": {"rounds": []}}, {}]
+)
+def test_a_wrong_body_is_said_to_be_wrong(client: FlaskClient, body: Any) -> None:
+    """400, with a reason."""
+    answer = client.post("/api/launch", json=body, environ_base=LOCAL)
+    assert answer.status_code == 400
+    assert answer.json is not None
+    assert answer.json["error"]
+
+
+def test_errors_of_ours_are_answers(client: FlaskClient, serving: FakeServing) -> None:
+    """Impossible is 400, not now is 503; both say why."""
+    serving.error = UsageError("busy")
+    assert launch(client, LOCAL) == 400
+    serving.error = NobodyServes("away")
+    assert launch(client, LOCAL) == 503
+    answer = client.post("/api/stop", json={"now": False}, environ_base=LOCAL)
+    assert (answer.status_code, answer.json) == (400, {"error": "There is no run under way."})
+
+
+@pytest.mark.parametrize(
+    "path", ["/runs/../x/model.keras", "/runs/none/model.keras", "/api/runs/none", "/runs/a/checkpoint"]
+)
+def test_only_a_runs_own_files_are_given(client: FlaskClient, serving: FakeServing, path: str) -> None:
+    """No checkpoint, and nothing outside of --runs."""
+    place = serving.shelf.folder / "a"
+    place.mkdir()
+    (place / "run.json").write_text("{}")
+    (place / "checkpoint").write_text("secret")
+    assert client.get(path, environ_base=LOCAL).status_code == 404
+
+
+def test_every_answer_forbids_what_the_page_does_not_need(client: FlaskClient) -> None:
+    """A strict content security policy, on errors too."""
+    for path in ("/", "/nothing", "/metrics"):
+        headers = client.get(path, environ_base=LOCAL).headers
+        assert headers["Content-Security-Policy"].startswith("default-src 'self'")
+        assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_the_page_asks_for_a_token_only_elsewhere(client: FlaskClient) -> None:
+    """And never tells it."""
+    here, there = (client.get("/", environ_base=origin).text for origin in (LOCAL, ELSEWHERE))
+    assert 'id="token"' not in here
+    assert 'id="token"' in there
+    assert TOKEN not in here + there
+
+
+def test_events_tell_the_state_at_once_and_the_connection_as_it_is(
+    client: FlaskClient, serving: FakeServing, stop: threading.Event
+) -> None:
+    """A loop that waits for the broker shows nothing new; the stream says that the broker is away all the same."""
+    serving.showcase.show({"broker": {"is_connected": True}, "workers": []}, None, [])
+    serving.is_connected = False
+    events = iter(client.get("/events", environ_base=LOCAL).response)
+    assert b"retry" in next(events)  # type: ignore[arg-type]
+    told = next(events)
+    stop.set()
+    assert isinstance(told, bytes)
+    state = json.loads(told.decode().partition("data: ")[2])
+    assert state["broker"]["is_connected"] is False
+    assert state["version"] == 1
+
+
+def test_the_showcase_counts_changes_alone() -> None:
+    """The same state shown again wakes nobody."""
+    showcase = Showcase()
+    showcase.show({"a": 1}, None, [])
+    showcase.show({"a": 1}, None, [])
+    assert showcase.exhibit.version == 1
+    assert showcase.wait(0, 1.0).version == 1
+    assert showcase.wait(1, 0.01).version == 1
+
+
+@pytest.mark.parametrize(
+    ("header", "host", "is_own"),
+    [
+        ("127.0.0.1:5000", "127.0.0.1", True),
+        ("localhost", "127.0.0.1", True),
+        ("[::1]:5000", "127.0.0.1", True),
+        ("evil.example", "127.0.0.1", False),
+        ("192.0.2.7:5000", "127.0.0.1", False),
+        ("192.0.2.7:5000", "0.0.0.0", True),  # noqa: S104
+        ("evil.example:5000", "0.0.0.0", False),  # noqa: S104
+        ("lab.example", "lab.example", True),
+        ("", "127.0.0.1", False),
+        ("[", "127.0.0.1", False),
+    ],
+)
+def test_only_this_machines_names_are_its_own(header: str, host: str, is_own: bool) -> None:
+    """A name that someone else can point here is refused."""
+    assert web.is_own_name(header, host) is is_own
+
+
+def test_the_header_of_the_token_is_the_one_that_the_page_sends() -> None:
+    """Two files agree."""
+    script = Path(__file__).parents[2] / "coordinator" / "static" / "network.js"
+    assert f'headers["{TOKEN_HEADER}"]' in script.read_text(encoding="utf-8")
