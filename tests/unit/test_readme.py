@@ -1,0 +1,51 @@
+"""The README tells the truth: every command and option in it exists."""
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+import broker.cli
+import coordinator.cli
+import worker.cli
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+GROUPS: dict[str, click.Group] = {
+    "broker": broker.cli.main, "coordinator": coordinator.cli.main, "worker": worker.cli.main,
+}  # fmt: skip
+SHOWN = re.findall(r"(?:^|[`$] ?)((?:broker|coordinator|worker) [a-z][a-z-]+[^`#\n]*)", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", sorted(set(SHOWN)))
+def test_every_command_in_the_readme_exists_with_its_options(line: str) -> None:
+    """A command that is shown can be typed."""
+    words = line.split()
+    command = GROUPS[words[0]].commands.get(words[1])
+    assert command is not None, line
+    known = {name for option in command.params for name in option.opts}
+    assert {word for word in words if word.startswith("--")} <= known | {"--help"}, line
+
+
+def test_the_first_command_comes_early() -> None:
+    """A reader sees what to type before line 20."""
+    assert "$ make demo" in "\n".join(README.splitlines()[:20])
+
+
+def test_every_make_target_in_the_readme_exists() -> None:
+    """`make X` is a target of the Makefile."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert set(re.findall(r"make ([a-z][a-z-]+)", README)) - {"and"} <= targets
+
+
+def test_every_exit_code_is_explained() -> None:
+    """The table of exit codes has them all."""
+    for code in ("| 0 |", "| 1 |", "| 2 |", "| 3 |", "| 4 |", "| 5 |", "| 128 + n |"):
+        assert code in README
+
+
+def test_every_link_leads_to_a_file() -> None:
+    """Relative links are checked."""
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
