@@ -215,7 +215,9 @@ class Round:
             return Step.CLOSE
         if self._quorum_at is not None and now >= self._quorum_at + self.record.grace_seconds:
             return Step.CLOSE
-        if self._all_answered() or now >= self._opened_at + self.record.deadline_seconds:
+        # With nobody left to answer, another attempt helps only those that could not; else one who joins is awaited.
+        is_hopeless = self._all_answered() and bool(self.rejected)
+        if is_hopeless or now >= self._opened_at + self.record.deadline_seconds:
             return self._step_at_deadline()
         return Step.WAIT
 

@@ -196,7 +196,7 @@ def main(
         subprocess.Popen([*again, name], stderr=subprocess.DEVNULL) for name in names + (["swarm"] if swarm else [])
     ]
     try:
-        print(json.dumps(coordinate(amqp_url, weights, names + swarm_names, rounds, precision)))  # noqa: T201
+        print(json.dumps(coordinate(amqp_url, weights, names + swarm_names, rounds, precision)))
         for process in processes:
             process.wait(_START_SECONDS)
     finally:

@@ -28,6 +28,7 @@ class Forwarder:
         self.num_connections = 0
         self._lock = threading.Lock()
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._left: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._open = threading.Event()  # cleared: bytes go nowhere, and nobody is told
         self._open.set()
@@ -45,6 +46,8 @@ class Forwarder:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.drop()
+        for upstream in self._left:
+            _end(upstream)
         for thread in list(self._threads):
             thread.join(5)
 
@@ -71,7 +74,7 @@ class Forwarder:
         """The actor's side ends; the broker is not told, and takes it for connected."""
         with self._lock:
             pairs, self._pairs = self._pairs, []
-            self._left = [upstream for _, upstream in pairs]
+            self._left += [upstream for _, upstream in pairs]
         for actor_side, _ in pairs:
             _end(actor_side)
 

@@ -46,7 +46,7 @@ class Chaos:
         self.memory: list[int] = []
         self._broker = broker
         self._folder = folder
-        self._random = random.Random(seed)  # noqa: S311 - a schedule, no secret
+        self._random = random.Random(seed)
         self._networks = {name: Forwarder(broker.amqp_url) for name in ("coordinator", *WORKERS)}
         self._actors: dict[str, Actor] = {}
         self._ending = threading.Event()

@@ -80,8 +80,8 @@ def test_a_half_open_predecessor_is_waited_for(parts_stage: Stage, forwarder: Fo
 
 @each_role
 def test_a_very_slow_network_is_only_slow(parts_stage: Stage, forwarder: Forwarder, role: str) -> None:
-    """300 KB a second for updates of 1.6 MB: heartbeats still pass, nothing is cut, nothing is sent twice."""
+    """1 MB a second for updates of 1.6 MB: heartbeats still pass, nothing is cut, nothing is sent twice."""
     _actor, actors = cast(parts_stage, forwarder, role, rounds=1)
-    forwarder.bytes_per_second = 300_000
+    forwarder.bytes_per_second = 1_000_000
     assert_undisturbed(parts_stage, actors, rounds=1)
     assert forwarder.num_connections == 2

@@ -125,7 +125,7 @@ def test_the_history_tells_who_took_part_and_how_good_the_model_became(finished:
     for row in rows[1:]:
         assert sorted(row["accepted"].split()) == ["hospital-1", "hospital-2", "hospital-3"]
         assert 0 <= float(row["val_accuracy"]) <= 1
-        assert 0 < float(row["loss"])
+        assert float(row["loss"]) > 0
 
 
 def test_the_worker_tells_what_a_person_in_the_lab_expects_to_see(finished: Finished) -> None:
@@ -145,7 +145,10 @@ def test_the_coordinator_never_imports_tensorflow_and_no_chatter_is_shown(finish
 
 def test_the_model_opens_with_plain_keras_and_knows_its_classes(finished: Finished) -> None:
     """`keras.models.load_model` needs nothing of ours; the class names are inside."""
-    script = "import keras, sys; model = keras.models.load_model(sys.argv[1]); print(model.input_shape, model.output_shape)"
+    script = (
+        "import keras, sys; model = keras.models.load_model(sys.argv[1]); "
+        "print(model.input_shape, model.output_shape)"
+    )
     answer = subprocess.run(
         [sys.executable, "-c", script, str(finished.folder / "model.keras")],
         capture_output=True, text=True, timeout=SECONDS, check=True,

@@ -106,7 +106,7 @@ def saved(path: Path, name: str = "good") -> Path:
     """Save one of the models above, in this process."""
     load_keras()
     space: dict[str, Any] = {}
-    exec(textwrap.dedent(MODELS), space)  # noqa: S102 - the text above
+    exec(textwrap.dedent(MODELS), space)
     space[name]().save(path)
     return path
 

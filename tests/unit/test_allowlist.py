@@ -86,7 +86,7 @@ LAMBDA = {"class_name": "__lambda__", "config": {"value": ["4wAA", None, None]}}
     [
         (model(layer("Lambda", function=LAMBDA)), "Lambda"),
         (model(layer("Activation", activation=LAMBDA)), "__lambda__"),
-        (model(layer("TFSMLayer", filepath="/tmp/x")), "TFSMLayer"),  # noqa: S108 - never opened
+        (model(layer("TFSMLayer", filepath="/tmp/x")), "TFSMLayer"),
         (model(layer("TorchModuleWrapper", wrapped={})), "TorchModuleWrapper"),
         (model(layer("JaxLayer")), "JaxLayer"),
         (model(layer("FlaxLayer")), "FlaxLayer"),

@@ -367,9 +367,9 @@ def test_a_foreign_name_is_refused(client: FlaskClient, host: str) -> None:
 
 def test_on_every_address_numbers_are_taken_and_names_are_not() -> None:
     """A number can't be rebound."""
-    assert is_own_name("192.168.1.7:5001", "0.0.0.0")  # noqa: S104
-    assert is_own_name(socket.gethostname(), "0.0.0.0")  # noqa: S104
-    assert not is_own_name("evil.example", "0.0.0.0")  # noqa: S104
+    assert is_own_name("192.168.1.7:5001", "0.0.0.0")
+    assert is_own_name(socket.gethostname(), "0.0.0.0")
+    assert not is_own_name("evil.example", "0.0.0.0")
     assert not is_own_name("", "")
 
 

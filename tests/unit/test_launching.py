@@ -38,7 +38,7 @@ def test_names_and_values_are_those_of_the_command_line() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"out": "/tmp"}, {"rounds": "many"}, {"rounds": "0"}, {"deterministic": "perhaps"}, {"help": ""}],  # noqa: S108
+    [{"out": "/tmp"}, {"rounds": "many"}, {"rounds": "0"}, {"deterministic": "perhaps"}, {"help": ""}],
 )
 def test_what_the_command_line_refuses_is_refused(options: dict[str, str]) -> None:
     """An unknown option or an impossible value is an error that can be read, and never ends the process."""

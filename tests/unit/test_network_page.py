@@ -183,8 +183,8 @@ def test_the_showcase_counts_changes_alone() -> None:
         ("[::1]:5000", "127.0.0.1", True),
         ("evil.example", "127.0.0.1", False),
         ("192.0.2.7:5000", "127.0.0.1", False),
-        ("192.0.2.7:5000", "0.0.0.0", True),  # noqa: S104
-        ("evil.example:5000", "0.0.0.0", False),  # noqa: S104
+        ("192.0.2.7:5000", "0.0.0.0", True),
+        ("evil.example:5000", "0.0.0.0", False),
         ("lab.example", "lab.example", True),
         ("", "127.0.0.1", False),
         ("[", "127.0.0.1", False),
