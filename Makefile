@@ -8,7 +8,7 @@ MINUTES ?= 30
 SEED    ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install broker needs-broker needs-rabbitmq needs-browser check format test test-browser soak test-unit demo clean
+.PHONY: bench help venv install broker needs-broker needs-rabbitmq needs-browser check format test test-browser soak test-unit demo clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -68,6 +68,9 @@ test-browser: needs-rabbitmq needs-browser  ## the pages in a real browser; scre
 soak: needs-rabbitmq  ## all faults at random on real processes, for MINUTES=30 (SEED=1), and the long fault tests
 	$(BIN)/python -m pytest -m soak tests/faults
 	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) --seed $(SEED)
+
+bench: needs-rabbitmq  ## what the transport costs, beside the floor of the same bytes
+	$(BIN)/python -m tests.bench
 
 test-unit: install  ## the tests that need no broker
 	$(BIN)/python -m pytest tests/unit

@@ -33,7 +33,7 @@ class Inbox:
         """The message of a delivery; None when it is not ours: then it is in `dead` and acknowledged.
 
         Args:
-            uploader: The worker whose upload queue it comes from: parts, sent by that worker's account, are all it holds.
+            uploader: The worker whose upload queue it comes from: it holds parts alone, of that worker's account.
         """
         try:
             message = messages.decode(delivery.body, delivery.content_type)

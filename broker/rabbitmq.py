@@ -48,6 +48,7 @@ _WINDOW_BYTES = 32 * 1024 * 1024  #: unconfirmed bytes under way at once
 _WINDOW_MESSAGES = 256
 _TRANSIENT_MILLISECONDS = "10000"
 _DEAD_BYTES = 64 * 1024
+_REFUSALS = 2  #: refused logins in a row that are believed
 _PIECE_SECONDS = 0.5  #: how often a wait looks at the wish to stop
 
 # pika 1.4 reads 4 KiB at a time into a bytes object that it appends to: quadratic in a message's size. 256 KiB
@@ -146,6 +147,7 @@ class _Wire(threading.Thread):
         self.channel: Any = None
         self.generation = 0
         self.first_error: BrokerError | None = None
+        self.num_refused = 0
         self.ready = threading.Event()
         self.is_blocked = False
         self._parameters = settings.parameters(role)
@@ -222,6 +224,7 @@ class _Wire(threading.Thread):
         was_ready = self.ready.is_set()
         self.ready.clear()
         self.first_error = error
+        self.num_refused = self.num_refused + 1 if isinstance(error, LoginRefused) else 0
         self._fail_pending(error)
         if was_ready and not self._closing.is_set():
             self._on_lost(error)
@@ -394,7 +397,8 @@ class RabbitLink:
 
     def _await_first(self, wire: _Wire, deadline: float) -> None:
         while not wire.ready.wait(0.02):
-            if isinstance(wire.first_error, LoginRefused):
+            # A connection that is cut in the middle of the login looks like a refused one, but not twice.
+            if isinstance(wire.first_error, LoginRefused) and wire.num_refused >= _REFUSALS:
                 raise wire.first_error
             if time.monotonic() > deadline or self._settings.stop.is_set():
                 raise BrokerUnreachable(

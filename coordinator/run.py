@@ -535,8 +535,12 @@ class Run:
         history = self._with_measures(the_round, state.history)
         if record.mode == "train":
             strategy_state = tuple(vector.copy() for vector in state.strategy_state)
-            vector = next_weights(self._strategy, state.vector, opened.total, strategy_state, out=self._buffer)
-            self._buffer = state.vector  # the staging buffer has become the new weights, the old ones the buffer
+            vector = next_weights(
+                self._strategy, state.vector, opened.total, strategy_state, out=self._buffer
+            )
+            self._buffer = (
+                state.vector
+            )  # the staging buffer has become the new weights, the old ones the buffer
             history.append(self._row(opened, seconds))
             self._state = replace(
                 state,

@@ -90,7 +90,12 @@ class Echo:
         """Nothing to import."""
 
     def answer(
-        self, participant: Participant, start: RoundStart, weights: Vector, _stop: threading.Event, _report: Report
+        self,
+        participant: Participant,
+        start: RoundStart,
+        weights: Vector,
+        _stop: threading.Event,
+        _report: Report,
     ) -> Trained:
         """A multiple of the weights, computed in one pass."""
         trains = participant.trains_in(start)
@@ -108,7 +113,12 @@ class Echo:
 def expected_scale(workers: list[str], rounds: int) -> float:
     """What the first weights are multiplied with after so many rounds."""
     return float(
-        np.prod([1 + np.mean([float(factor_of(name, number)) for name in workers]) for number in range(1, rounds + 1)])
+        np.prod(
+            [
+                1 + np.mean([float(factor_of(name, number)) for name in workers])
+                for number in range(1, rounds + 1)
+            ]
+        )
     )
 
 
@@ -127,13 +137,20 @@ class TimedRun(Run):
         super()._announce(opened)
 
 
-def coordinate(amqp_url: str, weights: int, workers: list[str], rounds: int, precision: Precision) -> dict[str, Any]:
+def coordinate(
+    amqp_url: str, weights: int, workers: list[str], rounds: int, precision: Precision
+) -> dict[str, Any]:
     """Play the rounds in this process and measure them."""
     models, log = NoModels(weights), logs.configure()
     link = RabbitLink(LinkSettings(amqp_url=amqp_url, name="coordinator"))
     with Stop() as stop, tempfile.TemporaryDirectory(dir=".") as folder:
         options = RunOptions(
-            task=TASK, out=Path(folder), workers=len(workers), rounds=rounds, grace_seconds=60, precision=precision
+            task=TASK,
+            out=Path(folder),
+            workers=len(workers),
+            rounds=rounds,
+            grace_seconds=60,
+            precision=precision,
         )
         link.open()
         run = TimedRun(link, options, models, stop=stop.event, log=log)  # type: ignore[arg-type]
@@ -193,7 +210,8 @@ def main(
         return
     again = [sys.executable, "-m", "tests.bench.fleet", *sys.argv[1:], "--be"]
     processes = [
-        subprocess.Popen([*again, name], stderr=subprocess.DEVNULL) for name in names + (["swarm"] if swarm else [])
+        subprocess.Popen([*again, name], stderr=subprocess.DEVNULL)
+        for name in names + (["swarm"] if swarm else [])
     ]
     try:
         print(json.dumps(coordinate(amqp_url, weights, names + swarm_names, rounds, precision)))

@@ -116,7 +116,9 @@ class Chaos:
         if self._stage.committed_round >= ROUNDS:
             return
         for name, actor in self._actors.items():
-            assert actor.is_running, f"{name} ended by itself with {actor.process.exitcode}:\n{actor.said[-4000:]}"
+            assert actor.is_running, (
+                f"{name} ended by itself with {actor.process.exitcode}:\n{actor.said[-4000:]}"
+            )
 
     def _prove(self) -> None:
         coordinator = self._actors["coordinator"]
@@ -211,7 +213,9 @@ def main(minutes: float, seed: int) -> None:
         while time.monotonic() < end:
             chaos.run(number)
             number += 1
-    click.echo(f"{number} runs of {ROUNDS} rounds in {(time.monotonic() - begun) / 60:.1f} minutes (seed {seed}),")
+    click.echo(
+        f"{number} runs of {ROUNDS} rounds in {(time.monotonic() - begun) / 60:.1f} minutes (seed {seed}),"
+    )
     click.echo("each with the bits of an undisturbed run; no process stuck, no message left in a queue.")
     click.echo(f"Memory of a worker that lived through all: {chaos.memory} MB.")
     for name, count in sorted(chaos.survived.items()):

@@ -39,7 +39,9 @@ def restarted(broker: PrivateBroker, end: Callable[[PrivateBroker], None]) -> No
     broker.start()
 
 
-each_end = pytest.mark.parametrize("end", [PrivateBroker.stop, PrivateBroker.kill], ids=["SIGTERM", "SIGKILL"])
+each_end = pytest.mark.parametrize(
+    "end", [PrivateBroker.stop, PrivateBroker.kill], ids=["SIGTERM", "SIGKILL"]
+)
 
 
 def assert_undisturbed(stage: Stage, actors: list[object], rounds: int) -> None:
@@ -108,7 +110,9 @@ def test_the_broker_is_away_for_long(own_stage: Stage, own_broker: PrivateBroker
     assert_undisturbed(own_stage, [coordinator, *workers], 1)
     assert own_stage.checkpoint.history[1]["attempt"] == 1
     for actor in own_stage.actors:
-        assert actor.said.count("Reconnecting.") == actor.said.count("Connected to the broker again."), actor.said
+        assert actor.said.count("Reconnecting.") == actor.said.count("Connected to the broker again."), (
+            actor.said
+        )
         assert actor.said.count("Reconnecting.") <= 2
 
 

@@ -54,12 +54,18 @@ few = settings(many, max_examples=300)
 # --- cases -----------------------------------------------------------------------------------------------------
 
 _scalars = (
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=9) | st.binary(max_size=9)
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=9)
+    | st.binary(max_size=9)
 )
 _values = st.recursive(
-    _scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4)
+    _scalars,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),
 )
-_lengths = st.sampled_from([b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff"])
+_lengths = st.sampled_from([kind + b"\xff\xff\xff\xff" for kind in (b"\xdd", b"\xdf", b"\xc6", b"\xdb")])
 #: Bodies that are nobody's message.
 junk = st.one_of(
     st.binary(max_size=200),
@@ -148,8 +154,8 @@ class OpenRound:
                 Part(
                     run_id=self.record.run_id, round_number=1, transfer_id=upload_id, index=index, count=count,
                     precision="float32", scale=1.0, data=data,
-                )  # fmt: skip
-            )
+                )
+            )  # fmt: skip
         announced = UpdateAnnounced(
             worker=worker, run_id=self.record.run_id, round_number=1, attempt=1, upload_id=upload_id,
             num_examples=WORKERS[worker], metrics={"loss": 1.0}, global_metrics={"loss": 1.0}, num_test_examples=10,
@@ -236,7 +242,10 @@ def test_real_messages_with_flipped_bits_change_nothing(opened: OpenRound) -> No
     """2,000 real messages of the enemy with some bits the other way: what is no longer right is dead; what still is
     says no more than the enemy may say for itself."""
     announced, parts = opened.update("w2")
-    bodies = [encode(replace_names(each)) for each in EXAMPLES] + 5 * [encode(announced), encode(joined("w2", 110))]
+    bodies = [encode(replace_names(each)) for each in EXAMPLES] + 5 * [
+        encode(announced),
+        encode(joined("w2", 110)),
+    ]
 
     @given(body=flipped(bodies), account=accounts)
     @many
@@ -261,7 +270,10 @@ def replace_names(message: Message) -> Message:
 def test_real_messages_with_changed_fields_change_nothing(opened: OpenRound) -> None:
     """2,000 real messages with a field of another type or value, without one, or with one too many."""
     announced, parts = opened.update("w2")
-    bodies = [encode(replace_names(each)) for each in EXAMPLES] + 5 * [encode(announced), encode(joined("w2", 110))]
+    bodies = [encode(replace_names(each)) for each in EXAMPLES] + 5 * [
+        encode(announced),
+        encode(joined("w2", 110)),
+    ]
 
     @given(body=refitted(bodies), account=st.sampled_from(["w2", "evil", None]), num_parts=st.integers(0, 5))
     @many
@@ -418,12 +430,18 @@ class Listening:
 
 def examples_for_worker() -> list[bytes]:
     bodies = [encode(each) for each in EXAMPLES]
-    return [body for body in bodies if decode(body).TYPE in ("round-start", "part", "round-closed", "run-finished")] + bodies
+    wanted = ("round-start", "part", "round-closed", "run-finished")
+    return [body for body in bodies if decode(body).TYPE in wanted] + bodies
 
 
-@pytest.mark.parametrize("make", [lambda: junk, lambda: flipped(examples_for_worker()), lambda: refitted(examples_for_worker())],
-                         ids=["junk", "flipped", "changed"])  # fmt: skip
-def test_whatever_comes_to_a_worker_it_goes_on_listening(make: Callable[[], st.SearchStrategy[bytes]]) -> None:
+@pytest.mark.parametrize(
+    "make",
+    [lambda: junk, lambda: flipped(examples_for_worker()), lambda: refitted(examples_for_worker())],
+    ids=["junk", "flipped", "changed"],
+)
+def test_whatever_comes_to_a_worker_it_goes_on_listening(
+    make: Callable[[], st.SearchStrategy[bytes]],
+) -> None:
     """2,000 bodies in a worker's queue, half of them under the coordinator's own account: none ends it, and nothing
     is trained that another account sent."""
     listening = Listening()
@@ -479,6 +497,8 @@ def test_memory_that_is_not_there_is_told_not_fatal(monkeypatch: pytest.MonkeyPa
 
 def test_a_held_round_of_a_forged_run_does_not_confuse(opened: OpenRound) -> None:
     """A worker that claims to hold a round nobody opened is sent the open one, and nothing else happens."""
-    opened.say("w2", replace(joined("w2", 110), held=Held(run_id="x", round_number=9, attempt=9), announced="u9"))
+    opened.say(
+        "w2", replace(joined("w2", 110), held=Held(run_id="x", round_number=9, attempt=9), announced="u9")
+    )
     opened.take_all()
     opened.assert_unmoved()

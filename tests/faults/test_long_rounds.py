@@ -48,13 +48,17 @@ def test_a_round_outlasts_the_delivery_timeout(impatient_stage: Stage) -> None:
     assert "Reconnecting" not in impatient_stage.story
 
 
-def test_a_coordinator_killed_late_in_a_long_round_has_the_acknowledged_on_disk(impatient_stage: Stage) -> None:
+def test_a_coordinator_killed_late_in_a_long_round_has_the_acknowledged_on_disk(
+    impatient_stage: Stage,
+) -> None:
     """Two updates were acknowledged in mid-round, so the broker no longer has them: they are in the partial sum on
     disk, and a coordinator that is killed then goes on with them."""
     workers = [*impatient_stage.workers("w1", "w2"), impatient_stage.worker("w3", train_seconds=9)]
     first = impatient_stage.coordinator(rounds=1)
     path = impatient_stage.out / "open-round"
-    impatient_stage.wait(lambda: path.exists() and path.stat().st_size > MANY_PARTS * 8, 30, "the partial sum")
+    impatient_stage.wait(
+        lambda: path.exists() and path.stat().st_size > MANY_PARTS * 8, 30, "the partial sum"
+    )
     first.kill()
     second = impatient_stage.coordinator(rounds=1)
     assert [actor.ended(90) for actor in [second, *workers]] == [0, 0, 0, 0], impatient_stage.story
@@ -66,7 +70,9 @@ def test_a_coordinator_killed_late_in_a_long_round_has_the_acknowledged_on_disk(
 def test_training_that_blocks_python_costs_a_reconnect_at_most(vhost: str, make_stage: MakeStage) -> None:
     """A C extension holds Python's lock for longer than three heartbeats (of 2 s here), so no thread can send one. The
     broker gives the connection up; afterwards the worker connects again, and its update counts: trained once."""
-    stage = make_stage(vhost, size=MANY_PARTS, patches=SMALL_PARTS | {"broker.rabbitmq:_HEARTBEAT_SECONDS": 2})
+    stage = make_stage(
+        vhost, size=MANY_PARTS, patches=SMALL_PARTS | {"broker.rabbitmq:_HEARTBEAT_SECONDS": 2}
+    )
     workers = [*stage.workers("w1", "w2"), stage.worker("w3", holds_gil_seconds=10)]
     coordinator = stage.coordinator(rounds=1)
     assert [actor.ended(90) for actor in [coordinator, *workers]] == [0, 0, 0, 0], stage.story
@@ -77,7 +83,9 @@ def test_training_that_blocks_python_costs_a_reconnect_at_most(vhost: str, make_
 def test_busy_training_misses_no_heartbeat(vhost: str, make_stage: MakeStage) -> None:
     """The training thread computes in pure Python for four times the heartbeat (of 2 s here) without a pause. The link
     has a thread of its own, gets its turns, and the connection stays."""
-    stage = make_stage(vhost, size=MANY_PARTS, patches=SMALL_PARTS | {"broker.rabbitmq:_HEARTBEAT_SECONDS": 2})
+    stage = make_stage(
+        vhost, size=MANY_PARTS, patches=SMALL_PARTS | {"broker.rabbitmq:_HEARTBEAT_SECONDS": 2}
+    )
     workers = [*stage.workers("w1", "w2"), stage.worker("w3", busy_seconds=8)]
     coordinator = stage.coordinator(rounds=1)
     assert [actor.ended(90) for actor in [coordinator, *workers]] == [0, 0, 0, 0], stage.story

@@ -85,8 +85,8 @@ def test_a_full_queue_is_told_and_the_round_ends(
 
 
 def test_a_full_worker_queue_does_not_hold_up_the_others(parts_stage: Stage, management: Management) -> None:
-    """One invited worker is dead, and its queue refuses the round start. The coordinator says so; the others get theirs,
-    the round closes on the quorum, and the one without is late."""
+    """One invited worker is dead, and its queue refuses the round start. The coordinator says so; the others get
+    theirs, the round closes on the quorum, and the one without is late."""
     stage = parts_stage
     vhost = stage.amqp_url.rsplit("/", 1)[1]
     dead = stage.worker("w1")
