@@ -33,6 +33,7 @@ class Inbox:
         """The message of a delivery; None when it is not ours: then it is in `dead` and acknowledged.
 
         Args:
+            delivery: As the broker gave it.
             uploader: The worker whose upload queue it comes from: it holds parts alone, of that worker's account.
         """
         try:

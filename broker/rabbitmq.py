@@ -48,7 +48,7 @@ _WINDOW_BYTES = 32 * 1024 * 1024  #: unconfirmed bytes under way at once
 _WINDOW_MESSAGES = 256
 _TRANSIENT_MILLISECONDS = "10000"
 _DEAD_BYTES = 64 * 1024
-_REFUSALS = 2  #: refused logins in a row that are believed
+_REFUSALS = 3  #: refused logins in a row that are believed
 _PIECE_SECONDS = 0.5  #: how often a wait looks at the wish to stop
 
 # pika 1.4 reads 4 KiB at a time into a bytes object that it appends to: quadratic in a message's size. 256 KiB
@@ -397,7 +397,7 @@ class RabbitLink:
 
     def _await_first(self, wire: _Wire, deadline: float) -> None:
         while not wire.ready.wait(0.02):
-            # A connection that is cut in the middle of the login looks like a refused one, but not twice.
+            # A connection that is cut in the middle of the login looks like a refused one, but not time and again.
             if isinstance(wire.first_error, LoginRefused) and wire.num_refused >= _REFUSALS:
                 raise wire.first_error
             if time.monotonic() > deadline or self._settings.stop.is_set():

@@ -19,7 +19,7 @@ from broker.command import (
     read_environment,
     without_password,
 )
-from broker.errors import EXIT_SIGNAL, UsageError
+from broker.errors import EXIT_SIGNAL, BrokerUnreachable, UsageError
 from broker.logs import LogContext
 from broker.management import Management
 from broker.rabbitmq import LinkSettings, RabbitLink
@@ -84,7 +84,7 @@ def _play(options: RunOptions, amqp_url: str, connect_seconds: float, log: LogCo
     link = _link(amqp_url, "coordinator", connect_seconds, stop)
     make_folder(options.out)
     with lock_folder(options.out, wait=options.standby, stop=stop.event):
-        link.open()
+        _open(link, stop)
         try:
             with ModelProcess() as models:
                 run = Run(link, options, models, stop=stop.event, log=log)
@@ -96,6 +96,15 @@ def _play(options: RunOptions, amqp_url: str, connect_seconds: float, log: LogCo
                     console.end()
         finally:
             link.close()
+
+
+def _open(link: RabbitLink, stop: Stop) -> None:
+    try:
+        link.open()
+    except BrokerUnreachable as exc:
+        if stop.event.is_set():
+            raise Interrupted("Stopped before the broker answered. The same command line goes on.") from exc
+        raise
 
 
 def _link(amqp_url: str, name: str, connect_seconds: float, stop: Stop) -> RabbitLink:

@@ -9,45 +9,27 @@ Errors are JSON, {"error": "..."}: 400 unreadable, 403 from a foreign page, 413 
 """
 
 import contextlib
-import errno
 import io
-import ipaddress
 import logging
-import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urlsplit
 
 from flask import Blueprint, Flask, Request, Response, abort, current_app, jsonify, render_template, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
-from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from broker.command import Stop
-from broker.errors import DataError, ModelError, UsageError
+from broker.errors import DataError, ModelError
+from broker.web import HEADERS, LOCAL_NAMES, PageServer, address_of, is_own_name, is_own_page, listen
 from worker.clinic_model import ModelSource, describe
 from worker.reading import Wanted, read_xray
 
 MAX_UPLOAD_BYTES = 50 << 20
 _MAX_DRAINED_BYTES = 1 << 30
 _AT_ONCE = 2  # images being decoded: a large one takes a few hundred MB meanwhile
-_SOCKET_SECONDS = 60.0  # who sends or takes nothing for as long is cut off
-_STOP_SECONDS = 0.1  # how often the server looks whether it shall end
-
-_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-_ANY_ADDRESS = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - compared with, not listened on
-_HEADERS = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": (
-        "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; "
-        "form-action 'none'; frame-ancestors 'none'"
-    ),
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
+_HEADERS = HEADERS | {
+    "Content-Security-Policy": HEADERS["Content-Security-Policy"] + "; img-src 'self' data: blob:"
 }
 
 _log = logging.getLogger(__name__)
@@ -100,65 +82,11 @@ def run_clinic(model: Path, host: str, port: int, announce: Callable[[str], None
     with Stop() as stop, listen(host, port) as listener:
         source = ModelSource(model)
         _log.info("Answering with %s", describe(source.current(), model)["name"])
-        if host not in _LOCAL_NAMES:
+        if host not in LOCAL_NAMES:
             _log.warning("Listening on %s: whoever reaches this address can use the page", host)
-        announce(f"The clinic is open at {address_of(listener, host)}")
-        serve(create_app(source, host), listener, stop.event)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Take the address.
-
-    Raises:
-        UsageError: It is in use, not allowed, or not this machine's.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=64)
-    except OSError as exc:
-        if exc.errno == errno.EADDRINUSE:
-            raise UsageError(
-                f"Port {port} on {host} is in use. Try another one with --port, or 0 for any that is free."
-            ) from exc
-        raise UsageError(f"Can't listen on {host}:{port}: {exc.strerror}. Check --host and --port.") from exc
-
-
-def address_of(listener: socket.socket, host: str) -> str:
-    """What to type into a browser on this machine."""
-    name = "localhost" if host in _ANY_ADDRESS else host
-    return f"http://{f'[{name}]' if ':' in name else name}:{listener.getsockname()[1]}"
-
-
-def serve(app: Flask, listener: socket.socket, stop: threading.Event) -> None:
-    """Answer requests, each in a thread of its own, until told to stop."""
-    host, port = listener.getsockname()[:2]
-    server = make_server(host, port, app, threaded=True, request_handler=_QuietHandler, fd=listener.fileno())
-    thread = threading.Thread(target=_serve, args=(server, stop), name="clinic")
-    thread.start()
-    try:
-        stop.wait()  # until a signal: serving is all that this process does
-    finally:
-        server.shutdown()
-        thread.join(_SOCKET_SECONDS)
-
-
-def _serve(server: BaseWSGIServer, stop: threading.Event) -> None:
-    try:
-        server.serve_forever(poll_interval=_STOP_SECONDS)
-    finally:
-        stop.set()
-
-
-class _QuietHandler(WSGIRequestHandler):
-    """Requests are no part of the story, and no name of a patient's file belongs into a log."""
-
-    timeout = _SOCKET_SECONDS
-
-    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        _log.debug("%s %s", self.command, code)
-
-    def version_string(self) -> str:
-        return "Warren"
+        with PageServer(create_app(source, host), listener):
+            announce(f"The clinic is open at {address_of(listener, host)}")
+            stop.event.wait()  # until a signal: serving is all that this process does
 
 
 # The pages
@@ -243,35 +171,9 @@ def _check_origin(host: str) -> None:
         abort(403, "This page answers under its own address only. Open the one that `worker clinic` printed.")
     if request.method in ("GET", "HEAD", "OPTIONS"):
         return
-    origin = request.headers.get("Origin")
-    is_foreign = origin is not None and urlsplit(origin).netloc.lower() != request.headers["Host"].lower()
-    if is_foreign or request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site"):
+    origin, fetch_site = request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site")
+    if not is_own_page(origin, fetch_site, request.headers["Host"]):
         abort(403, "Another site's page may not send images here.")
-
-
-def is_own_name(header: str, host: str) -> bool:
-    """Whether a Host header names this machine as it may be named.
-
-    Args:
-        header: NAME or NAME:PORT, as the browser sent it.
-        host: Where the server listens. On every address, all numeric ones are taken, for no foreign name can
-            turn into one.
-    """
-    try:
-        name = (urlsplit(f"//{header}").hostname or "").lower()
-    except ValueError:
-        return False
-    if name in _LOCAL_NAMES or name == host.lower():
-        return bool(name)
-    return host in _ANY_ADDRESS and (_is_address(name) or name == socket.gethostname().lower())
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _add_headers(response: Response) -> Response:

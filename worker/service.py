@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 
 from broker.command import Stop, without_password
-from broker.errors import EXIT_DONE
+from broker.errors import EXIT_DONE, BrokerUnreachable
 from broker.logs import LogContext
 from broker.rabbitmq import LinkSettings, RabbitLink
 from worker.console import Console
@@ -45,7 +45,8 @@ def take_part(
                 stop=stop.event,
             )
         )
-        link.open()
+        if not _is_open(link, stop):
+            return
         try:
             logger.info("Connected to %s; registering %s.", without_password(link_to.amqp_url), link_to.name)
             Participation(
@@ -63,6 +64,17 @@ def take_part(
             link.close()
     if stop.signal_number is not None:
         _end_process()
+
+
+def _is_open(link: RabbitLink, stop: Stop) -> bool:
+    """Connect; False when told to stop before the broker answered."""
+    try:
+        link.open()
+    except BrokerUnreachable:
+        if stop.event.is_set():
+            return False
+        raise
+    return True
 
 
 def _end_process() -> None:

@@ -26,7 +26,7 @@ from broker import logs
 from broker.card import ModelCard
 from broker.claim import Claim
 from broker.command import Stop
-from broker.errors import EXIT_SIGNAL, WarrenError
+from broker.errors import EXIT_SIGNAL, BrokerUnreachable, WarrenError
 from broker.messages import RoundStart
 from broker.private import wait_until
 from broker.rabbitmq import LinkSettings, RabbitLink
@@ -397,6 +397,11 @@ def play(options: Options) -> int:
         play_role = play_coordinator if options.role == "coordinator" else play_worker
         try:
             return play_role(options, link, stop, log)
+        except BrokerUnreachable as exc:
+            if stop.event.is_set():  # told to stop before the broker answered
+                return EXIT_SIGNAL + (stop.signal_number or 0) if options.role == "coordinator" else 0
+            click.echo(f"Error: {exc}", err=True)
+            return exc.exit_code
         except WarrenError as exc:
             click.echo(f"Error: {exc}", err=True)
             return exc.exit_code

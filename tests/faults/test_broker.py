@@ -147,13 +147,15 @@ def test_an_alarm_is_waited_out(
     reconnecting, and go on when it takes messages again."""
     if not _CTL.exists():
         pytest.skip("no rabbitmqctl at Debian's place")
-    workers = own_stage.workers(train_seconds=2)
+    workers = own_stage.workers(train_seconds=3)
     coordinator = own_stage.coordinator(rounds=2)
     own_stage.wait(lambda: own_stage.has_begun("w1", 1), 30, "round 1")
     control(own_broker, *alarm)
     workers[0].says("The broker takes no messages now")
+    passed(1)  # what had come before may still be taken
+    committed = own_stage.committed_round
     passed(4)
-    assert own_stage.committed_round == 0
+    assert own_stage.committed_round == committed < 2
     control(own_broker, *clear)
     assert [actor.ended(90) for actor in [coordinator, *workers]] == [0, 0, 0, 0], own_stage.story
     own_stage.assert_same_bits(rounds=2)

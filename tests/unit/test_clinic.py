@@ -18,8 +18,9 @@ from PIL import Image
 
 from broker.card import ModelCard
 from broker.errors import ModelError, UsageError
+from broker.web import address_of, is_own_name, listen
 from deploy.synthetic import make_xray
-from worker.clinic import MAX_UPLOAD_BYTES, address_of, create_app, is_own_name, listen
+from worker.clinic import MAX_UPLOAD_BYTES, create_app
 from worker.clinic_model import Classifier, ModelSource, describe
 from worker.gradcam import Look, heat_of
 from worker.images import Pixels
