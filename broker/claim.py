@@ -38,6 +38,11 @@ class Claim:
         self.is_held = False
         self.check(now)
 
+    def pause(self) -> None:
+        """The connection is lost: time without the broker says nothing about another reader."""
+        self._begun_at = None
+        self.is_held = False
+
     def check(self, now: float) -> None:
         """Repeat the ping while it does not come back.
 

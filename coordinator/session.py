@@ -207,6 +207,7 @@ class Session:
     def _on_connection(self, player: Player, event: Connection) -> None:
         if event is Connection.LOST:
             self.clock.lost()
+            self.claim.pause()
             player.on_lost()
         else:
             self.clock.restored()

@@ -138,7 +138,9 @@ class Postbox(threading.Thread):
         """Held parts come again after a reconnect; who we are is said again."""
         for incoming in self._incoming.values():
             incoming.held.clear()
-        if event is Connection.RESTORED:
+        if event is Connection.LOST:
+            self._claim.pause()
+        else:
             self._claim.begin(time.monotonic())
             self._to_join.update(self._participants)
             self._repeat_at = 0.0

@@ -51,9 +51,10 @@ def test_an_enemy_with_an_account_changes_nothing(vhost: str, make_stage: MakeSt
     made messages in the name of another worker or of the coordinator. All are in `dead` with their reason or discarded;
     the run ends with the same bits, nobody left, nobody trained twice."""
     stage = make_stage(vhost, size=MANY_PARTS, patches=SMALL_PARTS)
-    workers = [stage.worker(name, amqp_url=urls[name], train_seconds=3) for name in WORKERS]
+    held = {"w1": (stage.hold("announce"),)}  # so that all of it is judged before the round can close
+    workers = [stage.worker(name, amqp_url=urls[name], breaks=held.get(name, ())) for name in WORKERS]
     coordinator = stage.coordinator(rounds=2, amqp_url=urls["coordinator"])
-    stage.wait(lambda: len(stage.notes()) == 3, 30, "round 1")
+    stage.reached("announce")
     run_id = stage.checkpoint.run_id
     forged = [
         *(encode(Left(worker=name)) for name in WORKERS),
@@ -82,6 +83,7 @@ def test_an_enemy_with_an_account_changes_nothing(vhost: str, make_stage: MakeSt
             channel.basic_publish("federation", "coordinator", body, pika.BasicProperties(user_id="evil"))
     finally:
         connection.close()
+    stage.let_go("announce")
     assert [actor.ended() for actor in [coordinator, *workers]] == [0, 0, 0, 0], stage.story
     stage.assert_same_bits(rounds=2)
     stage.assert_nobody_trained_twice()

@@ -39,7 +39,7 @@ def impatient_stage(impatient: PrivateBroker, make_stage: MakeStage) -> Iterator
 def test_a_round_outlasts_the_delivery_timeout(impatient_stage: Stage) -> None:
     """One worker trains for more than twice the broker's delivery timeout, while the updates of the others are held.
     A checkpoint of the partial sum is written and they are acknowledged: no channel is closed, nobody reconnects."""
-    workers = [*impatient_stage.workers("w1", "w2"), impatient_stage.worker("w3", train_seconds=20)]
+    workers = [*impatient_stage.workers("w1", "w2"), impatient_stage.worker("w3", train_seconds=17)]
     coordinator = impatient_stage.coordinator(rounds=1)
     assert [actor.ended(90) for actor in [coordinator, *workers]] == [0, 0, 0, 0], impatient_stage.story
     impatient_stage.assert_same_bits(rounds=1)
@@ -86,7 +86,7 @@ def test_busy_training_misses_no_heartbeat(vhost: str, make_stage: MakeStage) ->
     stage = make_stage(
         vhost, size=MANY_PARTS, patches=SMALL_PARTS | {"broker.rabbitmq:_HEARTBEAT_SECONDS": 2}
     )
-    workers = [*stage.workers("w1", "w2"), stage.worker("w3", busy_seconds=8)]
+    workers = [*stage.workers("w1", "w2"), stage.worker("w3", busy_seconds=7)]
     coordinator = stage.coordinator(rounds=1)
     assert [actor.ended(90) for actor in [coordinator, *workers]] == [0, 0, 0, 0], stage.story
     stage.assert_same_bits(rounds=1)

@@ -39,6 +39,7 @@ def assert_undisturbed(stage: Stage, actors: list[Actor], rounds: int = 2) -> No
 
 
 each_role = pytest.mark.parametrize("role", ["coordinator", "w1"])
+mostly_one = pytest.mark.parametrize("role", ["coordinator", pytest.param("w1", marks=pytest.mark.soak)])
 
 
 @each_role
@@ -54,7 +55,7 @@ def test_a_cut_network_is_connected_again(parts_stage: Stage, forwarder: Forward
     assert_undisturbed(parts_stage, actors)
 
 
-@each_role
+@mostly_one
 def test_a_black_hole_is_noticed_by_its_silence(parts_stage: Stage, forwarder: Forwarder, role: str) -> None:
     """Bytes go nowhere, and no FIN tells of it. Missing heartbeats do: the actor gives the connection up, and connects
     again when the network is well."""
@@ -78,7 +79,7 @@ def test_a_half_open_predecessor_is_waited_for(parts_stage: Stage, forwarder: Fo
     assert_undisturbed(parts_stage, actors)
 
 
-@each_role
+@mostly_one
 def test_a_very_slow_network_is_only_slow(parts_stage: Stage, forwarder: Forwarder, role: str) -> None:
     """1 MB a second for updates of 1.6 MB: heartbeats still pass, nothing is cut, nothing is sent twice."""
     _actor, actors = cast(parts_stage, forwarder, role, rounds=1)

@@ -213,6 +213,30 @@ def test_a_worker_killed_before_it_answers_does_not_stop_the_run(
     assert (rows[1]["accepted"], rows[1]["late"]) == ("stays", "dies")
 
 
+def test_a_worker_with_other_classes_is_refused_by_name_and_the_run_goes_on(
+    broker: PrivateBroker, tmp_path: Path
+) -> None:
+    """It ends with exit code 5 and a line that has both lists of classes."""
+    for folder, kinds in (("site", "AB"), ("odd", "AC")):
+        for kind in kinds:
+            (tmp_path / folder / kind).mkdir(parents=True)
+            for number in range(12):
+                write_pixel(tmp_path / folder / kind / f"{number}.png")
+    with fresh_vhost(broker) as amqp_url:
+        words = ["--data", str(tmp_path / "site"), "--once"]
+        worker = start(tmp_path / "w.log", "worker", "run", "--name", "good", *words, amqp_url=amqp_url)
+        words = ["--workers", "1", "--rounds", "1", "--out", str(tmp_path / "run")]
+        coordinator = start(tmp_path / "c.log", "coordinator", "run", "chest-xray", *words, amqp_url=amqp_url)
+        wait_until(lambda: "Round 1 of 1" in (tmp_path / "c.log").read_text(), 120)
+        odd = command("worker", "run", "--name", "odd", "--data", str(tmp_path / "odd"), amqp_url=amqp_url)
+        assert odd.returncode == 5
+        assert "A, C" in odd.stderr
+        assert "A, B" in odd.stderr
+        assert coordinator.wait(120) == 0
+        assert worker.wait(60) == 0
+    assert history(tmp_path / "run")[1]["accepted"] == "good"
+
+
 def test_below_the_quorum_the_round_is_retried_and_then_the_run_ends_with_4(
     broker: PrivateBroker, tmp_path: Path
 ) -> None:
