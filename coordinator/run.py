@@ -420,7 +420,7 @@ class Run:
             num_examples={worker: self._roster.members[worker].num_examples for worker in invited},
             scale_exponent=scale_exponent(self._roster.num_examples(selected)),
             part_bytes=PART_BYTES,
-            quorum=options.needed if mode == "train" else 0,
+            quorum=options.needed,
             deadline_seconds=options.deadline_seconds,
             grace_seconds=options.grace_seconds,
         )

@@ -123,11 +123,17 @@ def test_an_evaluating_worker_never_counts_towards_the_quorum() -> None:
 
 def test_a_measuring_round_does_not_wait_for_those_who_went_away() -> None:
     """The last model is measured by whoever is there."""
-    the_round = Round(replace(RECORD, mode="evaluate", quorum=0, grace_seconds=1000), 0.0)
+    the_round = Round(replace(RECORD, mode="evaluate"), 0.0)
     the_round.settle(update("a", parts=0), Verdict.ACCEPTED, None, 0.0)
     assert the_round.next_step(1.0) is Step.WAIT
     the_round.note_away(frozenset({"b", "c"}))
     assert the_round.next_step(1.0) is Step.CLOSE
+
+
+def test_a_measuring_round_gives_its_workers_the_time_they_need() -> None:
+    """The grace time begins with the quorum, not with the round: slow workers are measured, too."""
+    the_round = Round(replace(RECORD, mode="evaluate"), 0.0)
+    assert [the_round.next_step(now) for now in (50.0, 100.0)] == [Step.WAIT, Step.CLOSE]
 
 
 def test_metrics_are_weighted_by_examples() -> None:
