@@ -154,6 +154,7 @@ class Run:
             self._prepare()
             while self._committed.round_number < self._options.rounds and not self._is_to_stop:
                 self._play_round("train")
+            self._await_reunion()
             if self._committed.round_number > 0 and not self._is_measured():
                 self._play_round("evaluate")
             outcome = "stopped" if self._is_to_stop else "done"
@@ -272,11 +273,9 @@ class Run:
             self._save()
         if self._opened is None and self._committed.round_number < self._options.rounds:
             self._await_workers(self._options.workers)
-        elif self._opened is None:
-            self._await_reunion()
 
     def _await_reunion(self) -> None:
-        """Nothing is left to train: wait a moment for those that took part, who wait to hear of the end."""
+        """Nothing is left to train: after a restart wait a moment for those that took part and don't know it."""
         known = set(self._committed.history[-1].get("accepted", ()))
         deadline = time.monotonic() + _REUNION_SECONDS
         while not known <= self._roster.members.keys() and time.monotonic() < deadline:

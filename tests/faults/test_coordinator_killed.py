@@ -14,6 +14,7 @@ STEPS = {
     "before a round is on disk": Break(point="open-round", count=2),
     "with a round on disk that nobody was told of": Break(point="open-round", when="after", count=2),
     "with one of three updates accepted": Break(point="settle", when="after", count=4),
+    "with all updates of the last round in the broker": Break(point="settle", count=9),
     "before averaging": Break(point="average", count=2),
     "between averaging and checkpoint": Break(point="average", when="after", count=2),
     "with the checkpoint written aside, not renamed": Break(point="fsync", when="after", count=7),
@@ -38,6 +39,7 @@ def assert_goes_on(stage: Stage, wanted: Break) -> None:
     assert [actor.ended() for actor in [second, *workers]] == [0, 0, 0, 0], stage.story
     stage.assert_same_bits()
     stage.assert_nobody_trained_twice()
+    assert "val_loss" in stage.checkpoint.history[-1], stage.story
     model = (stage.out / "model.keras").read_text()
     assert model.startswith("3 ")
     assert len((stage.out / "history.csv").read_text().splitlines()) == 1 + 1 + 3
@@ -64,13 +66,12 @@ def test_held_updates_survive_a_dropped_link_and_then_a_kill(vhost: str, make_st
     them for the next coordinator."""
     with Forwarder(vhost) as forwarder:
         stage = make_stage(vhost, size=MANY_PARTS, patches=SMALL_PARTS)
-        workers = [*stage.workers("w1", "w2"), stage.worker("w3", train_seconds=8)]
+        workers = [*stage.workers("w1", "w2"), stage.worker("w3", train_seconds=6)]
         first = stage.coordinator(rounds=1, amqp_url=forwarder.amqp_url, verbose=True)
         first.says("w1: accepted")
         first.says("w2: accepted")
         forwarder.drop()
         first.says("Connected to the broker again.")
-        first.says("Discarded", 1) if "Discarded" in first.said else None
         first.kill()
     second = stage.coordinator(rounds=1)
     assert [actor.ended() for actor in [second, *workers]] == [0, 0, 0, 0], stage.story
