@@ -131,6 +131,7 @@ def test_a_model_without_feature_maps_has_no_heat() -> None:
 def test_a_frozen_network_inside_the_model_is_explained() -> None:
     """Transfer learning: a frozen functional network, in a functional model, with an operation in between."""
     keras = load_keras()
+    keras.utils.set_random_seed(1)  # with all filters dead there would rightly be no map
     layers = keras.layers
     inner_input = keras.Input((16, 16, 1))
     inner = keras.Model(inner_input, layers.Conv2D(3, 3, strides=2, activation="relu")(inner_input))
