@@ -39,8 +39,10 @@ def restarted(broker: PrivateBroker, end: Callable[[PrivateBroker], None]) -> No
     broker.start()
 
 
-each_end = pytest.mark.parametrize(
-    "end", [PrivateBroker.stop, PrivateBroker.kill], ids=["SIGTERM", "SIGKILL"]
+mostly_stopped = pytest.mark.parametrize(
+    "end",
+    [PrivateBroker.stop, pytest.param(PrivateBroker.kill, marks=pytest.mark.soak)],
+    ids=["SIGTERM", "SIGKILL"],
 )
 mostly_killed = pytest.mark.parametrize(
     "end",
@@ -72,7 +74,7 @@ def test_the_broker_restarts_while_weights_go_out(
     assert_undisturbed(own_stage, [coordinator, *workers], 2)
 
 
-@each_end
+@mostly_stopped
 def test_the_broker_restarts_while_workers_train(
     own_stage: Stage, own_broker: PrivateBroker, end: Callable[[PrivateBroker], None]
 ) -> None:

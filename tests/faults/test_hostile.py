@@ -41,7 +41,7 @@ WORKERS = {"w1": 100, "w2": 110}
 
 #: No shrinking and no database: a failure is told as it came, and 10,000 cases take seconds.
 many = settings(
-    max_examples=1500,
+    max_examples=1300,
     deadline=None,
     database=None,
     derandomize=True,
@@ -223,7 +223,7 @@ def dead_of(opened: OpenRound) -> int:
 
 
 def test_junk_in_the_coordinators_queue_is_dead(opened: OpenRound) -> None:
-    """1,500 bodies that are no message: each is counted and copied to `dead` with its reason."""
+    """1,300 bodies that are no message: each is counted and copied to `dead` with its reason."""
 
     @given(body=junk, account=accounts)
     @many
@@ -239,7 +239,7 @@ def test_junk_in_the_coordinators_queue_is_dead(opened: OpenRound) -> None:
 
 
 def test_real_messages_with_flipped_bits_change_nothing(opened: OpenRound) -> None:
-    """1,500 real messages of the enemy with some bits the other way: what is no longer right is dead; what still is
+    """1,300 real messages of the enemy with some bits the other way: what is no longer right is dead; what still is
     says no more than the enemy may say for itself."""
     announced, parts = opened.update("w2")
     bodies = [encode(replace_names(each)) for each in EXAMPLES] + 5 * [
@@ -268,7 +268,7 @@ def replace_names(message: Message) -> Message:
 
 
 def test_real_messages_with_changed_fields_change_nothing(opened: OpenRound) -> None:
-    """1,500 real messages with a field of another type or value, without one, or with one too many."""
+    """1,300 real messages with a field of another type or value, without one, or with one too many."""
     announced, parts = opened.update("w2")
     bodies = [encode(replace_names(each)) for each in EXAMPLES] + 5 * [
         encode(announced),
@@ -289,7 +289,7 @@ def test_real_messages_with_changed_fields_change_nothing(opened: OpenRound) -> 
 
 
 def test_a_wrong_run_round_attempt_or_sender_never_counts(opened: OpenRound) -> None:
-    """1,500 whole updates whose run, round, attempt, worker or account is drawn: only w2 speaking for itself in the
+    """1,300 whole updates whose run, round, attempt, worker or account is drawn: only w2 speaking for itself in the
     open round counts. A forged name is dead, another round's update is discarded."""
     announced, parts = opened.update("w2")
 
@@ -323,7 +323,7 @@ def test_a_wrong_run_round_attempt_or_sender_never_counts(opened: OpenRound) -> 
 
 
 def test_parts_in_any_disorder_count_whole_or_not_at_all(opened: OpenRound) -> None:
-    """1,500 uploads with parts missing, repeated, in any order, of another upload, of another size, or of flipped bits,
+    """1,300 uploads with parts missing, repeated, in any order, of another upload, of another size, or of flipped bits,
     and junk between them: the update counts if all its parts are there as announced, is asked for again if some are
     missing, and is rejected if one is wrong."""
     announced, parts = opened.update("w2")
@@ -442,7 +442,7 @@ def examples_for_worker() -> list[bytes]:
 def test_whatever_comes_to_a_worker_it_goes_on_listening(
     make: Callable[[], st.SearchStrategy[bytes]],
 ) -> None:
-    """1,500 bodies in a worker's queue, half of them under the coordinator's own account: none ends it, and nothing
+    """1,300 bodies in a worker's queue, half of them under the coordinator's own account: none ends it, and nothing
     is trained that another account sent."""
     listening = Listening()
 

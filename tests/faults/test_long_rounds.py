@@ -9,9 +9,9 @@ from tests.brokers import started_broker
 from tests.faults.conftest import MakeStage
 from tests.faults.stage import MANY_PARTS, SMALL_PARTS, Stage
 
-TIMEOUT_SECONDS = 8
-#: A checkpoint of the partial sum after 3 s instead of 30, as the delivery timeout is 8 s instead of 30 minutes.
-QUICK: dict[str, float] = SMALL_PARTS | {"coordinator.journal:LONGEST_SECONDS": 3}
+TIMEOUT_SECONDS = 6
+#: A checkpoint of the partial sum after 2 s instead of 30, as the delivery timeout is 6 s instead of 30 minutes.
+QUICK: dict[str, float] = SMALL_PARTS | {"coordinator.journal:LONGEST_SECONDS": 2}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def impatient_stage(impatient: PrivateBroker, make_stage: MakeStage) -> Iterator
 def test_a_round_outlasts_the_delivery_timeout(impatient_stage: Stage) -> None:
     """One worker trains for more than twice the broker's delivery timeout, while the updates of the others are held.
     A checkpoint of the partial sum is written and they are acknowledged: no channel is closed, nobody reconnects."""
-    workers = [*impatient_stage.workers("w1", "w2"), impatient_stage.worker("w3", train_seconds=17)]
+    workers = [*impatient_stage.workers("w1", "w2"), impatient_stage.worker("w3", train_seconds=13)]
     coordinator = impatient_stage.coordinator(rounds=1)
     assert [actor.ended(90) for actor in [coordinator, *workers]] == [0, 0, 0, 0], impatient_stage.story
     impatient_stage.assert_same_bits(rounds=1)
@@ -53,7 +53,7 @@ def test_a_coordinator_killed_late_in_a_long_round_has_the_acknowledged_on_disk(
 ) -> None:
     """Two updates were acknowledged in mid-round, so the broker no longer has them: they are in the partial sum on
     disk, and a coordinator that is killed then goes on with them."""
-    workers = [*impatient_stage.workers("w1", "w2"), impatient_stage.worker("w3", train_seconds=9)]
+    workers = [*impatient_stage.workers("w1", "w2"), impatient_stage.worker("w3", train_seconds=7)]
     first = impatient_stage.coordinator(rounds=1)
     path = impatient_stage.out / "open-round"
     impatient_stage.wait(
@@ -73,7 +73,7 @@ def test_training_that_blocks_python_costs_a_reconnect_at_most(vhost: str, make_
     stage = make_stage(
         vhost, size=MANY_PARTS, patches=SMALL_PARTS | {"broker.rabbitmq:_HEARTBEAT_SECONDS": 2}
     )
-    workers = [*stage.workers("w1", "w2"), stage.worker("w3", holds_gil_seconds=10)]
+    workers = [*stage.workers("w1", "w2"), stage.worker("w3", holds_gil_seconds=8)]
     coordinator = stage.coordinator(rounds=1)
     assert [actor.ended(90) for actor in [coordinator, *workers]] == [0, 0, 0, 0], stage.story
     stage.assert_same_bits(rounds=1)
@@ -95,7 +95,7 @@ def test_busy_training_misses_no_heartbeat(vhost: str, make_stage: MakeStage) ->
 
 @pytest.mark.soak
 def test_busy_training_of_three_minutes_outlasts_the_delivery_timeout(impatient_stage: Stage) -> None:
-    """Three minutes of pure Python under a delivery timeout of 8 s, with the real heartbeats of 15 s."""
+    """Three minutes of pure Python under a delivery timeout of 6 s, with the real heartbeats of 15 s."""
     workers = [*impatient_stage.workers("w1", "w2"), impatient_stage.worker("w3", busy_seconds=180)]
     coordinator = impatient_stage.coordinator(rounds=1, run={"deadline_seconds": 600.0})
     assert [actor.ended(300) for actor in [coordinator, *workers]] == [0, 0, 0, 0], impatient_stage.story

@@ -38,11 +38,10 @@ def assert_undisturbed(stage: Stage, actors: list[Actor], rounds: int = 2) -> No
     stage.assert_nobody_trained_twice()
 
 
-each_role = pytest.mark.parametrize("role", ["coordinator", "w1"])
 mostly_one = pytest.mark.parametrize("role", ["coordinator", pytest.param("w1", marks=pytest.mark.soak)])
 
 
-@each_role
+@mostly_one
 def test_a_cut_network_is_connected_again(parts_stage: Stage, forwarder: Forwarder, role: str) -> None:
     """Connections end, and new ones are refused for 3 s. The actor reconnects by itself, and nothing is lost."""
     actor, actors = cast(parts_stage, forwarder, role)
@@ -68,7 +67,7 @@ def test_a_black_hole_is_noticed_by_its_silence(parts_stage: Stage, forwarder: F
     assert_undisturbed(parts_stage, actors)
 
 
-@each_role
+@mostly_one
 def test_a_half_open_predecessor_is_waited_for(parts_stage: Stage, forwarder: Forwarder, role: str) -> None:
     """The actor's side has ended, and the broker still takes it for connected: its queue has the old reader. The new
     connection waits behind it until the broker misses heartbeats, is then the active reader, and the run goes on."""

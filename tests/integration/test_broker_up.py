@@ -3,6 +3,7 @@
 import json
 import os
 import pwd
+import shutil
 import socket
 import subprocess
 import sys
@@ -218,6 +219,8 @@ def test_an_ordinary_user_starts_one_too() -> None:
     with tempfile.TemporaryDirectory(prefix="warren-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         home = Path(folder)
         os.chown(home, nobody.pw_uid, nobody.pw_gid)
+        for package in ("broker", "deploy"):  # the checkout itself may be closed to others
+            shutil.copytree(Path(__file__).parents[2] / package, home / "source" / package)
         port, management_port = free_ports(2)
         ports = ["--port", str(port), "--management-port", str(management_port)]
         up = _run_as(nobody, "up", *ports, home=home)
@@ -235,7 +238,7 @@ def _run_as(user: pwd.struct_passwd, *arguments: str, home: Path) -> subprocess.
     own = [str(user.pw_gid), str(user.pw_uid), *arguments, "--home", str(home)]
     return subprocess.run(
         [sys.executable, "-c", _AS_ORDINARY_USER, *own],
-        env=_environment({"HOME": str(home)}),
+        env=_environment({"HOME": str(home)}) | {"PYTHONPATH": str(home / "source")},
         cwd=home,
         capture_output=True,
         text=True,
