@@ -145,7 +145,7 @@ class Link(Protocol):
         """Whether there is a connection now; it may be gone the next moment."""
 
     def declare(self, queues: Sequence[Queue]) -> None:
-        """Create queues and their bindings; they are restored with the connection.
+        """Create queues and their bindings; they are restored with the connection, if it is lost now or later.
 
         Raises:
             BrokerError: The broker refused one.
@@ -161,7 +161,10 @@ class Link(Protocol):
         """
 
     def consume(self, queues: Sequence[str], *, prefetch: int) -> None:
-        """Receive from these queues from now on, at most `prefetch` unacknowledged each; 0 means any number."""
+        """Receive from these queues from now on, at most `prefetch` unacknowledged each; 0 means any number.
+
+        Also from the next connection on, if this one is lost now or later.
+        """
 
     def cancel(self, queue: str) -> None:
         """Receive no longer from this queue."""

@@ -509,8 +509,15 @@ class RabbitLink:
 
             self._declare_on_desk(wire, queues, finished)
 
-        self._consumer.call(perform, seconds=30.0 + 0.1 * len(queues))
         self._declared.update({each.name: each for each in queues})
+        try:
+            self._consumer.call(perform, seconds=30.0 + 0.1 * len(queues))
+        except LinkLost as exc:
+            logger.debug("Declared with the next connection: %s", exc)
+        except BrokerError:
+            for each in queues:
+                self._declared.pop(each.name, None)
+            raise
 
     def _declare_on_desk(
         self, wire: _Wire, queues: Sequence[Queue], finished: Callable[[BrokerError | None], None]
@@ -576,7 +583,10 @@ class RabbitLink:
                 self._start_consumer(wire, name, prefetch, partial(started, name))
 
         self._consumed.update(dict.fromkeys(queues, prefetch))
-        self._consumer.call(perform)
+        try:
+            self._consumer.call(perform)
+        except LinkLost as exc:
+            logger.debug("Received with the next connection: %s", exc)
 
     def _start_consumer(
         self, wire: _Wire, name: str, prefetch: int, started: Callable[[], None] = lambda: None
