@@ -484,7 +484,7 @@ class RabbitLink:
             if not is_first:
                 logger.info("Connected to the broker again.")
                 self._events.put(Connection.RESTORED)
-            for name, prefetch in self._consumed.items():
+            for name, prefetch in list(self._consumed.items()):
                 self._start_consumer(wire, name, prefetch)
 
         if self._declared:

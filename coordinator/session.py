@@ -127,7 +127,7 @@ class Session:
         if self._has_begun:
             return
         self._has_begun = True
-        self.link.declare([coordinator_queue(), dead_queue()])
+        self.mail.insist(lambda: self.link.declare([coordinator_queue(), dead_queue()]))
         self.link.consume([names.COORDINATOR], prefetch=PREFETCH)
         self.claim.begin(time.monotonic())
         while not self.claim.is_held:

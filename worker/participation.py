@@ -74,9 +74,8 @@ class Participation:
             DataError: The coordinator refused this worker.
         """
         workers = list(self._participants)
-        self._link.declare(
-            [queue for worker in workers for queue in (worker_queue(worker), upload_queue(worker))]
-        )
+        queues = [queue for worker in workers for queue in (worker_queue(worker), upload_queue(worker))]
+        self._mail.insist(lambda: self._link.declare(queues))
         prefetch = _SWARM_PREFETCH if self._is_swarm else 0
         self._link.consume([names.worker_queue(worker) for worker in workers], prefetch=prefetch)
         self._postbox.start()
