@@ -80,6 +80,7 @@ def test_training_that_blocks_python_costs_a_reconnect_at_most(vhost: str, make_
     stage.assert_nobody_trained_twice()
 
 
+@pytest.mark.soak
 def test_busy_training_misses_no_heartbeat(vhost: str, make_stage: MakeStage) -> None:
     """The training thread computes in pure Python for four times the heartbeat (of 2 s here) without a pause. The link
     has a thread of its own, gets its turns, and the connection stays."""
