@@ -6,11 +6,21 @@ Contents:
     tensors     weights as one float32 vector, cut into parts
     codec       msgpack, the only file that imports it
     messages    what travels, one frozen dataclass per message
+    transfer    a vector cut into parts, encoded, and put together again
     link        the seam: what a role may ask of a broker
     memory      a Link inside one process, for unit tests
     rabbitmq    the Link over RabbitMQ, the only file that imports pika
+    inbox       deliveries judged by form and sender
+    claim       the proof of being the one reader of a queue
+    mail        publishing that outlives a lost connection
+    card        what a saved model says about itself
+    allowlist   which parts of Keras a model may be made of
     allocator   what makes large parts cheap to receive
     management  RabbitMQ's management API: policies, users, permissions
+    accounts    least-privilege accounts for workers
+    probe       what answers at an AMQP address
+    private     a rabbitmq-server of one's own
+    container   a broker in a container
     server      a broker to work with: found, contained, or private
     command     what the three command lines share
     web         what the two pages share

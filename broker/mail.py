@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from broker.errors import LinkLost, PublishRefused, Unroutable
 from broker.link import Link, Outgoing
@@ -47,20 +47,6 @@ class Mail:
                 delay = min(2 * delay, _LONGEST_DELAY_SECONDS)
             else:
                 return True
-
-    def insist(self, act: Callable[[], None]) -> None:
-        """Do something with the link that may be repeated, until a connection lasts long enough for it.
-
-        Raises:
-            LinkLost: Told to stop while there was no connection.
-        """
-        while True:
-            try:
-                return act()
-            except LinkLost as exc:
-                logger.debug("Once more: %s", exc)
-                if self._stop.wait(_FIRST_DELAY_SECONDS):
-                    raise
 
     def try_send(self, batch: Sequence[Outgoing]) -> bool:
         """Publish if there is a connection now; whether it was."""

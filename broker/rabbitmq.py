@@ -143,7 +143,6 @@ class _Wire(threading.Thread):
     ) -> None:
         super().__init__(name=f"broker-{role}", daemon=True)
         self.settings = settings
-        self.role = role
         self.channel: Any = None
         self.generation = 0
         self.first_error: BrokerError | None = None
@@ -155,7 +154,6 @@ class _Wire(threading.Thread):
         self._connection: Any = None
         self._closing = threading.Event()
         self._pending: set[Future[Any]] = set()
-        self._desk: Any = None
 
     def run(self) -> None:
         """Connect, talk until the connection ends, and again until closed."""
@@ -186,7 +184,7 @@ class _Wire(threading.Thread):
     def _forget_connection(self) -> None:
         """Close the loop; a call that was scheduled too late finds its future failed."""
         connection, self._connection = self._connection, None
-        self.channel = self._desk = None
+        self.channel = None
         self._fail_pending(LinkLost("The connection to the broker was lost."))
         if connection is not None:
             connection.ioloop.close()

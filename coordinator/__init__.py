@@ -11,7 +11,13 @@ Contents, from the pure to the wire:
     models         their Keras models; imported by the child process alone
     model_process  the child process that holds Keras, seen from here
     keras_child    the child process itself
-    inbox          deliveries judged for form and sender
+    curves         curves.png; drawn by the child
+    options        what a person asks of one run, checked once
+    identity       run.json: which run a folder holds
+    files          files that are whole or not there
+    clock          time that stands still while the connection is lost
+    journal        deliveries held until a checkpoint covers them
+    invitations    the round start on its way
     fetching       the parts of one announced update
     session        the place at the broker: its queue, its claim, who is there
     run            the rounds over the broker

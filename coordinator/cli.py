@@ -30,7 +30,8 @@ from coordinator.history import Row
 from coordinator.launching import as_texts, launch_options, make_options, run_options
 from coordinator.model_process import ModelProcess
 from coordinator.options import RunOptions
-from coordinator.run import Interrupted, Run, Summary
+from coordinator.run import Run, Summary
+from coordinator.session import Interrupted
 from coordinator.table import status_text
 
 _FILE = click.Path(path_type=Path)

@@ -54,9 +54,8 @@ class Fetcher:
         if update.update is not None:
             return self._inline(update)
         if self._link.consumers(names.upload_queue(update.worker)) is None:
-            return Fetched(
-                held=[], is_whole=False, flaw=None
-            )  # deleted: to get from it would close the channel
+            # Deleted: to get from it would close the channel.
+            return Fetched(held=[], is_whole=False, flaw=None)
         held: list[Delivery] = []
         assembly = Assembly(self.out, update.upload_id, self._part_bytes)
         flaw: str | None = None
@@ -64,7 +63,7 @@ class Fetcher:
             part = self._inbox.open(delivery, uploader=update.worker)
             if part is None:
                 continue
-            held.append(delivery.without_body())
+            held.append(delivery.without_body())  # its values are in their place
             try:
                 self._place(assembly, update, part)
             except ProtocolError as exc:

@@ -2,14 +2,12 @@
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 from broker.link import Delivery, Link
 
 MOST_HELD = 200  #: below the prefetch of 256, so that held announcements never stop the consumer
-LONGEST_SECONDS = (
-    30.0  #: RabbitMQ's delivery timeout (30 minutes) then never decides how long a round may last
-)
+#: RabbitMQ's delivery timeout (30 minutes) then never decides how long a round may last.
+LONGEST_SECONDS = 30.0
 
 
 class Journal:
@@ -25,7 +23,7 @@ class Journal:
         """Keep these unacknowledged until the next checkpoint: their tags, not their bodies."""
         if not self._held:
             self._oldest_at = self._read_clock()
-        self._held.extend(replace(each, body=b"") for each in deliveries)
+        self._held.extend(each.without_body() for each in deliveries)
 
     @property
     def is_due(self) -> bool:

@@ -50,13 +50,11 @@ from coordinator.membership import Member, Roster, num_selected, select
 from coordinator.model_process import BuiltModel, ModelProcess
 from coordinator.options import RunOptions
 from coordinator.rounds import Round, RoundRecord, Step, Verdict, weighted_mean
-from coordinator.session import PREFETCH, Interrupted, Session, Watch
+from coordinator.session import Interrupted, Session, Watch
 from coordinator.strategies import next_weights
 from coordinator.view import Phase, RunView, describe
 
 logger = logging.getLogger(__name__)
-
-__all__ = ["PREFETCH", "Interrupted", "Run", "Summary", "Watch"]
 
 _LONGEST_WAIT_SECONDS = 0.5
 _PRESENCE_SECONDS = 5.0
@@ -528,34 +526,32 @@ class Run:
 
     def _close(self, opened: _Opened) -> None:
         """Commit the round: from here on it is closed for ever."""
-        the_round, state = opened.round, self._committed
-        record = the_round.record
+        the_round = opened.round
         seconds = the_round.seconds_open(self._clock.now())
-        history = self._with_measures(the_round, state.history)
-        if record.mode == "train":
-            strategy_state = tuple(vector.copy() for vector in state.strategy_state)
-            vector = next_weights(
-                self._strategy, state.vector, opened.total, strategy_state, out=self._buffer
-            )
-            self._buffer = (
-                state.vector
-            )  # the staging buffer has become the new weights, the old ones the buffer
-            history.append(self._row(opened, seconds))
-            self._state = replace(
-                state,
-                round_number=record.round_number,
-                next_attempt=1,
-                vector=vector,
-                strategy_state=strategy_state,
-                history=history,
-            )
-        else:
-            self._state = replace(state, next_attempt=record.attempt + 1, history=history)
-        write_checkpoint(self._options.out, self._committed)
-        self._opened = None
+        former, closed = self._committed, self._closed_state(opened, seconds)
+        write_checkpoint(self._options.out, closed)
+        self._state, self._opened = closed, None
+        if closed.vector is not former.vector:
+            self._buffer = former.vector  # the staging buffer holds the new weights; the old ones make room
         self._journal.release()
         self._tell_closed(the_round)
         self._after_commit(the_round, seconds)
+
+    def _closed_state(self, opened: _Opened, seconds: float) -> Checkpoint:
+        """What is to be committed; the new weights are computed in the staging buffer."""
+        state, record = self._committed, opened.round.record
+        history = self._with_measures(opened.round, state.history)
+        if record.mode == "evaluate":
+            return replace(state, next_attempt=record.attempt + 1, history=history)
+        strategy_state = tuple(vector.copy() for vector in state.strategy_state)
+        return replace(
+            state,
+            round_number=record.round_number,
+            next_attempt=1,
+            vector=next_weights(self._strategy, state.vector, opened.total, strategy_state, out=self._buffer),
+            strategy_state=strategy_state,
+            history=[*history, self._row(opened, seconds)],
+        )
 
     def _with_measures(self, the_round: Round, history: list[Row]) -> list[Row]:
         """The history with what the workers measured of the model that this round began with."""
@@ -667,9 +663,6 @@ class Run:
         if self._opened is None:
             return _LONGEST_WAIT_SECONDS / 5
         return min(_LONGEST_WAIT_SECONDS, self._opened.round.seconds_left(self._clock.now()) + 0.001)
-
-    def on_lost(self) -> None:
-        """Every held delivery comes again with a new tag; the journal's old ones are void."""
 
     def on_update(self, delivery: Delivery, update: UpdateAnnounced) -> None:
         """Judge an announced update, fetch it, add it, and hold its deliveries until a checkpoint covers them."""

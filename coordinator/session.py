@@ -46,9 +46,6 @@ class Interrupted(WarrenError):
 class Player(Protocol):
     """Whoever plays on a session: a run, or nobody between two runs."""
 
-    def on_lost(self) -> None:
-        """The connection went away: every delivery held is void."""
-
     def on_update(self, delivery: Delivery, update: UpdateAnnounced) -> None:
         """An update was announced; the player acknowledges it."""
 
@@ -127,7 +124,7 @@ class Session:
         if self._has_begun:
             return
         self._has_begun = True
-        self.mail.insist(lambda: self.link.declare([coordinator_queue(), dead_queue()]))
+        self.link.declare([coordinator_queue(), dead_queue()])
         self.link.consume([names.COORDINATOR], prefetch=PREFETCH)
         self.claim.begin(time.monotonic())
         while not self.claim.is_held:
@@ -147,7 +144,7 @@ class Session:
         if isinstance(event, Delivery):
             self._on_delivery(player, event)
         elif event is not None:
-            self._on_connection(player, event)
+            self._on_connection(event)
         self.claim.check(time.monotonic())
 
     def call_roll(self) -> None:
@@ -204,11 +201,10 @@ class Session:
 
     # --- what comes in -------------------------------------------------------------------------------------
 
-    def _on_connection(self, player: Player, event: Connection) -> None:
+    def _on_connection(self, event: Connection) -> None:
         if event is Connection.LOST:
             self.clock.lost()
             self.claim.pause()
-            player.on_lost()
         else:
             self.clock.restored()
             self.claim.begin(time.monotonic())
@@ -273,9 +269,6 @@ class Nobody:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-
-    def on_lost(self) -> None:
-        """Nothing is held."""
 
     def on_update(self, delivery: Delivery, update: UpdateAnnounced) -> None:
         """Late: its run is over."""

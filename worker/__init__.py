@@ -12,7 +12,13 @@ Contents:
     training     local training and evaluation
     receiving    round starts put together from their parts
     uploading    an update on its way
-    participant  one worker over the broker
+    trainer      the answer to one round start
+    jobs         what is to be done next, handed from thread to thread
+    postbox      the thread that hears
+    participation the thread that trains and uploads
+    console      how a training is shown
+    service      from the command line to a worker that takes part
+    baseline     the same training with no federation
     evaluation   accuracy, AUC and confusion of a model
     prediction   class and probability of images
     gradcam      where a model looked

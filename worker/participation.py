@@ -17,7 +17,7 @@ from broker.tensors import Vector
 from worker.console import Console
 from worker.jobs import Desk, Job, RoundJob, UploadJob
 from worker.postbox import Postbox
-from worker.trainer import Participant, Trained, Trainer
+from worker.trainer import Participant, Trained, Trainer, seed_of
 from worker.training import TrainingProgress
 from worker.uploading import KeptUpdate
 
@@ -75,7 +75,7 @@ class Participation:
         """
         workers = list(self._participants)
         queues = [queue for worker in workers for queue in (worker_queue(worker), upload_queue(worker))]
-        self._mail.insist(lambda: self._link.declare(queues))
+        self._link.declare(queues)
         prefetch = _SWARM_PREFETCH if self._is_swarm else 0
         self._link.consume([names.worker_queue(worker) for worker in workers], prefetch=prefetch)
         self._postbox.start()
@@ -158,7 +158,7 @@ class Participation:
             self._with_residual(job.worker, trained.vector),
             part_bytes=job.start.part_bytes,
             precision=settings.precision,
-            seed=settings.seed if settings.deterministic else secrets.randbits(32),
+            seed=seed_of(job.start, job.worker) if settings.deterministic else secrets.randbits(32),
         )
         if not settings.deterministic:
             residual = update.lost_in_encoding()
@@ -249,9 +249,10 @@ class Participation:
         )
 
     def _report(self, job: RoundJob, progress: TrainingProgress) -> None:
+        if self._is_swarm:
+            return
         is_end = progress.batch == progress.batches
-        if not self._is_swarm:
-            self._console.show(progress)
+        self._console.show(progress)
         if time.monotonic() - self._progress_at < _PROGRESS_SECONDS and not is_end:
             return
         self._progress_at = time.monotonic()
@@ -266,5 +267,4 @@ class Participation:
             batches=progress.batches,
             metrics=progress.metrics,
         )
-        if not self._is_swarm:
-            self._mail.try_send([outgoing(message, names.COORDINATOR, is_transient=True)])
+        self._mail.try_send([outgoing(message, names.COORDINATOR, is_transient=True)])

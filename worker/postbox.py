@@ -4,7 +4,6 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 
 from broker import names
 from broker.claim import Claim
@@ -233,7 +232,7 @@ class Postbox(threading.Thread):
         if self._acks_early:
             self._link.ack([delivery])
         else:
-            incoming.held.append(replace(delivery, body=b""))  # its tag: the values are in their place
+            incoming.held.append(delivery.without_body())  # its values are in their place
         if incoming.is_complete:
             del self._incoming[worker]
             self._begin(worker, incoming)

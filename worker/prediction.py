@@ -59,11 +59,6 @@ def predict(
             yield from _classify(loaded, readable)
 
 
-def predict_pixels(loaded: LoadedModel, pixels: Pixels, path: str) -> Prediction:
-    """Classify one decoded image, (height, width, channels), as `read_image` gives it."""
-    return next(_classify(loaded, [(path, pixels)]))
-
-
 def _read(
     images: Sequence[Path], loaded: LoadedModel, on_unreadable: Callable[[DataError], None]
 ) -> Iterator[tuple[str, Pixels]]:

@@ -36,7 +36,8 @@ from coordinator.checkpoint import read_checkpoint
 from coordinator.files import lock_folder, make_folder, write_atomically
 from coordinator.model_process import BuiltModel
 from coordinator.options import RunOptions
-from coordinator.run import Interrupted, Run
+from coordinator.run import Run
+from coordinator.session import Interrupted
 from coordinator.strategies import FedAvg, next_weights
 from coordinator.tasks import Task, TaskDefaults
 from worker.console import Console

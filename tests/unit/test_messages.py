@@ -112,8 +112,6 @@ def test_a_missing_or_mistyped_field_is_refused(message: Message, how: str) -> N
     """Fields are exact; no default stands in for what was left out."""
     for name in fields_of(message):
         value = fields_of(message)
-        if how == "missing" and name not in value:
-            continue
         SPOILERS[how](value, name)
         with pytest.raises(ProtocolError):
             decode(codec.pack(value))
