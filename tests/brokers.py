@@ -1,7 +1,9 @@
 """Real brokers for the tests: one per session on free ports, a virtual host of its own for every test."""
 
+import json
 import os
 import secrets
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +38,18 @@ def started_broker(
         yield broker
     finally:
         broker.kill()
+
+
+def control(broker: PrivateBroker, *words: str) -> None:
+    """Run rabbitmqctl against a private broker; it lies beside the server's program."""
+    epmd_port = json.loads((broker.home / "broker.json").read_text())["epmd_port"]
+    subprocess.run(
+        [private.find_program().with_name("rabbitmqctl"), *words],
+        env=broker._environment(epmd_port, 0) | {"RABBITMQ_DIST_PORT": ""},
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
 
 
 def need_rabbitmq() -> None:

@@ -1,7 +1,8 @@
 """Real processes for the fault tests: a coordinator or a worker as the command line makes it, with numpy for Keras.
 
 What is under test is the product's own: Run, Participation, the RabbitMQ link, the files. Stand-ins are the model
-process, the data, and the training, whose update depends on (weights, seed, round, worker) alone. A break point kills
+process, the data, and the training, whose update depends on (weights, seed, round, worker) alone; with `data` in the
+options these three are the product's own too, and TensorFlow trains. A break point kills
 the process, or holds it, before or after the n-th call of a function; it is patched in here, never in the product.
 """
 
@@ -14,7 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -34,15 +35,16 @@ from broker.tensors import FLOAT32, TensorSpec, Vector
 from coordinator.aggregation import FixedPointSum, scale_exponent
 from coordinator.checkpoint import read_checkpoint
 from coordinator.files import lock_folder, make_folder, write_atomically
-from coordinator.model_process import BuiltModel
+from coordinator.model_process import BuiltModel, ModelProcess
 from coordinator.options import RunOptions
 from coordinator.run import Run
 from coordinator.session import Interrupted
 from coordinator.strategies import FedAvg, next_weights
-from coordinator.tasks import Task, TaskDefaults
+from coordinator.tasks import Task, TaskDefaults, resolve
 from worker.console import Console
+from worker.data import open_data
 from worker.participation import Participation
-from worker.trainer import Participant, Report, Trained, seed_of
+from worker.trainer import KerasTrainer, Participant, Report, Trained, seed_of
 from worker.uploading import Measured
 
 TASK = Task(name="stand-in", kind="builder", source="stand_in:model", defaults=TaskDefaults())
@@ -97,6 +99,7 @@ class Options:
         trainings: Where each training is noted, one JSON line each.
         patches: Constants of the product to set, "module:name" to value: shorter waits for the tests.
         fails: Training raises DataError.
+        data: What a worker trains on with Keras; for a coordinator: its model is Keras's, a small one.
     """
 
     role: Literal["coordinator", "worker"]
@@ -113,6 +116,7 @@ class Options:
     is_swarm: bool = False
     evaluate_only: bool = False
     fails: bool = False
+    data: str = ""
     trainings: str = ""
     claim_seconds: float = 20.0
     connect_seconds: float = 20.0
@@ -328,14 +332,15 @@ def apply_patches(options: Options) -> None:
 
 def play_coordinator(options: Options, link: RabbitLink, stop: Stop, log: logs.LogContext) -> int:
     """As `coordinator.cli.run` does it."""
-    asked = RunOptions(task=TASK, out=Path(options.out), **options.run)
+    asked = RunOptions(task=resolve("mnist") if options.data else TASK, out=Path(options.out), **options.run)
+    make_models: Any = ModelProcess if options.data else lambda: nullcontext(StandInModels(options.size))
     try:
         make_folder(asked.out)
         with lock_folder(asked.out, wait=asked.standby, stop=stop.event):
             link.open()
             try:
-                models: Any = StandInModels(options.size)
-                summary = Run(link, asked, models, stop=stop.event, log=log).play()
+                with make_models() as models:
+                    summary = Run(link, asked, models, stop=stop.event, log=log).play()
             finally:
                 link.close()
     except Interrupted as exc:
@@ -349,14 +354,14 @@ def play_worker(options: Options, link: RabbitLink, stop: Stop, log: logs.LogCon
     """As `worker.service.take_part` does it."""
     participants = []
     for name in options.names:
-        data: Any = StandInData(options.num_examples)
+        data: Any = open_data(options.data) if options.data else StandInData(options.num_examples)
         participants.append(Participant(name=name, data=data, evaluate_only=options.evaluate_only))
     link.open()
     try:
         Participation(
             link,
             participants,
-            NumpyTrainer(options),
+            KerasTrainer() if options.data else NumpyTrainer(options),
             stop=stop.event,
             log=log,
             console=Console(),

@@ -1,26 +1,33 @@
 """`make soak MINUTES=N`: real processes, a seeded random schedule of all faults, and the bits of an undisturbed run.
 
-Runs of some rounds follow each other on one broker of its own. Meanwhile coordinator, workers and broker are killed,
-told to stop and started again, their networks cut, and their queues emptied. Each run must end with the bits that plain
-arithmetic gives, no process stuck, no queue with a message left; worker w3 lives through all runs, and must not grow.
+Runs of some rounds follow each other on one broker of its own: three with trainings that are plain arithmetic, which
+leave no time between the faults, then one that TensorFlow trains. Meanwhile coordinator, workers and broker are killed,
+frozen, told to stop and started again, their networks cut, their queues emptied, and junk is sent to them. Each run
+must end with the bits of an undisturbed one, no process stuck, no queue with a message left; worker w3 lives through
+all runs of its kind, and must not grow.
 """
 
 import random
+import signal
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import numpy as np
 
+from broker.link import Outgoing
 from broker.private import PrivateBroker, wait_until
-from tests.brokers import started_broker
+from broker.tensors import Vector
+from tests.brokers import control, fresh_vhost, started_broker
+from tests.faults.actors import undisturbed
 from tests.faults.forwarder import Forwarder
 from tests.faults.stage import MANY_PARTS, SMALL_PARTS, WORKERS, Actor, Stage, passed
 
-ROUNDS = 8
 QUICK = SMALL_PARTS | {
     "broker.rabbitmq:_HEARTBEAT_SECONDS": 2,
     "broker.rabbitmq:_LONGEST_DELAY_SECONDS": 2,
@@ -28,8 +35,71 @@ QUICK = SMALL_PARTS | {
     "coordinator.run:_PRESENCE_SECONDS": 1,
     "coordinator.journal:LONGEST_SECONDS": 2,
 }
-_RUN_SECONDS = 300.0
-_STABLE_SECONDS = 1.0
+_ALARMS = {  # what rabbitmqctl is told, and how it is undone
+    "memory": (("set_vm_memory_high_watermark", "0.00001"), ("set_vm_memory_high_watermark", "0.6")),
+    "disk": (("set_disk_free_limit", "9000GB"), ("set_disk_free_limit", "50MB")),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Play:
+    """What is played under the faults.
+
+    Attributes:
+        name: "arithmetic" or "TensorFlow".
+        pause_seconds: Between two faults, from and to.
+        longest_seconds: A run that takes longer is stuck.
+        data: What each worker trains on; {} means plain arithmetic.
+        expected: The weights after `rounds` undisturbed rounds.
+    """
+
+    name: str
+    rounds: int
+    pause_seconds: tuple[float, float]
+    longest_seconds: float
+    data: dict[str, str]
+    expected: Vector
+
+
+def arithmetic() -> Play:
+    """Trainings of up to 0.8 s that are some lines of numpy."""
+    rounds = 8
+    return Play(
+        name="arithmetic",
+        rounds=rounds,
+        pause_seconds=(0.2, 2.0),
+        longest_seconds=300,
+        data={},
+        expected=undisturbed(WORKERS, rounds=rounds, size=MANY_PARTS),
+    )
+
+
+def trained(broker: PrivateBroker, folder: Path) -> Play:
+    """Keras's mnist model on noise; what an undisturbed run of it gives is found out first."""
+    rng, data, rounds = np.random.default_rng(0), {}, 12
+    folder.mkdir()
+    for name, count in WORKERS.items():
+        x = rng.integers(0, 255, (4 * count, 28, 28), dtype=np.uint8)
+        y = np.arange(4 * count) % 10
+        data[name] = str(folder / f"{name}.npz")
+        np.savez(data[name], x_train=x, y_train=y, x_test=x[:20], y_test=y[:20])
+    with fresh_vhost(broker) as amqp_url:
+        stage = Stage(amqp_url, folder)
+        try:
+            actors = [stage.worker(name, data=data[name]) for name in WORKERS]
+            actors.append(stage.coordinator(rounds=rounds, data="mnist", run={"deterministic": True}))
+            assert [actor.ended(300) for actor in actors] == [0] * len(actors), stage.story
+            expected = stage.checkpoint.vector
+        finally:
+            stage.close()
+    return Play(
+        name="TensorFlow",
+        rounds=rounds,
+        pause_seconds=(2.0, 8.0),
+        longest_seconds=900,
+        data=data,
+        expected=expected,
+    )
 
 
 class Chaos:
@@ -37,45 +107,63 @@ class Chaos:
 
     Args:
         broker: Killed and restarted.
+        amqp_url: The virtual host there that is this federation's alone.
         folder: Logs and runs.
         seed: Of the schedule; the same seed chooses the same faults.
     """
 
-    def __init__(self, broker: PrivateBroker, folder: Path, seed: int) -> None:
+    def __init__(self, play: Play, broker: PrivateBroker, amqp_url: str, folder: Path, seed: int) -> None:
         self.survived: Counter[str] = Counter()
         self.memory: list[int] = []
+        self._play = play
         self._broker = broker
+        self._amqp_url = amqp_url
         self._folder = folder
         self._random = random.Random(seed)
-        self._networks = {name: Forwarder(broker.amqp_url) for name in ("coordinator", *WORKERS)}
+        self._networks = {name: Forwarder(amqp_url) for name in ("coordinator", *WORKERS)}
         self._actors: dict[str, Actor] = {}
-        self._ending = threading.Event()
 
     def run(self, number: int) -> None:
         """One run under faults, and its proof."""
-        folder = self._folder / f"run-{number}"
+        folder = self._folder / f"{self._play.name}-{number}"
         folder.mkdir()
-        stage = self._stage = Stage(self._broker.amqp_url, folder, size=MANY_PARTS, patches=QUICK)
+        stage = self._stage = Stage(self._amqp_url, folder, size=MANY_PARTS, patches=QUICK)
         faults: Counter[str] = Counter()
         try:
             for name in ("coordinator", "w1", "w2"):
                 self._start(name)
             if "w3" not in self._actors:
                 self._start("w3")
-            end = time.monotonic() + _RUN_SECONDS
-            while stage.committed_round < ROUNDS:
+            end = time.monotonic() + self._play.longest_seconds
+            while not self._is_done:
                 assert time.monotonic() < end, f"stuck after {dict(faults)}:\n{stage.story}"
-                passed(self._random.uniform(0.2, 2.0))
-                if stage.committed_round < ROUNDS:
+                passed(self._random.uniform(*self._play.pause_seconds))
+                if not self._is_done:
                     faults[self._one_fault()] += 1
                 self._see_to_everyone()
             self._prove()
         finally:
-            others = [actor for actor in stage.actors if actor is not self._actors.get("w3")]
-            for actor in others:
-                if actor.is_running:
-                    actor.kill()
+            if "w3" in self._actors and self._actors["w3"] in stage.actors:
+                stage.actors.remove(self._actors["w3"])  # it plays on
+            stage.close()
         self.survived += faults
+
+    @property
+    def _is_done(self) -> bool:
+        return self._stage.committed_round >= self._play.rounds
+
+    def report(self) -> str:
+        """How many runs, and what the worker that lived through them holds."""
+        return (
+            f"{len(self.memory)} runs of {self._play.rounds} rounds with {self._play.name}; memory of the worker that "
+            f"lived through them: {self.memory} MB."
+        )
+
+    @property
+    def grows(self) -> bool:
+        """Whether the memory of that worker does; the first run does not count, nor does noise."""
+        later = self.memory[1:]
+        return bool(later) and max(later) > 1.3 * later[0] + 20
 
     def close(self) -> None:
         """End what is left."""
@@ -99,7 +187,11 @@ class Chaos:
         url = self._networks[name].amqp_url
         if name == "coordinator":
             self._actors[name] = self._stage.coordinator(
-                rounds=ROUNDS, amqp_url=url, connect_seconds=120, run={"deadline_seconds": 3600.0}
+                rounds=self._play.rounds,
+                amqp_url=url,
+                connect_seconds=120,
+                run={"deadline_seconds": 3600.0, "deterministic": True},
+                data="mnist" if self._play.data else "",
             )
         else:
             self._actors[name] = self._stage.worker(
@@ -108,12 +200,13 @@ class Chaos:
                 train_seconds=self._random.uniform(0.0, 0.8),
                 connect_seconds=120,
                 once=name != "w3",
+                data=self._play.data.get(name, ""),
                 trainings=str(self._folder / "trainings.jsonl"),
             )
 
     def _see_to_everyone(self) -> None:
         """Nobody may end by itself before the run does."""
-        if self._stage.committed_round >= ROUNDS:
+        if self._is_done:
             return
         for name, actor in self._actors.items():
             assert actor.is_running, (
@@ -126,10 +219,9 @@ class Chaos:
         for name in ("w1", "w2"):
             assert self._actors[name].ended(60) == 0, self._stage.story
         assert self._actors["w3"].is_running
-        self._stage.assert_same_bits(rounds=ROUNDS)
+        self._stage.assert_bits(self._play.expected, self._play.rounds)
         self.memory.append(self._memory_of(self._actors["w3"]))
-        self._stage.trainings = self._folder / "trainings.jsonl"
-        assert wait_until(lambda: not self._stage.leftovers(), 20), self._stage.leftovers()
+        assert wait_until(lambda: not self._stage.leftovers(WORKERS), 20), self._stage.leftovers(WORKERS)
 
     def _memory_of(self, actor: Actor) -> int:
         """Its resident megabytes."""
@@ -154,9 +246,15 @@ class Chaos:
             "very slow": (2, self._slow_down),
             "queue emptied": (2, lambda: self._lose_queue(is_deleted=False)),
             "queue deleted": (1, lambda: self._lose_queue(is_deleted=True)),
+            "coordinator frozen": (1, lambda: self._freeze("coordinator")),
+            "worker frozen": (2, lambda: self._freeze(self._random.choice(list(WORKERS)))),
+            "broker short of memory": (1, lambda: self._alarm("memory")),
+            "broker short of disk": (1, lambda: self._alarm("disk")),
+            "junk sent": (2, self._send_junk),
         }
         name = self._random.choices(list(faults), [weight for weight, _ in faults.values()])[0]
-        click.echo(f"{time.strftime('%H:%M:%S')} round {self._stage.committed_round}: {name}", err=True)
+        round_number = self._stage.committed_round
+        click.echo(f"{time.strftime('%H:%M:%S')} {self._play.name}, round {round_number}: {name}", err=True)
         faults[name][1]()
         return name
 
@@ -192,6 +290,27 @@ class Chaos:
         passed(4)
         network.bytes_per_second = None
 
+    def _freeze(self, name: str) -> None:
+        """Longer than its heartbeats, sometimes: the broker takes it for dead, and it does not know."""
+        actor = self._actors[name]
+        actor.signal(signal.SIGSTOP)
+        passed(self._random.uniform(1, 8))
+        actor.signal(signal.SIGCONT)
+
+    def _alarm(self, kind: str) -> None:
+        raised, cleared = _ALARMS[kind]
+        control(self._broker, *raised)
+        passed(self._random.uniform(1, 5))
+        control(self._broker, *cleared)
+
+    def _send_junk(self) -> None:
+        link = self._stage.link()
+        keys = ["coordinator", *(f"{kind}.{name}" for kind in ("worker", "upload") for name in WORKERS)]
+        for key in keys:
+            body = self._random.randbytes(self._random.randrange(1, 5000))
+            link.publish([Outgoing(key=key, body=body, message_type="junk", is_mandatory=False)])
+        link.close()
+
     def _lose_queue(self, *, is_deleted: bool) -> None:
         queue = self._random.choice(["coordinator", "worker.w1", "upload.w1", "worker.w2", "upload.w2"])
         link = self._stage.link()
@@ -208,20 +327,26 @@ def main(minutes: float, seed: int) -> None:
     begun = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="warren-soak-"))
     click.echo(f"logs in {folder}", err=True)
-    number = 0
-    with started_broker(folder / "broker") as broker, Chaos(broker, folder, seed) as chaos:
+    with started_broker(folder / "broker") as broker, ExitStack() as stack:
+        federations = []
+        for play in (arithmetic(), trained(broker, folder / "undisturbed")):
+            amqp_url = stack.enter_context(fresh_vhost(broker))
+            federations.append(stack.enter_context(Chaos(play, broker, amqp_url, folder, seed)))
+        number = 0
         while time.monotonic() < end:
-            chaos.run(number)
+            federations[number % 4 == 3].run(number)
             number += 1
     click.echo(
-        f"{number} runs of {ROUNDS} rounds in {(time.monotonic() - begun) / 60:.1f} minutes (seed {seed}),"
+        f"{number} runs in {(time.monotonic() - begun) / 60:.1f} minutes (seed {seed}), each with the bits of an"
     )
-    click.echo("each with the bits of an undisturbed run; no process stuck, no message left in a queue.")
-    click.echo(f"Memory of a worker that lived through all: {chaos.memory} MB.")
-    for name, count in sorted(chaos.survived.items()):
+    click.echo("undisturbed run; no process stuck, no message left in a queue.")
+    for chaos in federations:
+        click.echo(chaos.report())
+    survived = sum((chaos.survived for chaos in federations), Counter())
+    click.echo(f"{survived.total()} faults survived:")
+    for name, count in sorted(survived.items()):
         click.echo(f"{count:6}  {name}")
-    later = chaos.memory[1:]
-    if later and max(later) > 1.3 * later[0] + 20:
+    if any(chaos.grows for chaos in federations):
         raise SystemExit("The worker's memory grows.")
 
 

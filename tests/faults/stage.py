@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 from broker import private
 from broker.link import Delivery, Link
 from broker.rabbitmq import LinkSettings, RabbitLink
+from broker.tensors import Vector
 from coordinator.checkpoint import CHECKPOINT_FILE, Checkpoint, read_checkpoint
 from tests.faults import actors
 from tests.faults.actors import Break, Options, undisturbed
@@ -165,10 +166,13 @@ class Stage:
         for link in self._links:
             link.close()
 
-    def leftovers(self) -> dict[tuple[str, str | None], int]:
-        """What waits in the queues after all: (queue, type) to count, but for who is there, which changes nothing."""
+    def leftovers(self, workers: Iterable[str] = ()) -> dict[tuple[str, str | None], int]:
+        """What waits in the queues after all: (queue, type) to count, but for who is there, which changes nothing.
+
+        Without `workers` those who have trained are looked at.
+        """
         link = self.link()
-        workers = {note["worker"] for note in self.notes()}
+        workers = set(workers) or {note["worker"] for note in self.notes()}
         queues = ["coordinator", *(f"{kind}.{name}" for name in workers for kind in ("worker", "upload"))]
         found = Counter((queue, each.message_type) for queue in queues for each in drained(link, queue))
         return {
@@ -220,8 +224,11 @@ class Stage:
 
     def assert_same_bits(self, rounds: int = 3, workers: dict[str, int] | None = None) -> None:
         """The run ended with the model of an undisturbed one."""
+        self.assert_bits(undisturbed(workers or WORKERS, rounds=rounds, size=self.size), rounds)
+
+    def assert_bits(self, expected: Vector, rounds: int) -> None:
+        """The run ended with these weights."""
         state = self.checkpoint
-        expected = undisturbed(workers or WORKERS, rounds=rounds, size=self.size)
         assert state.round_number == rounds, self.story
         assert np.array_equal(state.vector.view(np.uint32), expected.view(np.uint32)), self.story
 

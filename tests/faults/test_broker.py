@@ -1,16 +1,13 @@
 """The broker is stopped, killed, away, or takes nothing for a while."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from broker.private import PrivateBroker
-from tests.brokers import started_broker, wait_until
+from tests.brokers import control, started_broker, wait_until
 from tests.faults.conftest import MakeStage
 from tests.faults.stage import MANY_PARTS, SMALL_PARTS, Stage, passed
-
-_CTL = Path("/usr/lib/rabbitmq/bin/rabbitmqctl")
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +151,6 @@ def test_an_alarm_is_waited_out(
 ) -> None:
     """The broker is short of memory or disk, and takes no messages. Both sides say so, wait without failing or
     reconnecting, and go on when it takes messages again."""
-    if not _CTL.exists():
-        pytest.skip("no rabbitmqctl at Debian's place")
     workers = own_stage.workers(train_seconds=3)
     coordinator = own_stage.coordinator(rounds=4)
     own_stage.wait(lambda: own_stage.has_begun("w1", 1), 30, "round 1")
@@ -171,21 +166,6 @@ def test_an_alarm_is_waited_out(
     own_stage.assert_nobody_trained_twice()
     workers[0].says("The broker takes messages again.")
     assert "Reconnecting" not in own_stage.story
-
-
-def control(broker: PrivateBroker, *words: str) -> None:
-    """Run rabbitmqctl against a private broker."""
-    import json
-    import subprocess
-
-    epmd_port = json.loads((broker.home / "broker.json").read_text())["epmd_port"]
-    subprocess.run(
-        [_CTL, *words],
-        env=broker._environment(epmd_port, 0) | {"RABBITMQ_DIST_PORT": ""},
-        check=True,
-        capture_output=True,
-        timeout=60,
-    )
 
 
 def test_the_first_connection_is_given_up_the_next_never(own_stage: Stage, own_broker: PrivateBroker) -> None:
