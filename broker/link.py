@@ -4,7 +4,7 @@ A message is known to be safe once `publish` returns. A delivery is held by the 
 after a reconnect every held delivery comes again, with a new tag, and the old tag is void.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Protocol
@@ -172,8 +172,10 @@ class Link(Protocol):
     def receive(self, seconds: float) -> Delivery | Connection | None:
         """The next delivery or change of the connection; None when there was none for so long."""
 
-    def fetch(self, queue: str) -> Delivery | None:
-        """Take one message out of a queue that isn't consumed; None when it is empty or missing.
+    def fetch(self, queue: str, most: int = 1) -> Iterator[Delivery]:
+        """Take up to `most` messages out of a queue that isn't consumed, until it is empty or missing.
+
+        The next one is under way while one is worked on: take all, or it is held until the connection ends.
 
         Raises:
             LinkLost: The connection went away.

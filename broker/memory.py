@@ -4,7 +4,7 @@ import itertools
 import queue
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from broker import names
@@ -154,12 +154,16 @@ class MemoryLink:
         except queue.Empty:
             return None
 
-    def fetch(self, queue: str) -> Delivery | None:
-        """Take one message out of a queue that isn't consumed."""
-        with self._broker.lock:
-            self._check_open()
-            store = self._broker.stores.get(queue)
-            return self._hold(queue, store.ready.popleft()) if store and store.ready else None
+    def fetch(self, queue: str, most: int = 1) -> Iterator[Delivery]:
+        """Take up to `most` messages out of a queue that isn't consumed."""
+        for _ in range(most):
+            with self._broker.lock:
+                self._check_open()
+                store = self._broker.stores.get(queue)
+                if store is None or not store.ready:
+                    return
+                delivery = self._hold(queue, store.ready.popleft())
+            yield delivery
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         """Let the broker forget these; a void tag is ignored."""

@@ -11,7 +11,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field
@@ -613,8 +613,8 @@ class RabbitLink:
         except queue.Empty:
             return None
 
-    def fetch(self, queue: str) -> Delivery | None:
-        """Take one message out of a queue that isn't consumed; None when it is empty."""
+    def fetch(self, queue: str, most: int = 1) -> Iterator[Delivery]:
+        """Take up to `most` messages out of a queue that isn't consumed, until it is empty or missing."""
 
         def perform(wire: _Wire, future: Future[Any]) -> None:
             def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
@@ -623,8 +623,19 @@ class RabbitLink:
             self._fetching = future
             wire.channel.basic_get(queue, on_message)
 
-        result: Delivery | None = self._consumer.call(perform)
-        return result
+        def ask() -> Future[Any]:
+            future: Future[Any] = Future()
+            self._consumer.send(perform, future)
+            return future
+
+        answer = ask()
+        for left in reversed(range(most)):
+            delivery = self._consumer.wait(answer, 30.0)
+            if delivery is None:
+                return
+            if left:
+                answer = ask()  # comes while the caller works on this one
+            yield delivery
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         """Let the broker forget these; a void tag is ignored."""

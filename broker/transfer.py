@@ -109,6 +109,11 @@ class Assembly:
         self._missing = set(range(self._count))
 
     @property
+    def num_missing(self) -> int:
+        """How many parts were not placed yet."""
+        return len(self._missing)
+
+    @property
     def is_complete(self) -> bool:
         """Whether every part was placed."""
         return not self._missing

@@ -59,7 +59,7 @@ class Fetcher:
         held: list[Delivery] = []
         assembly = Assembly(self.out, update.upload_id, self._part_bytes)
         flaw: str | None = None
-        for delivery in self._deliveries(names.upload_queue(update.worker)):
+        for delivery in self._deliveries(names.upload_queue(update.worker), assembly):
             part = self._inbox.open(delivery, uploader=update.worker)
             if part is None:
                 continue
@@ -69,27 +69,24 @@ class Fetcher:
             except ProtocolError as exc:
                 flaw = flaw or str(exc)
                 assembly.skip(part)
-            if assembly.is_complete:
-                flaw = flaw or _digest_flaw(update.digest, assembly.digest)
-                return Fetched(held=held, is_whole=True, flaw=flaw)
-        return Fetched(held=held, is_whole=False, flaw=flaw)
+        if assembly.is_complete:
+            flaw = flaw or _digest_flaw(update.digest, assembly.digest)
+        return Fetched(held=held, is_whole=assembly.is_complete, flaw=flaw)
 
     def _place(self, assembly: Assembly, update: UpdateAnnounced, part: object) -> None:
         if isinstance(part, Part) and assembly.place(part) and part.precision != update.precision:
             raise ProtocolError(f"Expected parts of {update.precision}, got {part.precision}.")
 
-    def _deliveries(self, queue: str) -> Iterator[Delivery]:
-        """What the queue holds; an empty one is looked at a few times more."""
+    def _deliveries(self, queue: str, assembly: Assembly) -> Iterator[Delivery]:
+        """What the queue holds, until the assembly is complete; an empty one is looked at a few times more."""
         empty = 0
-        while empty < _EMPTY_TRIES:
-            delivery = self._link.fetch(queue)
-            if delivery is not None:
+        while not assembly.is_complete and empty < _EMPTY_TRIES:
+            empty += 1
+            for delivery in self._link.fetch(queue, most=assembly.num_missing):
                 empty = 0
                 yield delivery
-            else:
-                empty += 1
-                if self._stop.wait(_EMPTY_SECONDS):
-                    return
+            if empty and self._stop.wait(_EMPTY_SECONDS):
+                return
 
     def _inline(self, update: UpdateAnnounced) -> Fetched:
         data = update.update or b""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 
 from broker.link import Delivery, Link
 
-MOST_HELD = 200  #: below the prefetch of 256, so that held announcements never stop the consumer
+MOST_HELD = 200  #: answers, below the prefetch of 256, so that held ones never stop the consumer
 #: RabbitMQ's delivery timeout (30 minutes) then never decides how long a round may last.
 LONGEST_SECONDS = 30.0
 
@@ -17,19 +17,24 @@ class Journal:
         self._link = link
         self._read_clock = read_clock
         self._held: list[Delivery] = []
+        self._num_answers = 0
         self._oldest_at = 0.0
 
-    def hold(self, deliveries: Iterable[Delivery]) -> None:
-        """Keep these unacknowledged until the next checkpoint: their tags, not their bodies."""
+    def hold(self, answer: Delivery, parts: Iterable[Delivery] = ()) -> None:
+        """Keep an answer and its parts unacknowledged until the next checkpoint: their tags, not their bodies.
+
+        The parts were fetched, not consumed: any number of them may be held.
+        """
         if not self._held:
             self._oldest_at = self._read_clock()
-        self._held.extend(each.without_body() for each in deliveries)
+        self._num_answers += 1
+        self._held.extend(each.without_body() for each in (answer, *parts))
 
     @property
     def is_due(self) -> bool:
         """Whether a checkpoint should be written now."""
         return bool(self._held) and (
-            len(self._held) >= MOST_HELD or self._read_clock() - self._oldest_at >= LONGEST_SECONDS
+            self._num_answers >= MOST_HELD or self._read_clock() - self._oldest_at >= LONGEST_SECONDS
         )
 
     def release(self) -> None:
@@ -37,5 +42,5 @@ class Journal:
 
         What was held before a reconnect came again with a new tag; the link ignores the void one.
         """
-        held, self._held = self._held, []
+        held, self._held, self._num_answers = self._held, [], 0
         self._link.ack(held)

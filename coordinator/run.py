@@ -672,19 +672,19 @@ class Run:
             self._link.ack([delivery])
             return
         verdict, reason = opened.round.judge(update)
-        held = [delivery]
+        parts: list[Delivery] = []
         if verdict is Verdict.ACCEPTED and opened.round.trains(update.worker):
             fetched = opened.fetcher.fetch(update)
-            held += fetched.held
+            parts = fetched.held
             if not fetched.is_whole:
                 self._ask_again(update.worker, update.upload_id)
-                self._journal.hold(held)
+                self._journal.hold(delivery, parts)
                 return
             reason = fetched.flaw or flaw_in(self._buffer)
             verdict = Verdict.REJECTED if reason else Verdict.ACCEPTED
         if verdict is Verdict.REJECTED:
             self._inbox.bury(delivery, f"{update.worker}: {reason}")
-        self._journal.hold(held)
+        self._journal.hold(delivery, parts)
         self._settle(opened, update, verdict, reason)
 
     def _settle(self, opened: _Opened, update: UpdateAnnounced, verdict: Verdict, reason: str | None) -> None:
@@ -718,7 +718,7 @@ class Run:
             if declined.attempt >= record.attempt and declined.worker not in opened.round.answers:
                 logger.warning("%s can't answer: %s", declined.worker, declined.reason[:_REASON_LENGTH])
                 opened.round.decline(declined.worker, declined.reason[:_REASON_LENGTH], self._clock.now())
-            self._journal.hold([delivery])
+            self._journal.hold(delivery)
         else:
             self._link.ack([delivery])
 

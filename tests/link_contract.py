@@ -41,7 +41,7 @@ def is_quiet(link: Link, seconds: float = 0.3) -> bool:
 def fetched(link: Link, queue: str, seconds: float = 5) -> Delivery:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if delivery := link.fetch(queue):
+        for delivery in link.fetch(queue):
             return delivery
     raise AssertionError("nothing to fetch")
 
@@ -152,17 +152,25 @@ class LinkContract:
         link.publish([message("worker.a")])
         assert is_quiet(link)
 
-    def test_fetch_takes_one_message_at_a_time_and_none_when_empty(self, make_link: MakeLink) -> None:
+    def test_fetch_takes_messages_in_order_and_none_when_empty(self, make_link: MakeLink) -> None:
         """The parts of an update are taken out one by one, in order."""
         link = make_link()
         link.declare([upload_queue("a")])
-        assert link.fetch("upload.a") is None
-        link.publish([message("upload.a", b"1"), message("upload.a", b"2")])
+        assert list(link.fetch("upload.a", most=5)) == []
+        link.publish([message("upload.a", body) for body in (b"1", b"2", b"3")])
         first = fetched(link, "upload.a")
-        second = fetched(link, "upload.a")
-        assert [first.body, second.body] == [b"1", b"2"]
-        assert link.fetch("upload.a") is None
-        link.ack([first, second])
+        others = list(link.fetch("upload.a", most=5))
+        assert [each.body for each in (first, *others)] == [b"1", b"2", b"3"]
+        assert list(link.fetch("upload.a")) == []
+        link.ack([first, *others])
+
+    def test_no_more_is_fetched_than_asked_for(self, make_link: MakeLink) -> None:
+        """What stays in the queue is another reader's."""
+        first, second = make_link(), make_link()
+        first.declare([upload_queue("a")])
+        first.publish([message("upload.a", body) for body in (b"1", b"2", b"3")])
+        assert [each.body for each in first.fetch("upload.a", most=2)] == [b"1", b"2"]
+        assert [each.body for each in second.fetch("upload.a", most=2)] == [b"3"]
 
     def test_a_fetched_message_is_held_until_it_is_acknowledged(self, make_link: MakeLink) -> None:
         """A coordinator that dies after the fetch leaves the part to the next one."""
@@ -170,7 +178,7 @@ class LinkContract:
         first.declare([upload_queue("a")])
         first.publish([message("upload.a", b"1")])
         fetched(first, "upload.a")
-        assert second.fetch("upload.a") is None
+        assert list(second.fetch("upload.a")) == []
         first.close()
         assert fetched(second, "upload.a").body == b"1"
 
@@ -205,7 +213,7 @@ class LinkContract:
         link.declare([upload_queue("a")])
         link.publish([message("upload.a")])
         link.purge("upload.a")
-        assert link.fetch("upload.a") is None
+        assert list(link.fetch("upload.a")) == []
         link.delete(["upload.a"])
         assert link.consumers("upload.a") is None
 

@@ -257,7 +257,7 @@ def passed(seconds: float) -> None:
 def drained(link: Link, queue: str) -> list[Delivery]:
     """Everything ready in a queue."""
     deliveries = []
-    while (delivery := link.fetch(queue)) is not None:
+    while (delivery := next(link.fetch(queue), None)) is not None:
         deliveries.append(delivery)
     link.ack(deliveries)
     return deliveries

@@ -58,7 +58,7 @@ def num_held(stage: Stage, queue: str) -> int:
     """How many messages wait in a queue; they are taken and given back."""
     link = stage.link()
     count = 0
-    while link.fetch(queue) is not None:
+    while next(link.fetch(queue), None) is not None:
         count += 1
     link.close()
     return count
