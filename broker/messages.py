@@ -102,7 +102,7 @@ class RoundStart(Message):
         integers: The integer weights, [dtype, shape, bytes] each; they are not averaged.
         scale_exponent: The fixed-point scale of this round's sum is 2 ** scale_exponent.
         parts: How many `Part`s follow with the float weights; 0 when `weights` holds them.
-        digest: SHA-256 of the float weights' bytes.
+        digest: `transfer.Digest` of the float weights' bytes, part by part.
     """
 
     TYPE: ClassVar[str] = "round-start"
@@ -257,7 +257,7 @@ class UpdateAnnounced(Message):
         global_metrics: Of the global model that the round began with, on the worker's own test examples.
         num_test_examples: The weight of global_metrics.
         parts: Parts in the upload queue; 0 when `update` holds all, or there is none.
-        digest: SHA-256 over the data of the parts in order, as they travel.
+        digest: `transfer.Digest` of the data of the parts, as they travel.
         seconds: The worker's own time from the round start to the end of training.
     """
 

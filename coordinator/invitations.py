@@ -58,10 +58,10 @@ class Invitation:
     def _digest(self, *, is_inline: bool) -> str:
         digest = Digest()
         if is_inline:
-            digest.add(0, bytes(as_bytes(self._vector)))
+            digest.add(0, as_bytes(self._vector))
         else:
             for index, place in enumerate(self._places):
-                digest.add(index, bytes(as_bytes(self._vector[place])))
+                digest.add(index, as_bytes(self._vector[place]))
         return digest.hex()
 
     def send(self, mail: Mail, workers: Sequence[str]) -> None:

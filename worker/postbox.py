@@ -65,7 +65,7 @@ class Postbox(threading.Thread):
         self._inbox = Inbox(link, may_send_to_worker)
         self._mail = Mail(link, stop)
         self._incoming: dict[str, Incoming] = {}
-        self._shared: tuple[str, Vector] | None = None
+        self._shared: tuple[Held, Vector] | None = None
         self._to_join: set[str] = set()
         self._repeat_at = 0.0
         self._repeat_seconds = _FIRST_REPEAT_SECONDS
@@ -217,7 +217,7 @@ class Postbox(threading.Thread):
 
     def _shared_copy(self, start: RoundStart) -> Incoming | None:
         """In a swarm the second logical worker finds the weights that the first one received."""
-        if self._shared is None or self._shared[0] != start.digest or start.parts == 0:
+        if self._shared is None or self._shared[0] != start.held or start.parts == 0:
             return None
         return Incoming.of(start, self._shared[1])
 
@@ -241,7 +241,7 @@ class Postbox(threading.Thread):
 
     def _begin(self, worker: str, incoming: Incoming) -> None:
         start = incoming.start
-        self._shared = (start.digest, incoming.vector) if self._acks_early else None
+        self._shared = (start.held, incoming.vector) if self._acks_early else None
         self._desk.is_run_over.clear()
         self._desk.begin(RoundJob(worker=worker, start=start, weights=incoming.vector, held=start.held))
 
