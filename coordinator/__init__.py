@@ -21,6 +21,7 @@ Contents, from the pure to the wire:
     fetching       the parts of one announced update
     session        the place at the broker: its queue, its claim, who is there
     run            the rounds over the broker
+    wording        how the log says things
     view           what a person sees of workers and runs, as plain values
     launching      the options of a run, wherever it is asked for
     shelf          the folder --runs

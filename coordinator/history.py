@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.files import write_atomically
+from coordinator.rounds import Round, Verdict, weighted_mean
 
 Row = dict[str, Any]
 
@@ -16,6 +17,41 @@ COLUMNS = (
     "accepted", "late", "rejected",
 )  # fmt: skip
 WORKER_COLUMNS = ("round", "worker", "num_examples", "seconds", "loss", "accuracy")
+_MOST_WORKER_ROWS = 250  #: a row for each worker is kept in the checkpoint, too
+
+
+def row_of(closed: Round, update_bytes: int, seconds: float) -> Row:
+    """What is kept of a round: what it cost, who took part, and how well the training went."""
+    trained = {worker: closed.answers[worker] for worker in closed.accepted if closed.trains(worker)}
+    metrics = weighted_mean([(answer.num_examples, answer.metrics) for answer in trained.values()])
+    return {
+        "round": closed.record.round_number,
+        "attempt": closed.record.attempt,
+        "seconds": round(seconds, 3),
+        "slowest_worker_seconds": round(max((answer.seconds for answer in trained.values()), default=0.0), 3),
+        "num_examples": sum(answer.num_examples for answer in trained.values()),
+        "update_bytes": update_bytes,
+        **{name: value for name, value in metrics.items() if not name.startswith("val_")},
+        "accepted": closed.accepted,
+        "late": closed.unanswered,
+        "rejected": closed.rejected,
+        "workers": {
+            worker: {"num_examples": answer.num_examples, "seconds": answer.seconds, **answer.metrics}
+            for worker, answer in closed.answers.items()
+            if answer.verdict is Verdict.ACCEPTED and len(trained) <= _MOST_WORKER_ROWS
+        },
+    }
+
+
+def with_measures(rows: list[Row], closed: Round) -> list[Row]:
+    """The rows, the last one with what the workers measured of the model that this round began with."""
+    measures = [
+        (answer.num_test_examples, answer.global_metrics)
+        for answer in closed.answers.values()
+        if answer.verdict is Verdict.ACCEPTED and answer.global_metrics
+    ]
+    values = {f"val_{name}": value for name, value in weighted_mean(measures).items()}
+    return [*rows[:-1], {**rows[-1], **values}]
 
 
 def csv_text(rows: list[Row], columns: Sequence[str] = COLUMNS) -> str:

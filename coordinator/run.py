@@ -10,7 +10,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 
@@ -42,17 +41,18 @@ from coordinator.checkpoint import (
     write_open_round,
 )
 from coordinator.fetching import Fetcher
-from coordinator.history import Row, write_history, write_workers
+from coordinator.history import Row, row_of, with_measures, write_history, write_workers
 from coordinator.identity import keep_identity
 from coordinator.invitations import Invitation, addressed, groups_of
 from coordinator.journal import Journal
 from coordinator.membership import Member, Roster, num_selected, select
 from coordinator.model_process import BuiltModel, ModelProcess
 from coordinator.options import RunOptions
-from coordinator.rounds import Round, RoundRecord, Step, Verdict, weighted_mean
+from coordinator.rounds import Round, RoundRecord, Step, Verdict
 from coordinator.session import Interrupted, Session, Watch
 from coordinator.strategies import next_weights
 from coordinator.view import Phase, RunView, describe
+from coordinator.wording import described, listed, measured, reasons
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,6 @@ _HISTORY_SECONDS = 1.0
 _SAVE_SECONDS = 300.0
 _REUNION_SECONDS = 5.0
 _REASON_LENGTH = 2000
-_MOST_WORKER_ROWS = 250  #: a row for each worker is kept in the checkpoint, too
 
 
 class _Stopped(WarrenError):
@@ -320,12 +319,12 @@ class Run:
                     "Waiting for workers: %d of %d joined%s.",
                     len(present),
                     number,
-                    f" ({_names(present)})" if present else "",
+                    f" ({listed(present)})" if present else "",
                 )
             if self._clock.now() >= deadline:
                 raise QuorumNotReached(
                     f"Only {len(present)} of {number} workers joined within "
-                    f"{self._options.deadline_seconds:g} s: {_names(present) or 'nobody'}. "
+                    f"{self._options.deadline_seconds:g} s: {listed(present) or 'nobody'}. "
                     "Start more workers, or lower --workers."
                 )
             if self._is_to_stop:
@@ -461,11 +460,11 @@ class Run:
                 record.round_number,
                 self._options.rounds,
                 again,
-                _names(invited),
+                listed(invited),
             )
         else:
             logger.info(
-                "Measuring the model of round %d: %s invited.", record.round_number - 1, _names(invited)
+                "Measuring the model of round %d: %s invited.", record.round_number - 1, listed(invited)
             )
         opened.invitation.send(self._mail, invited)
         self._presence_at = self._session.roll_called_at = time.monotonic()
@@ -489,7 +488,7 @@ class Run:
             raise QuorumNotReached(
                 f"Round {record.round_number} has {the_round.num_accepted} of {record.quorum} updates after "
                 f"{record.attempt - record.first_attempt + 1} attempts. No answer: "
-                f"{_names(the_round.unanswered) or 'none'}; rejected: {_reasons(the_round.rejected) or 'none'}. "
+                f"{listed(the_round.unanswered) or 'none'}; rejected: {reasons(the_round.rejected) or 'none'}. "
                 f"The model of round {record.round_number - 1} is saved; the same command goes on from there."
             )
         logger.warning(
@@ -497,7 +496,7 @@ class Run:
             record.round_number,
             the_round.num_accepted,
             record.quorum,
-            _names(the_round.unanswered) or "anyone",
+            listed(the_round.unanswered) or "anyone",
         )
         accepted = {worker: the_round.answers[worker] for worker in the_round.accepted}
         next_record = the_round.next_attempt(self._reinvited(the_round), tuple(self._roster.evaluators))
@@ -540,7 +539,7 @@ class Run:
     def _closed_state(self, opened: _Opened, seconds: float) -> Checkpoint:
         """What is to be committed; the new weights are computed in the staging buffer."""
         state, record = self._committed, opened.round.record
-        history = self._with_measures(opened.round, state.history)
+        history = with_measures(state.history, opened.round)
         if record.mode == "evaluate":
             return replace(state, next_attempt=record.attempt + 1, history=history)
         strategy_state = tuple(vector.copy() for vector in state.strategy_state)
@@ -550,40 +549,8 @@ class Run:
             next_attempt=1,
             vector=next_weights(self._strategy, state.vector, opened.total, strategy_state, out=self._buffer),
             strategy_state=strategy_state,
-            history=[*history, self._row(opened, seconds)],
+            history=[*history, row_of(opened.round, opened.update_bytes, seconds)],
         )
-
-    def _with_measures(self, the_round: Round, history: list[Row]) -> list[Row]:
-        """The history with what the workers measured of the model that this round began with."""
-        measures = [
-            (answer.num_test_examples, answer.global_metrics)
-            for answer in the_round.answers.values()
-            if answer.verdict is Verdict.ACCEPTED and answer.global_metrics
-        ]
-        values = {f"val_{name}": value for name, value in weighted_mean(measures).items()}
-        return [*history[:-1], {**history[-1], **values}]
-
-    def _row(self, opened: _Opened, seconds: float) -> Row:
-        the_round = opened.round
-        trained = [the_round.answers[worker] for worker in the_round.accepted if the_round.trains(worker)]
-        metrics = weighted_mean([(answer.num_examples, answer.metrics) for answer in trained])
-        return {
-            "round": the_round.record.round_number,
-            "attempt": the_round.record.attempt,
-            "seconds": round(seconds, 3),
-            "slowest_worker_seconds": round(max((answer.seconds for answer in trained), default=0.0), 3),
-            "num_examples": opened.total.num_examples,
-            "update_bytes": opened.update_bytes,
-            **{name: value for name, value in metrics.items() if not name.startswith("val_")},
-            "accepted": the_round.accepted,
-            "late": the_round.unanswered,
-            "rejected": the_round.rejected,
-            "workers": {
-                worker: {"num_examples": answer.num_examples, "seconds": answer.seconds, **answer.metrics}
-                for worker, answer in the_round.answers.items()
-                if answer.verdict is Verdict.ACCEPTED and len(trained) <= _MOST_WORKER_ROWS
-            },
-        }
 
     def _tell_closed(self, the_round: Round) -> None:
         """Tell those whose update is not in; the others drop theirs at the next round start."""
@@ -593,7 +560,7 @@ class Run:
             self._mail.send([addressed(closed, group)])
         late = the_round.unanswered
         if late and record.mode == "train":
-            logger.warning("Late in round %d: %s.", record.round_number, _names(late))
+            logger.warning("Late in round %d: %s.", record.round_number, listed(late))
         for worker in self._look_for_absent(late):
             with self._session.until_link_is_back():
                 self._link.purge(names.worker_queue(worker))
@@ -607,14 +574,14 @@ class Run:
                 seconds,
                 the_round.num_accepted,
                 len(record.selected),
-                _measures(history[-1], ("loss", "accuracy")),
+                measured(history[-1], ("loss", "accuracy")),
             )
-        measured = history[-2] if record.mode == "train" else history[-1]
-        if "val_loss" in measured:
+        last = history[-2] if record.mode == "train" else history[-1]
+        if "val_loss" in last:
             logger.info(
                 "The model of round %s on the workers' test images%s.",
-                measured["round"],
-                _measures(measured, ("val_loss", "val_accuracy", "val_balanced_accuracy", "val_auc")),
+                last["round"],
+                measured(last, ("val_loss", "val_accuracy", "val_balanced_accuracy", "val_auc")),
             )
         self._save()
         if time.monotonic() - self._history_at > _HISTORY_SECONDS:
@@ -732,7 +699,7 @@ class Run:
         if not self._enrol(member):
             return
         if is_news:
-            logger.info("%s joined%s: %s.", member.worker, " again" if was_known else "", _describe(member))
+            logger.info("%s joined%s: %s.", member.worker, " again" if was_known else "", described(member))
         if self._opened is not None:
             self._consider(self._opened, member)
 
@@ -751,7 +718,7 @@ class Run:
             return False
         reason = None
         if state.classes and member.classes != state.classes:
-            reason = f"its classes are {_names(member.classes)}; this run's are {_names(state.classes)}"
+            reason = f"its classes are {listed(member.classes)}; this run's are {listed(state.classes)}"
         elif len(member.classes) != state.num_classes:
             reason = (
                 f"it has {len(member.classes)} classes; the model of {state.task} has {state.num_classes}"
@@ -817,34 +784,3 @@ class Run:
 def _travelled(update: UpdateAnnounced, size: int) -> int:
     """The bytes of an update's values on the wire."""
     return size * {"float32": 4, "float16": 2, "int8": 1}[update.precision]
-
-
-def _names(workers: Any) -> str:
-    """At most eight names, and how many more."""
-    listed = list(workers)
-    more = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
-    return ", ".join(listed[:8]) + more
-
-
-def _reasons(rejected: dict[str, str]) -> str:
-    return "; ".join(f"{worker}: {reason}" for worker, reason in rejected.items())
-
-
-def _describe(member: Member) -> str:
-    per_class = ", ".join(
-        f"{name} {count}" for name, count in zip(member.classes, member.examples_per_class, strict=False)
-    )
-    if member.evaluate_only:
-        return f"evaluates on {member.num_test_examples} examples"
-    return (
-        f"{member.num_examples} examples ({per_class})"
-        if len(member.classes) <= 10
-        else f"{member.num_examples} examples"
-    )
-
-
-def _measures(row: Row, wanted: tuple[str, ...]) -> str:
-    shown = [
-        f"{name.removeprefix('val_').replace('_', ' ')} {row[name]:.4f}" for name in wanted if name in row
-    ]
-    return f": {', '.join(shown)}" if shown else ""
