@@ -238,7 +238,6 @@ class Progress(Message):
     worker: str
     run_id: str
     round_number: int
-    state: Literal["training", "evaluating", "uploading"]
     epoch: int
     epochs: int
     batch: int

@@ -144,9 +144,7 @@ def _state_invited(record: RoundRecord, member: Member, progress: Progress | Non
         return "measuring", None
     if progress is None:
         return "invited", None
-    if progress.state == "uploading" or _is_trained(progress):
-        return "uploading", None
-    return progress.state, None
+    return ("uploading" if _is_trained(progress) else "training"), None
 
 
 def _is_trained(progress: Progress) -> bool:

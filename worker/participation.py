@@ -249,18 +249,16 @@ class Participation:
         )
 
     def _report(self, job: RoundJob, progress: TrainingProgress) -> None:
-        if self._is_swarm:
-            return
-        is_end = progress.batch == progress.batches
-        self._console.show(progress)
-        if time.monotonic() - self._progress_at < _PROGRESS_SECONDS and not is_end:
+        is_news = not self._is_swarm and progress.batch == progress.batches
+        if not self._is_swarm:
+            self._console.show(progress)
+        if time.monotonic() - self._progress_at < _PROGRESS_SECONDS and not is_news:
             return
         self._progress_at = time.monotonic()
         message = Progress(
             worker=job.worker,
             run_id=job.start.run_id,
             round_number=job.start.round_number,
-            state="training",
             epoch=progress.epoch,
             epochs=progress.epochs,
             batch=progress.batch,

@@ -5,11 +5,11 @@ const $ = id => document.getElementById(id);
 const OWN = "own";
 const POLL_MS = 2000;
 const BADGES = {
-  training: "busy", uploading: "busy", invited: "busy", measuring: "busy", evaluating: "busy",
+  training: "busy", uploading: "busy", invited: "busy", measuring: "busy",
   answered: "good", late: "warn", rejected: "bad", declined: "bad",
 };
 const WORDS = {
-  measuring: "measuring the model", evaluating: "measuring the model",
+  measuring: "measuring the model",
   declined: "can’t answer",
 };
 

@@ -45,7 +45,7 @@ EXAMPLES: list[Message] = [
     ),
     messages.Left(worker="w"),
     messages.Progress(
-        worker="w", run_id="r", round_number=1, state="training", epoch=1, epochs=2, batch=3, batches=4,
+        worker="w", run_id="r", round_number=1, epoch=1, epochs=2, batch=3, batches=4,
         metrics={"loss": 0.5},
     ),
     messages.UpdateAnnounced(

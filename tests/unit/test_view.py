@@ -54,7 +54,7 @@ def view(**changes: Any) -> RunView:
 
 def progress(worker: str, epoch: int, batch: int, round_number: int = 2) -> Progress:
     return Progress(
-        worker=worker, run_id="r", round_number=round_number, state="training", epoch=epoch, epochs=2, batch=batch,
+        worker=worker, run_id="r", round_number=round_number, epoch=epoch, epochs=2, batch=batch,
         batches=10, metrics={"loss": 0.25},
     )  # fmt: skip
 
