@@ -98,6 +98,7 @@ class LocalModel:
         self.num_classes = max(self._outputs, 2)
         self._first_state = _FirstState(self._model.optimizer)
         self._seeds = _seed_states(self._model)
+        self._pipelines: dict[int, Any] = {}
         self._model.make_train_function()
         self._test = _test_function(self._model)
 
@@ -147,14 +148,15 @@ class LocalModel:
         self._check_examples(examples)
         self._start_over(weights, settings.learning_rate, seed)
         example_weights = _example_weights(examples.y, settings.class_weight)
+        labels = self._encode(examples.y)
         orders = np.random.default_rng([seed, 1])
         finished = True
         metrics: dict[str, float] = {}
         for epoch in range(1, settings.epochs + 1):
             order = orders.permutation(len(examples.y))
-            batches = self._pipeline(examples, example_weights, order, settings.batch_size)
             steps = _Steps(epoch=epoch, settings=settings, num_examples=len(order), stop=stop, report=report)
-            finished, metrics = self._run_epoch(batches, steps)
+            reading = _Reading(examples.x, labels, example_weights, order, settings.batch_size)
+            finished, metrics = self._run_epoch(self._batches(reading, steps.batches), steps)
             if not finished:
                 break
             if validation is not None and len(validation.y):
@@ -237,30 +239,35 @@ class LocalModel:
                 steps.report(steps.progress(min(batch + stride, steps.batches), _plain(logs)))
         return True, _plain(logs)
 
-    def _pipeline(
-        self,
-        examples: Examples,
-        example_weights: NDArray[np.float32],
-        order: NDArray[np.int64],
-        batch_size: int,
-    ) -> Any:
-        """One epoch's batches (x, y, weight) in the given order; the next is prepared meanwhile."""
+    def _batches(self, reading: "_Reading", steps: int) -> Any:
+        """One epoch's batches (x, y, weight); the next ones are prepared meanwhile.
+
+        The pipeline is traced once for each number of steps: a new one in every epoch costs time, and memory that
+        TensorFlow keeps.
+        """
+        self._reading = reading
+        if steps not in self._pipelines:
+            self._pipelines[steps] = self._pipeline(steps)
+        return self._pipelines[steps]
+
+    def _pipeline(self, steps: int) -> Any:
         import tensorflow as tf
 
-        x, y, input_dtype = examples.x, self._encode(examples.y), self._model.inputs[0].dtype
+        input_dtype = self._model.inputs[0].dtype
+        x_dtype, y_sample = self._reading.x.dtype, self._reading.y
 
         # The arrays stay numpy's: TensorFlow would copy all of them, every round.
-        def take(rows: NDArray[np.int64]) -> tuple[Array, Array, Array]:
-            return x[rows], y[rows], example_weights[rows]
+        def take(step: Any) -> tuple[Array, Array, Array]:
+            return self._reading.batch(int(step))
 
-        def load(rows: Any) -> tuple[Any, Any, Any]:
-            inputs, labels, row_weights = tf.numpy_function(take, [rows], [x.dtype, y.dtype, tf.float32])
+        def load(step: Any) -> tuple[Any, Any, Any]:
+            inputs, labels, weights = tf.numpy_function(take, [step], [x_dtype, y_sample.dtype, tf.float32])
             inputs.set_shape((None, *self.input_shape))
-            labels.set_shape((None, *y.shape[1:]))
-            row_weights.set_shape((None,))
-            return tf.cast(inputs, input_dtype), labels, row_weights
+            labels.set_shape((None, *y_sample.shape[1:]))
+            weights.set_shape((None,))
+            return tf.cast(inputs, input_dtype), labels, weights
 
-        return tf.data.Dataset.from_tensor_slices(order).batch(batch_size).map(load).prefetch(2)
+        return tf.data.Dataset.range(steps).map(load).prefetch(2)
 
     def _measure(self, examples: Examples) -> dict[str, float]:
         outputs, loss = [], 0.0
@@ -283,6 +290,21 @@ class LocalModel:
     def _test_batch(self, x: Array, y: NDArray[np.int64]) -> tuple[float, NDArray[np.float32]]:
         loss, outputs = self._test(np.asarray(x, np.float32), self._encode(y))
         return float(loss), outputs.numpy()
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """The examples of one epoch, in its order."""
+
+    x: Array
+    y: Array
+    weights: NDArray[np.float32]
+    order: NDArray[np.int64]
+    batch_size: int
+
+    def batch(self, step: int) -> tuple[Array, Array, Array]:
+        rows = self.order[step * self.batch_size : (step + 1) * self.batch_size]
+        return self.x[rows], self.y[rows], self.weights[rows]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
