@@ -9,7 +9,6 @@ and how far the result is from the exact one.
 
 import json
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 from broker import logs
 from broker.command import Stop
@@ -30,6 +28,7 @@ from coordinator.model_process import BuiltModel
 from coordinator.options import RunOptions
 from coordinator.run import Run
 from coordinator.tasks import Task, TaskDefaults
+from tests.bench.moments import tell
 from tests.bench.workload import expected_scale, multiple_of, synthetic
 from worker.console import Console
 from worker.participation import Participation
@@ -124,7 +123,7 @@ def coordinate(
     amqp_url: str, weights: int, workers: list[str], rounds: int, precision: Precision
 ) -> dict[str, Any]:
     """Play the rounds in this process and measure them."""
-    models, log = NoModels(weights), logs.configure()
+    started, models, log = time.monotonic(), NoModels(weights), logs.configure()
     link = RabbitLink(LinkSettings(amqp_url=amqp_url, name="coordinator"))
     with Stop() as stop, tempfile.TemporaryDirectory(dir=".") as folder:
         options = RunOptions(
@@ -142,13 +141,11 @@ def coordinate(
         state = run._committed
     first = models.build(TASK, seed=0).vector
     ratio = float(state.vector[0]) / float(first[0]) / expected_scale(workers, rounds)
-    seconds = np.diff(run.starts).tolist()
     return {
         "workers": len(workers),
         "megabytes": round(weights * 4 / 1e6, 2),
         "precision": precision,
-        "round_seconds": [round(each, 4) for each in seconds],
-        "median_seconds": round(statistics.median(seconds[1:]), 4),
+        **tell([started, *run.starts[1:]]),
         "update_bytes": state.history[-1]["update_bytes"],
         "coordinator_peak_mb": peak_megabytes(),
         "result_over_expected": ratio,

@@ -11,7 +11,6 @@ Prints one JSON object.
 import json
 import multiprocessing
 import os
-import statistics
 import tempfile
 import time
 from multiprocessing.connection import Connection
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import click
 
+from tests.bench.moments import tell
 from tests.bench.workload import cnn, keras_client, write_sites
 
 _ANSWER_SECONDS = 600
@@ -71,9 +71,7 @@ def main(clients: int, rounds: int) -> None:
     """Measure the ideal."""
     with tempfile.TemporaryDirectory() as folder:
         moments = play(write_sites(Path(folder), clients), rounds)
-    seconds = [later - sooner for sooner, later in zip(moments[:-1], moments[1:], strict=True)]
-    told = {"first_seconds": round(seconds[0], 3), "median_seconds": round(statistics.median(seconds[1:]), 3)}
-    print(json.dumps({**told, "round_seconds": [round(each, 3) for each in seconds]}))
+    print(json.dumps(tell(moments)))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ rounds counts; the first one from the start of the processes, with TensorFlow's 
 
 import csv
 import json
-import statistics
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 
+from tests.bench.moments import tell
 from tests.bench.workload import BATCH, accuracy_of, write_sites
 from worker.tensorflow import load_keras
 
@@ -99,12 +100,9 @@ def measure(amqp_url: str, folder: Path, count: int, rounds: int) -> dict[str, A
     started = time.monotonic()
     with workers(amqp_url, sites):
         moments, peak = coordinate(amqp_url, out, count, rounds)
-    seconds = [later - sooner for sooner, later in zip([started, *moments[:-1]], moments, strict=True)]
     weights = load_keras().models.load_model(out / "model.keras").get_weights()
     return {
-        "first_seconds": round(seconds[0], 3),
-        "median_seconds": round(statistics.median(seconds[1:]), 3),
-        "round_seconds": [round(each, 3) for each in seconds],
+        **tell([started, *moments]),
         "slowest_worker_seconds": slowest_seconds(out),
         "accuracy": accuracy_of(weights),
         "coordinator_peak_mb": peak,
@@ -117,6 +115,9 @@ def measure(amqp_url: str, folder: Path, count: int, rounds: int) -> dict[str, A
 @click.option("--rounds", type=int, default=5, show_default=True)
 def main(amqp_url: str, count: int, rounds: int) -> None:
     """Measure rounds of training."""
+    signal.signal(
+        signal.SIGTERM, lambda number, _: sys.exit(128 + number)
+    )  # so that the others are ended, too
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(measure(amqp_url, Path(folder), count, rounds)))
 

@@ -158,5 +158,7 @@ def echo_client(client: str) -> Answer:
 
 def expected_scale(clients: Sequence[str], rounds: int) -> float:
     """What the first weights are multiplied with after so many rounds, all clients weighing the same."""
-    means = (np.mean([float(multiple_of(name, number)) for name in clients]) for number in range(1, rounds + 1))
+    means = (
+        np.mean([float(multiple_of(name, number)) for name in clients]) for number in range(1, rounds + 1)
+    )
     return float(np.prod([1 + mean for mean in means]))

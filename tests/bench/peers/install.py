@@ -1,4 +1,4 @@
-"""Makes the peers' virtual environments in build/peers: the newest releases that PyPI has, pinned here and nowhere else.
+"""Makes the peers' virtual environments in build/peers: the newest releases on PyPI, pinned here and nowhere else.
 
 python -m tests.bench.peers.install
 """

@@ -1,8 +1,10 @@
-"""A peer's processes: found wherever they went, measured, and ended by their id; runs in the peers' environments."""
+"""A peer's processes: found wherever they went, measured, and ended by their id. Linux, in the peer's environment."""
 
 import ctypes
 import os
+import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,22 +15,32 @@ import psutil
 
 _SAMPLE_SECONDS = 0.1
 _END_SECONDS = 5
+_ATTEMPTS = 3
 _PR_SET_CHILD_SUBREAPER = 36
 
 
-def adopt_orphans() -> None:
-    """Become the parent of every descendant whose own parent ends (Linux): so none is lost from sight."""
+@contextmanager
+def descendants_ended() -> Iterator[None]:
+    """With the block end all processes that it started, directly or not, also when this one is told to end."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    # Every descendant whose own parent ends becomes a child of this process (Linux), so none is lost from sight.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        _end_descendants()
 
 
-def end_descendants() -> None:
-    """End everything that this process started, directly or not: what ends others first, then the rest by force."""
-    for end in (psutil.Process.terminate, psutil.Process.kill):
-        processes = psutil.Process().children(recursive=True)
-        for process in processes:
+def _end_descendants() -> None:
+    """Ask them, then use force until none is left: one may have started another meanwhile."""
+    for end in (psutil.Process.terminate, *[psutil.Process.kill] * _ATTEMPTS):
+        left = psutil.Process().children(recursive=True)
+        for process in left:
             with ignored():
                 end(process)
-        psutil.wait_procs(processes, timeout=_END_SECONDS)
+        psutil.wait_procs(left, timeout=_END_SECONDS)
 
 
 @contextmanager

@@ -5,19 +5,18 @@ build/peers/flower/bin/python -m tests.bench.peers.flower.drive --weights 10000 
 
 import subprocess
 import sys
-import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from tests.bench.peers import figures, processes
+from tests.bench.peers import processes
+from tests.bench.peers.driving import drive
+from tests.bench.peers.job import Job
 
 _APP = Path(__file__).parent / "app"
 _BIN = Path(sys.executable).parent
 _SERVER = ("flower-superlink", "flwr-serverapp")
 _START_SECONDS = 60
-_RUN_SECONDS = 3600
 _CONFIG = """
 [superlink]
 default = "bench"
@@ -55,9 +54,9 @@ def is_up(port: int) -> bool:
         return False
 
 
-def deploy(job: figures.Job, port: int, node_ports: list[int]) -> None:
-    """Start the SuperLink and the SuperNodes."""
-    folder = job.folder
+def deploy(job: Job) -> None:
+    """Start the SuperLink and the SuperNodes, and hand over the app."""
+    folder, (port, *node_ports) = job.folder, processes.free_ports(job.clients + 1)
     (folder / "flwr").mkdir()
     (folder / "flwr" / "config.toml").write_text(_CONFIG.format(port=port))
     link = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port)]
@@ -67,9 +66,10 @@ def deploy(job: figures.Job, port: int, node_ports: list[int]) -> None:
         node = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}"]
         node += ["--host", "127.0.0.1", "--port", str(node_port)]
         start(folder, f"node-{number}", *node, "--node-config", f"partition-id={number}")
+    submit(job)
 
 
-def submit(job: figures.Job) -> None:
+def submit(job: Job) -> None:
     """Hand the app to the SuperLink."""
     config = f'weights={job.weights} clients={job.clients} rounds={job.rounds} folder="{job.folder}"'
     subprocess.run(
@@ -77,35 +77,9 @@ def submit(job: figures.Job) -> None:
         env=environment(job.folder),
         stdout=sys.stderr,
         check=True,
+        timeout=_START_SECONDS,
     )
 
 
-def main() -> None:
-    """Measure one job."""
-    processes.adopt_orphans()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        job = figures.asked_for(Path(folder))
-        job.prepare()
-        port, *node_ports = processes.free_ports(job.clients + 1)
-        started = figures.now()
-        try:
-            with processes.PeakMemory(_SERVER) as peak:
-                deploy(job, port, node_ports)
-                submit(job)
-                processes.wait_for("The outcome", job.outcome.exists, seconds=_RUN_SECONDS)
-        except (TimeoutError, subprocess.CalledProcessError):
-            sys.stderr.write((job.folder / "superlink.log").read_text()[-3000:])
-            raise
-        finally:
-            processes.end_descendants()
-        figures.tell(
-            job,
-            system="Flower",
-            version=version("flwr"),
-            started=started,
-            peak_megabytes=peak.megabytes,
-        )
-
-
 if __name__ == "__main__":
-    main()
+    drive(package="flwr", server=_SERVER, log="superlink.log", deploy=deploy)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import nvflare.client as flare
 
-from tests.bench.peers.figures import Job
+from tests.bench.peers.job import Job
 
 
 def main(weights: int, clients: int, folder: str) -> None:

@@ -1,11 +1,12 @@
-"""FLARE's side of the server: its own FedAvg, with the benchmark's first weights, and a note of when each round ended."""
+"""FLARE's side of the server: its own FedAvg, the benchmark's first weights, and a note of when each round ended."""
 
+import time
 from pathlib import Path
 
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.workflows.fedavg import FedAvg
 
-from tests.bench.peers import figures
+from tests.bench.peers.job import Job
 from tests.bench.workload import Array
 
 
@@ -20,10 +21,8 @@ class NotedFedAvg(FedAvg):
         self._first: list[Array] = []
 
     @property
-    def _job(self) -> figures.Job:
-        return figures.Job(
-            weights=self.weights, clients=self.clients, rounds=self.rounds, folder=Path(self.folder)
-        )
+    def _job(self) -> Job:
+        return Job(weights=self.weights, clients=self.clients, rounds=self.rounds, folder=Path(self.folder))
 
     def load_model(self) -> FLModel:
         """The first weights."""
@@ -32,7 +31,7 @@ class NotedFedAvg(FedAvg):
 
     def save_model(self, model: FLModel) -> None:
         """Called at the end of each round."""
-        self._ends.append(figures.now())
+        self._ends.append(time.time())
         if len(self._ends) == self.rounds:
             last = [model.params[str(number)] for number in range(len(self._first))]
             self._job.write_outcome(self._ends, self._first, last)

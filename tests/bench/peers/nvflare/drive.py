@@ -5,18 +5,16 @@ build/peers/nvflare/bin/python -m tests.bench.peers.nvflare.drive --weights 1000
 
 import os
 import sys
-import tempfile
-from contextlib import redirect_stdout
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tests.bench.peers import figures, processes
+from tests.bench.peers import processes
+from tests.bench.peers.driving import drive
+from tests.bench.peers.job import Job
 
 _BIN = Path(sys.executable).parent
 _SERVER = ("server_train", "runner_process")
 _LOGIN_SECONDS = 60
-_RUN_SECONDS = 3600
 
 
 def project(clients: int, port: int) -> dict[str, Any]:
@@ -34,8 +32,11 @@ def project(clients: int, port: int) -> dict[str, Any]:
     return described | {"participants": [server, *sites, *admins]}
 
 
-def deploy(job: figures.Job) -> None:
+def deploy(job: Job) -> None:
     """Provision, start all processes and submit the job."""
+    # FLARE reads these when it is imported.
+    os.environ.update(processes.environment(job.folder))
+    os.environ.update(NVFLARE_POC_WORKSPACE=f"{job.folder}/poc", PATH=f"{_BIN}:/usr/bin:/bin")
     import yaml
     from nvflare.fuel.utils.constants import FrameworkType
     from nvflare.job_config.api import FedJob
@@ -62,29 +63,5 @@ def deploy(job: figures.Job) -> None:
     place.deploy(asked)
 
 
-def main() -> None:
-    """Measure one job."""
-    processes.adopt_orphans()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        job = figures.asked_for(Path(folder))
-        job.prepare()
-        os.environ.update(processes.environment(job.folder))
-        os.environ.update(NVFLARE_POC_WORKSPACE=f"{folder}/poc", PATH=f"{_BIN}:/usr/bin:/bin")
-        started = figures.now()
-        try:
-            with processes.PeakMemory(_SERVER) as peak, redirect_stdout(sys.stderr):
-                deploy(job)
-                processes.wait_for("The outcome", job.outcome.exists, seconds=_RUN_SECONDS)
-        finally:
-            processes.end_descendants()
-        figures.tell(
-            job,
-            system="NVIDIA FLARE",
-            version=version("nvflare"),
-            started=started,
-            peak_megabytes=peak.megabytes,
-        )
-
-
 if __name__ == "__main__":
-    main()
+    drive(package="nvflare", server=_SERVER, log="poc/*/prod_00/server/log.txt", deploy=deploy)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from flwr.app import Context
 
-from tests.bench.peers.figures import Job
+from tests.bench.peers.job import Job
 
 
 def job_of(context: Context) -> Job:

@@ -5,7 +5,7 @@ from functools import cache
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from tests.bench.peers.figures import Job
+from tests.bench.peers.job import Job
 from tests.bench.workload import Answer
 from warren_bench import job_of
 

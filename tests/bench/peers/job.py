@@ -1,13 +1,9 @@
 """What both peers' apps are asked to do and have to tell, so that they are asked and judged alike."""
 
-import argparse
 import json
-import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tests.bench.workload import (
     Answer,
@@ -53,9 +49,7 @@ class Job:
 
     def client(self, number: int) -> Answer:
         """What client `number`, from 0, does in a round."""
-        return (
-            echo_client(str(number)) if self.weights else keras_client(self.folder / f"site-{number}.npz")
-        )
+        return echo_client(str(number)) if self.weights else keras_client(self.folder / f"site-{number}.npz")
 
     def write_outcome(self, ends: list[float], first: Sequence[Array], last: Sequence[Array]) -> None:
         """Write down when the rounds ended, and how right the last model is."""
@@ -68,33 +62,3 @@ class Job:
         aside = self.outcome.with_suffix(".new")
         aside.write_text(json.dumps({"ends": ends, **quality}))
         aside.replace(self.outcome)
-
-
-def asked_for(folder: Path) -> Job:
-    """The job that this process's command line asks for."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--weights", type=int, default=10_000, help="0 trains the CNN")
-    parser.add_argument("--clients", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=3)
-    return Job(**vars(parser.parse_args()), folder=folder)
-
-
-def tell(job: Job, *, system: str, version: str, started: float, peak_megabytes: float) -> None:
-    """Print one JSON object; `started` is the wall clock's time before the first process was there."""
-    outcome: dict[str, Any] = json.loads(job.outcome.read_text())
-    ends = outcome.pop("ends")
-    seconds = [later - sooner for sooner, later in zip([started, *ends[:-1]], ends, strict=True)]
-    told = {
-        "system": system,
-        "version": version,
-        "first_seconds": round(seconds[0], 3),
-        "median_seconds": round(statistics.median(seconds[1:]), 3),
-        "round_seconds": [round(each, 3) for each in seconds],
-        "server_peak_mb": peak_megabytes,
-    }
-    print(json.dumps(told | outcome))
-
-
-def now() -> float:
-    """The wall clock: one for all processes of this machine."""
-    return time.time()
