@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from broker import private
+from tests.bench.memory import peak_megabytes
 from tests.bench.peers.install import python_of
-from tests.bench.training import peak_megabytes
 from tests.brokers import started_broker
 
 _END_SECONDS = 60

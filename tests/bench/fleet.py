@@ -8,7 +8,6 @@ and how far the result is from the exact one.
 """
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from coordinator.model_process import BuiltModel
 from coordinator.options import RunOptions
 from coordinator.run import Run
 from coordinator.tasks import Task, TaskDefaults
+from tests.bench.memory import peak_megabytes
 from tests.bench.moments import tell
 from tests.bench.workload import expected_scale, multiple_of, synthetic
 from worker.console import Console
@@ -102,11 +102,6 @@ class Echo:
             seconds=0.0,
         )
         return Trained(vector=vector, measured=measured)
-
-
-def peak_megabytes() -> float:
-    """This process's peak resident memory."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
 class TimedRun(Run):

@@ -20,22 +20,13 @@ from typing import Any
 
 import click
 
+from tests.bench.memory import peak_megabytes
 from tests.bench.moments import tell
 from tests.bench.workload import BATCH, accuracy_of, write_sites
 from worker.tensorflow import load_keras
 
 _BIN = Path(sys.executable).parent
 _END_SECONDS = 60
-
-
-def peak_megabytes(pid: int) -> float | None:
-    """A running process's peak resident memory; None where the system doesn't tell, or it has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return None
-    found = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
-    return round(found[0] / 1024, 1) if found else None
 
 
 @contextmanager

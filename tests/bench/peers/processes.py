@@ -114,6 +114,7 @@ def environment(home: Path) -> dict[str, str]:
     """The peers' processes get a home of their own, find this project, and keep TensorFlow quiet and off GPUs."""
     return os.environ | {
         "HOME": str(home),
+        "TMPDIR": str(home),
         "PYTHONPATH": str(Path.cwd()),
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "CUDA_VISIBLE_DEVICES": "-1",
