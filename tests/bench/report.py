@@ -122,7 +122,7 @@ def draw(path: Path, header: str, rows: list[Row]) -> None:
     cases = [list(group) for _, group in groupby(rows, key=lambda row: row.case)]
     figure = Figure(figsize=(9, 1.2 + 0.34 * len(rows) + 0.42 * len(cases)), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    heights = [len(case) + 0.4 for case in cases]
+    heights = [len(case) for case in cases]
     panels = figure.subplots(len(cases), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for axes, case in zip(panels, cases, strict=True):
         _draw_case(axes, case)
@@ -139,7 +139,7 @@ def _draw_case(axes: Any, case: list[Row]) -> None:
     bars = axes.barh(systems, [row.seconds for row in case], color=colours, height=0.7)
     axes.bar_label(bars, [f"{row.seconds:.3g} s" for row in case], padding=4, fontsize=9)
     axes.set_xscale("log")
-    axes.invert_yaxis()
+    axes.set_ylim(len(case) - 0.5, -0.5)  # the first one on top
     axes.set_title(case[0].case, loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=9)

@@ -26,7 +26,7 @@ def install(system: str) -> None:
     if record.is_file() and record.read_text() == pins:
         return
     subprocess.run([sys.executable, "-m", "venv", "--clear", ENVIRONMENTS / system], check=True)
-    pip = [python_of(system), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+    pip = [str(python_of(system)), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
     subprocess.run([*pip, *PINS[system]], check=True)
     record.write_text(pins)
 

@@ -16,7 +16,7 @@ from tests.bench.peers.job import Job
 _APP = Path(__file__).parent / "app"
 _BIN = Path(sys.executable).parent
 _SERVER = ("flower-superlink", "flwr-serverapp")
-_START_SECONDS = 60
+_START_SECONDS = 300
 _CONFIG = """
 [superlink]
 default = "bench"

@@ -14,7 +14,7 @@ from tests.bench.peers.job import Job
 
 _BIN = Path(sys.executable).parent
 _SERVER = ("server_train", "runner_process")
-_LOGIN_SECONDS = 60
+_LOGIN_SECONDS = 300
 
 
 def project(clients: int, port: int) -> dict[str, Any]:
