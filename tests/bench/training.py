@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from worker.tensorflow import load_keras
 
 _BIN = Path(sys.executable).parent
 _END_SECONDS = 60
+_RUN_SECONDS = 1800
 
 
 @contextmanager
@@ -64,6 +66,8 @@ def coordinate(amqp_url: str, out: Path, count: int, rounds: int) -> tuple[list[
     process = subprocess.Popen(
         [_BIN / words[0], *words[1:]], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
+    overdue = threading.Timer(_RUN_SECONDS, process.kill)  # it waits for its workers as long as it takes
+    overdue.start()
     try:
         for line in process.stderr or ():
             lines.append(line)
@@ -73,6 +77,7 @@ def coordinate(amqp_url: str, out: Path, count: int, rounds: int) -> tuple[list[
         if process.wait(_END_SECONDS) or len(moments) != rounds:
             sys.exit("The coordinator failed.\n" + "".join(lines[-20:]))
     finally:
+        overdue.cancel()
         process.kill()
         process.wait()
     return moments, peak
