@@ -6,9 +6,10 @@ BIN    := $(VENV)/bin
 SHELL  := /bin/bash
 MINUTES ?= 30
 SEED    ?= 1
+REPEAT  ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: bench help venv install broker needs-broker needs-rabbitmq needs-browser check format test test-browser soak test-unit demo clean
+.PHONY: bench bench-peers help venv install broker needs-broker needs-rabbitmq needs-browser check format test test-browser soak test-unit demo clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -69,8 +70,11 @@ soak: needs-rabbitmq  ## all faults at random on real processes, for MINUTES=30 
 	$(BIN)/python -m pytest -m soak tests/faults
 	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) --seed $(SEED)
 
-bench: needs-rabbitmq  ## what the transport costs, beside the floor of the same bytes
+bench: needs-rabbitmq  ## what training and transport cost, beside the ideal and the floor
 	$(BIN)/python -m tests.bench
+
+bench-peers: needs-rabbitmq  ## the same, beside Flower and NVIDIA FLARE; each case REPEAT=1 times over
+	$(BIN)/python -m tests.bench --peers --repeat $(REPEAT)
 
 test-unit: install  ## the tests that need no broker
 	$(BIN)/python -m pytest tests/unit

@@ -1,74 +1,81 @@
-"""`make bench`: the transport's cost, paired with the floor of the same bytes, as a table.
+"""`make bench`: what Warren costs beside the floor and the ideal; `make bench-peers`: and beside its peers.
 
-Each case runs on a broker of its own; a case and its floor run one after the other, so that their ratio holds on a
-noisy machine. A benchmark reports; nothing here asserts a time.
+Each measurement of ours runs on a broker of its own. The systems of a case run one after the other, so that their
+ratios hold on a noisy machine. A benchmark reports; nothing here asserts a time.
 """
 
-import json
-import os
-import platform
-import subprocess
+import signal
+import statistics
 import sys
-import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
-from tests.brokers import started_broker
+import click
 
-CASES: dict[str, list[str]] = {
-    "10,000 weights, 3 processes": ["--weights", "10000", "--workers", "3", "--rounds", "30"],
-    "10,000 weights, 30 processes": ["--weights", "10000", "--workers", "30", "--rounds", "20"],
-    "10,000 weights, swarm of 100": ["--weights", "10000", "--swarm", "100", "--rounds", "10"],
-    "10,000 weights, swarm of 1,000": ["--weights", "10000", "--swarm", "1000", "--rounds", "5"],
-    "100 MB, 4 processes": ["--weights", "25000000", "--workers", "4", "--rounds", "3"],
-    "100 MB, 8 processes": ["--weights", "25000000", "--workers", "8", "--rounds", "3"],
-    "100 MB, 8 processes, int8": [
-        "--weights",
-        "25000000",
-        "--workers",
-        "8",
-        "--rounds",
-        "3",
-        "--precision",
-        "int8",
-    ],
-    "100 MB, 16 processes": ["--weights", "25000000", "--workers", "16", "--rounds", "3"],
-}
-FLOORS: dict[str, list[str]] = {
-    f"100 MB, {number} processes": ["--megabytes", "100", "--workers", str(number), "--rounds", "3"]
-    for number in (4, 8, 16)
-}
+from tests.bench import report
+from tests.bench.cases import Case, Script, all_cases
+from tests.bench.cases import run as run_script
+from tests.bench.peers import install
+from tests.bench.report import Row
+from tests.bench.workload import find_mnist
 
 
-def measured(module: str, words: list[str]) -> dict[str, Any]:
-    """Run one script on a broker of its own."""
-    with tempfile.TemporaryDirectory() as home, started_broker(Path(home)) as broker:
-        command = [sys.executable, "-m", module, "--amqp-url", broker.amqp_url, *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr[-2000:])
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+def play(case: Case, repeat: int) -> list[Row]:
+    """Measure all systems of a case, one after the other, `repeat` times over."""
+    told: dict[str, list[Row]] = {system: [] for system in case.scripts}
+    for _ in range(repeat):
+        for system, script in case.scripts.items():
+            print(f"{case.name}: {system} …", file=sys.stderr, flush=True)
+            told[system].append(_row(case, system, script))
+    return [_middle(rows) for rows in told.values()]
 
 
-def main() -> None:
-    """Run every case whose name contains one of the words given, or all."""
-    wanted = sys.argv[1:] or [""]
-    print(f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
-    print("| case | median s/round | floor s/round | ratio | coordinator peak MB | result / exact |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for name, words in CASES.items():
-        if not any(word in name for word in wanted):
-            continue
-        ours = measured("tests.bench.fleet", words)
-        floor = measured("tests.bench.floor", FLOORS[name])["median_seconds"] if name in FLOORS else None
-        ratio = f"{ours['median_seconds'] / floor:.2f}" if floor else "–"
-        print(
-            f"| {name} | {ours['median_seconds']:.3f} | {floor or '–'} | {ratio} | "
-            f"{ours['coordinator_peak_mb']:.0f} | {ours['result_over_expected']:.7f} |",
-            flush=True,
-        )
+def _row(case: Case, system: str, script: Script) -> Row:
+    answer = run_script(script)
+    return Row(
+        case=case.name,
+        system=system,
+        seconds=answer["median_seconds"],
+        first_seconds=answer.get("first_seconds"),
+        server_megabytes=answer.get("coordinator_peak_mb", answer.get("server_peak_mb")),
+        broker_megabytes=answer.get("broker_peak_mb"),
+        training_seconds=statistics.median(answer.get("slowest_worker_seconds", [0])[1:] or [0]) or None,
+        accuracy=answer.get("accuracy"),
+        result_over_expected=answer.get("result_over_expected"),
+    )
+
+
+def _middle(rows: list[Row]) -> Row:
+    """The measurement whose seconds a round are the median; of an even number the slower one."""
+    return sorted(rows, key=lambda row: row.seconds)[len(rows) // 2]
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+@click.command()
+@click.argument("words", nargs=-1)
+@click.option("--peers", is_flag=True, help="Flower and NVIDIA FLARE, too; installed if need be.")
+@click.option("--many", is_flag=True, help="The peers with 30 clients, too: Flower needs a minute a round.")
+@click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="Times over.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("build/bench"), show_default=True, help="A folder."
+)
+def main(words: tuple[str, ...], out: Path, repeat: int, *, peers: bool, many: bool) -> None:
+    """Run every case whose name contains one of the WORDS, or all."""
+    signal.signal(signal.SIGTERM, _end)  # so that what was started is ended
+    if peers:
+        install.main()
+    header = report.describe_machine(with_peers=peers)
+    if find_mnist() is None:
+        header += "; noise in the place of MNIST, which is not here"
+    rows: list[Row] = []
+    for case in all_cases(with_peers=peers, with_many=many):
+        if not words or any(word in case.name for word in words):
+            rows += play(case, repeat)
+            report.write(out, header, rows)  # after each, for an interrupted benchmark has told something
+    print(report.as_table(header, rows))
 
 
 if __name__ == "__main__":

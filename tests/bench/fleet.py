@@ -3,13 +3,11 @@
     python -m tests.bench.fleet --amqp-url URL --weights 25000000 --workers 8 --rounds 3
     python -m tests.bench.fleet --amqp-url URL --weights 10000 --swarm 1000 --rounds 5
 
-Prints one JSON object: seconds a round, the coordinator's peak memory, and how far the result is from the exact one.
+Prints one JSON object: seconds a round (the median is of those from the second on), the coordinator's peak memory,
+and how far the result is from the exact one.
 """
 
-import hashlib
 import json
-import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,17 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 from broker import logs
 from broker.command import Stop
 from broker.messages import Precision, RoundStart
 from broker.rabbitmq import LinkSettings, RabbitLink
-from broker.tensors import FLOAT32, TensorSpec, Vector
+from broker.tensors import TensorSpec, Vector
 from coordinator.model_process import BuiltModel
 from coordinator.options import RunOptions
 from coordinator.run import Run
 from coordinator.tasks import Task, TaskDefaults
+from tests.bench.memory import peak_megabytes
+from tests.bench.moments import tell
+from tests.bench.workload import expected_scale, multiple_of, synthetic
 from worker.console import Console
 from worker.participation import Participation
 from worker.trainer import Participant, Report, Trained
@@ -53,7 +53,7 @@ class NoModels:
         return BuiltModel(
             model_json="{}",
             layout=(TensorSpec(dtype="float32", shape=(self._size,)),),
-            vector=np.random.default_rng(seed).standard_normal(self._size, FLOAT32),
+            vector=synthetic(self._size, seed=seed),
             integers=[],
             input_shape=(1,),
             num_classes=len(CLASSES),
@@ -77,12 +77,6 @@ class NoData:
     examples_per_class = dict.fromkeys(CLASSES, NUM_EXAMPLES // 2)
 
 
-def factor_of(worker: str, round_number: int) -> np.float32:
-    """Every worker answers with another multiple of the global weights, another one each round."""
-    number = int.from_bytes(hashlib.sha256(worker.encode()).digest()[:2], "little") % 1000
-    return np.float32(1e-6 * (number + 1) * (round_number + 1))
-
-
 class Echo:
     """In the place of Keras: answers at once."""
 
@@ -99,7 +93,7 @@ class Echo:
     ) -> Trained:
         """A multiple of the weights, computed in one pass."""
         trains = participant.trains_in(start)
-        vector = weights * factor_of(participant.name, start.round_number) if trains else None
+        vector = weights * multiple_of(participant.name, start.round_number) if trains else None
         measured = Measured(
             num_examples=NUM_EXAMPLES if trains else 0,
             metrics={"loss": 1.0} if trains else {},
@@ -108,23 +102,6 @@ class Echo:
             seconds=0.0,
         )
         return Trained(vector=vector, measured=measured)
-
-
-def expected_scale(workers: list[str], rounds: int) -> float:
-    """What the first weights are multiplied with after so many rounds."""
-    return float(
-        np.prod(
-            [
-                1 + np.mean([float(factor_of(name, number)) for name in workers])
-                for number in range(1, rounds + 1)
-            ]
-        )
-    )
-
-
-def peak_megabytes() -> float:
-    """This process's peak resident memory."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
 class TimedRun(Run):
@@ -141,7 +118,7 @@ def coordinate(
     amqp_url: str, weights: int, workers: list[str], rounds: int, precision: Precision
 ) -> dict[str, Any]:
     """Play the rounds in this process and measure them."""
-    models, log = NoModels(weights), logs.configure()
+    started, models, log = time.monotonic(), NoModels(weights), logs.configure()
     link = RabbitLink(LinkSettings(amqp_url=amqp_url, name="coordinator"))
     with Stop() as stop, tempfile.TemporaryDirectory(dir=".") as folder:
         options = RunOptions(
@@ -159,13 +136,11 @@ def coordinate(
         state = run._committed
     first = models.build(TASK, seed=0).vector
     ratio = float(state.vector[0]) / float(first[0]) / expected_scale(workers, rounds)
-    seconds = np.diff(run.starts).tolist()
     return {
         "workers": len(workers),
         "megabytes": round(weights * 4 / 1e6, 2),
         "precision": precision,
-        "round_seconds": [round(each, 4) for each in seconds],
-        "median_seconds": round(statistics.median(seconds), 4),
+        **tell([started, *run.starts[1:]]),
         "update_bytes": state.history[-1]["update_bytes"],
         "coordinator_peak_mb": peak_megabytes(),
         "result_over_expected": ratio,

@@ -1,0 +1,146 @@
+"""What is measured: each case is the same work for several systems, each by a script that prints one JSON object."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from broker import private
+from tests.bench.memory import peak_megabytes
+from tests.bench.peers.install import python_of
+from tests.brokers import started_broker
+
+_END_SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Script:
+    """One module to run, with its words."""
+
+    module: str
+    words: tuple[str, ...]
+    python: str = sys.executable
+    needs_broker: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """The same work for several systems, by their names."""
+
+    name: str
+    scripts: dict[str, Script]
+
+
+def all_cases(*, with_peers: bool, with_many: bool) -> list[Case]:
+    """All there are.
+
+    Args:
+        with_peers: Whether the peers do the same.
+        with_many: Whether they do it with 30 clients, too.
+    """
+    tiny, large = 10_000, 25_000_000
+    return [
+        _training(with_peers=with_peers),
+        _transport("10,000 weights, 3 processes", tiny, workers=3, rounds=30, peers=5 if with_peers else 0),
+        _transport(
+            "10,000 weights, 30 processes",
+            tiny,
+            workers=30,
+            rounds=20,
+            peers=3 if with_peers and with_many else 0,
+        ),
+        _transport("10,000 weights, swarm of 100", tiny, swarm=100, rounds=10),
+        _transport("10,000 weights, swarm of 1,000", tiny, swarm=1000, rounds=5),
+        _transport("100 MB, 4 processes", large, workers=4, floor=True),
+        _transport("100 MB, 8 processes", large, workers=8, floor=True, peers=3 if with_peers else 0),
+        _transport("100 MB, 8 processes, int8", large, workers=8, precision="int8"),
+        _transport("100 MB, 16 processes", large, workers=16, floor=True),
+    ]
+
+
+def _training(*, with_peers: bool) -> Case:
+    scripts = {
+        "ideal": Script(module="tests.bench.ideal", words=("--clients", "3", "--rounds", "5")),
+        "Warren": _ours("training", workers=3, rounds=5),
+    }
+    if with_peers:
+        scripts |= _peers(weights=0, clients=3, rounds=5)
+    return Case(name="MNIST CNN, 3 processes", scripts=scripts)
+
+
+def _transport(
+    name: str,
+    weights: int,
+    *,
+    workers: int = 0,
+    swarm: int = 0,
+    rounds: int = 3,
+    precision: str = "float32",
+    floor: bool = False,
+    peers: int = 0,
+) -> Case:
+    """A case without training; `peers` is how many rounds the peers play of it, which may be none."""
+    scripts = {}
+    if floor:
+        megabytes = weights * 4 // 1_000_000
+        scripts["floor"] = _ours("floor", megabytes=megabytes, workers=workers, rounds=rounds)
+    who = {"workers": workers} if workers else {"swarm": swarm}
+    scripts["Warren"] = _ours("fleet", weights=weights, **who, rounds=rounds, precision=precision)
+    if peers:
+        scripts |= _peers(weights=weights, clients=workers, rounds=peers)
+    return Case(name=name, scripts=scripts)
+
+
+def _ours(module: str, **options: object) -> Script:
+    return Script(module=f"tests.bench.{module}", words=_words(options), needs_broker=True)
+
+
+def _peers(**options: object) -> dict[str, Script]:
+    return {
+        name: Script(
+            module=f"tests.bench.peers.{package}.drive",
+            words=_words(options),
+            python=str(python_of(package)),
+        )
+        for name, package in (("Flower", "flower"), ("NVIDIA FLARE", "nvflare"))
+    }
+
+
+def _words(options: dict[str, object]) -> tuple[str, ...]:
+    return tuple(word for name, value in options.items() for word in (f"--{name}", str(value)))
+
+
+def run(script: Script) -> dict[str, Any]:
+    """Run one script, on a broker of its own if it needs one, and return what it tells."""
+    if not script.needs_broker:
+        return _answer_of(script, ())
+    with tempfile.TemporaryDirectory() as home, started_broker(Path(home)) as broker:
+        answer = _answer_of(script, ("--amqp-url", broker.amqp_url))
+        peaks = [peak_megabytes(pid) or 0 for pid in private._pids(broker.home)]
+        return answer | {"broker_peak_mb": max(peaks, default=0) or None}
+
+
+def _answer_of(script: Script, more: tuple[str, ...]) -> dict[str, Any]:
+    command = [script.python, "-m", script.module, *more, *script.words]
+    with _started(command) as process:
+        told, said = process.communicate()
+    if process.returncode:
+        sys.exit(f"{script.module} failed with exit code {process.returncode}.\n{said[-4000:]}")
+    answer: dict[str, Any] = json.loads(told.splitlines()[-1])
+    return answer
+
+
+@contextmanager
+def _started(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
+    """A process that is asked to end with the block: by force it could not end what it has started itself."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(_END_SECONDS)
