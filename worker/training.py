@@ -267,7 +267,10 @@ class LocalModel:
             weights.set_shape((None,))
             return tf.cast(inputs, input_dtype), labels, weights
 
-        return tf.data.Dataset.range(steps).map(load).prefetch(2)
+        options = tf.data.Options()
+        # Its thread sleeps for longer and longer, up to a minute, and the end of an epoch waits until it wakes up.
+        options.autotune.enabled = False
+        return tf.data.Dataset.range(steps).map(load).prefetch(2).with_options(options)
 
     def _measure(self, examples: Examples) -> dict[str, float]:
         outputs, loss = [], 0.0
