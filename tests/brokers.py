@@ -40,6 +40,13 @@ def started_broker(
         broker.kill()
 
 
+#: What rabbitmqctl is told to raise an alarm, and to clear it.
+ALARMS = {
+    "memory": (("set_vm_memory_high_watermark", "0.00001"), ("set_vm_memory_high_watermark", "0.6")),
+    "disk": (("set_disk_free_limit", "9000GB"), ("set_disk_free_limit", "50MB")),
+}
+
+
 def control(broker: PrivateBroker, *words: str) -> None:
     """Run rabbitmqctl against a private broker; it lies beside the server's program."""
     epmd_port = json.loads((broker.home / "broker.json").read_text())["epmd_port"]

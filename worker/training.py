@@ -98,7 +98,8 @@ class LocalModel:
         self.num_classes = max(self._outputs, 2)
         self._first_state = _FirstState(self._model.optimizer)
         self._seeds = _seed_states(self._model)
-        self._pipelines: dict[int, Any] = {}
+        self._reading: _Reading
+        self._pipelines: dict[tuple[int, np.dtype[Any]], Any] = {}
         self._model.make_train_function()
         self._test = _test_function(self._model)
 
@@ -246,24 +247,28 @@ class LocalModel:
         TensorFlow keeps.
         """
         self._reading = reading
-        if steps not in self._pipelines:
-            self._pipelines[steps] = self._pipeline(steps)
-        return self._pipelines[steps]
+        key = steps, reading.x.dtype
+        if key not in self._pipelines:
+            self._pipelines[key] = self._pipeline(
+                steps, reading.x.dtype, reading.y.dtype, reading.y.shape[1:]
+            )
+        return self._pipelines[key]
 
-    def _pipeline(self, steps: int) -> Any:
+    def _pipeline(
+        self, steps: int, x_dtype: np.dtype[Any], y_dtype: np.dtype[Any], y_shape: tuple[int, ...]
+    ) -> Any:
         import tensorflow as tf
 
         input_dtype = self._model.inputs[0].dtype
-        x_dtype, y_sample = self._reading.x.dtype, self._reading.y
 
         # The arrays stay numpy's: TensorFlow would copy all of them, every round.
         def take(step: Any) -> tuple[Array, Array, Array]:
             return self._reading.batch(int(step))
 
         def load(step: Any) -> tuple[Any, Any, Any]:
-            inputs, labels, weights = tf.numpy_function(take, [step], [x_dtype, y_sample.dtype, tf.float32])
+            inputs, labels, weights = tf.numpy_function(take, [step], [x_dtype, y_dtype, tf.float32])
             inputs.set_shape((None, *self.input_shape))
-            labels.set_shape((None, *y_sample.shape[1:]))
+            labels.set_shape((None, *y_shape))
             weights.set_shape((None,))
             return tf.cast(inputs, input_dtype), labels, weights
 

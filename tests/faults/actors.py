@@ -2,8 +2,8 @@
 
 What is under test is the product's own: Run, Participation, the RabbitMQ link, the files. Stand-ins are the model
 process, the data, and the training, whose update depends on (weights, seed, round, worker) alone; with `data` in the
-options these three are the product's own too, and TensorFlow trains. A break point kills
-the process, or holds it, before or after the n-th call of a function; it is patched in here, never in the product.
+options these three are the product's own too, and TensorFlow trains. A break point kills the process, or holds it,
+before or after the n-th call of a function; it is patched in here, never in the product.
 """
 
 import faulthandler

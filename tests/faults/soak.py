@@ -23,7 +23,7 @@ import numpy as np
 from broker.link import Outgoing
 from broker.private import PrivateBroker, wait_until
 from broker.tensors import Vector
-from tests.brokers import control, fresh_vhost, started_broker
+from tests.brokers import ALARMS, control, fresh_vhost, started_broker
 from tests.faults.actors import undisturbed
 from tests.faults.forwarder import Forwarder
 from tests.faults.stage import MANY_PARTS, SMALL_PARTS, WORKERS, Actor, Stage, passed
@@ -34,10 +34,6 @@ QUICK = SMALL_PARTS | {
     "coordinator.run:_ROLL_CALL_SECONDS": 3,
     "coordinator.run:_PRESENCE_SECONDS": 1,
     "coordinator.journal:LONGEST_SECONDS": 2,
-}
-_ALARMS = {  # what rabbitmqctl is told, and how it is undone
-    "memory": (("set_vm_memory_high_watermark", "0.00001"), ("set_vm_memory_high_watermark", "0.6")),
-    "disk": (("set_disk_free_limit", "9000GB"), ("set_disk_free_limit", "50MB")),
 }
 
 
@@ -298,7 +294,7 @@ class Chaos:
         actor.signal(signal.SIGCONT)
 
     def _alarm(self, kind: str) -> None:
-        raised, cleared = _ALARMS[kind]
+        raised, cleared = ALARMS[kind]
         control(self._broker, *raised)
         passed(self._random.uniform(1, 5))
         control(self._broker, *cleared)

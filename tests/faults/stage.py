@@ -181,6 +181,15 @@ class Stage:
             if key[1] not in ("ping", "roll-call", "joined", "left", "progress")
         }
 
+    def num_ready(self, queue: str) -> int:
+        """How many messages wait in a queue; they are taken and given back."""
+        link = self.link()
+        count = 0
+        while next(link.fetch(queue), None) is not None:
+            count += 1
+        link.close()
+        return count
+
     # --- break points --------------------------------------------------------------------------------------
 
     def hold(self, point: str, **more: Any) -> Break:

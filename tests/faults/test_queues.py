@@ -46,22 +46,12 @@ def test_lost_announcements_are_asked_for_again(parts_stage: Stage, what: str) -
     first.kill()
     stage.wait(lambda: len(stage.notes("ended")) == 3, 30, "all trainings")
     link = stage.link()
-    wait_until(lambda: sum(num_held(stage, f"upload.{name}") for name in ("w1", "w2", "w3")) == 75, 20)
+    wait_until(lambda: sum(stage.num_ready(f"upload.{name}") for name in ("w1", "w2", "w3")) == 75, 20)
     link.purge("coordinator") if what == "purge" else link.delete(["coordinator"])
     second = stage.coordinator(rounds=2, run={"deadline_seconds": 600.0})
     assert second.ended(60) == 0, stage.story
     stage.assert_same_bits(rounds=2)
     stage.assert_nobody_trained_twice()
-
-
-def num_held(stage: Stage, queue: str) -> int:
-    """How many messages wait in a queue; they are taken and given back."""
-    link = stage.link()
-    count = 0
-    while next(link.fetch(queue), None) is not None:
-        count += 1
-    link.close()
-    return count
 
 
 @pytest.mark.parametrize("queue", ["upload.w1", "coordinator"])

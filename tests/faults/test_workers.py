@@ -52,7 +52,7 @@ def test_half_an_upload_is_never_mixed_with_the_next(vhost: str, make_stage: Mak
     first = stage.worker("w1", breaks=(Break(point="upload-part", count=11),))
     coordinator = stage.coordinator()
     assert first.ended() == -signal.SIGKILL
-    assert num_ready(stage, "upload.w1") == 10
+    assert stage.num_ready("upload.w1") == 10
     second = stage.worker("w1")
     assert [actor.ended() for actor in [coordinator, second, *others]] == [0, 0, 0, 0], stage.story
     stage.assert_same_bits()
@@ -74,16 +74,6 @@ def test_a_worker_killed_around_its_announcement_counts_once(
     assert [actor.ended() for actor in [coordinator, second, *others]] == [0, 0, 0, 0], stage.story
     stage.assert_same_bits(rounds=2)
     assert stage.leftovers() == {}
-
-
-def num_ready(stage: Stage, queue: str) -> int:
-    """How many messages wait in a queue; they are taken and given back."""
-    link = stage.link()
-    count = 0
-    while next(link.fetch(queue), None) is not None:
-        count += 1
-    link.close()
-    return count
 
 
 def test_a_worker_offline_for_three_rounds_takes_part_in_the_fourth(stage: Stage) -> None:

@@ -1,4 +1,7 @@
-"""A peer's processes: found wherever they went, measured, and ended by their id. Linux, in the peer's environment."""
+"""A peer's processes: found wherever they went, measured, and ended by their id. Linux, in the peer's environment.
+
+Nothing of Warren's own packages is imported: what they need is not installed there.
+"""
 
 import ctypes
 import os
