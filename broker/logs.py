@@ -3,7 +3,7 @@
 import json
 import logging
 import sys
-from typing import Literal
+from typing import Literal, TextIO
 
 LogFormat = Literal["text", "json"]
 
@@ -53,10 +53,22 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(entry)
 
 
+class _AboveBars(logging.StreamHandler[TextIO]):
+    """Writes above the bars that live at the foot of a terminal, instead of into them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
+        if tqdm is None:  # not imported: there is no bar
+            super().emit(record)
+            return
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
+
+
 def configure(*, verbose: bool = False, log_format: LogFormat = "text") -> LogContext:
     """Send this process's story to stderr and keep the libraries' chatter out of it."""
     context = LogContext()
-    stream = logging.StreamHandler(sys.stderr)
+    stream = _AboveBars(sys.stderr)
     stream.addFilter(context)
     stream.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
     root = logging.getLogger()

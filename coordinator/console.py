@@ -5,11 +5,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import click
-
 from coordinator.view import RunView
 
 _DRAW_SECONDS = 0.2
+_FORMAT = "{desc} |{bar:30}| {n_fmt} of {total_fmt} answered, {elapsed}"
 
 
 class Console:
@@ -41,18 +40,18 @@ class Console:
             if record is not None:
                 self._begin(view, len(record.invited))
         if self._bar is not None:
-            self._bar.update(len(view.answers) - self._bar.pos)
+            self._bar.n = len(view.answers)
+            self._bar.refresh()
 
     def _begin(self, view: RunView, num_invited: int) -> None:
+        from tqdm import tqdm  # takes longer to import than the rest of a command's start
+
         number = view.closed_rounds + 1
         label = "measuring" if view.phase == "measuring" else f"round {number}/{view.rounds}"
-        self._bar = click.progressbar(
-            length=num_invited, label=label, file=sys.stderr, show_pos=True, show_eta=False
-        )
-        self._bar.render_progress()
+        self._bar = tqdm(desc=label, total=num_invited, bar_format=_FORMAT, leave=False)
 
     def end(self) -> None:
-        """Leave the line of the bar."""
+        """Take the bar away; the log has told how the round ended."""
         if self._bar is not None:
-            self._bar.render_finish()
+            self._bar.close()
         self._bar = None

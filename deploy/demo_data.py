@@ -193,13 +193,14 @@ def _open_in_time(url: str) -> HTTPResponse:
 
 def _copy(response: HTTPResponse, target: Path) -> str:
     """Copy a response into a file, with a progress bar on a terminal; return the SHA-256."""
+    from tqdm import tqdm  # takes longer to import than the rest of a command's start
+
     digest = hashlib.sha256()
     total = int(response.headers.get("Content-Length") or 0)
-    hidden = not (total and sys.stderr.isatty())
     with (
         response,
         target.open("wb") as file,
-        click.progressbar(length=total, file=sys.stderr, hidden=hidden) as bar,
+        tqdm(total=total or None, unit="B", unit_scale=True, leave=False, disable=None) as bar,
     ):
         while block := response.read(_BLOCK):
             file.write(block)

@@ -77,6 +77,7 @@ def train_alone(
             weights, train, test, settings, seed=options.seed * 1000 + epoch, stop=stop, report=console.show
         )
         if not result.finished:
+            console.end()
             return None
         weights = result.weights
     loaded.model.set_weights(weights)

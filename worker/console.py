@@ -4,8 +4,6 @@ import logging
 import sys
 from typing import Any
 
-import click
-
 from worker.training import TrainingProgress
 
 logger = logging.getLogger(__name__)
@@ -20,23 +18,26 @@ class Console:
 
     def show(self, progress: TrainingProgress) -> None:
         """Show how far a training is."""
-        is_end = progress.batch == progress.batches
         if self._is_terminal:
-            self._draw(progress, is_end=is_end)
-        if is_end:
+            self._draw(progress)
+        if progress.batch == progress.batches:
+            self.end()
             logger.info("Epoch %d of %d: %s", progress.epoch, progress.epochs, _text(progress.metrics))
 
-    def _draw(self, progress: TrainingProgress, *, is_end: bool) -> None:
+    def _draw(self, progress: TrainingProgress) -> None:
         if self._bar is None:
+            from tqdm import tqdm  # takes longer to import than the rest of a command's start
+
             label = f"epoch {progress.epoch}/{progress.epochs}"
-            self._bar = click.progressbar(
-                length=progress.batches, label=label, file=sys.stderr, show_pos=True
-            )
-            self._bar.render_progress()
-        self._bar.update(progress.batch - self._bar.pos)
-        if is_end:
-            self._bar.render_finish()
-            self._bar = None
+            self._bar = tqdm(desc=label, total=progress.batches, unit=" batches", leave=False)
+        self._bar.set_postfix_str(_text(progress.metrics), refresh=False)
+        self._bar.update(progress.batch - self._bar.n)
+
+    def end(self) -> None:
+        """Take the bar away, also that of a training that was broken off."""
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = None
 
 
 def _text(metrics: dict[str, float]) -> str:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import click
 import numpy as np
 import numpy.typing as npt
 
@@ -367,15 +365,12 @@ def _decode(paths: Sequence[Path], shape: Shape) -> tuple[Pixels, dict[int, Data
         except DataError as exc:
             reasons[position] = exc
 
-    label = f"Decoding {len(paths)} images"
+    from tqdm import tqdm  # takes longer to import than the rest of a command's start
+
     with (
         ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool,  # Pillow decodes without the GIL
-        click.progressbar(length=len(paths), label=label, file=sys.stderr, hidden=_is_piped()) as bar,
+        tqdm(desc="Decoding", total=len(paths), unit=" images", leave=False, disable=None) as bar,
     ):
         for _ in pool.map(decode_one, range(len(paths))):
-            bar.update(1)
+            bar.update()
     return pixels, dict(sorted(reasons.items()))
-
-
-def _is_piped() -> bool:
-    return not sys.stderr.isatty()

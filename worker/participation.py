@@ -141,6 +141,8 @@ class Participation:
         except (ModelError, DataError, ProtocolError, MemoryError) as exc:
             self._decline(job, str(exc) or type(exc).__name__)
             return
+        finally:
+            self._console.end()
         if trained is None:
             logger.info("Stopped training round %d.", job.start.round_number)
             return
