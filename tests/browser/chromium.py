@@ -74,6 +74,12 @@ def be_dark(browser: Chrome) -> None:
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
 
 
+def come_from_elsewhere(browser: Chrome) -> None:
+    """Send what a proxy adds to a request from another machine."""
+    browser.execute_cdp_cmd("Network.enable", {})
+    browser.execute_cdp_cmd("Network.setExtraHTTPHeaders", {"headers": {"X-Forwarded-For": "192.0.2.7"}})
+
+
 def screenshot(browser: Chrome, name: str) -> None:
     """Write the whole page, beyond what the window shows, into the folder of screenshots."""
     folder = Path(os.environ.get(SCREENSHOTS) or _BUILD / "screenshots")

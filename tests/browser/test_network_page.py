@@ -14,6 +14,7 @@ from tests.browser.chromium import (
     axe_faults,
     be_dark,
     be_phone,
+    come_from_elsewhere,
     console_errors,
     foreign_requests,
     is_wider_than_the_window,
@@ -185,3 +186,43 @@ def test_a_broker_that_goes_away_is_a_state_of_the_page(page: Page, tmp_path: Pa
         broker.start()
         page.until(lambda: "connected" in page.text("broker-state"), 60, "the connection again")
         assert console_errors(page.browser) == []
+
+
+def test_a_broker_that_dies_in_mid_run_holds_it_up_and_no_more(page: Page, tmp_path: Path) -> None:
+    """Killed while workers train: the run stays on the page, goes on by itself, and no round is lost."""
+    with started_broker(tmp_path / "broker") as broker, Lab(tmp_path, broker.amqp_url) as lab:
+        lab.serve()
+        page.browser.get(lab.address)
+        register(lab, page)
+        page.launch(rounds=5, epochs=20)
+        page.until(lambda: page.rounds() >= 1, 90, "a round")
+        run = page.text("run-id")
+        broker.kill()
+        page.until(lambda: "away" in page.text("broker-state"), 30, "word of the loss")
+        assert page.text("run-id") == run
+        assert page.rounds() >= 1
+        page.check("network-broker-lost")
+        broker.start()
+        page.until(lambda: "connected" in page.text("broker-state"), 60, "the connection again")
+        page.until(lambda: page.text("run-state") == "done", 120, "the end of the run")
+        page.until(lambda: page.rounds() == 5, 10, "five rounds")
+        assert page.text("run-id") == run
+        assert console_errors(page.browser) == []
+
+
+def test_from_another_machine_launching_and_stopping_takes_the_token(lab: Lab, page: Page) -> None:
+    """A browser behind a proxy counts as another machine: refused without the token, obeyed with it."""
+    lab.serve("--token", "open-sesame")
+    come_from_elsewhere(page.browser)
+    page.browser.get(lab.address)
+    register(lab, page)
+    page.launch(rounds=50, epochs=10)
+    page.until(lambda: "needs the token" in page.text("launch-error"), 10, "the refusal")
+    page.check("network-token")
+    assert lab.get("/api/state")["run"] is None
+
+    page.browser.find_element(By.ID, "token").send_keys("open-sesame")
+    page.launch(rounds=50, epochs=10)
+    page.until(lambda: page.rounds() >= 1, 90, "a round")
+    page.browser.find_element(By.ID, "stop").click()
+    page.until(lambda: page.text("run-state") == "stopped", 60, "the end of the run")
