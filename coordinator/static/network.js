@@ -68,11 +68,12 @@ function fixed(value, digits) {
 
 function showConnections(isAnswering) {
   const coordinator = $("coordinator-state"), broker = $("broker-state");
-  const isReady = isAnswering && state && state.is_ready;
-  coordinator.className = `fact ${isReady ? "good" : isAnswering ? "waiting" : "bad"}`;
-  setText(coordinator, !isAnswering ? "Coordinator: no answer" : isReady ? "Coordinator: ready" : "Coordinator: starting …");
-  $("offline").hidden = isAnswering;
   const isConnected = isAnswering && state && state.broker.is_connected;
+  const isReady = isConnected && state.is_ready;
+  coordinator.className = `fact ${isReady ? "good" : isAnswering ? "waiting" : "bad"}`;
+  const word = isReady ? "ready" : isConnected || !state ? "starting …" : "waiting for the broker";
+  setText(coordinator, `Coordinator: ${isAnswering ? word : "no answer"}`);
+  $("offline").hidden = isAnswering;
   broker.className = `fact ${isConnected ? "good" : isAnswering && state ? "bad" : "waiting"}`;
   setText(broker, isConnected ? "Broker: connected" : isAnswering && state ? "Broker: away" : "Broker: unknown");
   broker.title = state ? state.broker.address || "" : "";

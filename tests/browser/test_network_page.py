@@ -199,6 +199,7 @@ def test_a_broker_that_dies_in_mid_run_holds_it_up_and_no_more(page: Page, tmp_p
         run = page.text("run-id")
         broker.kill()
         page.until(lambda: "away" in page.text("broker-state"), 30, "word of the loss")
+        assert "waiting for the broker" in page.text("coordinator-state")
         assert page.text("run-id") == run
         assert page.rounds() >= 1
         page.check("network-broker-lost")
@@ -224,5 +225,13 @@ def test_from_another_machine_launching_and_stopping_takes_the_token(lab: Lab, p
     page.browser.find_element(By.ID, "token").send_keys("open-sesame")
     page.launch(rounds=50, epochs=10)
     page.until(lambda: page.rounds() >= 1, 90, "a round")
-    page.browser.find_element(By.ID, "stop").click()
+
+    page.browser.refresh()  # as one who comes while it runs, and has typed nothing yet
+    stop = page.browser.find_element(By.ID, "stop")
+    page.until(stop.is_displayed, 10, "a button to stop")
+    stop.click()
+    page.until(lambda: "needs the token" in page.text("launch-error"), 10, "the refusal")
+    page.browser.find_element(By.ID, "token").send_keys("open-sesame")
+    page.check("network-token-stop")
+    stop.click()
     page.until(lambda: page.text("run-state") == "stopped", 60, "the end of the run")
