@@ -2,11 +2,11 @@
 
 import hashlib
 import math
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import xxhash
 
 from broker.errors import ProtocolError
 from broker.messages import Part, Precision
@@ -69,24 +69,24 @@ def decode_values(encoded: Encoded, precision: Precision, out: Vector) -> None:
 
 
 class Digest:
-    """SHA-256 over the CRC-32 of each part in order of index, so that parts may come in any order.
+    """SHA-256 over the XXH3-64 of each part in order of index, so that parts may come in any order.
 
     It finds what was damaged or mixed up on the way. Against forgery it need not help: who may write the parts may
-    announce them, too. CRC-32 costs half of what SHA-256 does, and every byte passes through it four times a round.
+    announce them, too. Every byte passes through it four times a round, and XXH3 is ten times as fast as CRC-32.
     """
 
     def __init__(self) -> None:
-        self._parts: dict[int, int] = {}
+        self._parts: dict[int, bytes] = {}
 
     def add(self, index: int, data: bytes | memoryview) -> None:
         """Take one part's data."""
-        self._parts[index] = zlib.crc32(data)
+        self._parts[index] = xxhash.xxh3_64_digest(data)
 
     def hex(self) -> str:
         """The digest of all parts taken."""
         whole = hashlib.sha256()
         for index in sorted(self._parts):
-            whole.update(self._parts[index].to_bytes(4, "little"))
+            whole.update(self._parts[index])
         return whole.hexdigest()
 
 

@@ -9,6 +9,7 @@ all runs of its kind, and must not grow.
 
 import random
 import signal
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import click
 import numpy as np
@@ -314,11 +316,16 @@ class Chaos:
         link.close()
 
 
+def _end(number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
 @click.command()
 @click.option("--minutes", type=float, default=30.0, show_default=True)
 @click.option("--seed", type=int, default=1, show_default=True)
 def main(minutes: float, seed: int) -> None:
     """Runs under faults for so many minutes."""
+    signal.signal(signal.SIGTERM, _end)  # so that what was started is ended
     end = time.monotonic() + 60 * minutes
     begun = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="warren-soak-"))
