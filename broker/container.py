@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import subprocess
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 _ENGINES = ("docker", "podman")
 _RECORD = "container.json"
+_LEFT = "container-data.json"  #: what the record is called while only the data are there
 _UP_SECONDS = 600.0  # the first time, the image is fetched
 _ASK_SECONDS = 15.0
 
@@ -62,6 +64,7 @@ class Container:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         (home / _RECORD).write_text(json.dumps(asdict(self), indent=2))
         (home / _RECORD).chmod(0o600)  # holds the password
+        (home / _LEFT).unlink(missing_ok=True)
         self._compose("up", "--detach", "--wait")
 
     def stop(self, home: Path, *, with_data: bool = False) -> None:
@@ -69,13 +72,16 @@ class Container:
         try:
             self._compose("down", *(["--volumes"] if with_data else []))
         finally:
-            (home / _RECORD).unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                (home / _RECORD).replace(home / _LEFT)
+        if with_data:
+            (home / _LEFT).unlink(missing_ok=True)
 
     @classmethod
-    def recorded(cls, home: Path) -> "Container | None":
-        """The container that `start` noted in this folder."""
+    def recorded(cls, home: Path, *, is_stopped: bool = False) -> "Container | None":
+        """The container that `start` noted in this folder, or the one that `stop` left the data of."""
         try:
-            return cls(**json.loads((home / _RECORD).read_text()))
+            return cls(**json.loads((home / (_LEFT if is_stopped else _RECORD)).read_text()))
         except (OSError, ValueError, TypeError):
             return None
 

@@ -197,7 +197,7 @@ class PrivateBroker:
         return inherited | {name: str(value) for name, value in own.items()}
 
     def _wait_until_ready(self, seconds: float) -> None:
-        ended = wait_until(lambda: self.is_ready() or not self.is_running(), seconds)
+        ended = wait_until(lambda: self.is_ready() or self._has_ended(), seconds)
         if ended and self.is_running():
             return
         self.kill()
@@ -207,6 +207,10 @@ class PrivateBroker:
             f"Its last words:\n{self.last_lines()}\n"
             f"More is in {self.home / 'log'}. Try `broker up --port` with another port."
         )
+
+    def _has_ended(self) -> bool:
+        """Whether no process is there for a while: one that is just exec'ing has no command line."""
+        return not wait_until(self.is_running, 0.5)
 
     def _signal(self, number: int) -> None:
         for pid in _pids(self.home):

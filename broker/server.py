@@ -109,6 +109,8 @@ def down(home: Path, *, with_data: bool = False) -> list[str]:
         if container is not None:
             container.stop(home, with_data=with_data)
             ended.append(without_password(container.amqp_url))
+        elif with_data and (stopped := Container.recorded(home, is_stopped=True)) is not None:
+            stopped.stop(home, with_data=True)
     return ended
 
 
@@ -245,8 +247,18 @@ def _private(broker: PrivateBroker) -> Running:
 
 
 def _contained(wanted: PrivateBroker, home: Path) -> Running | None:
-    """The same broker in a container; None where no engine can, or a private one is there already."""
-    engine = None if wanted.is_running() else running_engine()
+    """The same broker in a container; None where no engine can, or a private one's data are there already."""
+    if PrivateBroker.recorded(wanted.home) is not None:
+        return None
+    known = Container.recorded(home)
+    if (
+        known is not None
+        and known.port != wanted.port
+        and probe.ask(known.amqp_url, seconds=2) is Answer.READY
+    ):
+        logger.info("the container is in use at port %d: a second broker is a private one", known.port)
+        return None
+    engine = running_engine()
     if engine is None:
         return None
     container = Container(
@@ -273,7 +285,14 @@ def _wait_for(container: Container) -> None:
     management = Management(container.management_url, timeout_seconds=2)
 
     def is_ready() -> bool:
-        return probe.ask(container.amqp_url, seconds=2) is Answer.READY and management.is_ready()
+        answer = probe.ask(container.amqp_url, seconds=2)
+        if answer is Answer.REFUSED:  # its listeners open last: the login is in its data, or never will be
+            raise LoginRefused(
+                f"The broker in the container refused the login {without_password(container.amqp_url)}: its "
+                "data are of another one. Expected the login of its first start. Try that one in AMQP_URL, "
+                "or, to lose its data, `broker down --delete-data`."
+            )
+        return answer is Answer.READY and management.is_ready()
 
     if not wait_until(is_ready, _READY_SECONDS):
         raise BrokerUnreachable(

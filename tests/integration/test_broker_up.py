@@ -263,6 +263,26 @@ def test_a_container_is_preferred_and_taken_down_again(tmp_path: Path) -> None:
     calls = (tmp_path / "calls").read_text()
     assert "compose.yaml up --detach --wait" in calls
     assert "compose.yaml down" in calls
+    assert "--volumes" not in calls
+    assert run("down", "--delete-data", home=home, AMQP_URL=url, PATH=path).returncode == 0
+    assert (tmp_path / "calls").read_text().endswith("compose.yaml down --volumes\n")
+    assert not list(home.glob("container*"))
+
+
+def test_a_container_in_use_and_a_private_brokers_data_are_left_as_they_are(tmp_path: Path) -> None:
+    """The engine runs one broker: a second address gets a private one, and that one stays private later on."""
+    first, second = (f"amqp://guest:guest@localhost:{port}/%2F" for port in free_ports(2))
+    path = _path_with_fake_engine(tmp_path, broker_home=tmp_path / "inside")
+    home = tmp_path / "home"
+    try:
+        assert "our container's broker" in run("up", home=home, AMQP_URL=first, PATH=path).stderr
+        assert "our private broker" in run("up", home=home, AMQP_URL=second, PATH=path).stderr
+        assert [probe.ask(url) for url in (first, second)] == [Answer.READY, Answer.READY]
+        assert run("down", home=home, AMQP_URL=first, PATH=path).returncode == 0
+        assert "our private broker" in run("up", home=home, AMQP_URL=second, PATH=path).stderr
+    finally:
+        run("down", home=home, AMQP_URL=second, PATH=path)
+    assert traces_of(tmp_path) == []
 
 
 def _path_with_fake_engine(folder: Path, *, broker_home: Path) -> str:
