@@ -226,15 +226,15 @@ class NumpyTrainer:
             from broker.errors import DataError
 
             raise DataError("the images can't be read")
-        while time.monotonic() - begun < self._options.busy_seconds:
+        trains = participant.trains_in(start)
+        while trains and time.monotonic() - begun < self._options.busy_seconds:
             sum(range(1000))  # Python that never waits
-        if self._options.holds_gil_seconds:
+        if trains and self._options.holds_gil_seconds:
             hold_gil(self._options.holds_gil_seconds)
         while time.monotonic() - begun < self._options.train_seconds:
             if stop.wait(_STEP_SECONDS):
                 self._note("stopped", participant.name, start, weights)
                 return None
-        trains = participant.trains_in(start)
         vector = update_of(weights, seed_of(start, participant.name)) if trains else None
         measured = Measured(
             num_examples=participant.data.num_train_examples if trains else 0,
