@@ -81,7 +81,8 @@ def up(
     """Have a broker to work with, and wait until it is ready.
 
     One that is reachable at the AMQP URL is used as it is; else a container is started, if an engine runs;
-    else a private rabbitmq-server, on loopback. Prints its AMQP URL and the address of its management page.
+    else a private rabbitmq-server, on loopback. A port keeps the kind of broker that has data there.
+    Prints its AMQP URL and the address of its management page.
 
     \b
     broker up

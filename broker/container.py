@@ -69,13 +69,17 @@ class Container:
 
     def stop(self, home: Path, *, with_data: bool = False) -> None:
         """Take it down; its data stay in the engine's volume unless they shall go, too."""
-        try:
-            self._compose("down", *(["--volumes"] if with_data else []))
-        finally:
-            with suppress(FileNotFoundError):
-                (home / _RECORD).replace(home / _LEFT)
+        self._compose("down", *(["--volumes"] if with_data else []))
+        with suppress(FileNotFoundError):
+            (home / _RECORD).replace(home / _LEFT)
         if with_data:
-            (home / _LEFT).unlink(missing_ok=True)
+            self.forget(home)
+
+    @staticmethod
+    def forget(home: Path) -> None:
+        """Drop what is noted of it: there is no container, and there are no data."""
+        for name in (_RECORD, _LEFT):
+            (home / name).unlink(missing_ok=True)
 
     @classmethod
     def recorded(cls, home: Path, *, is_stopped: bool = False) -> "Container | None":

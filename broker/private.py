@@ -107,6 +107,11 @@ class PrivateBroker:
         wait_until(lambda: not self.is_running(), 10)
         self._end_epmd()
 
+    @property
+    def has_data(self) -> bool:
+        """Whether it ever ran, so that there are queues and accounts of it."""
+        return (self.home / "data").is_dir()
+
     def is_running(self) -> bool:
         """Whether a process of this broker is there, ready or not."""
         return bool(_pids(self.home))

@@ -36,6 +36,7 @@ _MANAGEMENT_OFFSET = 10_000  # RabbitMQ's own: 5672 and 15672
 _OTHER_PORTS = range(5673, 5700)  # tried in turn when the standard port is taken
 _TURN_SECONDS = 120.0
 _READY_SECONDS = 60.0
+_REFUSED_SECONDS = 5.0  #: how long a login is refused until that is believed
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 # A policy's name is the badge that a person sees beside the queue at the management page.
@@ -248,13 +249,13 @@ def _private(broker: PrivateBroker) -> Running:
 
 def _contained(wanted: PrivateBroker, home: Path) -> Running | None:
     """The same broker in a container; None where no engine can, or a private one's data are there already."""
-    if PrivateBroker.recorded(wanted.home) is not None:
+    if wanted.is_running() or wanted.has_data:
         return None
     known = Container.recorded(home)
     if (
         known is not None
         and known.port != wanted.port
-        and probe.ask(known.amqp_url, seconds=2) is Answer.READY
+        and probe.ask(known.amqp_url, seconds=2) in (Answer.READY, Answer.REFUSED)
     ):
         logger.info("the container is in use at port %d: a second broker is a private one", known.port)
         return None
@@ -273,10 +274,15 @@ def _contained(wanted: PrivateBroker, home: Path) -> Running | None:
     try:
         container.start(home)
         _wait_for(container)
+    except LoginRefused:  # no reason for another broker: the data that are wanted are in this one
+        with suppress(BrokerError):
+            container.stop(home)
+        raise
     except BrokerError as exc:
         logger.warning("%s; trying a private rabbitmq-server instead", exc)
         with suppress(BrokerError):
             container.stop(home)
+        Container.forget(home)
         return None
     return Running(amqp_url=container.amqp_url, management_url=container.management_url, kind="container")
 
@@ -284,9 +290,13 @@ def _contained(wanted: PrivateBroker, home: Path) -> Running | None:
 def _wait_for(container: Container) -> None:
     management = Management(container.management_url, timeout_seconds=2)
 
+    def is_taken() -> bool:
+        return probe.ask(container.amqp_url, seconds=2) is not Answer.REFUSED
+
     def is_ready() -> bool:
         answer = probe.ask(container.amqp_url, seconds=2)
-        if answer is Answer.REFUSED:  # its listeners open last: the login is in its data, or never will be
+        # Its listeners open last: the login is in its data, or never will be. Slowness looks the same, once.
+        if answer is Answer.REFUSED and not wait_until(is_taken, _REFUSED_SECONDS):
             raise LoginRefused(
                 f"The broker in the container refused the login {without_password(container.amqp_url)}: its "
                 "data are of another one. Expected the login of its first start. Try that one in AMQP_URL, "

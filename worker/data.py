@@ -365,7 +365,7 @@ def _decode(paths: Sequence[Path], shape: Shape) -> tuple[Pixels, dict[int, Data
         except DataError as exc:
             reasons[position] = exc
 
-    from tqdm import tqdm  # takes longer to import than the rest of a command's start
+    from tqdm import tqdm  # starts a thread: only for who has a bar to draw
 
     with (
         ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool,  # Pillow decodes without the GIL

@@ -46,7 +46,7 @@ def _without_matplotlib() -> Iterator[None]:
     try:
         yield
     finally:
-        del sys.modules["matplotlib"]
+        sys.modules.pop("matplotlib", None)
 
 
 @contextmanager

@@ -205,6 +205,7 @@ function showLaunch() {
   $("launch").hidden = isBusy;
   $("stop-box").hidden = !isBusy;
   if (isBusy) {
+    $("launch-button").disabled = true;  // Enter in the token's field would press it
     const isStopping = state.run.is_stopping;
     setText($("stop-text"), isStopping ? "The run ends after the round under way." : `${state.run.id} is under way. Its last model is kept when you stop it.`);
     $("stop").hidden = isStopping;

@@ -201,7 +201,7 @@ def test_a_broker_that_dies_in_mid_run_holds_it_up_and_no_more(page: Page, tmp_p
         page.until(lambda: "away" in page.text("broker-state"), 30, "word of the loss")
         assert "waiting for the broker" in page.text("coordinator-state")
         assert page.text("run-id") == run
-        assert page.rounds() >= 1
+        assert 1 <= page.rounds() < 5
         page.check("network-broker-lost")
         broker.start()
         page.until(lambda: "connected" in page.text("broker-state"), 60, "the connection again")

@@ -30,8 +30,17 @@ class Terminal:
         )  # fmt: skip
         os.close(inside)
         self._seen: list[bytes] = []
-        self._reader = threading.Thread(target=self._read)
+        self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+    def __enter__(self) -> "Terminal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._reader.join()
+        os.close(self._screen)
 
     def _read(self) -> None:
         while True:
@@ -39,17 +48,14 @@ class Terminal:
                 piece = os.read(self._screen, 4096)
             except OSError:  # Linux says so when the last process has left the terminal
                 return
+            if not piece:  # macOS says so
+                return
             self._seen.append(piece)
 
     def ended(self) -> tuple[int, str]:
         """Its exit code, and everything that it wrote to the screen."""
-        try:
-            code = self._process.wait(120)
-        finally:
-            self._process.kill()
-            self._process.wait()
-            self._reader.join()
-            os.close(self._screen)
+        code = self._process.wait(120)
+        self._reader.join()
         return code, b"".join(self._seen).decode()
 
 
@@ -65,19 +71,19 @@ def left_standing(screen: str) -> list[str]:
 
 def test_a_terminal_shows_bars_that_the_log_does_not_tear(tmp_path: Path, vhost: str, site: str) -> None:
     """Rounds and epochs have bars at the foot of the screen; what is left in the end is the log, line by line."""
-    worker = Terminal(tmp_path, vhost, "worker", "run", "--once", "--name", "ward", "--data", site)
-    coordinator = Terminal(tmp_path, vhost, *RUN, "run")
-    for terminal, bars, closing in (
-        (coordinator, ("round 1/2 |", "round 2/2 |", "0 of 1 answered"), "Round 2 closed"),
-        (worker, ("epoch 1/30:", "epoch 30/30:", "batches"), "Epoch 30 of 30"),
-    ):
-        code, screen = terminal.ended()
-        assert code == 0, screen
-        for shown in bars:
-            assert shown in screen
-        lines = [line for line in left_standing(screen) if line]
-        assert all(re.match(r"\d\d:\d\d:\d\d |run/model.keras ", line) for line in lines), lines
-        assert any(closing in line for line in lines)
+    join = ("worker", "run", "--once", "--name", "ward", "--data", site)
+    with Terminal(tmp_path, vhost, *join) as worker, Terminal(tmp_path, vhost, *RUN, "run") as coordinator:
+        for terminal, bars, closing in (
+            (coordinator, ("round 1/2 |", "round 2/2 |", "0 of 1 answered"), "Round 2 closed"),
+            (worker, ("epoch 1/30:", "epoch 30/30:", "batches"), "Epoch 30 of 30"),
+        ):
+            code, screen = terminal.ended()
+            assert code == 0, screen
+            for shown in bars:
+                assert shown in screen
+            lines = [line for line in left_standing(screen) if line]
+            assert all(re.match(r"\d\d:\d\d:\d\d |run/model.keras ", line) for line in lines), lines
+            assert any(closing in line for line in lines)
 
 
 def test_a_file_gets_plain_lines(tmp_path: Path, vhost: str, site: str) -> None:

@@ -122,7 +122,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_an_engine_that_cannot_says_why(engine: Path, tmp_path: Path) -> None:
-    """The engine's own words are in the error, and after `stop` nothing is noted."""
+    """The engine's own words are in the error, and after `stop` no running one is noted."""
     assert container.running_engine() == engine.name
     broken = Container(
         engine=engine.name, port=5700, management_port=15700, user="guest", password="guest", vhost="/"

@@ -1,5 +1,7 @@
 """Weights on their way: cut, encoded, and put together from parts in any order."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from broker.errors import ProtocolError
 from broker.messages import Part
 from broker.tensors import TensorSpec, flatten, layout_of, part_count, unflatten
-from broker.transfer import Assembly, decode_values, encode_values, slices
+from broker.transfer import Assembly, Digest, decode_values, encode_values, slices
 
 PART_BYTES = 64
 
@@ -41,6 +43,13 @@ def test_parts_in_any_order_and_repeated_give_the_same_vector_and_digest(
     assert assembly.is_complete
     assert out.tobytes() == vector.tobytes()
     assert assembly.digest.hex() == in_order.digest.hex()
+
+
+def test_the_digest_is_the_one_of_the_wire() -> None:
+    """Another digest is another wire: XXH3-64 of nothing is 2d06800538d394c2, as its authors publish it."""
+    digest = Digest()
+    digest.add(0, b"")
+    assert digest.hex() == hashlib.sha256(bytes.fromhex("2d06800538d394c2")).hexdigest()
 
 
 def test_a_part_of_another_transfer_is_not_taken() -> None:
