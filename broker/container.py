@@ -77,7 +77,7 @@ class Container:
 
     @staticmethod
     def forget(home: Path) -> None:
-        """Drop what is noted of it: there is no container, and there are no data."""
+        """Drop what is noted of it."""
         for name in (_RECORD, _LEFT):
             (home / name).unlink(missing_ok=True)
 

@@ -280,9 +280,10 @@ def _contained(wanted: PrivateBroker, home: Path) -> Running | None:
         raise
     except BrokerError as exc:
         logger.warning("%s; trying a private rabbitmq-server instead", exc)
-        with suppress(BrokerError):
+        try:
             container.stop(home)
-        Container.forget(home)
+        except BrokerError:  # the engine can't even look: a private one takes over this port
+            Container.forget(home)
         return None
     return Running(amqp_url=container.amqp_url, management_url=container.management_url, kind="container")
 

@@ -44,7 +44,7 @@ class Console:
             self._bar.refresh()
 
     def _begin(self, view: RunView, num_invited: int) -> None:
-        from tqdm import tqdm  # starts a thread: only for who has a bar to draw
+        from tqdm import tqdm  # 50 ms that only a command with a bar shall pay
 
         number = view.closed_rounds + 1
         label = "measuring" if view.phase == "measuring" else f"round {number}/{view.rounds}"

@@ -193,7 +193,7 @@ def _open_in_time(url: str) -> HTTPResponse:
 
 def _copy(response: HTTPResponse, target: Path) -> str:
     """Copy a response into a file, with a progress bar on a terminal; return the SHA-256."""
-    from tqdm import tqdm  # starts a thread: only for who has a bar to draw
+    from tqdm import tqdm  # 50 ms that only a command with a bar shall pay
 
     digest = hashlib.sha256()
     total = int(response.headers.get("Content-Length") or 0)

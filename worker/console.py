@@ -26,7 +26,7 @@ class Console:
 
     def _draw(self, progress: TrainingProgress) -> None:
         if self._bar is None:
-            from tqdm import tqdm  # starts a thread: only for who has a bar to draw
+            from tqdm import tqdm  # 50 ms that only a command with a bar shall pay
 
             label = f"epoch {progress.epoch}/{progress.epochs}"
             self._bar = tqdm(desc=label, total=progress.batches, unit=" batches", leave=False)

@@ -269,6 +269,22 @@ def test_a_container_is_preferred_and_taken_down_again(tmp_path: Path) -> None:
     assert not list(home.glob("container*"))
 
 
+def test_a_container_with_another_login_in_its_data_is_named(tmp_path: Path) -> None:
+    """No other broker is started in its place: the queues and accounts that are wanted are in that one."""
+    (port,) = free_ports(1)
+    path = _path_with_fake_engine(tmp_path, broker_home=tmp_path / "inside")
+    home = tmp_path / "home"
+    url = f"amqp://alice:secret@localhost:{port}/%2F"
+    up = run("up", home=home, AMQP_URL=url, PATH=path)
+    assert up.returncode == 3
+    assert "refused the login" in up.stderr
+    assert "broker down --delete-data" in up.stderr
+    assert "secret" not in up.stderr
+    assert traces_of(tmp_path) == []
+    assert run("down", "--delete-data", home=home, AMQP_URL=url, PATH=path).returncode == 0
+    assert (tmp_path / "calls").read_text().endswith("compose.yaml down --volumes\n")
+
+
 def test_a_container_in_use_and_a_private_brokers_data_are_left_as_they_are(tmp_path: Path) -> None:
     """The engine runs one broker: a second address gets a private one, and that one stays private later on."""
     first, second = (f"amqp://guest:guest@localhost:{port}/%2F" for port in free_ports(2))
