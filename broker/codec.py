@@ -1,5 +1,6 @@
 """The only file that imports msgpack: plain values to bytes and back, within strict limits."""
 
+import struct
 from typing import Any
 
 import msgpack
@@ -9,13 +10,32 @@ from broker.errors import ProtocolError
 MAX_BODY_BYTES = 15 * 1024 * 1024  #: under RabbitMQ 4's default limit of 16 MiB
 
 
-def pack(value: Any) -> bytes:
-    """Encode None, bool, int, float, str, bytes, lists and dicts of str keys."""
-    return bytes(msgpack.packb(value, use_bin_type=True))
+_LARGE_BYTES = 64 * 1024
+_BIN32 = 0xC6  #: what stands before binary data of this size in msgpack, with its length in four octets
+_BIN32_HEADER = struct.Struct(">BL")
+_HEAD_BYTES = 4096
+_STRICT: dict[str, Any] = {"raw": False, "strict_map_key": True, "timestamp": 0}
+
+
+def pack(value: dict[str, Any]) -> bytes:
+    """Encode a map of None, bool, int, float, str, binary data, lists and maps.
+
+    Large binary data at the end of the map is copied once; msgpack would copy it three times.
+    """
+    name, last = next(reversed(value.items()), ("", None))
+    if not isinstance(last, bytes | memoryview) or len(last) < _LARGE_BYTES:
+        return bytes(msgpack.packb(value, use_bin_type=True))
+    packer = msgpack.Packer(use_bin_type=True, autoreset=False)
+    packer.pack_map_header(len(value))
+    for key, each in value.items():
+        packer.pack(key)
+        if key != name:
+            packer.pack(each)
+    return b"".join((packer.bytes(), _BIN32_HEADER.pack(_BIN32, len(last)), last))
 
 
 def unpack(data: bytes, *, limit: int = MAX_BODY_BYTES) -> Any:
-    """Decode what `pack` made.
+    """Decode what `pack` made; large binary data at the end of a map is a view of `data`.
 
     Raises:
         ProtocolError: The data is larger than `limit`, truncated, or no msgpack of ours.
@@ -23,6 +43,30 @@ def unpack(data: bytes, *, limit: int = MAX_BODY_BYTES) -> Any:
     if len(data) > limit:
         raise ProtocolError(f"Expected at most {limit} bytes, got {len(data)}.")
     try:
-        return msgpack.unpackb(data, raw=False, strict_map_key=True, timestamp=0)
+        large = _unpack_large(data) if len(data) >= _LARGE_BYTES else None
+        return large if large is not None else msgpack.unpackb(data, **_STRICT)
     except (ValueError, TypeError, msgpack.exceptions.UnpackException) as exc:
         raise ProtocolError(f"Expected msgpack. {type(exc).__name__}: {exc}") from exc
+
+
+def _unpack_large(data: bytes) -> dict[str, Any] | None:
+    """The map whose last value is binary data up to the end, that one as a view; None if it isn't made like that."""
+    unpacker = msgpack.Unpacker(**_STRICT)
+    unpacker.feed(data[:_HEAD_BYTES])
+    fields: dict[str, Any] = {}
+    try:
+        for _ in range(unpacker.read_map_header() - 1):
+            name = unpacker.unpack()
+            fields[name] = unpacker.unpack()
+        name = unpacker.unpack()
+        kind, size = _BIN32_HEADER.unpack_from(data, unpacker.tell())
+    except (ValueError, TypeError, struct.error, msgpack.exceptions.UnpackException):
+        return None
+    begin = unpacker.tell() + _BIN32_HEADER.size
+    if (
+        kind != _BIN32
+        or begin + size != len(data)
+        or not all(isinstance(key, str) for key in (*fields, name))
+    ):
+        return None
+    return fields | {name: memoryview(data)[begin:]}

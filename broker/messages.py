@@ -25,6 +25,9 @@ VERSION = 1
 _MAX_TEXT = 16 * 1024 * 1024
 _MAX_COUNT = 2**53
 
+#: What is not copied on its way: the codec makes it the last of a body, and gives a view of the body back.
+Binary = bytes | memoryview
+
 ClassWeight = Literal["none", "balanced"]
 Mode = Literal["train", "evaluate"]
 Precision = Literal["float32", "float16", "int8"]
@@ -149,7 +152,7 @@ class Part(Message):
     count: int
     precision: Precision
     scale: float
-    data: bytes
+    data: Binary
 
     def __post_init__(self) -> None:
         _require(0 <= self.index < self.count, "an index from 0 to count - 1", (self.index, self.count))
@@ -426,6 +429,8 @@ def _build(kind: type, value: object, where: str) -> Any:
 
 def _typed(hint: Any, value: Any, where: str) -> Any:
     """Check one value against its annotation; the few forms that our messages use."""
+    if hint == Binary:
+        return value if type(value) is memoryview else _scalar(bytes, value, where)
     origin = typing.get_origin(hint)
     if origin is types.UnionType:
         return None if value is None else _typed(typing.get_args(hint)[0], value, where)

@@ -9,8 +9,8 @@ import numpy as np
 import xxhash
 
 from broker.errors import ProtocolError
-from broker.messages import Part, Precision
-from broker.tensors import FLOAT32, PART_BYTES, Vector
+from broker.messages import Binary, Part, Precision
+from broker.tensors import FLOAT32, PART_BYTES, Vector, as_bytes
 
 _ITEM_BYTES: dict[Precision, int] = {"float32": 4, "float16": 2, "int8": 1}
 _FLOAT16_LIMIT = 65504.0
@@ -22,7 +22,7 @@ _LARGEST_SCALE = 2.0**100  #: a larger one is no float32 any more once multiplie
 class Encoded:
     """One part's data: little-endian values of the precision, each worth `scale`."""
 
-    data: bytes
+    data: Binary
     scale: float
 
 
@@ -32,12 +32,12 @@ def encode_values(values: Vector, precision: Precision, generator: np.random.Gen
     int8 rounds stochastically (Alistarh et al. 2017, "QSGD", section 3): v ≈ scale · q with E[scale · q] = v.
 
     Args:
-        values: float32, shape (k,).
+        values: float32, shape (k,); as float32 the data is a view of them.
         precision: How each value travels.
         generator: Draws the rounding of int8.
     """
     if precision == "float32":
-        return Encoded(data=values.tobytes(), scale=1.0)
+        return Encoded(data=as_bytes(values), scale=1.0)
     if precision == "float16":
         clipped = np.clip(values, -_FLOAT16_LIMIT, _FLOAT16_LIMIT)
         return Encoded(data=clipped.astype("<f2").tobytes(), scale=1.0)
@@ -78,7 +78,7 @@ class Digest:
     def __init__(self) -> None:
         self._parts: dict[int, bytes] = {}
 
-    def add(self, index: int, data: bytes | memoryview) -> None:
+    def add(self, index: int, data: Binary) -> None:
         """Take one part's data."""
         self._parts[index] = xxhash.xxh3_64_digest(data)
 

@@ -89,7 +89,7 @@ class Invitation:
                 count=len(self._places),
                 precision="float32",
                 scale=1.0,
-                data=bytes(as_bytes(self._vector[self._places[index]])),
+                data=as_bytes(self._vector[self._places[index]]),
             )
         )
 

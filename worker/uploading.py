@@ -132,7 +132,7 @@ class KeptUpdate:
             encoded = self._encoded(0)
             digest = Digest()
             digest.add(0, encoded.data)
-            message = replace(message, update=encoded.data, scale=encoded.scale, digest=digest.hex())
+            message = replace(message, update=bytes(encoded.data), scale=encoded.scale, digest=digest.hex())
         return outgoing(message, names.COORDINATOR)
 
     def lost_in_encoding(self) -> Vector | None:
