@@ -49,7 +49,7 @@ class FixedPointSum:
     """Σ n_k · Δ_k, scaled by 2^exponent and rounded once per update.
 
     Attributes:
-        values: int64, shape (P,).
+        values: int64, shape (P,); what they hold before anything was added does not count.
         num_examples: Σ n_k of what was added.
     """
 
@@ -62,16 +62,18 @@ class FixedPointSum:
         """Add one judged update, float32 of shape (P,), with its weight."""
         if self.num_examples + num_examples > capacity(self.exponent):
             raise OverflowError("the sum's bounds were not kept")
+        is_first = self.num_examples == 0
         factor = math.ldexp(num_examples, self.exponent)
         doubles = np.empty(min(_CHUNK, update.size), np.float64)
         integers = np.empty(doubles.shape, np.int64)
         for begin in range(0, update.size, _CHUNK):
-            piece = update[begin : begin + _CHUNK]
+            piece, place = update[begin : begin + _CHUNK], self.values[begin : begin + _CHUNK]
             product, rounded = doubles[: piece.size], integers[: piece.size]
             np.multiply(piece, factor, out=product, dtype=np.float64)
             np.rint(product, out=product)
-            np.copyto(rounded, product, casting="unsafe")
-            self.values[begin : begin + _CHUNK] += rounded
+            np.copyto(place if is_first else rounded, product, casting="unsafe")
+            if not is_first:
+                place += rounded
         self.num_examples += num_examples
 
     def mean_chunks(self) -> Iterator[tuple[slice, Doubles]]:

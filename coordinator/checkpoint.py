@@ -1,17 +1,17 @@
 """The run's state on disk: what is committed for ever, and the round that is open.
 
-A file is a magic line, the length of a msgpack header, the header, raw little-endian arrays, and the SHA-256 of all
+A file is a magic line, the length of a msgpack header, the header, raw little-endian arrays, and the XXH3-128 of all
 before it. A torn or foreign file is named, never loaded.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from broker import codec
@@ -25,9 +25,9 @@ from coordinator.rounds import Answer, RoundRecord, Verdict
 CHECKPOINT_FILE = "checkpoint"
 ROUND_FILE = "open-round"
 
-_CHECKPOINT_MAGIC = b"warren checkpoint 1\n"
-_ROUND_MAGIC = b"warren open round 1\n"
-_DIGEST_BYTES = 32
+_CHECKPOINT_MAGIC = b"warren checkpoint 2\n"
+_ROUND_MAGIC = b"warren open round 2\n"
+_DIGEST_BYTES = 16
 _HEADER_LIMIT = 256 * 1024 * 1024
 _INT64 = np.dtype("<i8")
 
@@ -164,7 +164,7 @@ def _write(path: Path, magic: bytes, header: dict[str, Any], arrays: list[NDArra
 
 
 def _with_digest(chunks: list[Chunk]) -> Iterator[Chunk]:
-    digest = hashlib.sha256()
+    digest = xxhash.xxh3_128()
     for chunk in chunks:
         digest.update(chunk)
         yield chunk
@@ -181,8 +181,8 @@ def _read(path: Path, magic: bytes) -> tuple[dict[str, Any], NDArray[np.uint8]]:
     if content.size < start + _DIGEST_BYTES or content[: len(magic)].tobytes() != magic:
         raise _not_ours(path, f"it does not begin with {magic.decode().strip()!r}")
     body, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:].tobytes()
-    if hashlib.sha256(body.data).digest() != digest:
-        raise _not_ours(path, "it is torn: its SHA-256 does not match")
+    if xxhash.xxh3_128_digest(body.data) != digest:
+        raise _not_ours(path, "it is torn: its checksum does not match")
     length = int.from_bytes(content[len(magic) : start].tobytes(), "little")
     try:
         header = codec.unpack(body[start : start + length].tobytes(), limit=_HEADER_LIMIT)

@@ -129,6 +129,7 @@ class Run:
         self._state: Checkpoint | None = None
         self._built: Future[BuiltModel] | None = None
         self._buffer = np.empty(0, FLOAT32)
+        self._sums = np.empty(0, np.int64)
         self._asked: set[str] = set()
         self._presence_at = self._history_at = float("-inf")
 
@@ -420,7 +421,8 @@ class Run:
             deadline_seconds=options.deadline_seconds,
             grace_seconds=options.grace_seconds,
         )
-        total = FixedPointSum(state.vector.size if mode == "train" else 0, record.scale_exponent)
+        size = state.vector.size if mode == "train" else 0
+        total = FixedPointSum(size, record.scale_exponent, self._sums if self._sums.size == size else None)
         opened = self._attend(Round(record, self._clock.now()), total)
         self._announce(opened)
         return opened
@@ -532,6 +534,7 @@ class Run:
         self._state, self._opened = closed, None
         if closed.vector is not former.vector:
             self._buffer = former.vector  # the staging buffer holds the new weights; the old ones make room
+            self._sums = opened.total.values  # the next round adds up in the same memory: fresh pages are dear
         self._journal.release()
         self._tell_closed(the_round)
         self._after_commit(the_round, seconds)
