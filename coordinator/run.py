@@ -534,7 +534,9 @@ class Run:
         self._state, self._opened = closed, None
         if closed.vector is not former.vector:
             self._buffer = former.vector  # the staging buffer holds the new weights; the old ones make room
-            self._sums = opened.total.values  # the next round adds up in the same memory: fresh pages are dear
+            self._sums = (
+                opened.total.values
+            )  # the next round adds up in the same memory: fresh pages are dear
         self._journal.release()
         self._tell_closed(the_round)
         self._after_commit(the_round, seconds)

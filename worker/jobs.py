@@ -51,6 +51,13 @@ class Desk:
         self.updates: dict[str, KeptUpdate] = {}
         self.failure: BaseException | None = None
         self.is_run_over = threading.Event()
+        self._spare: Vector | None = None
+
+    def take_spare(self) -> Vector | None:
+        """The memory of the last update that is done with, to receive weights into: fresh pages are dear."""
+        with self.lock:
+            spare, self._spare = self._spare, None
+            return spare
 
     def held(self, worker: str) -> Held | None:
         """The open round whose start this worker has whole."""
@@ -103,7 +110,9 @@ class Desk:
         job = self.current.pop(worker, None)
         if job is not None:
             job.stop.set()
-        self.updates.pop(worker, None)
+        update = self.updates.pop(worker, None)
+        if update is not None and update.announced:
+            self._spare = update.vector
 
     def keep(self, job: RoundJob, update: KeptUpdate) -> bool:
         """Keep an update until its round closes; False when that has happened already."""
@@ -114,10 +123,13 @@ class Desk:
             self.updates[job.worker] = update
             return True
 
-    def is_kept(self, update: KeptUpdate) -> bool:
-        """Whether this update's round is still open."""
+    def begin_upload(self, update: KeptUpdate) -> bool:
+        """Whether this update's round is still open; its memory is then not given away before it is announced."""
         with self.lock:
-            return self.updates.get(update.worker) is update
+            is_kept = self.updates.get(update.worker) is update
+            if is_kept:
+                update.note_uploading()
+            return is_kept
 
     def upload_again(self, worker: str) -> bool:
         """Publish the kept update once more; False when there is none."""

@@ -187,7 +187,7 @@ class Participation:
     def _upload(self, updates: list[KeptUpdate]) -> None:
         """Publish the parts, then announce them; an upload queue that is gone is made again."""
         while not self._stop.is_set():
-            updates = [update for update in updates if self._desk.is_kept(update)]
+            updates = [update for update in updates if self._desk.begin_upload(update)]
             if not updates:
                 return
             if not self._mail.send([part for update in updates for part in update.parts()]):

@@ -207,7 +207,7 @@ class Postbox(threading.Thread):
         incoming = self._incoming.get(worker)
         if incoming is None or incoming.start.held != start.held:
             self._let_go(worker)
-            incoming = self._shared_copy(start) or Incoming(start)
+            incoming = self._shared_copy(start) or Incoming(start, self._desk.take_spare())
             self._incoming[worker] = incoming
         return self._advance(worker, incoming, delivery)
 

@@ -42,16 +42,18 @@ class Incoming:
 
     Args:
         start: A checked header.
+        spare: A vector that nobody needs any more; used if it has the right size.
 
     Attributes:
         vector: The global weights, float32 of shape (P,); whole once `is_complete`.
         held: Deliveries to acknowledge once it is complete.
     """
 
-    def __init__(self, start: RoundStart) -> None:
+    def __init__(self, start: RoundStart, spare: Vector | None = None) -> None:
         self.start = start
         self.held: list[Delivery] = []
-        self.vector: Vector = _reserved(vector_size(start.layout))
+        size = vector_size(start.layout)
+        self.vector: Vector = spare if spare is not None and spare.shape == (size,) else _reserved(size)
         self._assembly = Assembly(self.vector, f"attempt-{start.attempt}", start.part_bytes)
         self._is_inline = start.parts == 0
         if self._is_inline:

@@ -48,7 +48,7 @@ class KeptUpdate:
         self.worker = worker
         self.held = held
         self.measured = measured
-        self._vector = vector
+        self.vector = vector
         self._precision: Precision = precision
         self._seed = seed
         is_inline = vector is None or vector.nbytes <= INLINE_BYTES
@@ -67,6 +67,11 @@ class KeptUpdate:
         """The upload_id that the broker has an announcement of."""
         return self._upload_id if self._is_announced else None
 
+    def note_uploading(self) -> None:
+        """A new upload begins, with an id of its own; what was announced before no longer counts."""
+        self._upload_id, self._is_announced = secrets.token_hex(8), False
+        self._digest = Digest()
+
     def note_announced(self) -> None:
         """The broker confirmed the announcement."""
         self._is_announced = True
@@ -77,9 +82,7 @@ class KeptUpdate:
         return len(self._places)
 
     def parts(self) -> Iterator[Outgoing]:
-        """The parts of a new upload, encoded one by one as they are published."""
-        self._upload_id, self._is_announced = secrets.token_hex(8), False
-        self._digest = Digest()
+        """The parts of the upload that was begun, encoded one by one as they are published."""
         key = names.upload_queue(self.worker)
         return (
             Outgoing(key=key, body=_PartBody(self, self._upload_id, index), message_type=Part.TYPE)
@@ -104,10 +107,10 @@ class KeptUpdate:
         )
 
     def _encoded(self, index: int) -> Encoded:
-        assert self._vector is not None  # noqa: S101 - an update without a vector has no parts
+        assert self.vector is not None  # noqa: S101 - an update without a vector has no parts
         place = self._places[index] if self._places else slice(None)
         generator = np.random.default_rng([self._seed, index])
-        return encode_values(self._vector[place], self._precision, generator)
+        return encode_values(self.vector[place], self._precision, generator)
 
     def announcement(self) -> Outgoing:
         """What tells the coordinator, once the parts are confirmed."""
@@ -128,7 +131,7 @@ class KeptUpdate:
             digest=self._digest.hex(),
             seconds=self.measured.seconds,
         )
-        if self._vector is not None and not self._places:
+        if self.vector is not None and not self._places:
             encoded = self._encoded(0)
             digest = Digest()
             digest.add(0, encoded.data)
@@ -140,12 +143,12 @@ class KeptUpdate:
 
         Karimireddy et al. 2019, "Error Feedback Fixes SignSGD and other Gradient Compression Schemes", algorithm 1.
         """
-        if self._vector is None or self._precision == "float32":
+        if self.vector is None or self._precision == "float32":
             return None
-        decoded = np.empty_like(self._vector)
+        decoded = np.empty_like(self.vector)
         for index, place in enumerate(self._places or [slice(None)]):
             decode_values(self._encoded(index), self._precision, decoded[place])
-        return np.subtract(self._vector, decoded, out=decoded)
+        return np.subtract(self.vector, decoded, out=decoded)
 
 
 class _PartBody:

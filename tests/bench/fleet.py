@@ -133,7 +133,7 @@ def coordinate(
         run = TimedRun(link, options, models, stop=stop.event, log=log)  # type: ignore[arg-type]
         run.play()
         link.close()
-        state = run._committed
+        state, peak = run._committed, peak_megabytes()  # before the check below takes memory of its own
     first = models.build(TASK, seed=0).vector
     ratio = float(state.vector[0]) / float(first[0]) / expected_scale(workers, rounds)
     return {
@@ -142,7 +142,7 @@ def coordinate(
         "precision": precision,
         **tell([started, *run.starts[1:]]),
         "update_bytes": state.history[-1]["update_bytes"],
-        "coordinator_peak_mb": peak_megabytes(),
+        "coordinator_peak_mb": peak,
         "result_over_expected": ratio,
     }
 
