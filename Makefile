@@ -8,8 +8,8 @@ MINUTES ?= 30
 SEED    ?= 1
 REPEAT  ?= 1
 
-# Two at a time, each with a broker of its own; files in this order, so that the long ones come first.
-PYTEST_TWO := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Three at a time, for they mostly wait; each with a broker of its own. Files in this order, so that the long ones come first.
+PYTEST_MANY := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: bench bench-peers help venv install broker needs-broker needs-rabbitmq needs-browser check format test test-browser soak test-unit demo clean
@@ -58,7 +58,7 @@ format: install  ## let ruff lay out the code
 	$(BIN)/ruff format .
 
 test: needs-rabbitmq  ## all tests: unit, integration, faults, system
-	$(PYTEST_TWO) tests/faults tests/system tests/integration tests/unit
+	$(PYTEST_MANY) tests/faults tests/system tests/integration tests/unit
 
 # axe-core comes by npm. Where a package can't be installed the tests skip, and fail in CI.
 needs-browser: install
@@ -80,7 +80,7 @@ bench-peers: needs-rabbitmq  ## the same, beside Flower and NVIDIA FLARE; each c
 	$(BIN)/python -m tests.bench --peers --repeat $(REPEAT)
 
 test-unit: install  ## the tests that need no broker
-	$(PYTEST_TWO) tests/unit
+	$(PYTEST_MANY) tests/unit
 
 demo: needs-broker  ## three workers learn to see pneumonia
 	$(BIN)/python -m deploy.demo

@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -70,6 +70,7 @@ values = hnp.arrays(np.float32, st.integers(1, 50), elements=st.floats(-1000, 10
 
 
 @given(values, st.sampled_from(["float32", "float16", "int8"]), st.integers(0, 9))
+@example(np.array([2.2e-44], np.float32), "int8", 0)
 def test_a_value_comes_back_within_the_step_of_its_precision(
     vector: np.ndarray, precision: str, seed: int
 ) -> None:
