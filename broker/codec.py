@@ -55,17 +55,18 @@ def _unpack_large(data: bytes) -> dict[str, Any] | None:
     unpacker.feed(data[:_HEAD_BYTES])
     fields: dict[str, Any] = {}
     try:
-        for _ in range(unpacker.read_map_header() - 1):
+        size = unpacker.read_map_header()
+        for _ in range(size - 1):
             name = unpacker.unpack()
             fields[name] = unpacker.unpack()
         name = unpacker.unpack()
-        kind, size = _BIN32_HEADER.unpack_from(data, unpacker.tell())
+        kind, length = _BIN32_HEADER.unpack_from(data, unpacker.tell())
     except (ValueError, TypeError, struct.error, msgpack.exceptions.UnpackException):
         return None
     begin = unpacker.tell() + _BIN32_HEADER.size
     if (
-        kind != _BIN32
-        or begin + size != len(data)
+        size < 1
+        or (kind, begin + length) != (_BIN32, len(data))
         or not all(isinstance(key, str) for key in (*fields, name))
     ):
         return None

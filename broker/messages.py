@@ -478,6 +478,8 @@ def _array(value: Any, where: str) -> Array:
 
 def _scalar(hint: Any, value: Any, where: str) -> Any:
     """An int may stand for a float, a bool for neither; numbers and texts are bounded."""
+    if hint is bytes and type(value) is memoryview:
+        value = bytes(value)
     if hint is float and type(value) is int:
         value = float(value) if abs(value) < _MAX_COUNT else math.inf
     if type(value) is not hint:

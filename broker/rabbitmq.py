@@ -134,8 +134,7 @@ class _LeanConnection(SelectConnection):  # type: ignore[misc] # pika is untyped
     """pika's connection without most of its copies: with 100 MB models they are a tenth of the whole round.
 
     pika copies each byte of a large message four times on the way in and three times on the way out; here it is once.
-    Both methods stand in for private ones of pika's, and rest on its frame classes alone. Where a later pika has
-    others in their place they are not called, and it works as it comes.
+    Both methods stand in for private ones of pika 1.4, and rest on its frame classes.
     """
 
     _body_left = 0  # bytes of the body frame that is under way, and its end octet

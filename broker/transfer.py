@@ -15,7 +15,7 @@ from broker.tensors import FLOAT32, PART_BYTES, Vector, as_bytes
 _ITEM_BYTES: dict[Precision, int] = {"float32": 4, "float16": 2, "int8": 1}
 _FLOAT16_LIMIT = 65504.0
 _INT8_LIMIT = 127
-_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)  #: below it, float32 divides by zero
+_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)  #: float32 loses its digits below it, and at last is zero
 _LARGEST_SCALE = 2.0**100  #: a larger one is no float32 any more once multiplied
 
 
@@ -36,6 +36,9 @@ def encode_values(values: Vector, precision: Precision, generator: np.random.Gen
         values: float32, shape (k,); as float32 the data is a view of them.
         precision: How each value travels.
         generator: Draws the rounding of int8.
+
+    Raises:
+        ProtocolError: There are values that are not finite, and int8 has nothing to tell them with.
     """
     if precision == "float32":
         return Encoded(data=as_bytes(values), scale=1.0)
@@ -43,6 +46,10 @@ def encode_values(values: Vector, precision: Precision, generator: np.random.Gen
         clipped = np.clip(values, -_FLOAT16_LIMIT, _FLOAT16_LIMIT)
         return Encoded(data=clipped.astype("<f2").tobytes(), scale=1.0)
     largest = float(np.max(np.abs(values), initial=0.0))
+    if not math.isfinite(largest):
+        raise ProtocolError(
+            "Expected finite values to encode as int8, got NaN or infinity: training has diverged."
+        )
     scale = max(largest / _INT8_LIMIT, _SMALLEST_SCALE)
     quotient = values / np.float32(scale) + generator.random(values.size, np.float32)
     steps = np.clip(np.floor(quotient), -_INT8_LIMIT, _INT8_LIMIT)

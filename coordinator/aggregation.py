@@ -78,6 +78,8 @@ class FixedPointSum:
 
     def mean_chunks(self) -> Iterator[tuple[slice, Doubles]]:
         """The mean update Σ n_k Δ_k / Σ n_k in float64, chunk by chunk, each with its place."""
+        if self.num_examples == 0:
+            raise ValueError("there is no mean of no updates")
         divisor = math.ldexp(self.num_examples, self.exponent)
         for begin in range(0, self.values.size, _CHUNK):
             place = slice(begin, begin + _CHUNK)

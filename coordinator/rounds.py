@@ -114,8 +114,8 @@ class Round:
 
     @property
     def num_accepted(self) -> int:
-        """Accepted answers that count towards the quorum."""
-        return len(set(self.accepted) - set(self.record.evaluators))
+        """Accepted answers that count towards the quorum: of those that train, not of an evaluator, be it gone or not."""
+        return len(set(self.accepted) & set(self.record.selected))
 
     @property
     def has_quorum(self) -> bool:

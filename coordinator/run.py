@@ -511,7 +511,7 @@ class Run:
         """Who is invited to the next attempt: present workers that have not been accepted, as many as before."""
         record = the_round.record
         candidates = [worker for worker in self._roster.trainers if worker not in the_round.accepted]
-        wanted = len(record.selected) - len(the_round.accepted)
+        wanted = len(record.selected) - the_round.num_accepted
         if self._options.fraction < 1 and len(candidates) > wanted > 0:
             seed = (self._options.seed, record.round_number, record.attempt + 1)
             candidates = list(select(candidates, wanted / len(candidates), seed))

@@ -98,6 +98,8 @@ class Desk:
                 return False
             was_busy = worker not in self.updates
             self._drop(worker)
+            if round_number is None:
+                self._spare = None  # nothing is held while nothing goes on
             return was_busy
 
     def stop_all(self) -> None:
@@ -111,7 +113,7 @@ class Desk:
         if job is not None:
             job.stop.set()
         update = self.updates.pop(worker, None)
-        if update is not None and update.announced:
+        if update is not None and update.announced and update.vector is not None:
             self._spare = update.vector
 
     def keep(self, job: RoundJob, update: KeptUpdate) -> bool:

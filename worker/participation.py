@@ -138,16 +138,16 @@ class Participation:
                 job.stop,
                 lambda progress: self._report(job, progress),
             )
+            update = None if trained is None else self._updated(job, trained)
         except (ModelError, DataError, ProtocolError, MemoryError) as exc:
             self._decline(job, str(exc) or type(exc).__name__)
             return
         finally:
             self._console.end()
-        if trained is None:
+        if trained is None or update is None:
             logger.info("Stopped training round %d.", job.start.round_number)
             return
         self._tell_end(job.start, trained)
-        update = self._updated(job, trained)
         if self._desk.keep(job, update):
             self._hand_over(update)
 

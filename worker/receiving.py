@@ -53,7 +53,8 @@ class Incoming:
         self.start = start
         self.held: list[Delivery] = []
         size = vector_size(start.layout)
-        self.vector: Vector = spare if spare is not None and spare.shape == (size,) else _reserved(size)
+        fits = spare is not None and (spare.shape, spare.dtype) == ((size,), FLOAT32)
+        self.vector: Vector = spare if spare is not None and fits else _reserved(size)
         self._assembly = Assembly(self.vector, f"attempt-{start.attempt}", start.part_bytes)
         self._is_inline = start.parts == 0
         if self._is_inline:

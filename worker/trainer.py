@@ -37,7 +37,10 @@ class Participant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """A worker's answer: the difference local minus global (None when it only measured), and the measures."""
+    """A worker's answer: the difference local minus global (None when it only measured), and the measures.
+
+    The vector is given away: once its round is over, the weights of another are received into it.
+    """
 
     vector: Vector | None
     measured: Measured

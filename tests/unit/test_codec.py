@@ -51,6 +51,7 @@ def test_other_large_bodies_are_read_as_msgpack_reads_them(value: Any) -> None:
         codec.pack(fields(data=LARGE)) + b"\x00",
         b"\x81\xc6" + b"\xff" * 70_000,
         b"\x82\x90\x01\xa1d\xc6" + len(LARGE).to_bytes(4, "big") + LARGE,
+        b"\x80\xa1d\xc6" + len(LARGE).to_bytes(4, "big") + LARGE,
         b"\x81\x07\xc6" + len(LARGE).to_bytes(4, "big") + LARGE,
         b"\xdf\xff\xff\xff\xff" + b"\xa1a\x01" * 50_000,
     ],

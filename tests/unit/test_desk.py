@@ -1,4 +1,4 @@
-"""The memory of an update is received into again, but only when nothing reads it any more."""
+"""The memory of an update is received into again, but only when nothing reads it any more; what is no update at all."""
 
 from dataclasses import replace
 

@@ -18,7 +18,7 @@ class Connection(_LeanConnection):  # type: ignore[misc] # pika is untyped here
     """Without a socket: what it would do with frames is noted."""
 
     def __init__(self) -> None:
-        self._frame_buffer = b""
+        self._frame_buffer = bytearray()
         self._body_max_length = BODY_LENGTH
         self.bytes_received = 0
         self.sent: list[bytes] = []
@@ -83,7 +83,7 @@ def test_a_message_is_cut_into_the_frames_that_pika_makes(size: int) -> None:
     assert ours.sent == theirs.sent
 
 
-def test_pika_still_calls_what_we_replace() -> None:
-    """With a pika that has others in their place, all works as before, but slower: this test would tell."""
+def test_pika_has_what_we_stand_in_for() -> None:
+    """They are private: a pika that renames them would no longer call ours."""
     for name in ("_on_data_available", "_send_message", "_process_frame", "_output_marshaled_frames"):
         assert hasattr(pika.SelectConnection, name)

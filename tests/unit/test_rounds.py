@@ -60,6 +60,16 @@ def test_when_all_answered_and_too_few_were_right_nobody_waits_for_the_deadline(
     assert the_round.next_step(1.0) is Step.RETRY
 
 
+def test_an_evaluator_that_has_left_does_not_make_up_a_quorum() -> None:
+    """e measured in the first attempt and is gone in the next one: there is still no update to average."""
+    the_round = Round(replace(RECORD, quorum=1, evaluators=("e",)), 0.0)
+    measures = update("e", parts=0, num_examples=0)
+    the_round.settle(measures, Verdict.ACCEPTED, None, 1.0)
+    again = Round(the_round.next_attempt({"a": 10}, ()), 100.0, {"e": the_round.answers["e"]})
+    assert again.num_accepted == 0
+    assert [again.next_step(now) for now in (100.0, 110.0, 199.0, 200.0)] == [Step.WAIT] * 3 + [Step.RETRY]
+
+
 def test_the_next_attempt_keeps_what_was_accepted() -> None:
     """a's update stays in the mean; b and the newcomer d are invited besides."""
     the_round = Round(RECORD, 0.0)
