@@ -33,12 +33,9 @@ def encode_values(values: Vector, precision: Precision, generator: np.random.Gen
     int8 rounds stochastically (Alistarh et al. 2017, "QSGD", section 3): v ≈ scale · q with E[scale · q] = v.
 
     Args:
-        values: float32, shape (k,); as float32 the data is a view of them.
+        values: float32, shape (k,); as float32 the data is a view of them. int8 takes finite ones alone.
         precision: How each value travels.
         generator: Draws the rounding of int8.
-
-    Raises:
-        ProtocolError: There are values that are not finite, and int8 has nothing to tell them with.
     """
     if precision == "float32":
         return Encoded(data=as_bytes(values), scale=1.0)
@@ -46,10 +43,6 @@ def encode_values(values: Vector, precision: Precision, generator: np.random.Gen
         clipped = np.clip(values, -_FLOAT16_LIMIT, _FLOAT16_LIMIT)
         return Encoded(data=clipped.astype("<f2").tobytes(), scale=1.0)
     largest = float(np.max(np.abs(values), initial=0.0))
-    if not math.isfinite(largest):
-        raise ProtocolError(
-            "Expected finite values to encode as int8, got NaN or infinity: training has diverged."
-        )
     scale = max(largest / _INT8_LIMIT, _SMALLEST_SCALE)
     quotient = values / np.float32(scale) + generator.random(values.size, np.float32)
     steps = np.clip(np.floor(quotient), -_INT8_LIMIT, _INT8_LIMIT)

@@ -114,7 +114,7 @@ class Round:
 
     @property
     def num_accepted(self) -> int:
-        """Accepted answers that count towards the quorum: of those that train, not of an evaluator, be it gone or not."""
+        """Accepted answers that count towards the quorum: of those that train, not of an evaluator that has left."""
         return len(set(self.accepted) & set(self.record.selected))
 
     @property

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from broker import names, transfer
+from broker.errors import ModelError
 from broker.link import Outgoing, outgoing
 from broker.messages import Held, Part, Precision, UpdateAnnounced
 from broker.messages import encode as encode_message
@@ -32,6 +33,9 @@ class KeptUpdate:
         vector: The difference local minus global, float32 of shape (P,); None when the worker only measured.
         precision: How its values travel.
         seed: Of int8's stochastic rounding: the same part is encoded to the same bytes every time.
+
+    Raises:
+        ModelError: Training has diverged, and int8 can't tell the coordinator.
     """
 
     def __init__(
@@ -45,6 +49,10 @@ class KeptUpdate:
         precision: Precision,
         seed: int,
     ) -> None:
+        if precision == "int8" and vector is not None and not np.isfinite(vector).all():
+            raise ModelError(
+                "Training has diverged: the update has NaN or infinity. Try a lower learning rate."
+            )
         self.worker = worker
         self.held = held
         self.measured = measured

@@ -1,11 +1,12 @@
-"""The memory of an update is received into again, but only when nothing reads it any more; what is no update at all."""
+"""An update: what is none, and when its memory is received into again: once nothing reads it any more."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from broker.messages import RoundStart
+from broker.errors import ModelError
+from broker.messages import Precision, RoundStart
 from broker.tensors import FLOAT32, TensorSpec
 from tests.unit.test_messages import EXAMPLES
 from worker.jobs import Desk, RoundJob
@@ -21,13 +22,16 @@ def job(round_number: int) -> RoundJob:
     return RoundJob(worker="w", start=start, weights=np.zeros(2, FLOAT32), held=start.held)
 
 
+def kept(the_job: RoundJob, precision: Precision, values: list[float]) -> KeptUpdate:
+    vector = np.array(values, FLOAT32)
+    return KeptUpdate("w", the_job.held, MEASURED, vector, part_bytes=65536, precision=precision, seed=1)
+
+
 def answered(desk: Desk) -> KeptUpdate:
     """A worker that has trained round 1 and is about to upload."""
     first = job(1)
     desk.begin(first)
-    update = KeptUpdate(
-        "w", first.held, MEASURED, np.ones(2, FLOAT32), part_bytes=65536, precision="float32", seed=1
-    )
+    update = kept(first, "float32", [1, 1])
     assert desk.keep(first, update)
     assert desk.begin_upload(update)
     return update
@@ -58,3 +62,11 @@ def test_an_update_that_is_being_uploaded_keeps_its_memory(again: bool) -> None:
     desk.begin(job(2))
     assert desk.take_spare() is None
     assert not desk.begin_upload(update), "its round is over"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_int8_can_not_tell_of_a_training_that_has_diverged(value: float) -> None:
+    """The worker declines; as float32 the values travel, and the coordinator rejects them."""
+    with pytest.raises(ModelError, match="diverged"):
+        kept(job(1), "int8", [1, value])
+    kept(job(1), "float32", [1, value])
