@@ -9,11 +9,10 @@ from broker.errors import ProtocolError
 
 MAX_BODY_BYTES = 15 * 1024 * 1024  #: under RabbitMQ 4's default limit of 16 MiB
 
-
-_LARGE_BYTES = 64 * 1024
-_BIN32 = 0xC6  #: what stands before binary data of this size in msgpack, with its length in four octets
+_BIN32 = 0xC6  #: stands before binary data of 64 KiB and more in msgpack, with its length in four octets
 _BIN32_HEADER = struct.Struct(">BL")
-_HEAD_BYTES = 4096
+_LARGE_BYTES = 64 * 1024
+_HEAD_BYTES = 4096  #: what comes before a part's data takes a few hundred
 _STRICT: dict[str, Any] = {"raw": False, "strict_map_key": True, "timestamp": 0}
 
 

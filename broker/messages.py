@@ -25,7 +25,7 @@ VERSION = 1
 _MAX_TEXT = 16 * 1024 * 1024
 _MAX_COUNT = 2**53
 
-#: What is not copied on its way: the codec makes it the last of a body, and gives a view of the body back.
+#: As the last field of a message it isn't copied on its way: the codec gives back a view of the body.
 Binary = bytes | memoryview
 
 ClassWeight = Literal["none", "balanced"]

@@ -95,3 +95,17 @@ def test_ordinary_values_up_to_the_limit_are_no_flaw() -> None:
     """±2^16 itself is allowed."""
     assert flaw_in(np.array([LIMIT, -LIMIT, 0, 1e-30], np.float32)) is None
     assert flaw_in(np.empty(0, np.float32)) is None
+
+
+def test_a_sum_in_used_memory_is_the_sum_in_fresh_memory() -> None:
+    """The next round adds up where the last one did: what is left there does not count."""
+    fresh, used = FixedPointSum(3, 40), FixedPointSum(3, 40, np.full(3, 12345, np.int64))
+    for each in (fresh, used):
+        each.add(np.array([1, -2, 0.5], np.float32), 2)
+        each.add(np.array([4, 0, 1], np.float32), 1)
+    assert used.values.tolist() == fresh.values.tolist()
+
+
+def test_no_updates_have_no_mean() -> None:
+    with pytest.raises(ValueError, match="no mean"):
+        next(FixedPointSum(3, 40).mean_chunks())

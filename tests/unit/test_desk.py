@@ -52,6 +52,13 @@ def test_an_announced_update_gives_its_memory_to_the_weights_after_the_next() ->
     assert desk.take_spare() is None, "it is given away once"
 
 
+def test_nothing_is_held_once_the_run_is_over() -> None:
+    desk = Desk()
+    answered(desk).note_announced()
+    desk.close("w", START.run_id, None)
+    assert desk.take_spare() is None
+
+
 @pytest.mark.parametrize("again", [False, True])
 def test_an_update_that_is_being_uploaded_keeps_its_memory(again: bool) -> None:
     desk = Desk()
