@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from broker.errors import ModelError
+from broker.errors import ModelError, ProtocolError
+from broker.fields import from_plain
+from broker.tensors import InputFacts
 
 MEMBER = "warren.json"  #: the card's name inside model.keras, which is a zip file; Keras reads past it
 _MAX_BYTES = 1 << 20
+_NEWER = frozenset({"inputs"})  #: fields that the first version did not write
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +31,7 @@ class ModelCard:
         metrics: Of the last round, by name; a value that isn't finite is left out when written.
         training: The settings it was trained with: epochs, batch_size, learning_rate, learning_rate_decay,
             class_weight.
+        inputs: What the examples that it was trained on are like; None in older models.
     """
 
     task: str
@@ -39,6 +43,7 @@ class ModelCard:
     shape: tuple[int, ...]
     metrics: Mapping[str, float] = field(default_factory=dict)
     training: Mapping[str, float | str | None] = field(default_factory=dict)
+    inputs: InputFacts | None = None
 
     def __post_init__(self) -> None:
         """Check the types, for a card may come from any file.
@@ -67,7 +72,7 @@ class ModelCard:
 
     @classmethod
     def from_json(cls, text: str) -> "ModelCard":
-        """Read a card; every field must be there, and no other.
+        """Read a card; every field must be there, but for those that an older model lacks, and no other.
 
         Raises:
             ModelError: It isn't JSON, a field is missing, extra, or of another type.
@@ -77,13 +82,24 @@ class ModelCard:
         except (ValueError, RecursionError) as exc:
             raise ModelError(f"The model's card is not JSON: {exc}.") from exc
         expected = {entry.name for entry in fields(cls)}
-        if not isinstance(values, dict) or set(values) != expected:
+        if not isinstance(values, dict) or not expected - _NEWER <= set(values) <= expected:
             received = sorted(values) if isinstance(values, dict) else type(values).__name__
             raise ModelError(f"The model's card needs the fields {sorted(expected)}. Received {received}.")
         for name in ("classes", "shape"):
             if isinstance(values[name], list):
                 values[name] = tuple(values[name])
+        if values.get("inputs") is not None:
+            values["inputs"] = _inputs_in(values["inputs"])
         return cls(**values)
+
+
+def _inputs_in(value: object) -> InputFacts:
+    facts: InputFacts
+    try:
+        facts = from_plain(InputFacts, value, "inputs")
+    except ProtocolError as exc:
+        raise ModelError(f"The model's card is wrong: {exc}") from exc
+    return facts
 
 
 def write_card(path: Path, card: ModelCard) -> None:

@@ -4,29 +4,19 @@ A body is a msgpack map of the fields, with `type` and `version` beside them. Fi
 mistyped one is a ProtocolError, and the delivery goes to the queue `dead`.
 """
 
-import dataclasses
-import functools
 import json
 import math
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
-
-import numpy as np
+from typing import ClassVar, Literal
 
 from broker import codec, names
 from broker.errors import ProtocolError
-from broker.tensors import Array, TensorSpec
+from broker.fields import Binary, from_plain, require, to_plain
+from broker.scores import AnswerCounts
+from broker.tensors import Array, InputFacts, TensorSpec
 
-VERSION = 1
-
-_MAX_TEXT = 16 * 1024 * 1024
-_MAX_COUNT = 2**53
-
-#: As the last field of a message it isn't copied on its way: the codec gives back a view of the body.
-Binary = bytes | memoryview
+VERSION = 2
+_FIRST_LAUNCH = 1
 
 ClassWeight = Literal["none", "balanced"]
 Mode = Literal["train", "evaluate"]
@@ -47,6 +37,7 @@ class TrainingSettings:
         seed: The run's seed.
         deterministic: Same seed, same data, same bits.
         precision: How the update's values travel.
+        epochs_before: Local epochs in the rounds before this one: a learning rate's schedule goes on from there.
     """
 
     epochs: int
@@ -57,10 +48,12 @@ class TrainingSettings:
     seed: int
     deterministic: bool
     precision: Precision = "float32"
+    epochs_before: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.epochs >= 1 and self.batch_size >= 1, "epochs and batch_size of at least 1", self)
-        _require(
+        require(self.epochs_before >= 0, "epochs_before of at least 0", self)
+        require(self.epochs >= 1 and self.batch_size >= 1, "epochs and batch_size of at least 1", self)
+        require(
             self.learning_rate is None or 0 < self.learning_rate < math.inf, "a learning rate above 0", self
         )
 
@@ -101,7 +94,8 @@ class RoundStart(Message):
 
     Attributes:
         model: Keras's JSON config of the model, its compile settings inside.
-        layout: The model's weights, in Keras's order.
+        layout: The model's weights, in Keras's order, and what of them is trained.
+        inputs: What the examples of most sites are like: a site that differs says so.
         integers: The integer weights, [dtype, shape, bytes] each; they are not averaged.
         scale_exponent: The fixed-point scale of this round's sum is 2 ** scale_exponent.
         parts: How many `Part`s follow with the float weights; 0 when `weights` holds them.
@@ -118,6 +112,7 @@ class RoundStart(Message):
     model: str
     settings: TrainingSettings
     layout: tuple[TensorSpec, ...]
+    inputs: InputFacts | None
     integers: tuple[Array, ...]
     scale_exponent: int
     part_bytes: int
@@ -141,7 +136,7 @@ class Part(Message):
 
     Attributes:
         transfer_id: Which transfer it belongs to: the round start's attempt, or the upload's random id.
-        scale: For int8: the value of one step; otherwise 1.
+        precision: Of the trainable values; see `transfer.Encoding`.
     """
 
     TYPE: ClassVar[str] = "part"
@@ -151,11 +146,10 @@ class Part(Message):
     index: int
     count: int
     precision: Precision
-    scale: float
     data: Binary
 
     def __post_init__(self) -> None:
-        _require(0 <= self.index < self.count, "an index from 0 to count - 1", (self.index, self.count))
+        require(0 <= self.index < self.count, "an index from 0 to count - 1", (self.index, self.count))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +201,7 @@ class Joined(Message):
         task: The one task it takes part in, or None for any.
         held: The open round whose start it has whole, so that it isn't sent again.
         announced: The upload_id of its update for that round, once announced: whoever has not got that asks again.
+        inputs: What its examples are like.
     """
 
     TYPE: ClassVar[str] = "joined"
@@ -219,10 +214,11 @@ class Joined(Message):
     task: str | None
     held: Held | None
     announced: str | None = None
+    inputs: InputFacts | None = None
 
     def __post_init__(self) -> None:
-        _require(names.is_worker(self.worker), "a worker's name", self.worker)
-        _require(0 <= self.num_examples < 2**40, "a number of examples", self.num_examples)
+        require(names.is_worker(self.worker), "a worker's name", self.worker)
+        require(0 <= self.num_examples < 2**40, "a number of examples", self.num_examples)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,9 +251,13 @@ class UpdateAnnounced(Message):
     Attributes:
         upload_id: Random; in every part of this upload.
         num_examples: Examples trained on: the update's weight in the mean. 0 when it only evaluated.
-        metrics: Of the local training (loss, accuracy, val_loss, …).
+        metrics: Of the local training's last epoch, loss and every compiled metric by its own name.
+        states: Of those metrics that are no mean over examples: what adds up over the workers, float64 of shape (k,).
         global_metrics: Of the global model that the round began with, on the worker's own test examples.
+        global_states: The same for these.
+        counts: Of the global model's answers on the test examples; None when there are none.
         num_test_examples: The weight of global_metrics.
+        scales: For int8: the value of one step in each trainable tensor, in Keras's order.
         parts: Parts in the upload queue; 0 when `update` holds all, or there is none.
         digest: `transfer.Digest` of the data of the parts, as they travel.
         seconds: The worker's own time from the round start to the end of training.
@@ -271,10 +271,13 @@ class UpdateAnnounced(Message):
     upload_id: str
     num_examples: int
     metrics: dict[str, float]
+    states: dict[str, Array]
     global_metrics: dict[str, float]
+    global_states: dict[str, Array]
+    counts: AnswerCounts | None
     num_test_examples: int
     precision: Precision
-    scale: float
+    scales: tuple[float, ...]
     parts: int
     update: bytes | None
     digest: str
@@ -355,11 +358,7 @@ _MESSAGES: dict[str, type[Message]] = {
 
 def encode(message: Message) -> bytes:
     """The message's body as it travels."""
-    fields = {
-        field.name: _plain(getattr(message, field.name))
-        for field in dataclasses.fields(message)  # type: ignore[arg-type]
-    }
-    return codec.pack({"type": message.TYPE, "version": VERSION, **fields})
+    return codec.pack({"type": message.TYPE, "version": VERSION, **to_plain(message)})
 
 
 def decode(body: bytes, content_type: str | None = None) -> Message:
@@ -379,7 +378,9 @@ def _decode_json(body: bytes) -> Message:
     except (ValueError, RecursionError) as exc:
         raise ProtocolError(f"Expected JSON. {exc}") from exc
     if isinstance(value, dict) and value.get("type") == Launch.TYPE:
-        value = {"reply_to": None, **value}  # a person types no queue's name
+        value = {"reply_to": None, "version": VERSION, **value}  # a person types no queue's name
+        if value["version"] == _FIRST_LAUNCH and type(value["version"]) is int:
+            value["version"] = VERSION  # this message is what it was
     message = _decode_value(value)
     if not isinstance(message, Launch):
         raise ProtocolError(f"Only a launch may be JSON, got {message.TYPE}.")
@@ -397,100 +398,6 @@ def _decode_value(value: object) -> Message:
         raise ProtocolError(
             f"Expected version {VERSION} of {kind.TYPE}, got {version!r}. Upgrade the older side."
         )
-    message = _build(kind, value, kind.TYPE)
-    assert isinstance(message, Message)  # noqa: S101 - _build returns an instance of its first argument
+    message = from_plain(kind, value, kind.TYPE)
+    assert isinstance(message, Message)  # noqa: S101 - from_plain returns an instance of its first argument
     return message
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return [value.dtype.name, list(value.shape), value.astype(value.dtype.newbyteorder("<")).tobytes()]
-    if dataclasses.is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
-@functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    hints = typing.get_type_hints(kind)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
-
-
-def _build(kind: type, value: object, where: str) -> Any:
-    """Build a dataclass from a map with exactly its fields."""
-    hints = _hints(kind)
-    if not isinstance(value, dict) or value.keys() != hints.keys():
-        received = sorted(map(str, value)) if isinstance(value, dict) else type(value).__name__
-        raise ProtocolError(f"{where}: expected the fields {sorted(hints)}, got {received}.")
-    return kind(**{name: _typed(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
-
-
-def _typed(hint: Any, value: Any, where: str) -> Any:
-    """Check one value against its annotation; the few forms that our messages use."""
-    if hint == Binary:
-        return value if type(value) is memoryview else _scalar(bytes, value, where)
-    origin = typing.get_origin(hint)
-    if origin is types.UnionType:
-        return None if value is None else _typed(typing.get_args(hint)[0], value, where)
-    if origin is Literal:
-        return _one_of(typing.get_args(hint), value, where)
-    if origin is tuple:
-        return _tuple(typing.get_args(hint)[0], value, where)
-    if origin is dict:
-        return _map(typing.get_args(hint)[1], value, where)
-    if origin is np.ndarray:
-        return _array(value, where)
-    if dataclasses.is_dataclass(hint):
-        return _build(typing.cast(type, hint), value, where)
-    return _scalar(hint, value, where)
-
-
-def _one_of(choices: tuple[Any, ...], value: Any, where: str) -> Any:
-    if value not in choices:
-        raise ProtocolError(f"{where}: expected one of {choices}.")
-    return value
-
-
-def _tuple(item: Any, value: Any, where: str) -> tuple[Any, ...]:
-    if not isinstance(value, list):
-        raise ProtocolError(f"{where}: expected a list, got {type(value).__name__}.")
-    return tuple(_typed(item, each, where) for each in value)
-
-
-def _map(item: Any, value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ProtocolError(f"{where}: expected a map of names.")
-    return {key: _typed(item, each, where) for key, each in value.items()}
-
-
-def _array(value: Any, where: str) -> Array:
-    """Rebuild a small array from its [dtype, shape, bytes] form; it is read-only."""
-    try:
-        dtype, shape, data = value
-        spec = TensorSpec(dtype=dtype, shape=tuple(shape))
-        array: Array = np.frombuffer(data, np.dtype(spec.dtype).newbyteorder("<")).reshape(spec.shape)
-    except (TypeError, ValueError) as exc:
-        raise ProtocolError(f"{where}: expected [dtype, shape, bytes] of an array. {exc}") from exc
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
-
-
-def _scalar(hint: Any, value: Any, where: str) -> Any:
-    """An int may stand for a float, a bool for neither; numbers and texts are bounded."""
-    if hint is bytes and type(value) is memoryview:
-        value = bytes(value)
-    if hint is float and type(value) is int:
-        value = float(value) if abs(value) < _MAX_COUNT else math.inf
-    if type(value) is not hint:
-        raise ProtocolError(f"{where}: expected {hint.__name__}, got {type(value).__name__}.")
-    if hint is int:
-        _require(-_MAX_COUNT <= value <= _MAX_COUNT, f"{where} within 2^53", value)
-    if hint is str:
-        _require(len(value) <= _MAX_TEXT, f"{where} of at most {_MAX_TEXT} characters", len(value))
-    return value
-
-
-def _require(holds: bool, expected: str, received: object) -> None:
-    if not holds:
-        raise ProtocolError(f"Expected {expected}, got {received!r}.")

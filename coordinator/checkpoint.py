@@ -4,8 +4,7 @@ A file is a magic line, the length of a msgpack header, the header, raw little-e
 before it. A torn or foreign file is named, never loaded.
 """
 
-import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,18 @@ from numpy.typing import NDArray
 
 from broker import codec
 from broker.errors import CheckpointError, ProtocolError
-from broker.tensors import FLOAT32, Array, Layout, TensorSpec, Vector
-from coordinator.aggregation import FixedPointSum
+from broker.fields import from_plain, to_plain
+from broker.tensors import FLOAT32, Array, InputFacts, Layout, Sections, Vector, vector_size
+from coordinator.aggregation import UpdateSum
 from coordinator.files import Chunk, write_atomically
 from coordinator.history import Row
-from coordinator.rounds import Answer, RoundRecord, Verdict
+from coordinator.rounds import Answer, RoundRecord
 
 CHECKPOINT_FILE = "checkpoint"
 ROUND_FILE = "open-round"
 
-_CHECKPOINT_MAGIC = b"warren checkpoint 2\n"
-_ROUND_MAGIC = b"warren open round 2\n"
+_CHECKPOINT_MAGIC = b"warren checkpoint 3\n"
+_ROUND_MAGIC = b"warren open round 3\n"
 _DIGEST_BYTES = 16
 _HEADER_LIMIT = 256 * 1024 * 1024
 _INT64 = np.dtype("<i8")
@@ -38,10 +38,11 @@ class Checkpoint:
 
     Attributes:
         model_json: Keras's config of the model, its compile settings inside.
-        vector: The global model's float weights, float32 of shape (P,).
+        vector: The global model's float weights, float32 of shape (P,), in the order of `Sections`.
         integers: Its integer weights.
+        inputs: What the examples of most sites are like; None before the first round.
         next_attempt: The first attempt of the next round: an evaluation may have used earlier ones.
-        strategy_state: The strategy's own vectors, each of shape (P,).
+        strategy_state: The strategy's own vectors, each of shape (T,), for T trainable values.
     """
 
     run_id: str
@@ -57,35 +58,73 @@ class Checkpoint:
     integers: tuple[Array, ...]
     strategy_state: tuple[Vector, ...]
     history: list[Row]
+    inputs: InputFacts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenRound:
-    """The round that is open: its record, the answers that no longer need the broker, and their sum."""
+    """The round that is open: its record, the answers that no longer need the broker, and their sum.
+
+    Attributes:
+        total: None in a round that only measures.
+    """
 
     record: RoundRecord
     answers: dict[str, Answer]
-    total: FixedPointSum
+    total: UpdateSum | None
 
 
-def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _CheckpointHeader:
+    """What a checkpoint holds besides its vectors."""
+
+    run_id: str
+    task: str
+    classes: tuple[str, ...]
+    round_number: int
+    next_attempt: int
+    model_json: str
+    input_shape: tuple[int, ...]
+    num_classes: int
+    layout: Layout
+    integers: tuple[Array, ...]
+    history: tuple[Row, ...]
+    inputs: InputFacts | None
+    num_states: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _RoundHeader:
+    """What an open round holds besides its sums; num_examples 0: there are none yet."""
+
+    record: RoundRecord
+    answers: dict[str, Answer]
+    layout: Layout | None
+    num_examples: int
+
+
+def write_checkpoint(
+    folder: Path, checkpoint: Checkpoint, check: Callable[[Path], None] = lambda _aside: None
+) -> None:
     """Commit: until this returns the round is open, after it closed for ever.
+
+    Args:
+        folder: The run's.
+        checkpoint: The state to commit.
+        check: Looks at the file that is about to be committed; what it raises leaves the round open.
 
     Raises:
         CheckpointError: It can't be written; the former one is intact.
     """
     header = {
-        field.name: getattr(checkpoint, field.name)
-        for field in dataclasses.fields(checkpoint)
-        if field.name not in ("vector", "integers", "layout", "strategy_state")
+        name: to_plain(getattr(checkpoint, name))
+        for name in _CheckpointHeader.__slots__
+        if name not in ("history", "num_states")
     }
-    header["layout"] = [[spec.dtype, list(spec.shape)] for spec in checkpoint.layout]
-    header["integers"] = [
-        [array.dtype.name, list(array.shape), array.tobytes()] for array in checkpoint.integers
-    ]
+    header["history"] = [row.plain for row in checkpoint.history]
     header["num_states"] = len(checkpoint.strategy_state)
     arrays = [checkpoint.vector, *checkpoint.strategy_state]
-    _write(folder / CHECKPOINT_FILE, _CHECKPOINT_MAGIC, header, arrays)
+    _write(folder / CHECKPOINT_FILE, _CHECKPOINT_MAGIC, header, arrays, check)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -95,20 +134,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: The file is missing, torn, or not ours.
     """
     file = path / CHECKPOINT_FILE if path.is_dir() else path
-    header, body = _read(file, _CHECKPOINT_MAGIC)
+    content, body = _read(file, _CHECKPOINT_MAGIC)
+    header: _CheckpointHeader = _typed(_CheckpointHeader, content, file)
     try:
-        layout = tuple(TensorSpec(dtype=dtype, shape=tuple(shape)) for dtype, shape in header.pop("layout"))
-        integers = tuple(
-            np.frombuffer(data, dtype).reshape(shape) for dtype, shape, data in header.pop("integers")
-        )
-        vectors = body.view(FLOAT32).reshape(1 + header.pop("num_states"), -1)
-        for name in ("classes", "input_shape"):
-            header[name] = tuple(header[name])
-        return Checkpoint(
-            **header, layout=layout, integers=integers, vector=vectors[0], strategy_state=tuple(vectors[1:])
-        )
-    except (KeyError, TypeError, ValueError, ProtocolError) as exc:
-        raise _not_ours(file, f"its header is not one of this version ({exc})") from exc
+        size = vector_size(header.layout)
+        vectors = body.view(FLOAT32)
+        states = vectors[size:].reshape(header.num_states, Sections(header.layout).num_trainable)
+    except ValueError as exc:
+        raise _not_ours(file, f"its vectors have another size ({exc})") from exc
+    fields = {name: getattr(header, name) for name in _CheckpointHeader.__slots__ if name != "num_states"}
+    fields["history"] = list(header.history)
+    return Checkpoint(**fields, vector=vectors[:size], strategy_state=tuple(states))
 
 
 def write_open_round(folder: Path, opened: OpenRound) -> None:
@@ -117,18 +153,15 @@ def write_open_round(folder: Path, opened: OpenRound) -> None:
     Raises:
         CheckpointError: It can't be written; the former one is intact.
     """
-    answers = {
-        worker: {**dataclasses.asdict(answer), "verdict": answer.verdict.value}
-        for worker, answer in opened.answers.items()
-    }
-    is_empty = opened.total.num_examples == 0
-    header = {
-        "record": dataclasses.asdict(opened.record),
-        "answers": answers,
-        "num_examples": opened.total.num_examples,
-        "size": opened.total.values.size,
-    }
-    _write(folder / ROUND_FILE, _ROUND_MAGIC, header, [] if is_empty else [opened.total.values])
+    total = opened.total
+    header = _RoundHeader(
+        record=opened.record,
+        answers=opened.answers,
+        layout=None if total is None else total.layout,
+        num_examples=0 if total is None else total.num_examples,
+    )
+    sums = [total.values, total.statistics.pieces] if total is not None and total.num_examples else []
+    _write(folder / ROUND_FILE, _ROUND_MAGIC, to_plain(header), sums)
 
 
 def read_open_round(folder: Path) -> OpenRound | None:
@@ -140,27 +173,40 @@ def read_open_round(folder: Path) -> OpenRound | None:
     file = folder / ROUND_FILE
     if not file.exists():
         return None
-    header, body = _read(file, _ROUND_MAGIC)
+    content, body = _read(file, _ROUND_MAGIC)
+    header: _RoundHeader = _typed(_RoundHeader, content, file)
+    total = None
+    if header.layout is not None:
+        total = UpdateSum(header.layout, header.record.scale_exponent)
+        if header.num_examples:
+            total.restore(_sums_in(body, total, file), header.num_examples)
+    return OpenRound(record=header.record, answers=header.answers, total=total)
+
+
+def _sums_in(body: NDArray[np.uint8], total: UpdateSum, file: Path) -> NDArray[np.int64]:
+    if body.size != _INT64.itemsize * total.num_integers:
+        raise _not_ours(file, "its sums have another size")
+    return body.view(_INT64)
+
+
+def _typed(kind: type, content: dict[str, Any], file: Path) -> Any:
     try:
-        record = header["record"]
-        for name in ("selected", "evaluators"):
-            record[name] = tuple(record[name])
-        answers = {
-            worker: Answer(**{**answer, "verdict": Verdict(answer["verdict"])})
-            for worker, answer in header["answers"].items()
-        }
-        values = body.view(_INT64) if body.size else None
-        total = FixedPointSum(header["size"], record["scale_exponent"], values, header["num_examples"])
-        return OpenRound(record=RoundRecord(**record), answers=answers, total=total)
-    except (KeyError, TypeError, ValueError) as exc:
+        return from_plain(kind, content, file.name)
+    except ProtocolError as exc:
         raise _not_ours(file, f"its header is not one of this version ({exc})") from exc
 
 
-def _write(path: Path, magic: bytes, header: dict[str, Any], arrays: list[NDArray[Any]]) -> None:
+def _write(
+    path: Path,
+    magic: bytes,
+    header: dict[str, Any],
+    arrays: list[NDArray[Any]],
+    check: Callable[[Path], None] = lambda _aside: None,
+) -> None:
     packed = codec.pack(header)
     chunks: list[Chunk] = [magic, len(packed).to_bytes(8, "little"), packed]
     chunks += [np.ascontiguousarray(array).view(np.uint8).data for array in arrays if array.size]
-    write_atomically(path, _with_digest(chunks))
+    write_atomically(path, _with_digest(chunks), check)
 
 
 def _with_digest(chunks: list[Chunk]) -> Iterator[Chunk]:
@@ -179,7 +225,8 @@ def _read(path: Path, magic: bytes) -> tuple[dict[str, Any], NDArray[np.uint8]]:
         raise CheckpointError(f"Can't read {path}: {exc.strerror or exc}.") from exc
     start = len(magic) + 8
     if content.size < start + _DIGEST_BYTES or content[: len(magic)].tobytes() != magic:
-        raise _not_ours(path, f"it does not begin with {magic.decode().strip()!r}")
+        found = content[: len(magic)].tobytes().partition(b"\n")[0].decode("ascii", "replace")
+        raise _not_ours(path, f"it begins with {found!r}, not with {magic.decode().strip()!r}")
     body, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:].tobytes()
     if xxhash.xxh3_128_digest(body.data) != digest:
         raise _not_ours(path, "it is torn: its checksum does not match")
@@ -194,6 +241,6 @@ def _read(path: Path, magic: bytes) -> tuple[dict[str, Any], NDArray[np.uint8]]:
 
 def _not_ours(path: Path, reason: str) -> CheckpointError:
     return CheckpointError(
-        f"{path} can't be used: {reason}. Expected a file that `coordinator run` wrote. Restore it from a copy, "
-        "or choose another --out."
+        f"{path} can't be used: {reason}. Expected a file that this version of `coordinator run` wrote. "
+        "Restore it from a copy, go on with the version that wrote it, or choose another --out."
     )

@@ -26,7 +26,6 @@ from broker.rabbitmq import LinkSettings, RabbitLink
 from coordinator.asking import Asker, asking
 from coordinator.console import Console
 from coordinator.files import lock_folder, make_folder
-from coordinator.history import Row
 from coordinator.launching import as_texts, launch_options, make_options, run_options
 from coordinator.model_process import ModelProcess
 from coordinator.options import RunOptions
@@ -115,9 +114,9 @@ def _link(amqp_url: str, name: str, connect_seconds: float, stop: Stop) -> Rabbi
 
 
 def _print_summary(options: RunOptions, summary: Summary) -> None:
-    last: Row = summary.history[-1]
-    measures = ("val_accuracy", "val_balanced_accuracy", "val_auc", "val_loss")
-    shown = "  ".join(f"{name.removeprefix('val_')}={last[name]:.4f}" for name in measures if name in last)
+    test = summary.history[-1].test
+    first = [name for name in ("accuracy", "balanced_accuracy", "auc", "loss") if name in test]
+    shown = "  ".join(f"{name}={test[name]:.4f}" for name in dict.fromkeys([*first, *test]))
     click.echo(f"{options.out / 'model.keras'}  rounds={summary.rounds}  {shown}".rstrip())
     if summary.num_dead:
         click.echo(f"{summary.num_dead} messages were rejected: see the queue 'dead'.", err=True)

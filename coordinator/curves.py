@@ -1,13 +1,17 @@
-"""Draws a run's curves.png: how accuracy, loss and AUC went, round by round."""
+"""Draws a run's curves.png: how loss, accuracy, AUC and every compiled metric went, round by round."""
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from coordinator.history import CENTRAL, TEST, names_of_measures
+
 _TRAINING = "#4c72b0"
 _VALIDATION = "#dd8452"
-_PANELS = (("Accuracy", "accuracy"), ("Loss", "loss"), ("AUC", "auc"))
+_CENTRAL = "#55a868"
+_TITLES = {"accuracy": "Accuracy", "loss": "Loss", "auc": "AUC"}
+_PER_LINE = 3
 
 Row = Mapping[str, Any]
 
@@ -16,17 +20,20 @@ def draw_curves(history: Sequence[Row], path: Path) -> None:
     """Write the picture aside and put it in place.
 
     Args:
-        history: One row a round; of round, loss, accuracy, auc and their val_ forms any may lack.
+        history: One flat row a round; any may lack a measure.
         path: Of the PNG file.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = [panel for panel in _PANELS if _points(history, panel[1]) or _points(history, f"val_{panel[1]}")]
-    figure = Figure(figsize=(4.6 * max(len(panels), 1), 3.8), dpi=110, layout="constrained")
+    names = names_of_measures(history)
+    lines = max(1, -(-len(names) // _PER_LINE))
+    columns = min(max(len(names), 1), _PER_LINE)
+    figure = Figure(figsize=(4.6 * columns, 3.8 * lines), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    for number, (title, column) in enumerate(panels, start=1):
-        _draw_panel(figure.add_subplot(1, len(panels), number), history, title, column)
+    for number, name in enumerate(names, start=1):
+        title = _TITLES.get(name, name.replace("_", " "))
+        _draw_panel(figure.add_subplot(lines, columns, number), history, title, name)
     aside = path.with_name(f".{path.name}.aside")
     figure.savefig(aside, format="png")
     aside.replace(path)
@@ -35,7 +42,8 @@ def draw_curves(history: Sequence[Row], path: Path) -> None:
 def _draw_panel(axes: Any, history: Sequence[Row], title: str, column: str) -> None:
     for name, colour, marker, label in (
         (column, _TRAINING, "o", "training, at the workers"),
-        (f"val_{column}", _VALIDATION, "s", "validation, global model"),
+        (f"{TEST}{column}", _VALIDATION, "s", "global model, at the workers"),
+        (f"{CENTRAL}{column}", _CENTRAL, "^", "global model, central test set"),
     ):
         points = _points(history, name)
         if points:

@@ -9,8 +9,8 @@ from broker.errors import ProtocolError
 from broker.inbox import Inbox
 from broker.link import Delivery, Link
 from broker.messages import Part, UpdateAnnounced
-from broker.tensors import Vector
-from broker.transfer import Assembly, Digest, Encoded, decode_values
+from broker.tensors import Layout, Vector
+from broker.transfer import Assembly, Digest, Encoding
 
 _EMPTY_TRIES = 4
 _EMPTY_SECONDS = 0.25  #: after a reconnect the broker needs a moment to put held parts back
@@ -35,13 +35,23 @@ class Fetcher:
     """Fetches updates one at a time into one reused buffer.
 
     Args:
-        out: float32, shape (P,); holds the last fetched update.
+        out: float32, shape (U,); holds the last fetched update.
+        layout: Of the model.
     """
 
-    def __init__(self, link: Link, inbox: Inbox, out: Vector, part_bytes: int, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        link: Link,
+        inbox: Inbox,
+        out: Vector,
+        layout: Layout,
+        part_bytes: int,
+        stop: threading.Event,
+    ) -> None:
         self._link = link
         self._inbox = inbox
         self.out = out
+        self._layout = layout
         self._part_bytes = part_bytes
         self._stop = stop
 
@@ -57,7 +67,12 @@ class Fetcher:
             # Deleted: to get from it would close the channel.
             return Fetched(held=[], is_whole=False, flaw=None)
         held: list[Delivery] = []
-        assembly = Assembly(self.out, update.upload_id, self._part_bytes)
+        try:
+            encoding = Encoding.told(self._layout, update.precision, update.scales)
+        except ProtocolError as exc:
+            # Its parts stay where they are: the next upload of this worker is read past them.
+            return Fetched(held=[], is_whole=True, flaw=str(exc))
+        assembly = Assembly(self.out, update.upload_id, self._part_bytes, encoding)
         flaw: str | None = None
         for delivery in self._deliveries(names.upload_queue(update.worker), assembly):
             part = self._inbox.open(delivery, uploader=update.worker)
@@ -65,17 +80,14 @@ class Fetcher:
                 continue
             held.append(delivery.without_body())  # its values are in their place
             try:
-                self._place(assembly, update, part)
+                if isinstance(part, Part):
+                    assembly.place(part)
             except ProtocolError as exc:
                 flaw = flaw or str(exc)
                 assembly.skip(part)
         if assembly.is_complete:
             flaw = flaw or _digest_flaw(update.digest, assembly.digest)
         return Fetched(held=held, is_whole=assembly.is_complete, flaw=flaw)
-
-    def _place(self, assembly: Assembly, update: UpdateAnnounced, part: object) -> None:
-        if isinstance(part, Part) and assembly.place(part) and part.precision != update.precision:
-            raise ProtocolError(f"Expected parts of {update.precision}, got {part.precision}.")
 
     def _deliveries(self, queue: str, assembly: Assembly) -> Iterator[Delivery]:
         """What the queue holds, until the assembly is complete; an empty one is looked at a few times more."""
@@ -93,7 +105,8 @@ class Fetcher:
         digest = Digest()
         digest.add(0, data)
         try:
-            decode_values(Encoded(data=data, scale=update.scale), update.precision, self.out)
+            encoding = Encoding.told(self._layout, update.precision, update.scales)
+            encoding.decode(data, slice(0, self.out.size), self.out)
             flaw = _digest_flaw(update.digest, digest)
         except ProtocolError as exc:
             flaw = str(exc)

@@ -3,17 +3,24 @@
 import fcntl
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO
 
-from broker.errors import CheckpointError, NameInUse
+from broker.errors import CheckpointError, NameInUse, WarrenError
 
 Chunk = bytes | memoryview
 
 
-def write_atomically(path: Path, chunks: Iterable[Chunk]) -> None:
+def write_atomically(
+    path: Path, chunks: Iterable[Chunk], check: Callable[[Path], None] = lambda _aside: None
+) -> None:
     """Write a file so that a crash at any instant leaves the old one or the new one.
+
+    Args:
+        path: The file.
+        chunks: What it is to hold.
+        check: Looks at what is written before it takes its place; what it raises leaves the old file.
 
     Raises:
         CheckpointError: There is no space left, or no permission; the old file is intact.
@@ -25,6 +32,7 @@ def write_atomically(path: Path, chunks: Iterable[Chunk]) -> None:
                 stream.write(chunk)
             stream.flush()
             os.fsync(stream.fileno())
+        check(aside)
         aside.replace(path)
         _sync_folder(path.parent)
     except OSError as exc:
@@ -33,6 +41,9 @@ def write_atomically(path: Path, chunks: Iterable[Chunk]) -> None:
             f"Can't write {path}: {exc.strerror or exc}. What was saved before is intact; "
             "make room or give permission, and run the same command again."
         ) from exc
+    except WarrenError:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def _sync_folder(folder: Path) -> None:

@@ -40,6 +40,7 @@ class Invitation:
             model=base.model_json,
             settings=settings,
             layout=base.layout,
+            inputs=base.inputs,
             integers=base.integers,
             scale_exponent=record.scale_exponent,
             part_bytes=record.part_bytes,
@@ -88,7 +89,6 @@ class Invitation:
                 index=index,
                 count=len(self._places),
                 precision="float32",
-                scale=1.0,
                 data=as_bytes(self._vector[self._places[index]]),
             )
         )

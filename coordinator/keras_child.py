@@ -15,15 +15,22 @@ import traceback
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
 from broker.allowlist import MAX_JSON_BYTES, check_model_json
-from broker.card import ModelCard, write_card
+from broker.card import ModelCard, read_card, write_card
 from broker.errors import ModelError, UsageError, WarrenError
-from broker.tensors import Array, TensorSpec, unflatten
+from broker.fields import to_plain
+from broker.kinds import apply_kinds, layout_of
+from broker.tensors import Array, unflatten
 from coordinator.curves import draw_curves
+from coordinator.history import flat
+from coordinator.trial import made_up_examples, unanswered, work_out
+
+if TYPE_CHECKING:
+    from coordinator.checkpoint import Checkpoint
 
 _LAST_SECONDS = 10  # what a request under way may still take once stdin has ended
 
@@ -85,16 +92,26 @@ def _build(request: Request) -> dict[str, Any]:
     model = _load(Path(request["source"])) if request["kind"] == "file" else _call(request["source"])
     _check_form(model)
     text = _to_json(model)
-    _check_copy(model, _from_json(text))
+    copy = _from_json(text)
+    _check_copy(model, copy)
+    apply_kinds(copy, layout_of(model))
     if request["initial_model"] is not None:
         _take_weights(model, Path(request["initial_model"]))
     np.savez(request["weights_path"], *(_values(model)))
     return {
         "model_json": text,
+        "layout": [to_plain(spec) for spec in layout_of(model)],
         "input_shape": list(model.input_shape[1:]),
         "num_classes": max(int(model.output_shape[-1]), 2),
         "num_parameters": int(model.count_params()),
+        "inputs": _trained_on(request["initial_model"]),
     }
+
+
+def _trained_on(initial_model: str | None) -> dict[str, Any] | None:
+    """What the examples of a model to start from were like, if its card says so."""
+    card = read_card(Path(initial_model)) if initial_model is not None else None
+    return to_plain(card.inputs) if card is not None and card.inputs is not None else None
 
 
 def _call(source: str) -> Any:
@@ -223,8 +240,8 @@ def _set_weights(model: Any, values: list[Array]) -> None:
         weight.assign(value)
 
 
-class _Saver:
-    """Saves checkpoints; keeps the built model, for only its weights change from round to round."""
+class _Keeper:
+    """Keeps the built model, for only its weights change from round to round."""
 
     def __init__(self) -> None:
         self._text = ""
@@ -235,16 +252,40 @@ class _Saver:
         from coordinator.checkpoint import read_checkpoint
 
         checkpoint = read_checkpoint(Path(request["checkpoint"]))
-        if checkpoint.model_json != self._text:
-            self._model, self._text = _from_json(checkpoint.model_json), checkpoint.model_json
-        layout = tuple(
-            TensorSpec(dtype=weight.dtype, shape=tuple(weight.shape)) for weight in self._model.weights
-        )
-        _set_weights(self._model, unflatten(layout, checkpoint.vector, checkpoint.integers))
+        model = self._with_weights(checkpoint)
         path = Path(request["model"])
-        _put_in_place(self._model, path, ModelCard.from_json(request["card"]))
-        draw_curves(checkpoint.history, path.with_name("curves.png"))
+        _put_in_place(model, path, ModelCard.from_json(request["card"]))
+        draw_curves([flat(row) for row in checkpoint.history], path.with_name("curves.png"))
         return {}
+
+    def check(self, request: Request) -> dict[str, Any]:
+        """Try a checkpoint's model on made-up examples; what the committed model can't answer either says nothing."""
+        from coordinator.checkpoint import CHECKPOINT_FILE, read_checkpoint
+
+        path = Path(request["checkpoint"])
+        candidate = read_checkpoint(path)
+        examples = made_up_examples(candidate.input_shape, request["inputs"])
+        wrong = unanswered(self._with_weights(candidate), examples)
+        if wrong.any() and path.with_name(CHECKPOINT_FILE).exists():
+            former = self._with_weights(read_checkpoint(path.with_name(CHECKPOINT_FILE)))
+            wrong &= ~unanswered(former, examples)
+        reason = f"its model answers NaN or infinity to {wrong.sum()} of {len(wrong)} examples"
+        return {"reason": reason if wrong.any() else None}
+
+    def work_out(self, request: Request) -> dict[str, Any]:
+        """The results of compiled metrics from the sums that they keep."""
+        return {"metrics": work_out(self._built(request["model_json"]), request["states"])}
+
+    def _with_weights(self, checkpoint: "Checkpoint") -> Any:
+        model = self._built(checkpoint.model_json)
+        apply_kinds(model, checkpoint.layout)
+        _set_weights(model, unflatten(checkpoint.layout, checkpoint.vector, checkpoint.integers))
+        return model
+
+    def _built(self, text: str) -> Any:
+        if text != self._text:
+            self._model, self._text = _from_json(text), text
+        return self._model
 
 
 def _put_in_place(model: Any, path: Path, card: ModelCard) -> None:
@@ -272,10 +313,13 @@ def _one_line(exc: Exception) -> str:
     return f"{type(exc).__name__}: {' '.join(str(exc).split())[:400]}"
 
 
+_KEEPER = _Keeper()
 _OPERATIONS: dict[str, Callable[[Request], dict[str, Any]]] = {
     "warm": _warm,
     "build": _build,
-    "save": _Saver().save,
+    "save": _KEEPER.save,
+    "check": _KEEPER.check,
+    "work-out": _KEEPER.work_out,
 }
 
 if __name__ == "__main__":

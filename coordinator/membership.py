@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from broker.messages import Held, Joined
+from broker.tensors import InputFacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,7 @@ class Member:
     held: Held | None
     announced: str | None = None
     is_present: bool = True
+    inputs: InputFacts | None = None
 
 
 class Roster:
@@ -47,6 +49,7 @@ class Roster:
             task=joined.task,
             held=joined.held,
             announced=joined.announced,
+            inputs=joined.inputs,
         )
         self.add(member)
         return member

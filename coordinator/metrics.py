@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-_MEASURES = ("loss", "accuracy", "val_loss", "val_accuracy", "val_balanced_accuracy", "val_auc")
+from coordinator.history import CENTRAL, TEST, names_of_measures
 
 
 class _StateCollector(Collector):
@@ -59,9 +59,10 @@ def _of_run(run: Mapping[str, Any]) -> Iterator[Metric]:
     family = GaugeMetricFamily(
         "warren_model", "What was measured in the last closed round.", labels=["measure"]
     )
-    for name in _MEASURES:
-        if name in last:
-            family.add_metric([name], last[name])
+    for name in names_of_measures([last]):
+        for key in (name, f"{TEST}{name}", f"{CENTRAL}{name}"):
+            if key in last:
+                family.add_metric([key], last[key])
     yield family
 
 

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,8 @@ import numpy as np
 
 from broker.card import ModelCard
 from broker.errors import CheckpointError, DataError, ModelError, ProtocolError, UsageError, WarrenError
-from broker.tensors import Array, Layout, Vector, flatten, layout_of
+from broker.fields import from_plain, to_plain
+from broker.tensors import Array, InputFacts, Layout, TensorSpec, Vector, flatten
 from coordinator.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -38,9 +40,10 @@ class BuiltModel:
     Attributes:
         model_json: Keras's JSON, compile settings inside.
         layout: Its weights, in Keras's order.
-        vector: The initial float weights, shape (P,).
+        vector: The initial float weights, shape (P,), in the order of `Sections`.
         integers: The initial integer weights.
         input_shape: Of one example.
+        inputs: What a model to start from was trained on, if it says so.
     """
 
     model_json: str
@@ -50,6 +53,7 @@ class BuiltModel:
     input_shape: tuple[int, ...]
     num_classes: int
     num_parameters: int
+    inputs: InputFacts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,16 +122,42 @@ class ModelProcess:
                 }
             )
             weights = _read_weights(weights_path)
-        vector, integers = flatten(weights)
+        layout = tuple(from_plain(TensorSpec, each, "layout") for each in answer["layout"])
+        vector, integers = flatten(weights, layout)
         return BuiltModel(
             model_json=answer["model_json"],
-            layout=layout_of(weights),
+            layout=layout,
             vector=vector,
             integers=integers,
             input_shape=tuple(answer["input_shape"]),
             num_classes=answer["num_classes"],
             num_parameters=answer["num_parameters"],
+            inputs=from_plain(InputFacts, answer["inputs"], "inputs") if answer["inputs"] else None,
         )
+
+    def check(self, candidate: Path, inputs: InputFacts | None) -> str | None:
+        """Why a checkpoint must not be committed: its model answers NaN or infinity where it didn't before.
+
+        Args:
+            candidate: A checkpoint that is written and not yet in its place.
+            inputs: What the workers' examples are like; the model is tried on made-up ones within their range.
+
+        Returns:
+            The reason, or None.
+
+        Raises:
+            ModelError: The process that would try it died.
+        """
+        facts = None if inputs is None else to_plain(inputs)
+        answer = self._ask({"op": "check", "checkpoint": str(candidate.resolve()), "inputs": facts})
+        reason: str | None = answer["reason"]
+        return reason
+
+    def work_out(self, model_json: str, sums: Mapping[str, Array]) -> dict[str, float]:
+        """The results of compiled metrics from the sums that they keep, float64 of shape (k,) each, by name."""
+        states = {name: [float(value) for value in state] for name, state in sums.items()}
+        answer = self._ask({"op": "work-out", "model_json": model_json, "states": states})
+        return {str(name): float(value) for name, value in answer["metrics"].items()}
 
     def save(self, checkpoint_path: Path, model_path: Path, card: ModelCard) -> None:
         """Have a checkpoint saved as a Keras model, curves.png beside it; returns at once.

@@ -72,8 +72,13 @@ class RunOptions:
         """The strategy asked for."""
         return make_strategy(self.strategy, self.strategy_options)
 
-    def settings(self, round_number: int) -> TrainingSettings:
-        """The training settings of a round: the learning rate decays from round to round if the task says so."""
+    def settings(self, round_number: int, *, epochs_before: int = 0) -> TrainingSettings:
+        """The training settings of a round: the learning rate decays from round to round if the task says so.
+
+        Args:
+            round_number: From 1.
+            epochs_before: Local epochs in the rounds before.
+        """
         defaults = self.task.defaults
         learning_rate = defaults.learning_rate if self.learning_rate is None else self.learning_rate
         if learning_rate is not None:
@@ -87,6 +92,7 @@ class RunOptions:
             seed=self.seed,
             deterministic=self.deterministic,
             precision=self.precision,
+            epochs_before=epochs_before,
         )
 
     @property

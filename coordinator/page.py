@@ -4,7 +4,8 @@
     GET  /events                server-sent events: the state at once, and again whenever it has changed
     GET  /api/state             {"broker", "workers", "run", "last_run", "tasks", "num_dead", "version"}
     GET  /api/runs              {"runs": [...]}: every run under --runs, the newest first
-    GET  /api/runs/ID           the same of one run, with "history" (a row a round) and "workers" (a row a worker)
+    GET  /api/runs/ID           the same of one run, with "history" (a row a round), "workers" (a row a worker)
+                                and "measure_names" (of which a row may have NAME, val_NAME and central_NAME)
     POST /api/launch            {"task": "mnist", "options": {"rounds": 3, "from-scratch": true}}; 202 {"run": ID}
     POST /api/stop              {"now": false}: end after the round under way, or at once; 202 {"run": ID}
     GET  /runs/ID/FILE          model.keras, history.csv, workers.csv or curves.png
@@ -29,7 +30,7 @@ from werkzeug.exceptions import HTTPException
 
 from broker import web
 from broker.errors import NobodyServes, UsageError, WarrenError
-from coordinator.history import worker_rows
+from coordinator.history import flat_workers, names_of_measures
 from coordinator.metrics import metrics_text
 from coordinator.serving import Serving
 from coordinator.shelf import read_rows
@@ -148,10 +149,12 @@ def _show_run(run: str) -> Response:
     place, exhibit = _place(run), serving.showcase.exhibit
     summary = next((each for each in serving.shelf.summaries() if each["id"] == run), {"id": run})
     if exhibit.run == run:
-        history, workers = describe_history(exhibit.history), worker_rows(list(exhibit.history))
+        history, workers = describe_history(exhibit.history), flat_workers(exhibit.history)
     else:
         history, workers = read_rows(place / "history.csv"), read_rows(place / "workers.csv")
-    return jsonify({**summary, "history": history, "workers": workers})
+    return jsonify(
+        {**summary, "history": history, "workers": workers, "measure_names": names_of_measures(history)}
+    )
 
 
 def _place(run: str) -> Path:

@@ -8,12 +8,19 @@ opened → answers → closed   all selected have answered, or the quorum is the
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
+import numpy as np
+
 from broker.messages import Mode, UpdateAnnounced
+from broker.scores import AnswerCounts, flaw_in_counts
+from broker.tensors import Array
+from coordinator.measures import Measurement
 
 _MOST_METRICS = 64  #: all are kept in the history, and in every later checkpoint
+_FAR_LARGER = 30.0  #: times; honest updates of one round are of one size, give or take what their data do
+_MOST_STATES = 1 << 14  #: values that one metric may keep: an AUC has 800
 
 
 class Verdict(Enum):
@@ -71,16 +78,36 @@ class Answer:
     Attributes:
         upload_id: Of the update that settled it; empty when the worker declined.
         reason: Why it was rejected or declined.
+        largest: The largest |Δ| of its update: whose it was, should the model fail.
     """
 
     upload_id: str
     verdict: Verdict
-    num_examples: int
-    metrics: dict[str, float]
-    global_metrics: dict[str, float]
-    num_test_examples: int
-    seconds: float
+    num_examples: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    states: dict[str, Array] = field(default_factory=dict)
+    global_metrics: dict[str, float] = field(default_factory=dict)
+    global_states: dict[str, Array] = field(default_factory=dict)
+    counts: AnswerCounts | None = None
+    num_test_examples: int = 0
+    seconds: float = 0.0
     reason: str | None = None
+    largest: float = 0.0
+
+    @property
+    def training(self) -> Measurement:
+        """How its training went."""
+        return Measurement(num_examples=self.num_examples, metrics=self.metrics, states=self.states)
+
+    @property
+    def test(self) -> Measurement:
+        """How good it found the global model that the round began with."""
+        return Measurement(
+            num_examples=self.num_test_examples,
+            metrics=self.global_metrics,
+            states=self.global_states,
+            counts=self.counts,
+        )
 
 
 class Round:
@@ -148,17 +175,17 @@ class Round:
             return f"expected 1 to {declared} examples as declared, got {update.num_examples}"
         if not trains and (update.parts or update.update is not None):
             return "expected metrics alone, got weights"
-        num_metrics = max(len(update.metrics), len(update.global_metrics))
-        if num_metrics > _MOST_METRICS:
-            return f"expected at most {_MOST_METRICS} metrics, got {num_metrics}"
-        values = [*update.metrics.values(), *update.global_metrics.values(), update.seconds]
-        if not all(math.isfinite(value) for value in values):
-            return f"expected finite metrics, got {update.metrics} and {update.global_metrics}"
-        if update.num_test_examples < 0:
-            return f"expected at least 0 test examples, got {update.num_test_examples}"
-        return None
+        return _flaw_in_measures(update)
 
-    def settle(self, update: UpdateAnnounced, verdict: Verdict, reason: str | None, now: float) -> None:
+    def settle(
+        self,
+        update: UpdateAnnounced,
+        verdict: Verdict,
+        reason: str | None,
+        now: float,
+        *,
+        largest: float = 0.0,
+    ) -> None:
         """Take a judged announcement as this worker's one answer."""
         self._answer(
             update.worker,
@@ -167,10 +194,14 @@ class Round:
                 verdict=verdict,
                 num_examples=update.num_examples,
                 metrics=update.metrics,
+                states=update.states,
                 global_metrics=update.global_metrics,
+                global_states=update.global_states,
+                counts=update.counts,
                 num_test_examples=update.num_test_examples,
                 seconds=update.seconds,
                 reason=reason,
+                largest=largest,
             ),
             now,
         )
@@ -178,16 +209,7 @@ class Round:
     def decline(self, worker: str, reason: str, now: float) -> None:
         """Take a worker's word that it can't answer."""
         if worker in self.record.invited and worker not in self.answers:
-            declined = Answer(
-                upload_id="",
-                verdict=Verdict.REJECTED,
-                num_examples=0,
-                metrics={},
-                global_metrics={},
-                num_test_examples=0,
-                seconds=0.0,
-                reason=reason,
-            )
+            declined = Answer(upload_id="", verdict=Verdict.REJECTED, reason=reason)
             self._answer(worker, declined, now)
 
     def _answer(self, worker: str, answer: Answer, now: float) -> None:
@@ -239,6 +261,16 @@ class Round:
         """How long this attempt has been open."""
         return now - self._opened_at
 
+    def without(self, worker: str, reason: str, now: float) -> "Round":
+        """The next attempt, at which one worker's answer is rejected and the others are to answer again."""
+        rejected = replace(self.answers[worker], verdict=Verdict.REJECTED, reason=reason)
+        record = replace(
+            self.record,
+            attempt=self.record.attempt + 1,
+            selected=tuple(each for each in self.record.selected if each != worker),
+        )
+        return Round(record, now, {worker: rejected})
+
     def next_attempt(self, num_examples: dict[str, int], evaluators: tuple[str, ...]) -> RoundRecord:
         """The record of the next attempt: what was accepted stays, these workers are invited besides.
 
@@ -256,15 +288,37 @@ class Round:
         )
 
 
-def weighted_mean(values: list[tuple[int, dict[str, float]]]) -> dict[str, float]:
-    """The mean of each metric, weighted by examples; a metric that one worker lacks is averaged over the others."""
-    names = sorted({name for _, metrics in values for name in metrics})
-    return {name: _mean_of(name, values) for name in names}
+def suspect(answers: Mapping[str, Answer]) -> str | None:
+    """Whose update made a model fail: the one that is far larger than all others; None where none is.
+
+    Args:
+        answers: The accepted ones, by worker.
+    """
+    sizes = sorted((answer.largest, worker) for worker, answer in answers.items())
+    if len(sizes) < 2:
+        return None
+    (second, _), (largest, worker) = sizes[-2:]
+    return worker if largest >= _FAR_LARGER * second else None
 
 
-def _mean_of(name: str, values: list[tuple[int, dict[str, float]]]) -> float:
-    present = [(weight, metrics[name]) for weight, metrics in values if name in metrics]
-    total = sum(weight for weight, _ in present)
-    if total == 0:
-        return sum(value for _, value in present) / len(present)
-    return sum(weight * value for weight, value in present) / total
+def _flaw_in_measures(update: UpdateAnnounced) -> str | None:
+    num_metrics = max(
+        len(each) for each in (update.metrics, update.global_metrics, update.states, update.global_states)
+    )
+    if num_metrics > _MOST_METRICS:
+        return f"expected at most {_MOST_METRICS} metrics, got {num_metrics}"
+    values = [*update.metrics.values(), *update.global_metrics.values(), update.seconds]
+    if not all(math.isfinite(value) for value in values):
+        return f"expected finite metrics, got {update.metrics} and {update.global_metrics}"
+    for name, state in (*update.states.items(), *update.global_states.items()):
+        if state.ndim != 1 or state.dtype != np.float64 or state.size > _MOST_STATES or not _is_finite(state):
+            return f"expected up to {_MOST_STATES} finite sums of the metric {name}, got others"
+    if update.num_test_examples < 0:
+        return f"expected at least 0 test examples, got {update.num_test_examples}"
+    if update.counts is None:
+        return None
+    return flaw_in_counts(update.counts, update.counts.per_class.shape[-1], update.num_test_examples)
+
+
+def _is_finite(state: Array) -> bool:
+    return bool(np.isfinite(state).all())

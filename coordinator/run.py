@@ -6,16 +6,17 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 
 from broker import names
 from broker.card import ModelCard
-from broker.errors import LinkLost, QuorumNotReached, WarrenError
+from broker.errors import LinkLost, ModelError, QuorumNotReached, WarrenError
 from broker.link import Delivery, Link, outgoing, upload_queue
 from broker.logs import LogContext
 from broker.messages import (
@@ -26,11 +27,12 @@ from broker.messages import (
     RollCall,
     RoundClosed,
     RunFinished,
+    TrainingSettings,
     UpdateAnnounced,
     UploadAgain,
 )
-from broker.tensors import FLOAT32, INLINE_BYTES, PART_BYTES, vector_size
-from coordinator.aggregation import FixedPointSum, capacity, flaw_in, scale_exponent
+from broker.tensors import FLOAT32, INLINE_BYTES, PART_BYTES, Array, Layout, Sections
+from coordinator.aggregation import UpdateSum, capacity, examine, scale_exponent
 from coordinator.checkpoint import (
     CHECKPOINT_FILE,
     Checkpoint,
@@ -41,16 +43,18 @@ from coordinator.checkpoint import (
     write_open_round,
 )
 from coordinator.fetching import Fetcher
-from coordinator.history import Row, row_of, with_measures, write_history, write_workers
+from coordinator.history import Row, flat, row_of, with_measures, write_history
 from coordinator.identity import keep_identity
 from coordinator.invitations import Invitation, addressed, groups_of
 from coordinator.journal import Journal
+from coordinator.likeness import common_inputs, is_other_scale, scale_difference, shape_difference
+from coordinator.measures import Figures
 from coordinator.membership import Member, Roster, num_selected, select
 from coordinator.model_process import BuiltModel, ModelProcess
 from coordinator.options import RunOptions
-from coordinator.rounds import Round, RoundRecord, Step, Verdict
+from coordinator.rounds import Round, RoundRecord, Step, Verdict, suspect
 from coordinator.session import Interrupted, Session, Watch
-from coordinator.strategies import next_weights
+from coordinator.strategies import first_states, next_weights
 from coordinator.view import Phase, RunView, describe
 from coordinator.wording import described, listed, measured, reasons
 
@@ -84,7 +88,7 @@ class _Opened:
     """The open round with all that belongs to it."""
 
     round: Round
-    total: FixedPointSum
+    total: UpdateSum | None
     invitation: Invitation
     fetcher: Fetcher
     update_bytes: int = 0
@@ -131,6 +135,7 @@ class Run:
         self._buffer = np.empty(0, FLOAT32)
         self._sums = np.empty(0, np.int64)
         self._asked: set[str] = set()
+        self._odd: set[str] = set()
         self._presence_at = self._history_at = float("-inf")
 
     # --- the course of a run -------------------------------------------------------------------------------
@@ -206,13 +211,19 @@ class Run:
             present=self._roster.trainers,
             unfit=dict(self._unfit),
             is_stopping=self._is_to_stop,
-            settings=options.settings((state.round_number if state else 0) + 1),
+            settings=self._settings,
             strategy=options.strategy,
         )
 
     def _tell(self) -> str:
         members = self._session.roster.members.values()
         return json.dumps(describe(members, self._session.sightings, self.view()))
+
+    @property
+    def _settings(self) -> TrainingSettings:
+        """How the workers train in the round that is open, or the next."""
+        history = self._state.history if self._state else []
+        return self._options.settings(len(history) or 1, epochs_before=sum(row.epochs for row in history))
 
     @property
     def _phase(self) -> Phase:
@@ -274,7 +285,7 @@ class Run:
 
     def _await_reunion(self) -> None:
         """Nothing is left to train: after a restart wait a moment for those that took part and don't know it."""
-        known = set(self._committed.history[-1].get("accepted", ()))
+        known = set(self._committed.history[-1].accepted)
         deadline = time.monotonic() + _REUNION_SECONDS
         while not known <= self._roster.members.keys() and time.monotonic() < deadline:
             self._turn()
@@ -287,7 +298,7 @@ class Run:
         run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         self._log.update(run=run_id)
         logger.info("The model has %d parameters.", model.num_parameters)
-        zeros = tuple(np.zeros_like(model.vector) for _ in self._strategy.state_names)
+        states = first_states(self._strategy, Sections(model.layout).num_trainable)
         return Checkpoint(
             run_id=run_id,
             task=self._options.task.name,
@@ -300,8 +311,9 @@ class Run:
             layout=model.layout,
             vector=model.vector,
             integers=tuple(model.integers),
-            strategy_state=zeros,
-            history=[{"round": 0}],
+            strategy_state=states,
+            history=[Row(round=0)],
+            inputs=model.inputs,
         )
 
     def _await_workers(self, number: int) -> None:
@@ -345,14 +357,38 @@ class Run:
                 return False
             self._state = replace(self._committed, classes=counts.most_common(1)[0][0])
             self._refuse_unfit()
+            self._note_inputs()
+            self._refuse_unfit()
         return len(self._roster.trainers) >= number
 
     def _refuse_unfit(self) -> None:
         for member in list(self._roster.members.values()):
             self._refuse_if_unfit(member)
 
+    def _note_inputs(self) -> None:
+        """What most sites' examples are like becomes the run's, unless the model was trained on others before."""
+        members = self._roster.members
+        common = common_inputs(
+            {
+                worker: facts
+                for worker in self._roster.trainers
+                if (facts := members[worker].inputs) is not None
+            }
+        )
+        former = self._committed.inputs
+        difference = scale_difference(common, former) if common and former else None
+        if common and former and difference:
+            logger.warning(
+                "The model was trained on values from %g to %g; those of the workers lie from %g to %g.",
+                former.low,
+                former.high,
+                common.low,
+                common.high,
+            )
+        self._state = replace(self._committed, inputs=common)
+
     def _is_measured(self) -> bool:
-        return "val_loss" in self._committed.history[-1]
+        return self._committed.history[-1].is_measured
 
     def _finish(self, outcome: Outcome | None) -> None:
         """Bring what follows beside the rounds up to date, and let the workers know."""
@@ -366,8 +402,7 @@ class Run:
             logger.warning("The broker is away; the workers learn of the end when they ask.")
 
     def _write_history(self) -> None:
-        write_history(self._options.out / "history.csv", self._committed.history)
-        write_workers(self._options.out / "workers.csv", self._committed.history)
+        write_history(self._options.out, self._committed.history)
 
     def _tell_end(self, outcome: Outcome | None) -> None:
         if outcome is None:
@@ -390,8 +425,12 @@ class Run:
         while True:
             step = opened.round.next_step(self._clock.now())
             if step is Step.CLOSE:
-                self._close(opened)
-                return
+                try:
+                    self._close(opened)
+                except ModelError as exc:
+                    opened = self._give_up_update(opened, str(exc))
+                else:
+                    return
             if step is Step.RETRY:
                 opened = self._retry(opened)
             self._turn()
@@ -421,11 +460,16 @@ class Run:
             deadline_seconds=options.deadline_seconds,
             grace_seconds=options.grace_seconds,
         )
-        size = state.vector.size if mode == "train" else 0
-        total = FixedPointSum(size, record.scale_exponent, self._sums if self._sums.size == size else None)
+        total = self._new_total(record) if mode == "train" else None
         opened = self._attend(Round(record, self._clock.now()), total)
         self._announce(opened)
         return opened
+
+    def _new_total(self, record: RoundRecord) -> UpdateSum:
+        """An empty sum, in the memory of the last one if that is free: fresh pages are dear."""
+        layout, values, self._sums = self._committed.layout, self._sums, np.empty(0, np.int64)
+        fits = values.size == Sections(layout).num_trainable
+        return UpdateSum(layout, record.scale_exponent, values if fits else None)
 
     def _fewest_present(self) -> int:
         """The least number of present workers of which the fraction invites a quorum."""
@@ -434,19 +478,19 @@ class Run:
             number += 1
         return number
 
-    def _attend(self, the_round: Round, total: FixedPointSum) -> _Opened:
+    def _attend(self, the_round: Round, total: UpdateSum | None) -> _Opened:
         """Make ready what the round needs; nothing is sent."""
         record, state = the_round.record, self._committed
         self._log.update(round=record.round_number)
-        size = vector_size(state.layout)
-        if record.mode == "train" and self._buffer.size != size:
-            self._buffer = np.empty(size, FLOAT32)
-        settings = self._options.settings(record.round_number)
+        sections = Sections(state.layout)
+        if record.mode == "train" and self._buffer.size != sections.size:
+            self._buffer = np.empty(sections.size, FLOAT32)
+        staging = self._buffer[: sections.num_up]
         return _Opened(
             round=the_round,
             total=total,
-            invitation=Invitation(record, state, settings, last_round=self._options.rounds),
-            fetcher=Fetcher(self._link, self._inbox, self._buffer, record.part_bytes, self._stop),
+            invitation=Invitation(record, state, self._settings, last_round=self._options.rounds),
+            fetcher=Fetcher(self._link, self._inbox, staging, state.layout, record.part_bytes, self._stop),
         )
 
     def _announce(self, opened: _Opened) -> None:
@@ -507,6 +551,27 @@ class Run:
         self._announce(again)
         return again
 
+    def _give_up_update(self, opened: _Opened, reason: str) -> _Opened:
+        """With these updates the model fails: the one that made it so is rejected, and the others are asked again.
+
+        Raises:
+            ModelError: It is no single one's fault, or no attempt is left; the last model stays.
+        """
+        the_round, record = opened.round, opened.round.record
+        accepted = {worker: the_round.answers[worker] for worker in the_round.accepted}
+        culprit = suspect(accepted)
+        sizes = ", ".join(f"{worker} {answer.largest:.3g}" for worker, answer in accepted.items())
+        if culprit is None or record.attempt - record.first_attempt >= self._options.retries:
+            raise ModelError(
+                f"Round {record.round_number} is not committed: {reason}. Largest change of a weight: {sizes[:500]}. "
+                f"The model of round {record.round_number - 1} stays. Try a lower --learning-rate."
+            )
+        why = f"with its update {reason} (largest changes: {sizes[:500]})"
+        logger.warning("Round %d without %s: %s.", record.round_number, culprit, why)
+        again = self._attend(the_round.without(culprit, why, self._clock.now()), self._new_total(record))
+        self._announce(again)
+        return again
+
     def _reinvited(self, the_round: Round) -> dict[str, int]:
         """Who is invited to the next attempt: present workers that have not been accepted, as many as before."""
         record = the_round.record
@@ -530,9 +595,9 @@ class Run:
         the_round = opened.round
         seconds = the_round.seconds_open(self._clock.now())
         former, closed = self._committed, self._closed_state(opened, seconds)
-        write_checkpoint(self._options.out, closed)
+        write_checkpoint(self._options.out, closed, self._check if opened.total else lambda _aside: None)
         self._state, self._opened = closed, None
-        if closed.vector is not former.vector:
+        if opened.total is not None:
             # The staging buffer holds the new weights; the old ones make room. The next sum takes this one's memory:
             # fresh pages cost a third of a second with 100 MB.
             self._buffer, self._sums = former.vector, opened.total.values
@@ -540,11 +605,24 @@ class Run:
         self._tell_closed(the_round)
         self._after_commit(the_round, seconds)
 
+    def _check(self, aside: Path) -> None:
+        """Refuse to commit a model that no longer answers with numbers.
+
+        Raises:
+            ModelError: It does not.
+        """
+        reason = self._models.check(aside, self._committed.inputs)
+        if reason is not None:
+            raise ModelError(reason)
+
+    def _work_out(self, sums: Mapping[str, Array]) -> Figures:
+        return self._models.work_out(self._committed.model_json, sums)
+
     def _closed_state(self, opened: _Opened, seconds: float) -> Checkpoint:
         """What is to be committed; the new weights are computed in the staging buffer."""
         state, record = self._committed, opened.round.record
-        history = with_measures(state.history, opened.round)
-        if record.mode == "evaluate":
+        history = with_measures(state.history, opened.round, self._work_out)
+        if opened.total is None:
             return replace(state, next_attempt=record.attempt + 1, history=history)
         strategy_state = tuple(vector.copy() for vector in state.strategy_state)
         return replace(
@@ -553,7 +631,16 @@ class Run:
             next_attempt=1,
             vector=next_weights(self._strategy, state.vector, opened.total, strategy_state, out=self._buffer),
             strategy_state=strategy_state,
-            history=[*history, row_of(opened.round, opened.update_bytes, seconds)],
+            history=[*history, self._row_of(opened, seconds)],
+        )
+
+    def _row_of(self, opened: _Opened, seconds: float) -> Row:
+        return row_of(
+            opened.round,
+            epochs=self._settings.epochs,
+            update_bytes=opened.update_bytes,
+            seconds=seconds,
+            work_out=self._work_out,
         )
 
     def _tell_closed(self, the_round: Round) -> None:
@@ -578,14 +665,16 @@ class Run:
                 seconds,
                 the_round.num_accepted,
                 len(record.selected),
-                measured(history[-1], ("loss", "accuracy")),
+                measured(history[-1].metrics),
             )
         last = history[-2] if record.mode == "train" else history[-1]
-        if "val_loss" in last:
+        if last.test:
             logger.info(
-                "The model of round %s on the workers' test images%s.",
-                last["round"],
-                measured(last, ("val_loss", "val_accuracy", "val_balanced_accuracy", "val_auc")),
+                "The model of round %d on the workers' test images%s.", last.round, measured(last.test)
+            )
+        if last.central:
+            logger.info(
+                "The model of round %d on the central test images%s.", last.round, measured(last.central)
             )
         self._save()
         if time.monotonic() - self._history_at > _HISTORY_SECONDS:
@@ -604,10 +693,11 @@ class Run:
             run_id=state.run_id,
             round_number=state.round_number,
             saved_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            num_examples=int(last.get("num_examples", 0)),
+            num_examples=last.num_examples,
             shape=state.input_shape,
-            metrics={name: value for name, value in last.items() if isinstance(value, float)},
+            metrics={name: value for name, value in flat(last).items() if isinstance(value, float)},
             training=self._options.training,
+            inputs=state.inputs,
         )
         self._models.save(self._options.out / CHECKPOINT_FILE, self._options.out / "model.keras", card)
 
@@ -643,6 +733,7 @@ class Run:
             self._link.ack([delivery])
             return
         verdict, reason = opened.round.judge(update)
+        largest = 0.0
         parts: list[Delivery] = []
         if verdict is Verdict.ACCEPTED and opened.round.trains(update.worker):
             fetched = opened.fetcher.fetch(update)
@@ -651,20 +742,22 @@ class Run:
                 self._ask_again(update.worker, update.upload_id)
                 self._journal.hold(delivery, parts)
                 return
-            reason = fetched.flaw or flaw_in(self._buffer)
+            largest, flaw = examine(opened.fetcher.out, self._committed.layout)
+            reason = fetched.flaw or flaw
             verdict = Verdict.REJECTED if reason else Verdict.ACCEPTED
         if verdict is Verdict.REJECTED:
             self._inbox.bury(delivery, f"{update.worker}: {reason}")
         self._journal.hold(delivery, parts)
-        self._settle(opened, update, verdict, reason)
+        if verdict is not Verdict.DISCARDED:
+            self._settle(opened, update, verdict, reason, largest)
 
-    def _settle(self, opened: _Opened, update: UpdateAnnounced, verdict: Verdict, reason: str | None) -> None:
-        if verdict is Verdict.DISCARDED:
-            return
-        if verdict is Verdict.ACCEPTED and opened.round.trains(update.worker):
-            opened.total.add(self._buffer, update.num_examples)
-            opened.update_bytes += _travelled(update, self._buffer.size)
-        opened.round.settle(update, verdict, reason, self._clock.now())
+    def _settle(
+        self, opened: _Opened, update: UpdateAnnounced, verdict: Verdict, reason: str | None, largest: float
+    ) -> None:
+        if verdict is Verdict.ACCEPTED and opened.total is not None and opened.round.trains(update.worker):
+            opened.total.add(opened.fetcher.out, update.num_examples)
+            opened.update_bytes += _travelled(update, self._committed.layout)
+        opened.round.settle(update, verdict, reason, self._clock.now(), largest=largest)
         for roster in (self._roster, self._session.roster):
             roster.set_present(update.worker, is_present=True)
         logger.debug("%s: %s after %.1f s.", update.worker, verdict.value, update.seconds)
@@ -727,6 +820,7 @@ class Run:
             reason = (
                 f"it has {len(member.classes)} classes; the model of {state.task} has {state.num_classes}"
             )
+        reason = reason or self._unlikeness(state, member)
         if reason is None:
             return False
         self._roster.remove(member.worker)
@@ -738,6 +832,21 @@ class Run:
         refused = Refused(worker=member.worker, reason=f"The coordinator refused {member.worker}: {reason}.")
         self._mail.try_send([outgoing(refused, names.worker_queue(member.worker))])
         return True
+
+    def _unlikeness(self, state: Checkpoint, member: Member) -> str | None:
+        """Why a worker's examples can't be of this run; what is merely odd about them is said once."""
+        if member.inputs is None:
+            return None
+        flaw = shape_difference(member.inputs, state.input_shape)
+        if flaw is not None or state.inputs is None:
+            return flaw
+        difference = scale_difference(member.inputs, state.inputs)
+        if difference and is_other_scale(member.inputs, state.inputs, state.input_shape):
+            return f"{difference}. Bring them to one scale at every site"
+        if difference and member.worker not in self._odd:
+            self._odd.add(member.worker)
+            logger.warning("%s takes part, but %s.", member.worker, difference)
+        return None
 
     def _consider(self, opened: _Opened, member: Member) -> None:
         """See to it that a worker that joined during a round takes part in it, once."""
@@ -785,6 +894,8 @@ class Run:
         return self._session.look_for_absent(self, workers)
 
 
-def _travelled(update: UpdateAnnounced, size: int) -> int:
+def _travelled(update: UpdateAnnounced, layout: Layout) -> int:
     """The bytes of an update's values on the wire."""
-    return size * {"float32": 4, "float16": 2, "int8": 1}[update.precision]
+    sections = Sections(layout)
+    item_bytes = {"float32": 4, "float16": 2, "int8": 1}[update.precision]
+    return sections.num_trainable * item_bytes + (sections.num_up - sections.num_trainable) * FLOAT32.itemsize

@@ -1,6 +1,7 @@
 """How the mean update becomes the next global model: small pure objects in a table of names.
 
-Every strategy here works value by value, so it runs over chunks and keeps only its own state vectors.
+A strategy moves trainable weights alone; statistics take the workers' weighted mean, frozen weights stay. Every
+strategy here works value by value, so it runs over chunks and keeps only its own state vectors.
 """
 
 import math
@@ -10,29 +11,32 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-from broker.errors import UsageError
-from broker.tensors import Vector
-from coordinator.aggregation import Doubles, FixedPointSum
+from broker.errors import ModelError, UsageError
+from broker.tensors import FLOAT32, Vector
+from coordinator.aggregation import UpdateSum
+from coordinator.exact_sum import Doubles
 
 
 class Strategy(Protocol):
     """A rule for one step of the global model.
 
     Attributes:
-        state_names: The vectors that it carries from round to round, zero at first.
+        first_state: The value that each of the vectors that it carries from round to round is filled with at first.
     """
 
-    state_names: ClassVar[tuple[str, ...]]
+    @property
+    def first_state(self) -> tuple[float, ...]:
+        """One value for each vector."""
 
     def step(self, weights: Doubles, mean: Doubles, state: tuple[Vector, ...]) -> Doubles:
-        """The next weights from the present ones and the mean update; `state` is changed in place."""
+        """The next trainable weights from the present ones and the mean update; `state` is changed in place."""
 
 
 @dataclass(frozen=True, slots=True)
 class FedAvg:
     """w + mean (McMahan et al. 2017, algorithm 1)."""
 
-    state_names: ClassVar[tuple[str, ...]] = ()
+    first_state: ClassVar[tuple[float, ...]] = ()
 
     def step(self, weights: Doubles, mean: Doubles, state: tuple[Vector, ...]) -> Doubles:
         """Add the mean update."""
@@ -51,7 +55,11 @@ class FedAvgM:
 
     momentum: float = 0.9
     learning_rate: float = 1.0
-    state_names: ClassVar[tuple[str, ...]] = ("velocity",)
+    first_state: ClassVar[tuple[float, ...]] = (0.0,)
+
+    def __post_init__(self) -> None:
+        _require("fedavgm", "momentum", self.momentum, "from 0 to below 1", 0 <= self.momentum < 1)
+        _require("fedavgm", "learning_rate", self.learning_rate, "above 0", self.learning_rate > 0)
 
     def step(self, weights: Doubles, mean: Doubles, state: tuple[Vector, ...]) -> Doubles:
         """Add the mean update to the velocity, and the velocity to the weights."""
@@ -64,6 +72,8 @@ class FedAvgM:
 class FedAdam:
     """m ← β1 m + (1−β1) Δ; v ← β2 v + (1−β2) Δ²; w + η m / (√v + τ) (Reddi et al. 2021, algorithm 2).
 
+    As there, neither m nor v is corrected for its beginning, and v begins with τ².
+
     Attributes:
         learning_rate: η, of the coordinator.
         beta_1: β1.
@@ -75,7 +85,17 @@ class FedAdam:
     beta_1: float = 0.9
     beta_2: float = 0.99
     tau: float = 1e-3
-    state_names: ClassVar[tuple[str, ...]] = ("first_moment", "second_moment")
+
+    def __post_init__(self) -> None:
+        _require("fedadam", "learning_rate", self.learning_rate, "above 0", self.learning_rate > 0)
+        _require("fedadam", "beta_1", self.beta_1, "from 0 to below 1", 0 <= self.beta_1 < 1)
+        _require("fedadam", "beta_2", self.beta_2, "from 0 to below 1", 0 <= self.beta_2 < 1)
+        _require("fedadam", "tau", self.tau, "above 0", self.tau > 0)
+
+    @property
+    def first_state(self) -> tuple[float, ...]:
+        """m is 0 at first; v is τ², the smallest that the paper allows (algorithm 2: v ≥ τ²)."""
+        return 0.0, self.tau**2
 
     def step(self, weights: Doubles, mean: Doubles, state: tuple[Vector, ...]) -> Doubles:
         """One adaptive step along the mean update."""
@@ -116,16 +136,41 @@ def _is_number(text: str) -> bool:
         return False
 
 
+def _require(strategy: str, option: str, value: float, expected: str, holds: bool) -> None:
+    if not holds:
+        raise UsageError(f"Expected {strategy}'s option {option} {expected}, got {value:g}.")
+
+
+def first_states(strategy: Strategy, num_trainable: int) -> tuple[Vector, ...]:
+    """The strategy's state before the first round, float32 of shape (T,) each."""
+    return tuple(np.full(num_trainable, value, FLOAT32) for value in strategy.first_state)
+
+
 def next_weights(
     strategy: Strategy,
     weights: Vector,
-    total: FixedPointSum,
+    total: UpdateSum,
     state: tuple[Vector, ...],
     out: Vector | None = None,
 ) -> Vector:
-    """The next global weights, float32 of shape (P,), in `out` if given; `state` is changed in place."""
+    """The next global weights, float32 of shape (P,), in `out` if given; `state` is changed in place.
+
+    Raises:
+        ModelError: The step gives NaN, infinity, or what float32 can't hold.
+    """
     result = np.empty_like(weights) if out is None else out
-    for place, mean in total.mean_chunks():
-        chunk_state = tuple(vector[place] for vector in state)
-        result[place] = strategy.step(weights[place].astype(np.float64), mean, chunk_state)
+    is_finite = True
+    with np.errstate(over="ignore", invalid="ignore"):
+        for place, mean in total.mean_chunks():
+            chunk_state = tuple(vector[place] for vector in state)
+            result[place] = strategy.step(weights[place].astype(np.float64), mean, chunk_state)
+            is_finite &= bool(np.isfinite(result[place]).all())
+        statistics = total.mean_statistics()
+        begin, end = total.values.size, total.values.size + statistics.size
+        result[begin:end] = statistics
+    if not is_finite or not np.isfinite(result[begin:end]).all():
+        raise ModelError(
+            f"the step of {type(strategy).__name__} gives NaN or infinity; lower its learning rate"
+        )
+    result[end:] = weights[end:]
     return result

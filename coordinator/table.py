@@ -1,7 +1,9 @@
 """What goes on, as a table that a person wants to read at a terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from coordinator.history import CENTRAL, TEST, names_of_measures
 
 Fields = Mapping[str, Any]
 
@@ -56,10 +58,15 @@ def _phase_text(run: Fields) -> str:
 
 
 def _round_text(row: Fields) -> str:
-    names = ("loss", "accuracy", "val_loss", "val_accuracy", "val_auc")
-    measures = [f"{name.replace('val_', 'test ')} {row[name]:.4f}" for name in names if name in row]
+    measures = [f"{words}{name.replace('_', ' ')} {row[key]:.4f}" for words, name, key in _measures_in(row)]
     seconds = f" in {row['seconds']:.1f} s" if "seconds" in row else ""
     return f"round {row['round']} closed{seconds}: {', '.join(measures)}"
+
+
+def _measures_in(row: Fields) -> Iterator[tuple[str, str, str]]:
+    names = names_of_measures([row])
+    for words, prefix in (("", ""), ("test ", TEST), ("central ", CENTRAL)):
+        yield from ((words, name, f"{prefix}{name}") for name in names if f"{prefix}{name}" in row)
 
 
 _HEAD = ("worker", "state", "progress", "examples", "seen", "")

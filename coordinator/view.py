@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from broker.messages import Progress, TrainingSettings
-from coordinator.history import Row
+from coordinator.history import Row, flat
 from coordinator.membership import Member
 from coordinator.rounds import Answer, RoundRecord, Verdict
 
@@ -89,7 +89,7 @@ def _natural(name: str) -> tuple[str, int]:
 
 def _late_in_last_round(view: RunView | None) -> frozenset[str]:
     rows = view.history if view else []
-    return frozenset(rows[-1].get("late", ())) if rows else frozenset()
+    return frozenset(rows[-1].late) if rows else frozenset()
 
 
 def _describe(
@@ -185,7 +185,7 @@ def describe_run(view: RunView) -> dict[str, Any]:
         },
         "open_round": _open_round(view),
         "last_round": _last_row(view),
-        "history_stamp": f"{len(view.history)}-{len(view.history[-1])}" if view.history else "0",
+        "history_stamp": f"{len(view.history)}-{view.history[-1].is_measured:d}" if view.history else "0",
     }
 
 
@@ -212,5 +212,5 @@ def _open_round(view: RunView) -> dict[str, Any] | None:
 
 
 def describe_history(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """The rows without what is kept for each worker."""
-    return [{name: value for name, value in row.items() if name != "workers"} for row in rows]
+    """The rows without what is kept for each worker, each measure under a name of its own."""
+    return [flat(row) for row in rows]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from coordinator.history import Row
+from coordinator.history import WELL_KNOWN
 from coordinator.membership import Member
 
 _MOST_NAMES = 8
@@ -31,9 +31,11 @@ def described(member: Member) -> str:
     return f"{member.num_examples} examples ({', '.join(f'{name} {count}' for name, count in per_class)})"
 
 
-def measured(row: Row, wanted: Iterable[str]) -> str:
-    """A clause with the wanted measures that a row has, or nothing."""
-    shown = [
-        f"{name.removeprefix('val_').replace('_', ' ')} {row[name]:.4f}" for name in wanted if name in row
+def measured(figures: Mapping[str, float]) -> str:
+    """A clause with all measures, the best known first; nothing where there is none."""
+    names = [
+        *(name for name in WELL_KNOWN if name in figures),
+        *(name for name in figures if name not in WELL_KNOWN),
     ]
+    shown = [f"{name.replace('_', ' ')} {figures[name]:.4f}" for name in names]
     return f": {', '.join(shown)}" if shown else ""

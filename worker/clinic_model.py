@@ -19,7 +19,12 @@ from worker.model_file import load_model
 
 CHECK_SECONDS = 1.0  #: a changed file is noticed no later than this before a request
 
-_AUC_NAMES = ("test_auc", "val_auc", "auc")  # as the card's metrics may call it, the best first
+_AUC_NAMES = (
+    "central_auc",
+    "test_auc",
+    "val_auc",
+    "auc",
+)  # as the card's metrics may call it, the best first
 
 _log = logging.getLogger(__name__)
 

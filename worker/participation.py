@@ -158,6 +158,7 @@ class Participation:
             job.held,
             trained.measured,
             self._with_residual(job.worker, trained.vector),
+            layout=job.start.layout,
             part_bytes=job.start.part_bytes,
             precision=settings.precision,
             seed=seed_of(job.start, job.worker) if settings.deterministic else secrets.randbits(32),

@@ -10,9 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
-from broker.errors import ModelError
 from broker.messages import RoundStart
-from broker.tensors import Vector, flatten, layout_of, unflatten
+from broker.tensors import Array, Sections, Vector, flatten_first, unflatten
 from worker.data import Dataset, Examples
 from worker.training import LocalModel, TrainingProgress
 from worker.uploading import Measured
@@ -37,7 +36,7 @@ class Participant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """A worker's answer: the difference local minus global (None when it only measured), and the measures.
+    """A worker's answer: what travels up (see `KeptUpdate`; None when it only measured), and the measures.
 
     The vector is given away: once its round is over, the weights of another are received into it.
     """
@@ -106,32 +105,28 @@ class KerasTrainer:
         seed = seed_of(start, participant.name)
         test = self._test_examples(participant, start, model, seed)
         values = unflatten(start.layout, weights, start.integers)
-        global_metrics = model.evaluate(values, test) if len(test) else {}
+        found = model.evaluate(values, test) if len(test) else None
         if stop.is_set():
             return None
-        metrics, num_examples, vector = {}, 0, None
+        result, vector = None, None
         if participant.trains_in(start):
             examples = participant.data.sample(
                 model.input_shape, start.settings.examples_per_class, np.random.default_rng([seed, 3])
             )
+            validation = test if len(test) else None
             result = model.train(
-                values,
-                examples,
-                test if len(test) else None,
-                start.settings,
-                seed=seed,
-                stop=stop,
-                report=report,
+                values, examples, validation, start.settings, seed=seed, stop=stop, report=report
             )
             if not result.finished:
                 return None
-            metrics, num_examples = result.metrics, result.num_examples
-            vector, _ = flatten(result.weights)
-            np.subtract(vector, weights, out=vector)
+            vector = _difference(result.weights, weights, start)
         measured = Measured(
-            num_examples=num_examples,
-            metrics=metrics,
-            global_metrics=global_metrics,
+            num_examples=result.num_examples if result else 0,
+            metrics=result.metrics if result else {},
+            states=result.states if result else {},
+            global_metrics=found.metrics if found else {},
+            global_states=found.states if found else {},
+            counts=found.counts if found else None,
             num_test_examples=len(test),
             seconds=time.monotonic() - begun,
         )
@@ -144,12 +139,18 @@ class KerasTrainer:
         return participant.data.sample_test(model.input_shape, per_class, np.random.default_rng([seed, 4]))
 
     def _model_for(self, start: RoundStart) -> LocalModel:
-        if self._model is None or self._model_json != start.model:
+        if self._model is None or (self._model_json, self._model.layout) != (start.model, start.layout):
             deterministic = self._deterministic or start.settings.deterministic
-            self._model = LocalModel(start.model, deterministic=deterministic)
+            self._model = None
+            self._model = LocalModel(start.model, start.layout, deterministic=deterministic)
             self._model_json = start.model
-            expected = layout_of(self._model.weights())
-            if expected != start.layout:
-                self._model = None
-                raise ModelError("The weights that the coordinator sent do not fit the model that it sent.")
         return self._model
+
+
+def _difference(trained: list[Array], weights: Vector, start: RoundStart) -> Vector:
+    """What travels up, float32 of shape (U,): statistics are no steps from a former value, and go as they are."""
+    sections = Sections(start.layout)
+    vector = flatten_first(trained, start.layout, sections.num_up)
+    moved = vector[: sections.num_trainable]
+    np.subtract(moved, weights[: sections.num_trainable], out=moved)
+    return vector

@@ -10,8 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.errors import DataError, ModelError
+from broker.kinds import apply_kinds, layout_of
 from broker.messages import TrainingSettings
-from broker.tensors import Array
+from broker.scores import AnswerCounts, count_answers
+from broker.tensors import Array, Layout
+from worker.compiled_metrics import Kept, kept_by, measure_compiled
 from worker.data import Examples
 from worker.evaluation import encode_labels, score, to_probabilities
 from worker.safe_model import build_model
@@ -28,7 +31,7 @@ class TrainingProgress:
     Attributes:
         epoch: From 1.
         batch: Batches of this epoch that are done.
-        metrics: So far in this epoch; with val_ ones once the epoch is done.
+        metrics: So far in this epoch, by their own names; with val_ ones once the epoch is done.
     """
 
     epoch: int
@@ -39,19 +42,45 @@ class TrainingProgress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TestResult:
+    """What one call of `LocalModel.evaluate` found.
+
+    Attributes:
+        metrics: The loss, and every compiled metric by its own name.
+        states: Of the compiled metrics that are no means over examples, the sums that they keep.
+        counts: Of the answers.
+        answers: accuracy, balanced_accuracy (mean recall of the classes present), and with two classes auc.
+    """
+
+    metrics: dict[str, float]
+    states: dict[str, Array]
+    counts: AnswerCounts
+    answers: dict[str, float]
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """All there is to say; a compiled metric keeps its name, even where ours has the same."""
+        return self.answers | self.metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingResult:
     """What one call of `LocalModel.train` gave.
 
     Attributes:
         weights: In Keras's order.
         num_examples: Examples trained on: the weight of this result in a mean.
-        metrics: loss, accuracy, val_loss, val_accuracy, … of the last epoch.
+        metrics: The loss and every compiled metric of the last epoch, by their own names.
+        states: Of those that are no means over examples, the sums that they keep.
+        validation: What the trained weights reach on the validation examples.
         finished: False when it was told to stop before the last batch.
     """
 
     weights: list[Array]
     num_examples: int
     metrics: dict[str, float]
+    states: dict[str, Array]
+    validation: dict[str, float]
     seconds: float
     finished: bool
 
@@ -73,17 +102,20 @@ class LocalModel:
 
     Building, compiling and tracing happen once. Each call of `train` starts from the given weights with a
     fresh optimizer, fresh metrics and newly seeded random layers: its result depends on its arguments alone.
+    A learning rate's schedule goes on from the step that the settings tell.
 
     Attributes:
+        layout: Of its weights, in Keras's order.
         input_shape: Of one example, (height, width, channels) for images.
         num_classes: How many classes its output tells apart; 2 for a single sigmoid.
     """
 
-    def __init__(self, model_json: str, *, deterministic: bool = False) -> None:
+    def __init__(self, model_json: str, layout: Layout | None = None, *, deterministic: bool = False) -> None:
         """Build the model.
 
         Args:
             model_json: Keras's JSON, compile settings inside.
+            layout: What of it is trained, weight by weight; None leaves that to the JSON.
             deterministic: Same arguments, same bits, in any process. Stays switched on for the whole process.
 
         Raises:
@@ -93,6 +125,10 @@ class LocalModel:
             be_deterministic(0)
         self._model = build_model(model_json)
         self._check_form()
+        if layout is not None and apply_kinds(self._model, layout):
+            self._model.compile_from_config(self._model.get_compile_config())
+        self.layout = layout_of(self._model)
+        self._schedule_start = _continue_schedule(self._model.optimizer)
         self.input_shape: tuple[int, ...] = tuple(self._model.input_shape[1:])
         self._outputs = int(self._model.output_shape[-1])
         self.num_classes = max(self._outputs, 2)
@@ -147,12 +183,12 @@ class LocalModel:
         """
         started = time.perf_counter()
         self._check_examples(examples)
-        self._start_over(weights, settings.learning_rate, seed)
+        self._start_over(weights, settings, len(examples.y), seed)
         example_weights = _example_weights(examples.y, settings.class_weight)
         labels = self._encode(examples.y)
         orders = np.random.default_rng([seed, 1])
-        finished = True
-        metrics: dict[str, float] = {}
+        finished, kept = True, Kept()
+        found: dict[str, float] = {}
         for epoch in range(1, settings.epochs + 1):
             order = orders.permutation(len(examples.y))
             steps = _Steps(epoch=epoch, settings=settings, num_examples=len(order), stop=stop, report=report)
@@ -160,26 +196,38 @@ class LocalModel:
             finished, metrics = self._run_epoch(self._batches(reading, steps.batches), steps)
             if not finished:
                 break
-            if validation is not None and len(validation.y):
-                metrics |= {f"val_{name}": value for name, value in self._measure(validation).items()}
-            report(steps.progress(steps.batches, metrics))
+            kept = kept_by(self._model, metrics)
+            found = self._validated(validation)
+            report(steps.progress(steps.batches, metrics | {f"val_{name}": found[name] for name in found}))
         self._model.optimizer.finalize_variable_values(self._model.trainable_weights)
         return TrainingResult(
             weights=self.weights(),
             num_examples=len(examples.y),
-            metrics=metrics,
+            metrics=kept.metrics,
+            states=kept.states,
+            validation=found,
             seconds=time.perf_counter() - started,
             finished=finished,
         )
 
-    def evaluate(self, weights: Sequence[Array], examples: Examples) -> dict[str, float]:
-        """Measure weights on examples.
-
-        Returns:
-            loss, accuracy, balanced_accuracy (mean recall of the classes present), and with two classes auc.
+    def _validated(self, validation: Examples | None) -> dict[str, float]:
+        """What the weights reach after an epoch.
 
         Raises:
-            ModelError: The weights don't fit.
+            ModelError: The model no longer answers with numbers.
+        """
+        if validation is None or not len(validation.y):
+            return {}
+        try:
+            return self._measure(validation).figures
+        except ModelError as exc:
+            raise ModelError(f"Training has diverged. {exc} Try a lower --learning-rate.") from exc
+
+    def evaluate(self, weights: Sequence[Array], examples: Examples) -> TestResult:
+        """Measure weights on examples.
+
+        Raises:
+            ModelError: The weights don't fit, or the answers are no numbers.
             DataError: The examples don't fit the model.
         """
         self._check_examples(examples)
@@ -205,7 +253,9 @@ class LocalModel:
         for variable, weight in zip(self._model.weights, weights, strict=True):
             variable.assign(weight)
 
-    def _start_over(self, weights: Sequence[Array], learning_rate: float | None, seed: int) -> None:
+    def _start_over(
+        self, weights: Sequence[Array], settings: TrainingSettings, num_examples: int, seed: int
+    ) -> None:
         """Forget what earlier calls left behind; in place, for a new object would have to be traced again."""
         self._set_weights(weights)
         self._first_state.restore()
@@ -213,8 +263,10 @@ class LocalModel:
         for number, state in enumerate(self._seeds):
             word = np.random.SeedSequence([seed, 2, number]).generate_state(1)[0]
             state.assign(np.array([word, 0], np.uint32))
-        if learning_rate is not None:
-            self._set_learning_rate(learning_rate)
+        if settings.learning_rate is not None:
+            self._set_learning_rate(settings.learning_rate)
+        if self._schedule_start is not None:
+            self._schedule_start.assign(settings.epochs_before * -(-num_examples // settings.batch_size))
 
     def _set_learning_rate(self, learning_rate: float) -> None:
         try:
@@ -277,20 +329,23 @@ class LocalModel:
         options.autotune.enabled = False
         return tf.data.Dataset.range(steps).map(load).prefetch(2).with_options(options)
 
-    def _measure(self, examples: Examples) -> dict[str, float]:
+    def _measure(self, examples: Examples) -> TestResult:
         outputs, loss = [], 0.0
         for x, y in zip(_cut(examples.x), _cut(examples.y), strict=True):
             batch_loss, batch_outputs = self._test_batch(x, y)
             outputs.append(batch_outputs)
             loss += batch_loss * len(y)
-        probabilities = to_probabilities(np.concatenate(outputs), self.num_classes)
+        given = np.concatenate(outputs)
+        probabilities = to_probabilities(given, self.num_classes)
         found = score(probabilities, examples.y, loss / len(examples.y))
-        measures = {
-            "loss": found.loss,
-            "accuracy": found.accuracy,
-            "balanced_accuracy": found.balanced_accuracy,
-        }
-        return measures if found.auc is None else measures | {"auc": found.auc}
+        compiled = measure_compiled(self._model, self._encode(examples.y), given)
+        answers = {"accuracy": found.accuracy, "balanced_accuracy": found.balanced_accuracy}
+        return TestResult(
+            metrics={"loss": found.loss} | compiled.metrics,
+            states=compiled.states,
+            counts=count_answers(probabilities, examples.y),
+            answers=answers if found.auc is None else answers | {"auc": found.auc},
+        )
 
     def _encode(self, y: NDArray[np.int64]) -> Array:
         return encode_labels(self._model, y, self._outputs)
@@ -356,6 +411,33 @@ def _compact(value: Array) -> Array:
     return np.broadcast_to(np.array(value.flat[0]), value.shape) if is_constant else value
 
 
+def _continue_schedule(optimizer: Any) -> Any:
+    """Have a learning rate's schedule count from a variable on, which is returned; None where there is none.
+
+    The optimizer counts its own steps from 0 in every round, and with Adam must: its moments begin anew, too.
+    """
+    kind: Any = load_keras().optimizers.schedules.LearningRateSchedule
+    import tensorflow as tf
+
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # mixed precision wraps it
+    schedule = optimizer._learning_rate  # the public name gives the rate at the present step
+    if not isinstance(schedule, kind):
+        return None
+    start = tf.Variable(0, dtype=tf.int64, trainable=False)
+
+    class Continued(kind):  # type: ignore[misc]
+        """The schedule, further on."""
+
+        def __call__(self, step: Any) -> Any:
+            return schedule(tf.cast(step, tf.int64) + start)
+
+        def get_config(self) -> dict[str, Any]:
+            return dict(schedule.get_config())
+
+    optimizer.learning_rate = Continued()
+    return start
+
+
 def _seed_states(model: Any) -> list[Any]:
     """The states of all random layers, nested ones too: variables that Keras counts as no weight."""
     return [variable for variable in model.variables if variable.path.endswith("seed_generator_state")]
@@ -383,8 +465,7 @@ def _example_weights(y: NDArray[np.int64], class_weight: str) -> NDArray[np.floa
 
 
 def _plain(logs: dict[str, Any]) -> dict[str, float]:
-    """Metrics as numbers; whatever accuracy the model was compiled with is called accuracy."""
-    return {"accuracy" if "acc" in name else name: float(value) for name, value in logs.items()}
+    return {name: float(value) for name, value in logs.items()}
 
 
 def _cut(values: Array) -> Iterator[Array]:

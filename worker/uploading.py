@@ -2,17 +2,19 @@
 
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from broker import names, transfer
 from broker.errors import ModelError
+from broker.fields import Binary
 from broker.link import Outgoing, outgoing
 from broker.messages import Held, Part, Precision, UpdateAnnounced
 from broker.messages import encode as encode_message
-from broker.tensors import INLINE_BYTES, Vector
-from broker.transfer import Digest, Encoded, decode_values, encode_values
+from broker.scores import AnswerCounts
+from broker.tensors import INLINE_BYTES, Array, Layout, Vector
+from broker.transfer import Digest, Encoding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,13 +26,18 @@ class Measured:
     global_metrics: dict[str, float]
     num_test_examples: int
     seconds: float
+    states: dict[str, Array] = field(default_factory=dict)
+    global_states: dict[str, Array] = field(default_factory=dict)
+    counts: AnswerCounts | None = None
 
 
 class KeptUpdate:
     """An update that can be uploaded as often as it takes; each upload has an id of its own.
 
     Args:
-        vector: The difference local minus global, float32 of shape (P,); None when the worker only measured.
+        vector: What travels up, float32 of shape (U,): of trainable weights the difference local minus global,
+            statistics as they are; None when the worker only measured.
+        layout: Of the model.
         precision: How its values travel.
         seed: Of int8's stochastic rounding: the same part is encoded to the same bytes every time.
 
@@ -45,6 +52,7 @@ class KeptUpdate:
         measured: Measured,
         vector: Vector | None,
         *,
+        layout: Layout,
         part_bytes: int,
         precision: Precision,
         seed: int,
@@ -57,7 +65,7 @@ class KeptUpdate:
         self.held = held
         self.measured = measured
         self.vector = vector
-        self._precision: Precision = precision
+        self._encoding = Encoding() if vector is None else Encoding.of(vector, layout, precision)
         self._seed = seed
         is_inline = vector is None or vector.nbytes <= INLINE_BYTES
         self._places = [] if vector is None or is_inline else list(transfer.slices(vector.size, part_bytes))
@@ -99,8 +107,8 @@ class KeptUpdate:
 
     def part(self, upload_id: str, index: int) -> bytes:
         """One part's body."""
-        encoded = self._encoded(index)
-        self._digest.add(index, encoded.data)
+        data = self._encoded(index)
+        self._digest.add(index, data)
         return encode_message(
             Part(
                 run_id=self.held.run_id,
@@ -108,17 +116,15 @@ class KeptUpdate:
                 transfer_id=upload_id,
                 index=index,
                 count=len(self._places),
-                precision=self._precision,
-                scale=encoded.scale,
-                data=encoded.data,
+                precision=self._encoding.precision,
+                data=data,
             )
         )
 
-    def _encoded(self, index: int) -> Encoded:
+    def _encoded(self, index: int) -> Binary:
         assert self.vector is not None  # noqa: S101 - an update without a vector has no parts
-        place = self._places[index] if self._places else slice(None)
-        generator = np.random.default_rng([self._seed, index])
-        return encode_values(self.vector[place], self._precision, generator)
+        place = self._places[index] if self._places else slice(0, self.vector.size)
+        return self._encoding.encode(self.vector, place, np.random.default_rng([self._seed, index]))
 
     def announcement(self) -> Outgoing:
         """What tells the coordinator, once the parts are confirmed."""
@@ -130,32 +136,35 @@ class KeptUpdate:
             upload_id=self._upload_id,
             num_examples=self.measured.num_examples,
             metrics=self.measured.metrics,
+            states=self.measured.states,
             global_metrics=self.measured.global_metrics,
+            global_states=self.measured.global_states,
+            counts=self.measured.counts,
             num_test_examples=self.measured.num_test_examples,
-            precision=self._precision,
-            scale=1.0,
+            precision=self._encoding.precision,
+            scales=self._encoding.scales,
             parts=len(self._places),
             update=None,
             digest=self._digest.hex(),
             seconds=self.measured.seconds,
         )
         if self.vector is not None and not self._places:
-            encoded = self._encoded(0)
+            data = self._encoded(0)
             digest = Digest()
-            digest.add(0, encoded.data)
-            message = replace(message, update=bytes(encoded.data), scale=encoded.scale, digest=digest.hex())
+            digest.add(0, data)
+            message = replace(message, update=bytes(data), digest=digest.hex())
         return outgoing(message, names.COORDINATOR)
 
     def lost_in_encoding(self) -> Vector | None:
-        """What the precision cut off, float32 of shape (P,): added to the next update (error feedback).
+        """What the precision cut off, float32 of shape (U,): added to the next update (error feedback).
 
         Karimireddy et al. 2019, "Error Feedback Fixes SignSGD and other Gradient Compression Schemes", algorithm 1.
         """
-        if self.vector is None or self._precision == "float32":
+        if self.vector is None or self._encoding.precision == "float32":
             return None
         decoded = np.empty_like(self.vector)
-        for index, place in enumerate(self._places or [slice(None)]):
-            decode_values(self._encoded(index), self._precision, decoded[place])
+        for index, place in enumerate(self._places or [slice(0, self.vector.size)]):
+            self._encoding.decode(self._encoded(index), place, decoded[place])
         return np.subtract(self.vector, decoded, out=decoded)
 
 

@@ -4,7 +4,7 @@
 const charts = (() => {
   const NAMESPACE = "http://www.w3.org/2000/svg";
   const WIDTH = 300, HEIGHT = 190, LEFT = 40, RIGHT = 10, TOP = 10, BOTTOM = 34;
-  const PANELS = [["Accuracy", "accuracy"], ["Loss", "loss"], ["AUC", "auc"]];
+  const TITLES = { accuracy: "Accuracy", loss: "Loss", auc: "AUC" };
 
   function element(name, attributes, text) {
     const made = document.createElementNS(NAMESPACE, name);
@@ -41,12 +41,12 @@ const charts = (() => {
       byWorker.get(row.worker).push(row);
     }
     const thin = byWorker.size > 1 ? [...byWorker.values()].map(rows => ["worker", points(rows, column)]) : [];
-    return [...thin, ["training", points(history, column)], ["validation", points(history, `val_${column}`)]]
-      .filter(([, found]) => found.length);
+    return [...thin, ["training", points(history, column)], ["validation", points(history, `val_${column}`)],
+      ["central", points(history, `central_${column}`)]].filter(([, found]) => found.length);
   }
 
   function describe(title, series) {
-    const words = { training: "training", validation: "validation of the global model" };
+    const words = { training: "training", validation: "the global model at the workers", central: "the global model on the central test set" };
     const last = series.filter(([kind]) => kind !== "worker")
       .map(([kind, found]) => `${words[kind]} ${found.at(-1)[1].toFixed(3)} in round ${found.at(-1)[0]}`);
     return `${title}: ${last.join(", ")}.`;
@@ -57,14 +57,15 @@ const charts = (() => {
     const least = Math.min(...values), most = Math.max(...values);
     const margin = Math.max((most - least) * 0.06, isShare ? (0.1 - (most - least)) / 2 : 0, 1e-6);
     const high = isShare ? Math.min(1, most + margin) : most + margin;
-    return [Math.max(0, isShare ? Math.min(least - margin, high - 0.1) : least - margin), high];
+    const low = isShare ? Math.min(least - margin, high - 0.1) : least - margin;
+    return [least < 0 ? low : Math.max(0, low), high];
   }
 
   function draw(title, series) {
     const all = series.flatMap(([, found]) => found);
     const rounds = all.map(([round]) => round), values = all.map(([, value]) => value);
     const first = Math.min(...rounds), last = Math.max(...rounds, first + 1);
-    const [low, high] = bounds(values, title !== "Loss");
+    const [low, high] = bounds(values, title !== TITLES.loss && values.every(value => value >= 0 && value <= 1));
     const x = round => LEFT + (round - first) / (last - first) * (WIDTH - LEFT - RIGHT);
     const y = value => TOP + (high - value) / (high - low || 1) * (HEIGHT - TOP - BOTTOM);
     const svg = element("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": describe(title, series) });
@@ -89,27 +90,31 @@ const charts = (() => {
 
   function dot(kind, x, y) {
     if (kind === "training") return element("circle", { class: "dot training", cx: x, cy: y, r: 3 });
-    return element("rect", { class: "dot validation", x: x - 3, y: y - 3, width: 6, height: 6 });
+    return element("rect", { class: `dot ${kind}`, x: x - 3, y: y - 3, width: 6, height: 6 });
   }
 
-  // Fills a place with one figure for each measure that is known; returns what kinds of lines there are.
-  function show(place, history, workers) {
+  function title(measure) {
+    return TITLES[measure] || measure.replaceAll("_", " ");
+  }
+
+  // Fills a place with one figure for each measure; returns what kinds of lines there are.
+  function show(place, history, workers, measures) {
     const kinds = new Set();
     const figures = [];
-    for (const [title, column] of PANELS) {
-      const series = seriesOf(column, history, workers);
+    for (const measure of measures) {
+      const series = seriesOf(measure, history, workers);
       if (!series.some(([kind]) => kind !== "worker")) continue;
       series.forEach(([kind]) => kinds.add(kind));
       const figure = document.createElement("figure");
       const caption = document.createElement("figcaption");
       figure.className = "chart";
-      caption.textContent = title;
-      figure.append(caption, draw(title, series));
+      caption.textContent = title(measure);
+      figure.append(caption, draw(title(measure), series));
       figures.push(figure);
     }
     place.replaceChildren(...figures);
     return kinds;
   }
 
-  return { show };
+  return { show, title };
 })();

@@ -376,12 +376,39 @@ function reasons(value) {
   return typeof value === "string" ? value : Object.entries(value).map(([worker, why]) => `${worker}: ${why}`).join("; ");
 }
 
-function roundRow(row) {
+function testColumns(run) {
+  return run.measure_names.filter(name => run.history.some(row => Number.isFinite(row[`val_${name}`])));
+}
+
+function centralColumns(run) {
+  return run.measure_names.filter(name => run.history.some(row => Number.isFinite(row[`central_${name}`])));
+}
+
+function roundHead(run) {
+  const line = make("tr");
+  const words = ["Round", ...testColumns(run).map(name => `Test ${title(name)}`), ...centralColumns(run).map(name => `Central ${title(name)}`),
+    "Training loss", "Seconds", "Uploaded", "Took part"];
+  line.append(...words.map((text, index) => {
+    const cell = make("th", index && index < words.length - 1 ? "n" : "", text);
+    cell.scope = "col";
+    return cell;
+  }));
+  return line;
+}
+
+function title(measure) {
+  const known = charts.title(measure);
+  return known === "AUC" ? known : known.toLowerCase();
+}
+
+function roundRow(row, run) {
   const line = make("tr");
   const head = make("th", "", row.round === 0 ? "start" : String(row.round));
   head.scope = "row";
   line.append(head);
-  const cells = [fixed(row.val_accuracy, 3), fixed(row.val_auc, 3), fixed(row.val_loss, 4), fixed(row.loss, 4), fixed(row.seconds, 1), bytes(row.update_bytes)];
+  const tests = testColumns(run).map(name => fixed(row[`val_${name}`], name === "loss" ? 4 : 3));
+  const central = centralColumns(run).map(name => fixed(row[`central_${name}`], name === "loss" ? 4 : 3));
+  const cells = [...tests, ...central, fixed(row.loss, 4), fixed(row.seconds, 1), bytes(row.update_bytes)];
   line.append(...cells.map(text => make("td", "n", text)), tookPart(row));
   return line;
 }
@@ -399,12 +426,14 @@ function tookPart(row) {
 }
 
 function showHistory(run) {
-  const rows = run.history.filter(row => row.round > 0 || Number.isFinite(row.val_loss));
+  const rows = run.history.filter(row => row.round > 0 || Number.isFinite(row.val_loss) || Number.isFinite(row.central_loss));
   $("rounds-frame").hidden = rows.length === 0;
-  $("rounds").replaceChildren(...rows.slice().reverse().map(roundRow));
-  const kinds = charts.show($("charts"), run.history, run.workers);
+  $("rounds-head").replaceChildren(roundHead(run));
+  $("rounds").replaceChildren(...rows.slice().reverse().map(row => roundRow(row, run)));
+  const kinds = charts.show($("charts"), run.history, run.workers, run.measure_names);
   $("legend").hidden = kinds.size === 0;
   $("legend-workers").hidden = !kinds.has("worker");
+  $("legend-central").hidden = !kinds.has("central");
 }
 
 // --- earlier runs -----------------------------------------------------------------------------------------

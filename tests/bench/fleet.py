@@ -52,13 +52,16 @@ class NoModels:
         del initial_model
         return BuiltModel(
             model_json="{}",
-            layout=(TensorSpec(dtype="float32", shape=(self._size,)),),
+            layout=(TensorSpec(dtype="float32", shape=(self._size,), kind="trainable"),),
             vector=synthetic(self._size, seed=seed),
             integers=[],
             input_shape=(1,),
             num_classes=len(CLASSES),
             num_parameters=self._size,
         )
+
+    def check(self, *_: object) -> None:
+        """Any model will do."""
 
     def save(self, *_: object) -> None:
         """The child that saves is measured apart."""
@@ -75,6 +78,7 @@ class NoData:
     num_train_examples = NUM_EXAMPLES
     num_test_examples = 0
     examples_per_class = dict.fromkeys(CLASSES, NUM_EXAMPLES // 2)
+    inputs = None
 
 
 class Echo:
@@ -141,7 +145,7 @@ def coordinate(
         "megabytes": round(weights * 4 / 1e6, 2),
         "precision": precision,
         **tell([started, *run.starts[1:]]),
-        "update_bytes": state.history[-1]["update_bytes"],
+        "update_bytes": state.history[-1].update_bytes,
         "coordinator_peak_mb": peak,
         "result_over_expected": ratio,
     }

@@ -31,8 +31,8 @@ from broker.errors import EXIT_SIGNAL, BrokerUnreachable, WarrenError
 from broker.messages import RoundStart
 from broker.private import wait_until
 from broker.rabbitmq import LinkSettings, RabbitLink
-from broker.tensors import FLOAT32, TensorSpec, Vector
-from coordinator.aggregation import FixedPointSum, scale_exponent
+from broker.tensors import FLOAT32, InputFacts, Layout, TensorSpec, Vector
+from coordinator.aggregation import UpdateSum, scale_exponent
 from coordinator.checkpoint import read_checkpoint
 from coordinator.files import lock_folder, make_folder, write_atomically
 from coordinator.model_process import BuiltModel, ModelProcess
@@ -149,11 +149,16 @@ def undisturbed(workers: dict[str, int], *, rounds: int, size: int, seed: int = 
     """The global model after so many rounds in which all these workers (with their examples) took part."""
     weights = first_weights(size, seed)
     for round_number in range(1, rounds + 1):
-        total = FixedPointSum(size, scale_exponent(sum(workers.values())))
+        total = UpdateSum(layout_of_size(size), scale_exponent(sum(workers.values())))
         for worker, num_examples in workers.items():
             total.add(update_of(weights, worker_seed(seed, round_number, worker)), num_examples)
         weights = next_weights(FedAvg(), weights, total, ())
     return weights
+
+
+def layout_of_size(size: int) -> Layout:
+    """One trainable tensor."""
+    return (TensorSpec(dtype="float32", shape=(size,), kind="trainable"),)
 
 
 class StandInModels:
@@ -167,7 +172,7 @@ class StandInModels:
         del initial_model
         return BuiltModel(
             model_json='{"class_name": "StandIn"}',
-            layout=(TensorSpec(dtype="float32", shape=(self._size,)),),
+            layout=layout_of_size(self._size),
             vector=first_weights(self._size, seed),
             integers=[],
             input_shape=(1,),
@@ -181,6 +186,10 @@ class StandInModels:
         digest = hashlib.sha256(vector.tobytes()).hexdigest()
         write_atomically(model_path, [f"{card.round_number} {digest}\n".encode()])
 
+    def check(self, _candidate: Path, _inputs: InputFacts | None) -> str | None:
+        """Any model will do."""
+        return None
+
     def flush(self, _timeout_seconds: float) -> bool:
         """Everything is saved at once."""
         return True
@@ -193,6 +202,7 @@ class StandInData:
     num_train_examples: int
     classes: tuple[str, ...] = CLASSES
     num_test_examples: int = 10
+    inputs: InputFacts | None = None
 
     @property
     def examples_per_class(self) -> dict[str, int]:

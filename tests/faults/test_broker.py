@@ -112,7 +112,7 @@ def test_the_broker_is_away_for_long(own_stage: Stage, own_broker: PrivateBroker
     passed(12)
     own_broker.start()
     assert_undisturbed(own_stage, [coordinator, *workers], 1)
-    assert own_stage.checkpoint.history[1]["attempt"] == 1
+    assert own_stage.checkpoint.history[1].attempt == 1
     for actor in own_stage.actors:
         assert actor.said.count("Reconnecting.") == actor.said.count("Connected to the broker again."), (
             actor.said

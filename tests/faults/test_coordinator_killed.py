@@ -39,7 +39,7 @@ def assert_goes_on(stage: Stage, wanted: Break) -> None:
     assert [actor.ended() for actor in [second, *workers]] == [0, 0, 0, 0], stage.story
     stage.assert_same_bits()
     stage.assert_nobody_trained_twice()
-    assert "val_loss" in stage.checkpoint.history[-1], stage.story
+    assert "loss" in stage.checkpoint.history[-1].test, stage.story
     model = (stage.out / "model.keras").read_text()
     assert model.startswith("3 ")
     assert len((stage.out / "history.csv").read_text().splitlines()) == 1 + 1 + 3

@@ -153,13 +153,13 @@ class OpenRound:
             parts.append(
                 Part(
                     run_id=self.record.run_id, round_number=1, transfer_id=upload_id, index=index, count=count,
-                    precision="float32", scale=1.0, data=data,
+                    precision="float32", data=data,
                 )
             )  # fmt: skip
         announced = UpdateAnnounced(
             worker=worker, run_id=self.record.run_id, round_number=1, attempt=1, upload_id=upload_id,
             num_examples=WORKERS[worker], metrics={"loss": 1.0}, global_metrics={"loss": 1.0}, num_test_examples=10,
-            precision="float32", scale=1.0, parts=count, update=None, digest=digest.hex(), seconds=1.0,
+            precision="float32", scales=(), parts=count, update=None, digest=digest.hex(), seconds=1.0,
         )  # fmt: skip
         return announced, parts
 

@@ -91,5 +91,5 @@ def test_a_full_worker_queue_does_not_hold_up_the_others(parts_stage: Stage, man
     stage.let_go("open-round")
     assert coordinator.ended(60) == 0, stage.story
     coordinator.says("a queue is full")
-    assert stage.checkpoint.history[1]["late"] == ["w1"]
-    assert sorted(stage.checkpoint.history[1]["accepted"]) == ["w2", "w3"]
+    assert stage.checkpoint.history[1].late == ("w1",)
+    assert sorted(stage.checkpoint.history[1].accepted) == ["w2", "w3"]

@@ -124,7 +124,10 @@ def start_of(model: str, round_number: int, weights: int = 130) -> RoundStart:
     vector = np.zeros(weights, "<f4").tobytes()
     digest = Digest()
     digest.add(0, vector)
-    layout = (TensorSpec(dtype="float32", shape=(64, 2)), TensorSpec(dtype="float32", shape=(2,)))
+    layout = (
+        TensorSpec(dtype="float32", shape=(64, 2), kind="trainable"),
+        TensorSpec(dtype="float32", shape=(2,), kind="trainable"),
+    )
     return RoundStart(
         run_id="r", round_number=round_number, attempt=1, mode="train", task="mnist", classes=("0", "1"), model=model,
         settings=SETTINGS, layout=layout, integers=(), scale_exponent=30, part_bytes=65536, parts=0, weights=vector,

@@ -23,7 +23,7 @@ def test_a_worker_killed_while_training_answers_the_same_round(stage: Stage) -> 
     stage.assert_same_bits()
     rounds = [note["round"] for note in stage.notes() if note["worker"] == "w1"]
     assert rounds == [1, 2, 2, 3]
-    assert all(row["attempt"] == 1 for row in stage.checkpoint.history[1:])
+    assert all(row.attempt == 1 for row in stage.checkpoint.history[1:])
 
 
 def test_a_worker_away_for_ten_seconds_costs_ten_seconds(stage: Stage) -> None:
@@ -40,7 +40,7 @@ def test_a_worker_away_for_ten_seconds_costs_ten_seconds(stage: Stage) -> None:
     assert [actor.ended() for actor in [coordinator, second, *others]] == [0, 0, 0, 0], stage.story
     (ended,) = (note["at"] for note in stage.notes("ended") if note["worker"] == "w1")
     assert ended - begun < 1.0 + 5
-    assert stage.checkpoint.history[1]["attempt"] == 1
+    assert stage.checkpoint.history[1].attempt == 1
     stage.assert_same_bits(rounds=1)
 
 
@@ -90,8 +90,8 @@ def test_a_worker_offline_for_three_rounds_takes_part_in_the_fourth(stage: Stage
     assert trained, stage.story
     assert min(trained) >= 5, stage.story
     history = stage.checkpoint.history
-    assert all("w3" not in row["accepted"] for row in history[1:5])
-    assert "w3" in history[-1]["accepted"], stage.story
+    assert all("w3" not in row.accepted for row in history[1:5])
+    assert "w3" in history[-1].accepted, stage.story
 
 
 def test_a_worker_that_joins_mid_round_is_used(stage: Stage) -> None:
@@ -101,7 +101,7 @@ def test_a_worker_that_joins_mid_round_is_used(stage: Stage) -> None:
     stage.wait(lambda: stage.has_begun("w1", 1), 30, "round 1")
     late = stage.worker("w3")
     assert [actor.ended() for actor in [coordinator, late, *workers]] == [0, 0, 0, 0], stage.story
-    assert sorted(stage.checkpoint.history[1]["accepted"]) == ["w1", "w2", "w3"]
+    assert sorted(stage.checkpoint.history[1].accepted) == ["w1", "w2", "w3"]
 
 
 def test_sigterm_ends_a_worker_in_mid_training(stage: Stage) -> None:

@@ -17,6 +17,7 @@ from broker.card import ModelCard, read_card
 from broker.errors import CheckpointError, ModelError, UsageError
 from broker.tensors import vector_size
 from coordinator.checkpoint import CHECKPOINT_FILE, Checkpoint, write_checkpoint
+from coordinator.history import Row
 from coordinator.model_process import BuiltModel, ModelProcess
 from coordinator.tasks import Task, resolve
 from worker.tensorflow import load_keras
@@ -127,7 +128,11 @@ def card(round_number: int = 1, shape: tuple[int, ...] = (28, 28, 1)) -> ModelCa
 def commit(folder: Path, built: BuiltModel, value: float, rounds: int = 3) -> Path:
     """Write a checkpoint whose weights all are `value`."""
     history = [
-        {"round": number, "loss": 1 / number, "accuracy": 0.9, "val_loss": None if number == 2 else 1.0}
+        Row(
+            round=number,
+            metrics={"loss": 1 / number, "accuracy": 0.9},
+            test={} if number == 2 else {"loss": 1.0},
+        )
         for number in range(1, rounds + 1)
     ]
     write_checkpoint(

@@ -1,6 +1,7 @@
 """The weighted sum: exact, the same in any order, and never near the limits of int64."""
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -8,16 +9,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from coordinator.aggregation import LIMIT, FixedPointSum, capacity, flaw_in, scale_exponent
+from broker.tensors import Kind, Layout, TensorSpec
+from coordinator.aggregation import LIMIT, UpdateSum, capacity, examine, scale_exponent
 
 
-def mean_of(total: FixedPointSum) -> np.ndarray:
+def layout_of(*sizes: tuple[int, Kind]) -> Layout:
+    return tuple(TensorSpec(dtype="float32", shape=(size,), kind=kind) for size, kind in sizes)
+
+
+def trainable(size: int) -> Layout:
+    return layout_of((size, "trainable"))
+
+
+def flaw_in(update: np.ndarray, layout: Layout | None = None) -> str | None:
+    return examine(update, layout or trainable(update.size))[1]
+
+
+def mean_of(total: UpdateSum) -> np.ndarray:
     return np.concatenate([chunk for _, chunk in total.mean_chunks()])
 
 
 def test_two_updates_are_weighted_by_their_examples() -> None:
     """(1 · 10 + 3 · 2) / 4 = 4."""
-    total = FixedPointSum(1, scale_exponent(4))
+    total = UpdateSum(trainable(1), scale_exponent(4))
     total.add(np.array([10.0], np.float32), 1)
     total.add(np.array([2.0], np.float32), 3)
     assert mean_of(total) == [4.0]
@@ -45,7 +59,7 @@ def test_every_order_of_the_same_updates_gives_the_same_bits(
     exponent = scale_exponent(sum(n for _, n in given_updates))
     sums = []
     for order in itertools.permutations(given_updates):
-        total = FixedPointSum(7, exponent)
+        total = UpdateSum(trainable(7), exponent)
         for update, number in order:
             total.add(update, number)
         sums.append(total.values.tobytes())
@@ -58,7 +72,7 @@ def test_the_mean_is_within_k_steps_of_the_float64_formula(
 ) -> None:
     """A result lies within k · 2^-45 of Σ n Δ / Σ n for k updates (or one float64 rounding of large values)."""
     count = sum(n for _, n in given_updates)
-    total = FixedPointSum(7, scale_exponent(count))
+    total = UpdateSum(trainable(7), scale_exponent(count))
     for update, number in given_updates:
         total.add(update, number)
     exact = sum(update.astype(np.longdouble) * number for update, number in given_updates) / count
@@ -76,7 +90,7 @@ def test_the_largest_updates_of_all_a_round_can_take_stay_below_2_to_the_62(invi
 
 def test_a_sum_refuses_more_examples_than_its_scale_can_take() -> None:
     """The reserve is two bits: four times the invited examples fit, and not one more."""
-    total = FixedPointSum(1, scale_exponent(8))
+    total = UpdateSum(trainable(1), scale_exponent(8))
     total.add(np.array([LIMIT], np.float32), 32)
     assert total.values[0] == 2**62
     with pytest.raises(OverflowError):
@@ -99,7 +113,7 @@ def test_ordinary_values_up_to_the_limit_are_no_flaw() -> None:
 
 def test_a_sum_in_used_memory_is_the_sum_in_fresh_memory() -> None:
     """The next round adds up where the last one did: what is left there does not count."""
-    fresh, used = FixedPointSum(3, 40), FixedPointSum(3, 40, np.full(3, 12345, np.int64))
+    fresh, used = UpdateSum(trainable(3), 40), UpdateSum(trainable(3), 40, np.full(3, 12345, np.int64))
     for each in (fresh, used):
         each.add(np.array([1, -2, 0.5], np.float32), 2)
         each.add(np.array([4, 0, 1], np.float32), 1)
@@ -108,4 +122,75 @@ def test_a_sum_in_used_memory_is_the_sum_in_fresh_memory() -> None:
 
 def test_no_updates_have_no_mean() -> None:
     with pytest.raises(ValueError, match="no mean"):
-        next(FixedPointSum(3, 40).mean_chunks())
+        next(UpdateSum(trainable(3), 40).mean_chunks())
+
+
+STATISTICS = layout_of((1, "trainable"), (3, "statistic"), (3, "variance"), (2, "frozen"))
+
+sites = st.lists(
+    st.tuples(
+        st.integers(1, 2**39),
+        st.lists(st.floats(-1e8, 1e8, width=32), min_size=3, max_size=3),
+        st.lists(st.floats(0, 2**53, width=32), min_size=3, max_size=3),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def summed(given_sites: list[tuple[int, list[float], list[float]]]) -> UpdateSum:
+    total = UpdateSum(STATISTICS, scale_exponent(sum(n for n, _, _ in given_sites)))
+    for n, means, variances in given_sites:
+        total.add(np.array([0.5, *means, *variances], np.float32), n)
+    return total
+
+
+@given(sites)
+def test_statistics_are_those_of_all_examples_together(
+    given_sites: list[tuple[int, list[float], list[float]]],
+) -> None:
+    """In rational numbers: m̄ = Σ n m / Σ n, and v̄ = Σ n (v + (m − m̄)²) / Σ n, from 1e-38 to 1e16, never below 0."""
+    count = sum(n for n, _, _ in given_sites)
+    found = summed(given_sites).mean_statistics()
+    for place in range(3):
+        means = [Fraction(n) * Fraction(m[place]) for n, m, _ in given_sites]
+        mean = sum(means) / count
+        pooled = [
+            Fraction(n) * (Fraction(v[place]) + (Fraction(m[place]) - mean) ** 2) for n, m, v in given_sites
+        ]
+        variance = sum(pooled) / count
+        assert found[place] == pytest.approx(float(mean), rel=1e-15, abs=1e-15)
+        assert found[3 + place] == pytest.approx(float(variance), rel=1e-13, abs=1e-15)
+        assert found[3 + place] >= 0
+
+
+@given(sites)
+def test_statistics_have_the_same_bits_in_every_order(
+    given_sites: list[tuple[int, list[float], list[float]]],
+) -> None:
+    """As weights have."""
+    results = {
+        summed(list(order)).mean_statistics().tobytes() for order in itertools.permutations(given_sites)
+    }
+    assert len(results) == 1
+
+
+@pytest.mark.parametrize(
+    ("statistics", "flaw"),
+    [
+        ([1e8, 0, 0, 1e16, 0, 0], None),
+        ([np.nan, 0, 0, 0, 0, 0], "finite statistics"),
+        ([1e30, 0, 0, 0, 0, 0], "finite statistics"),
+        ([0, 0, 0, -1e-3, 0, 0], "variances of at least 0"),
+    ],
+)
+def test_statistics_have_bounds_of_their_own(statistics: list[float], flaw: str | None) -> None:
+    """Raw features of 1e8 are no fault; a negative variance is."""
+    found = flaw_in(np.array([0, *statistics], np.float32), STATISTICS)
+    assert found is None if flaw is None else flaw in str(found)
+
+
+def test_the_largest_change_is_that_of_the_trainable_weights() -> None:
+    """Who made a model fail is not told by a large variance."""
+    update = np.array([-3, 0, 0, 0, 1e9, 0, 0], np.float32)
+    assert examine(update, STATISTICS) == (3.0, None)

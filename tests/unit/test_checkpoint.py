@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from broker.errors import CheckpointError
-from broker.tensors import TensorSpec
-from coordinator.aggregation import FixedPointSum
+from broker.errors import CheckpointError, ModelError
+from broker.tensors import InputFacts, TensorSpec
+from coordinator.aggregation import UpdateSum
 from coordinator.checkpoint import (
     CHECKPOINT_FILE,
     ROUND_FILE,
@@ -19,15 +19,20 @@ from coordinator.checkpoint import (
     write_checkpoint,
     write_open_round,
 )
+from coordinator.history import Row
 from coordinator.rounds import Round, Verdict
 from tests.unit.test_rounds import RECORD, update
 
 STATE = Checkpoint(
     run_id="run", task="mnist", classes=("a", "b"), round_number=2, next_attempt=1, model_json="{}",
     input_shape=(2, 2, 1), num_classes=2,
-    layout=(TensorSpec(dtype="float32", shape=(3,)), TensorSpec(dtype="int64", shape=())),
+    layout=(
+        TensorSpec(dtype="float32", shape=(3,), kind="trainable"), TensorSpec(dtype="int64", shape=(), kind="integer"),
+    ),
     vector=np.array([1, 2, 3], np.float32), integers=(np.array(7),),
-    strategy_state=(np.array([4, 5, 6], np.float32),), history=[{"round": 0}, {"round": 1, "loss": 0.5}],
+    strategy_state=(np.array([4, 5, 6], np.float32),),
+    history=[Row(round=0), Row(round=1, metrics={"loss": 0.5}, accepted=("a",))],
+    inputs=InputFacts(shape=(2, 2), dtype="uint8", low=0.0, high=255.0),
 )  # fmt: skip
 
 
@@ -47,15 +52,18 @@ def test_an_open_round_comes_back_with_its_answers_and_its_sum(tmp_path: Path) -
     """What a restarted coordinator goes on with is exactly what was fsynced."""
     the_round = Round(RECORD, 0.0)
     the_round.settle(update("b"), Verdict.ACCEPTED, None, 0.0)
-    total = FixedPointSum(3, RECORD.scale_exponent)
-    total.add(np.array([1, 2, 3], np.float32), 10)
+    layout = (*STATE.layout, TensorSpec(dtype="float32", shape=(1,), kind="statistic"))
+    total = UpdateSum(layout, RECORD.scale_exponent)
+    total.add(np.array([1, 2, 3, 4], np.float32), 10)
     write_open_round(tmp_path, OpenRound(record=RECORD, answers=the_round.answers, total=total))
     back = read_open_round(tmp_path)
     assert back is not None
+    assert back.total is not None
     assert (back.record, back.answers) == (RECORD, the_round.answers)
     assert back.total.values.tobytes() == total.values.tobytes()
     assert back.total.num_examples == 10
-    back.total.add(np.array([1, 1, 1], np.float32), 1)
+    assert back.total.mean_statistics().tolist() == [4.0]
+    back.total.add(np.array([1, 1, 1, 1], np.float32), 1)
 
 
 def test_no_open_round_is_none(tmp_path: Path) -> None:
@@ -110,3 +118,26 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_former_one(
     monkeypatch.undo()
     assert read_checkpoint(tmp_path).round_number == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == [CHECKPOINT_FILE]
+
+
+def test_a_model_that_is_found_wanting_leaves_the_former_one(tmp_path: Path) -> None:
+    """The check sees the file that would be committed; what it raises leaves nothing of it behind."""
+    write_checkpoint(tmp_path, STATE)
+
+    def refuse(aside: Path) -> None:
+        assert read_checkpoint(aside).round_number == 3
+        raise ModelError("it answers NaN")
+
+    with pytest.raises(ModelError):
+        write_checkpoint(tmp_path, replace(STATE, round_number=3), refuse)
+    assert read_checkpoint(tmp_path).round_number == 2
+    assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT_FILE]
+
+
+def test_a_file_of_another_version_is_refused_with_its_version(tmp_path: Path) -> None:
+    """Its weights stood in another order: read as they are they would make another model."""
+    write_checkpoint(tmp_path, STATE)
+    file = tmp_path / CHECKPOINT_FILE
+    file.write_bytes(file.read_bytes().replace(b"warren checkpoint 3", b"warren checkpoint 2", 1))
+    with pytest.raises(CheckpointError, match=r"'warren checkpoint 2'.*the version that wrote it"):
+        read_checkpoint(tmp_path)

@@ -14,7 +14,16 @@ from worker.receiving import Incoming
 from worker.uploading import KeptUpdate, Measured
 
 START = next(message for message in EXAMPLES if isinstance(message, RoundStart))
-MEASURED = Measured(num_examples=3, metrics={}, global_metrics={}, num_test_examples=0, seconds=1.0)
+MEASURED = Measured(
+    num_examples=3,
+    metrics={},
+    states={},
+    global_metrics={},
+    global_states={},
+    counts=None,
+    num_test_examples=0,
+    seconds=1.0,
+)
 
 
 def job(round_number: int) -> RoundJob:
@@ -24,7 +33,16 @@ def job(round_number: int) -> RoundJob:
 
 def kept(the_job: RoundJob, precision: Precision, values: list[float]) -> KeptUpdate:
     vector = np.array(values, FLOAT32)
-    return KeptUpdate("w", the_job.held, MEASURED, vector, part_bytes=65536, precision=precision, seed=1)
+    return KeptUpdate(
+        "w",
+        the_job.held,
+        MEASURED,
+        vector,
+        layout=START.layout,
+        part_bytes=65536,
+        precision=precision,
+        seed=1,
+    )
 
 
 def answered(desk: Desk) -> KeptUpdate:
@@ -47,7 +65,7 @@ def test_an_announced_update_gives_its_memory_to_the_weights_after_the_next() ->
     assert spare is update.vector
     start = replace(START, parts=1, weights=None)
     assert Incoming(start, spare).vector is spare
-    larger = replace(start, layout=(TensorSpec(dtype="float32", shape=(3,)),))
+    larger = replace(start, layout=(TensorSpec(dtype="float32", shape=(3,), kind="trainable"),))
     assert Incoming(larger, spare).vector.shape == (3,), "a model of another size gets its own"
     assert desk.take_spare() is None, "it is given away once"
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from broker import codec, messages
 from broker.errors import ProtocolError
 from broker.messages import Held, Message, TrainingSettings, decode, encode
+from broker.scores import AnswerCounts
 from broker.tensors import TensorSpec
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -28,12 +29,12 @@ EXAMPLES: list[Message] = [
     messages.Ping(token="t"),
     messages.RoundStart(
         run_id="r", round_number=1, attempt=1, mode="train", task="mnist", classes=("a", "b"), model="{}",
-        settings=SETTINGS, layout=(TensorSpec(dtype="float32", shape=(2,)),), integers=(np.array([3]),),
+        settings=SETTINGS, layout=(TensorSpec(dtype="float32", shape=(2,), kind="trainable"),), inputs=None, integers=(np.array([3]),),
         scale_exponent=40, part_bytes=65536, parts=0, weights=bytes(8), digest="d", last_round=5,
         deadline_seconds=60.0,
     ),
     messages.Part(
-        run_id="r", round_number=1, transfer_id="u", index=0, count=2, precision="int8", scale=0.5, data=b"ab"
+        run_id="r", round_number=1, transfer_id="u", index=0, count=2, precision="int8", data=b"ab"
     ),
     messages.RoundClosed(run_id="r", round_number=1),
     messages.UploadAgain(run_id="r", round_number=1, worker="w", upload_id="u"),
@@ -50,7 +51,9 @@ EXAMPLES: list[Message] = [
     ),
     messages.UpdateAnnounced(
         worker="w", run_id="r", round_number=1, attempt=1, upload_id="u", num_examples=3, metrics={"loss": 0.5},
-        global_metrics={}, num_test_examples=1, precision="float32", scale=1.0, parts=2, update=None, digest="d",
+        states={"auc": np.array([0.5, 2.0])}, global_metrics={}, global_states={},
+        counts=AnswerCounts(per_class=np.array([[1, 0], [1, 0]]), bins=np.array([[9], [1], [0]], np.int32)),
+        num_test_examples=1, precision="float32", scales=(), parts=2, update=None, digest="d",
         seconds=1.5,
     ),
     messages.Declined(worker="w", run_id="r", round_number=1, attempt=1, reason="no"),
@@ -91,7 +94,7 @@ def test_the_two_messages_between_a_launcher_and_a_coordinator_may_be_json() -> 
 def test_json_is_taken_for_a_launch_alone() -> None:
     """Nobody joins, and no round starts, by JSON."""
     with pytest.raises(ProtocolError, match="launch"):
-        decode(json.dumps({"type": "left", "version": 1, "worker": "w"}).encode(), "application/json")
+        decode(json.dumps({"type": "left", "version": 2, "worker": "w"}).encode(), "application/json")
 
 
 def fields_of(message: Message) -> dict[str, Any]:
@@ -124,7 +127,7 @@ def test_an_extra_field_is_refused(message: Message) -> None:
         decode(codec.pack({**fields_of(message), "extra": 1}))
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, True])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None, True])
 def test_another_version_is_refused_and_said_so(version: object) -> None:
     """The reason tells which side to upgrade."""
     with pytest.raises(ProtocolError, match="version"):

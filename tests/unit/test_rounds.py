@@ -1,11 +1,14 @@
 """A round closes when it should, judges before it changes, and keeps what was accepted across attempts."""
 
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from broker.messages import UpdateAnnounced
-from coordinator.rounds import Round, RoundRecord, Step, Verdict, weighted_mean
+from broker.scores import AnswerCounts
+from coordinator.rounds import Answer, Round, RoundRecord, Step, Verdict, suspect
 
 RECORD = RoundRecord(
     run_id="run", round_number=3, first_attempt=1, attempt=1, mode="train", selected=("a", "b", "c"), evaluators=(),
@@ -13,11 +16,13 @@ RECORD = RoundRecord(
     deadline_seconds=100, grace_seconds=5,
 )  # fmt: skip
 
+COUNTS = AnswerCounts(per_class=np.array([[2, 1], [1, 1]]), bins=np.array([[5, 9], [1, 1], [0, 1]], np.int32))
+
 
 def update(worker: str, **changes: object) -> UpdateAnnounced:
     announced = UpdateAnnounced(
         worker=worker, run_id="run", round_number=3, attempt=1, upload_id=f"of-{worker}", num_examples=10,
-        metrics={"loss": 1.0}, global_metrics={}, num_test_examples=0, precision="float32", scale=1.0, parts=1,
+        metrics={"loss": 1.0}, states={}, global_metrics={}, global_states={}, counts=None, num_test_examples=0, precision="float32", scales=(), parts=1,
         update=None, digest="", seconds=2.0,
     )  # fmt: skip
     return replace(announced, **changes)  # type: ignore[arg-type]
@@ -146,7 +151,55 @@ def test_a_measuring_round_gives_its_workers_the_time_they_need() -> None:
     assert [the_round.next_step(now) for now in (50.0, 100.0)] == [Step.WAIT, Step.CLOSE]
 
 
-def test_metrics_are_weighted_by_examples() -> None:
-    """(1 · 0.5 + 3 · 0.9) / 4 = 0.8; a metric that one worker lacks is the mean of the others."""
-    mean = weighted_mean([(1, {"accuracy": 0.5}), (3, {"accuracy": 0.9, "auc": 0.7})])
-    assert mean == pytest.approx({"accuracy": 0.8, "auc": 0.7})
+def accepted(**largest: float) -> dict[str, Answer]:
+    return {
+        worker: Answer(upload_id="u", verdict=Verdict.ACCEPTED, largest=size)
+        for worker, size in largest.items()
+    }
+
+
+def test_a_model_that_fails_is_the_fault_of_an_update_far_larger_than_all_others() -> None:
+    """Nobody is blamed for being a little larger, nor where there is nobody to compare with."""
+    assert suspect(accepted(a=0.1, b=60_000.0, c=0.2)) == "b"
+    assert suspect(accepted(a=0.1, b=2.0)) is None
+    assert suspect(accepted(a=60_000.0)) is None
+
+
+def test_the_attempt_after_a_spoiled_one_asks_all_but_the_culprit_again() -> None:
+    """Its answer is rejected with the reason; the sum began anew, so the others answer again."""
+    the_round = Round(RECORD, 0.0)
+    accept(the_round, "a", "b", "c")
+    again = the_round.without("b", "the model answers NaN", 1.0)
+    assert (again.record.attempt, again.record.selected, again.unanswered) == (2, ("a", "c"), ["a", "c"])
+    assert again.rejected == {"b": "the model answers NaN"}
+    assert again.judge(update("b", attempt=2)) == (Verdict.DISCARDED, None)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"states": {"auc": np.array([np.nan])}},
+        {"states": {"auc": np.zeros((2, 2))}},
+        {"global_states": {"auc": np.zeros(1 << 15)}},
+        {"metrics": {f"m{number}": 0.0 for number in range(65)}},
+        {"counts": COUNTS, "num_test_examples": 4},
+        {
+            "counts": replace(COUNTS, bins=np.array([[9, 9], [1, 1], [1, 0]], np.int32)),
+            "num_test_examples": 3,
+        },
+        {"counts": replace(COUNTS, per_class=np.array([[2, 1], [3, 0]])), "num_test_examples": 3},
+    ],
+)
+def test_measures_that_can_not_be_are_rejected(changes: dict[str, Any]) -> None:
+    """Sums that are no numbers, and counts of more examples than there were."""
+    verdict, reason = Round(RECORD, 0.0).judge(update("a", **changes))
+    assert verdict is Verdict.REJECTED
+    assert reason
+
+
+def test_counts_that_add_up_are_accepted() -> None:
+    """Two of class 0, one of class 1, one answer of each right."""
+    assert Round(RECORD, 0.0).judge(update("a", counts=COUNTS, num_test_examples=3)) == (
+        Verdict.ACCEPTED,
+        None,
+    )

@@ -3,14 +3,25 @@
 import numpy as np
 import pytest
 
-from broker.errors import UsageError
-from coordinator.aggregation import FixedPointSum, scale_exponent
-from coordinator.strategies import STRATEGIES, FedAdam, FedAvg, FedAvgM, make_strategy, next_weights
+from broker.errors import ModelError, UsageError
+from broker.tensors import Kind, TensorSpec
+from coordinator.aggregation import UpdateSum, scale_exponent
+from coordinator.strategies import (
+    STRATEGIES,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    Strategy,
+    first_states,
+    make_strategy,
+    next_weights,
+)
 
 
-def total_of(value: float) -> FixedPointSum:
-    total = FixedPointSum(1, scale_exponent(2))
-    total.add(np.array([value], np.float32), 2)
+def total_of(*values: float, kinds: tuple[Kind, ...] = ("trainable",)) -> UpdateSum:
+    layout = tuple(TensorSpec(dtype="float32", shape=(1,), kind=kind) for kind in kinds)
+    total = UpdateSum(layout, scale_exponent(2))
+    total.add(np.array(values, np.float32), 2)
     return total
 
 
@@ -28,10 +39,31 @@ def test_fedavgm_carries_its_velocity() -> None:
 
 
 def test_fedadam_makes_one_step_of_the_paper() -> None:
-    """m = 0.1, v = 0.01; w = 0.01 · 0.1 / (0.1 + 0.001)."""
-    state = (np.zeros(1, np.float32), np.zeros(1, np.float32))
-    weights = next_weights(FedAdam(), np.zeros(1, np.float32), total_of(1.0), state)
-    assert weights[0] == pytest.approx(0.01 * 0.1 / 0.101, rel=1e-5)
+    """m = 0.1, v = 0.99 · τ² + 0.01 with τ = 0.001 (algorithm 2: v ≥ τ² at first); w = 0.01 · 0.1 / (√v + 0.001)."""
+    strategy = FedAdam()
+    weights = next_weights(strategy, np.zeros(1, np.float32), total_of(1.0), first_states(strategy, 1))
+    assert weights[0] == pytest.approx(0.01 * 0.1 / ((0.99e-6 + 0.01) ** 0.5 + 0.001), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "strategy", [FedAvg(), FedAvgM(), FedAdam(learning_rate=0.1)], ids=lambda each: type(each).__name__
+)
+def test_a_strategy_moves_trainable_weights_alone(strategy: Strategy) -> None:
+    """Statistics take the workers' mean whatever the momentum, and frozen weights stay, round after round."""
+    weights = np.array([1, 0, 1, 7], np.float32)
+    kinds: tuple[Kind, ...] = ("trainable", "statistic", "variance", "frozen")
+    state = first_states(strategy, 1)
+    for _ in range(20):
+        weights = next_weights(strategy, weights, total_of(-0.5, 0.3, 1e5, kinds=kinds), state)
+        assert weights[1:].tolist() == [np.float32(0.3), 1e5, 7.0]
+    assert weights[0] < 0
+
+
+@pytest.mark.parametrize("strategy", [FedAvgM(learning_rate=1e300), FedAdam(learning_rate=1e39)])
+def test_a_step_beyond_float32_is_an_error_that_names_the_strategy(strategy: Strategy) -> None:
+    """Infinity is never committed."""
+    with pytest.raises(ModelError, match=type(strategy).__name__):
+        next_weights(strategy, np.zeros(1, np.float32), total_of(1.0), first_states(strategy, 1))
 
 
 def test_every_strategy_is_made_from_its_name() -> None:
@@ -45,3 +77,17 @@ def test_an_option_that_is_not_there_or_no_number_is_refused(options: dict[str, 
     """A typo is told, not ignored."""
     with pytest.raises(UsageError):
         make_strategy("fedavgm", options)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("fedavgm", "momentum", "2"), ("fedavgm", "momentum", "-0.1"), ("fedavgm", "learning_rate", "0"),
+        ("fedadam", "beta_1", "1.5"), ("fedadam", "beta_2", "1"), ("fedadam", "learning_rate", "-3"),
+        ("fedadam", "tau", "0"),
+    ],
+)  # fmt: skip
+def test_an_option_out_of_range_is_refused_with_its_name(name: str, option: str, value: str) -> None:
+    """A momentum of 2 grows without end; the command line says so at once."""
+    with pytest.raises(UsageError, match=option):
+        make_strategy(name, {option: value})

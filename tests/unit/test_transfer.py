@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from broker.errors import ProtocolError
-from broker.messages import Part
-from broker.tensors import TensorSpec, flatten, layout_of, part_count, unflatten
-from broker.transfer import Assembly, Digest, decode_values, encode_values, slices
+from broker.messages import Part, Precision
+from broker.tensors import Kind, Layout, Sections, TensorSpec, flatten, flatten_first, part_count, unflatten
+from broker.transfer import Assembly, Digest, Encoding, slices
 
 PART_BYTES = 64
 
@@ -21,7 +21,7 @@ def parts_of(vector: np.ndarray, transfer_id: str = "t") -> list[Part]:
     return [
         Part(
             run_id="run", round_number=1, transfer_id=transfer_id, index=index, count=len(places),
-            precision="float32", scale=1.0, data=vector[place].tobytes(),
+            precision="float32", data=vector[place].tobytes(),
         )
         for index, place in enumerate(places)
     ]  # fmt: skip
@@ -69,15 +69,28 @@ def test_a_part_of_the_wrong_size_or_count_is_an_error() -> None:
 values = hnp.arrays(np.float32, st.integers(1, 50), elements=st.floats(-1000, 1000, width=32))
 
 
+def layout_of(*kinds: tuple[tuple[int, ...], Kind]) -> Layout:
+    return tuple(TensorSpec(dtype="float32", shape=shape, kind=kind) for shape, kind in kinds)
+
+
+def sent(
+    vector: np.ndarray, layout: Layout, precision: Precision, seed: int = 1, part: int = 7
+) -> np.ndarray:
+    """The vector as its receiver has it, in parts of so many values."""
+    ours, out = Encoding.of(vector, layout, precision), np.empty_like(vector)
+    theirs = Encoding.told(layout, precision, ours.scales)
+    for index, place in enumerate(slices(vector.size, 4 * part)):
+        theirs.decode(ours.encode(vector, place, np.random.default_rng([seed, index])), place, out[place])
+    return out
+
+
 @given(values, st.sampled_from(["float32", "float16", "int8"]), st.integers(0, 9))
 @example(np.array([2.2e-44], np.float32), "int8", 0)
 def test_a_value_comes_back_within_the_step_of_its_precision(
-    vector: np.ndarray, precision: str, seed: int
+    vector: np.ndarray, precision: Precision, seed: int
 ) -> None:
-    """float32 loses nothing, float16 11 bits' worth, int8 at most one step of the part's largest / 127."""
-    encoded = encode_values(vector, precision, np.random.default_rng(seed))  # type: ignore[arg-type]
-    out = np.empty_like(vector)
-    decode_values(encoded, precision, out)  # type: ignore[arg-type]
+    """float32 loses nothing, float16 11 bits' worth, int8 at most one step of its tensor's largest / 127."""
+    out = sent(vector, layout_of(((vector.size,), "trainable")), precision, seed)
     largest = float(np.max(np.abs(vector)))
     bound = {"float32": 0.0, "float16": largest * 2**-10 + 1e-7, "int8": 1.001 * largest / 127 + 1e-30}[
         precision
@@ -89,26 +102,71 @@ def test_int8_rounding_is_right_on_average() -> None:
     """E[decoded] = value (stochastic rounding): 20,000 draws of 0.3 of a step."""
     vector = np.full(20_000, 0.3, np.float32)
     vector[0] = 127.0
-    out = np.empty_like(vector)
-    decode_values(encode_values(vector, "int8", np.random.default_rng(1)), "int8", out)
+    out = sent(vector, layout_of(((20_000,), "trainable")), "int8", part=4096)
     assert float(out[1:].mean()) == pytest.approx(0.3, abs=0.02)
 
 
-def test_weights_are_flattened_and_rebuilt_with_integers_apart() -> None:
-    """Only float weights are averaged; a Normalization layer's count stays the global model's."""
-    weights = [np.ones((2, 2), np.float32), np.array(5, np.int64), np.full(3, 0.5, np.float16)]
-    vector, integers = flatten(weights)
-    assert vector.tolist() == [1, 1, 1, 1, 0.5, 0.5, 0.5]
-    back = unflatten(layout_of(weights), vector, integers)
-    assert [each.shape for each in back] == [(2, 2), (), (3,)]
-    assert back[1] == 5
+def test_a_scale_belongs_to_one_tensor() -> None:
+    """Beside a tensor of thousands, one of thousandths keeps its own steps, wherever the parts are cut."""
+    vector = np.concatenate([np.full(10, 5000.0), np.linspace(-1e-3, 1e-3, 11)]).astype(np.float32)
+    out = sent(vector, layout_of(((10,), "trainable"), ((11,), "trainable")), "int8")
+    assert np.abs(out[10:] - vector[10:]).max() <= 1.001e-3 / 127
+    assert np.abs(out[:10] - vector[:10]).max() <= 5001 / 127
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_statistics_travel_as_they_are_whatever_the_precision(precision: Precision) -> None:
+    """A variance of 1e-4 beside one of 1e8 is not rounded below zero, and 1e8 is no float16."""
+    layout = layout_of(((5,), "trainable"), ((2,), "statistic"), ((2,), "variance"))
+    vector = np.array([1, 2, 3, 4, 5, -1e8, 0.5, 1e-4, 1e8], np.float32)
+    assert sent(vector, layout, precision)[5:].tobytes() == vector[5:].tobytes()
+
+
+@pytest.mark.parametrize("scales", [(), (1.0,), (1.0, 0.0), (1.0, np.nan), (1.0, 1e31), (1.0, 1.0, 1.0)])
+def test_scales_that_do_not_fit_the_model_are_an_error(scales: tuple[float, ...]) -> None:
+    """One for each trainable tensor, above 0 and finite."""
+    layout = layout_of(((2,), "trainable"), ((2,), "trainable"), ((2,), "statistic"))
+    with pytest.raises(ProtocolError, match="scales"):
+        Encoding.told(layout, "int8", scales)
+
+
+def test_weights_are_flattened_trainable_first_and_rebuilt_in_their_order() -> None:
+    """[trainable | statistics | frozen], integers apart: what travels up is the vector's beginning."""
+    layout = (
+        TensorSpec(dtype="float32", shape=(2, 2), kind="frozen"),
+        TensorSpec(dtype="int64", shape=(), kind="integer"),
+        TensorSpec(dtype="float16", shape=(3,), kind="trainable"),
+        TensorSpec(dtype="float32", shape=(1,), kind="statistic"),
+        TensorSpec(dtype="float32", shape=(1,), kind="variance"),
+        TensorSpec(dtype="float32", shape=(), kind="trainable"),
+    )
+    weights = [
+        np.ones((2, 2), np.float32), np.array(5, np.int64), np.full(3, 0.5, np.float16),
+        np.array([7], np.float32), np.array([8], np.float32), np.array(9, np.float32),
+    ]  # fmt: skip
+    vector, integers = flatten(weights, layout)
+    assert vector.tolist() == [0.5, 0.5, 0.5, 9, 7, 8, 1, 1, 1, 1]
+    sections = Sections(layout)
+    assert (sections.num_trainable, sections.num_up, sections.size) == (4, 6, 10)
+    assert sections.tensors == (slice(0, 3), slice(3, 4))
+    assert sections.variances == ((slice(0, 1), slice(1, 2)),)
+    assert flatten_first(weights, layout, sections.num_up).tolist() == vector[:6].tolist()
+    back = unflatten(layout, vector, integers)
+    assert [np.asarray(each).tolist() for each in back] == [np.asarray(each).tolist() for each in weights]
+
+
+def test_a_variance_without_its_mean_is_an_error() -> None:
+    """Nobody knows what it is about."""
+    for layout in (layout_of(((2,), "variance")), layout_of(((1,), "statistic"), ((2,), "variance"))):
+        with pytest.raises(ProtocolError, match="mean"):
+            Sections(layout).variances  # noqa: B018 - worked out when asked for
 
 
 @pytest.mark.parametrize("size", [0, 1, 6, 8])
 def test_a_vector_that_does_not_fit_its_layout_is_an_error(size: int) -> None:
     """Never silently too short or too long."""
     with pytest.raises(ProtocolError):
-        unflatten((TensorSpec(dtype="float32", shape=(7,)),), np.zeros(size, np.float32), [])
+        unflatten(layout_of(((7,), "trainable")), np.zeros(size, np.float32), [])
 
 
 def test_small_vectors_ride_inline() -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from broker.messages import Progress, TrainingSettings
-from coordinator.history import worker_rows
+from coordinator.history import Row, WorkerRow, flat_workers
 from coordinator.membership import Member
 from coordinator.metrics import metrics_text
 from coordinator.rounds import Answer, RoundRecord, Verdict
@@ -46,7 +46,7 @@ def view(**changes: Any) -> RunView:
     given: dict[str, Any] = {
         "folder": "mnist-1", "task": "mnist", "phase": "training", "rounds": 5, "closed_rounds": 1, "workers": 3,
         "quorum": 2, "classes": ("ill", "well"), "record": RECORD, "answers": {}, "seconds_open": 1.0,
-        "update_bytes": 0, "history": [{"round": 0}, {"round": 1, "loss": 0.5, "seconds": 3.0, "late": ["c"]}],
+        "update_bytes": 0, "history": [Row(round=0), Row(round=1, metrics={"loss": 0.5}, seconds=3.0, late=("c",))],
         "present": ["a", "b", "c"], "unfit": {}, "is_stopping": False, "settings": SETTINGS, "strategy": "fedavg",
     }  # fmt: skip
     return RunView(**{**given, **changes})
@@ -146,8 +146,11 @@ def test_metrics_follow_the_state() -> None:
 
 def test_each_accepted_worker_has_a_row_of_its_own() -> None:
     """workers.csv: what is drawn as thin lines."""
-    rows = [{"round": 1, "workers": {"a": {"loss": 0.5}, "b": {"loss": 0.25}}}, {"round": 2}]
-    assert worker_rows(rows) == [
-        {"round": 1, "worker": "a", "loss": 0.5},
-        {"round": 1, "worker": "b", "loss": 0.25},
+    workers = {
+        "a": WorkerRow(num_examples=9, seconds=1.5, metrics={"loss": 0.5}),
+        "b": WorkerRow(test={"loss": 0.25}, num_test_examples=3),
+    }
+    assert flat_workers([Row(round=1, workers=workers), Row(round=2)]) == [
+        {"round": 1, "worker": "a", "num_examples": 9, "seconds": 1.5, "loss": 0.5},
+        {"round": 1, "worker": "b", "num_test_examples": 3, "val_loss": 0.25},
     ]
