@@ -37,7 +37,8 @@ class Measurement:
     @property
     def figures(self) -> Figures:
         """All there is to say; a compiled metric keeps its name, even where ours has the same."""
-        return (pooled_measures([self.counts]) if self.counts else {}) | self.metrics
+        counted = pooled_measures([self.counts]) if self.counts else {}
+        return self.metrics | {name: counted[name] for name in counted if name not in self.metrics}
 
 
 def pooled(measurements: Iterable[Measurement], work_out: WorkOut) -> Figures:
@@ -56,8 +57,9 @@ def pooled(measurements: Iterable[Measurement], work_out: WorkOut) -> Figures:
         for name in dict.fromkeys(name for each in every for name in each.metrics)
         if name not in sums
     }
+    figures = means | (work_out(sums) if sums else {})
     counted = pooled_measures(each.counts for each in every if each.counts)
-    return counted | means | (work_out(sums) if sums else {})
+    return figures | {name: counted[name] for name in counted if name not in figures}
 
 
 def _summed(every: list[Measurement]) -> dict[str, Array]:

@@ -108,6 +108,26 @@ class RunOptions:
         }
 
     @property
+    def everything(self) -> dict[str, object]:
+        """Every setting as it counts, for run.json: the task's own where nothing else was asked for."""
+        first = self.settings(1)
+        return {
+            **self.identity,
+            "rounds": self.rounds,
+            "workers": self.workers,
+            "quorum": self.needed,
+            "fraction": self.fraction,
+            "deadline_seconds": self.deadline_seconds,
+            "grace_seconds": self.grace_seconds,
+            "retries": self.retries,
+            **self.training,
+            "examples_per_class": first.examples_per_class,
+            "upload_precision": first.precision,
+            "deterministic": self.deterministic,
+            "initial_model": None if self.initial_model is None else str(self.initial_model),
+        }
+
+    @property
     def identity(self) -> dict[str, object]:
         """What a folder's run may not change when it goes on."""
         return {

@@ -240,9 +240,10 @@ class Run:
 
     def _load(self) -> None:
         """Take up what is on disk, before the first delivery comes; else have the model built meanwhile."""
-        keep_identity(self._options)
         if (self._options.out / CHECKPOINT_FILE).exists():
             self._state = read_checkpoint(self._options.out)
+        keep_identity(self._options, closed_rounds=self._state.round_number if self._state else 0)
+        if self._state is not None:
             self._log.update(run=self._state.run_id)
             logger.info("Going on after round %d in %s.", self._state.round_number, self._options.out)
             self._resume()

@@ -11,7 +11,7 @@ from typing import Any
 
 from broker.errors import CheckpointError
 from coordinator.files import make_folder, write_atomically
-from coordinator.identity import RUN_FILE
+from coordinator.identity import RUN_FILE, current_settings
 
 LAUNCH_FILE = "launch.json"
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -111,7 +111,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def _summarize(place: Path) -> Fields:
-    identity = _read_json(place / RUN_FILE)
+    identity = current_settings(_read_json(place / RUN_FILE))
     history = read_rows(place / "history.csv")
     launch = read_launch(place) if (place / LAUNCH_FILE).is_file() else None
     last = history[-1] if history else {}
@@ -128,7 +128,7 @@ def _summarize(place: Path) -> Fields:
         "has_model": (place / "model.keras").is_file(),
         "has_curves": (place / "curves.png").is_file(),
         "measures": {
-            name: last[f"val_{name}"] for name in ("accuracy", "auc", "loss") if last.get(f"val_{name}")
+            name: last[f"val_{name}"] for name in ("accuracy", "auc", "loss") if f"val_{name}" in last
         },
         "settings": {
             name: identity.get(name) for name in ("epochs", "batch_size", "learning_rate", "quorum")

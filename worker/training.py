@@ -60,7 +60,7 @@ class TestResult:
     @property
     def figures(self) -> dict[str, float]:
         """All there is to say; a compiled metric keeps its name, even where ours has the same."""
-        return self.answers | self.metrics
+        return self.metrics | {name: self.answers[name] for name in self.answers if name not in self.metrics}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

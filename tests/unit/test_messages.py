@@ -16,7 +16,7 @@ from broker import codec, messages
 from broker.errors import ProtocolError
 from broker.messages import Held, Message, TrainingSettings, decode, encode
 from broker.scores import AnswerCounts
-from broker.tensors import TensorSpec
+from broker.tensors import InputFacts, TensorSpec
 
 GOLDEN = Path(__file__).parent / "golden"
 SETTINGS = TrainingSettings(
@@ -29,7 +29,8 @@ EXAMPLES: list[Message] = [
     messages.Ping(token="t"),
     messages.RoundStart(
         run_id="r", round_number=1, attempt=1, mode="train", task="mnist", classes=("a", "b"), model="{}",
-        settings=SETTINGS, layout=(TensorSpec(dtype="float32", shape=(2,), kind="trainable"),), inputs=None, integers=(np.array([3]),),
+        settings=SETTINGS, layout=(TensorSpec(dtype="float32", shape=(2,), kind="trainable"),),
+        inputs=InputFacts(shape=(2, 2), dtype="uint8", low=0.0, high=255.0), integers=(np.array([3]),),
         scale_exponent=40, part_bytes=65536, parts=0, weights=bytes(8), digest="d", last_round=5,
         deadline_seconds=60.0,
     ),

@@ -22,7 +22,8 @@ COUNTS = AnswerCounts(per_class=np.array([[2, 1], [1, 1]]), bins=np.array([[5, 9
 def update(worker: str, **changes: object) -> UpdateAnnounced:
     announced = UpdateAnnounced(
         worker=worker, run_id="run", round_number=3, attempt=1, upload_id=f"of-{worker}", num_examples=10,
-        metrics={"loss": 1.0}, states={}, global_metrics={}, global_states={}, counts=None, num_test_examples=0, precision="float32", scales=(), parts=1,
+        metrics={"loss": 1.0}, states={}, global_metrics={}, global_states={}, counts=None,
+        num_test_examples=0, precision="float32", scales=(), parts=1,
         update=None, digest="", seconds=2.0,
     )  # fmt: skip
     return replace(announced, **changes)  # type: ignore[arg-type]
