@@ -49,6 +49,7 @@ from worker.uploading import Measured
 
 TASK = Task(name="stand-in", kind="builder", source="stand_in:model", defaults=TaskDefaults())
 CLASSES = ("no", "yes")
+LARGEST_WEIGHT = 10_000.0  #: the stand-in model's answers are no numbers beyond it
 _STEP_SECONDS = 0.05
 
 #: Where a break point may be: module, and function or method.
@@ -99,6 +100,7 @@ class Options:
         trainings: Where each training is noted, one JSON line each.
         patches: Constants of the product to set, "module:name" to value: shorter waits for the tests.
         fails: Training raises DataError.
+        spoils: Added to every value of its updates: finite, and yet too much for the model.
         data: What a worker trains on with Keras; for a coordinator: its model is Keras's, a small one.
     """
 
@@ -116,6 +118,7 @@ class Options:
     is_swarm: bool = False
     evaluate_only: bool = False
     fails: bool = False
+    spoils: float = 0.0
     data: str = ""
     trainings: str = ""
     claim_seconds: float = 20.0
@@ -186,9 +189,10 @@ class StandInModels:
         digest = hashlib.sha256(vector.tobytes()).hexdigest()
         write_atomically(model_path, [f"{card.round_number} {digest}\n".encode()])
 
-    def check(self, _candidate: Path, _inputs: InputFacts | None) -> str | None:
-        """Any model will do."""
-        return None
+    def check(self, candidate: Path, _inputs: InputFacts | None) -> str | None:
+        """As a model whose answers overflow once a weight is too large."""
+        largest = float(np.abs(read_checkpoint(candidate).vector).max())
+        return "its model answers NaN or infinity" if largest > LARGEST_WEIGHT else None
 
     def flush(self, _timeout_seconds: float) -> bool:
         """Everything is saved at once."""
@@ -246,6 +250,8 @@ class NumpyTrainer:
                 self._note("stopped", participant.name, start, weights)
                 return None
         vector = update_of(weights, seed_of(start, participant.name)) if trains else None
+        if vector is not None and self._options.spoils:
+            vector += np.float32(self._options.spoils)
         measured = Measured(
             num_examples=participant.data.num_train_examples if trains else 0,
             metrics={"loss": 1.0} if trains else {},

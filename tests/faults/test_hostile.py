@@ -25,11 +25,20 @@ from broker.memory import MemoryBroker, MemoryLink
 from broker.messages import Held, Joined, Launch, Message, Part, UpdateAnnounced, decode, encode
 from broker.transfer import Digest
 from coordinator import fetching, run
-from coordinator.aggregation import FixedPointSum
+from coordinator.aggregation import UpdateSum
 from coordinator.options import RunOptions
 from coordinator.rounds import Verdict
 from coordinator.run import Run
-from tests.faults.actors import CLASSES, TASK, StandInData, StandInModels, undisturbed, update_of, worker_seed
+from tests.faults.actors import (
+    CLASSES,
+    TASK,
+    StandInData,
+    StandInModels,
+    layout_of_size,
+    undisturbed,
+    update_of,
+    worker_seed,
+)
 from tests.unit.test_messages import EXAMPLES
 from worker.jobs import Desk
 from worker.postbox import Postbox
@@ -158,7 +167,8 @@ class OpenRound:
             )  # fmt: skip
         announced = UpdateAnnounced(
             worker=worker, run_id=self.record.run_id, round_number=1, attempt=1, upload_id=upload_id,
-            num_examples=WORKERS[worker], metrics={"loss": 1.0}, global_metrics={"loss": 1.0}, num_test_examples=10,
+            num_examples=WORKERS[worker], metrics={"loss": 1.0}, states={}, global_metrics={"loss": 1.0},
+            global_states={}, counts=None, num_test_examples=10,
             precision="float32", scales=(), parts=count, update=None, digest=digest.hex(), seconds=1.0,
         )  # fmt: skip
         return announced, parts
@@ -170,7 +180,7 @@ class OpenRound:
 
     def assert_unmoved(self) -> None:
         """Nothing is in the mean but what w2 could have sent honestly, with as many examples as it declared."""
-        expected = FixedPointSum(SIZE, self.record.scale_exponent)
+        expected = UpdateSum(layout_of_size(SIZE), self.record.scale_exponent)
         for worker in self.opened.round.accepted:
             assert worker == "w2"
             answer = self.opened.round.answers[worker]
@@ -335,7 +345,7 @@ def test_parts_in_any_disorder_count_whole_or_not_at_all(opened: OpenRound) -> N
         encode(replace(parts[1], index=0)),
         encode(replace(parts[2], count=9)),
         encode(replace(parts[3], precision="int8")),
-        encode(replace(parts[3], precision="int8", scale=float("nan"))),
+        encode(replace(parts[3], precision="float16")),
         encode(replace(parts[4], data=np.full(len(parts[4].data) // 4, np.nan, "<f4").tobytes())),
     ]
     pool = [*right, *foreign, *wrong, b"junk", b"\x91" * 2000]

@@ -128,8 +128,8 @@ def test_a_straggler_is_told_and_stops(stage: Stage) -> None:
     stage.wait(lambda: bool(stage.notes("stopped")), 10, "the end of the training")
     assert slow.is_running
     row = stage.checkpoint.history[1]
-    assert row["late"] == ["w3"]
-    assert 1.0 <= row["seconds"] < 6
+    assert row.late == ("w3",)
+    assert 1.0 <= row.seconds < 6
     assert "Late in round 1: w3" in coordinator.said
     assert slow.terminate() < 2
     assert [actor.ended() for actor in [coordinator, *workers]] == [0, 0, 0], stage.story
