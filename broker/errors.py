@@ -13,6 +13,7 @@ WarrenError                    1  (never raised itself)
 ├── QuorumNotReached           4  too few workers answered
 ├── DataError                  5  the data can't be used
 ├── ModelError                 5  the model can't be used
+│   └── ModelDiverged          5  the model no longer answers with numbers
 ├── CheckpointError            5  the run's folder can't be read or written
 └── ProtocolError              1  a received message is wrong; it is copied to the queue `dead`, never fatal
 """
@@ -88,6 +89,10 @@ class ModelError(WarrenError):
     """The model can't be used."""
 
     exit_code = EXIT_DATA
+
+
+class ModelDiverged(ModelError):
+    """The model no longer answers with numbers; it is not committed."""
 
 
 class CheckpointError(WarrenError):

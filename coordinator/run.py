@@ -16,7 +16,7 @@ import numpy as np
 
 from broker import names
 from broker.card import ModelCard
-from broker.errors import LinkLost, ModelError, QuorumNotReached, WarrenError
+from broker.errors import LinkLost, ModelDiverged, QuorumNotReached, WarrenError
 from broker.link import Delivery, Link, outgoing, upload_queue
 from broker.logs import LogContext
 from broker.messages import (
@@ -428,7 +428,7 @@ class Run:
             if step is Step.CLOSE:
                 try:
                     self._close(opened)
-                except ModelError as exc:
+                except ModelDiverged as exc:
                     opened = self._give_up_update(opened, str(exc))
                 else:
                     return
@@ -556,14 +556,14 @@ class Run:
         """With these updates the model fails: the one that made it so is rejected, and the others are asked again.
 
         Raises:
-            ModelError: It is no single one's fault, or no attempt is left; the last model stays.
+            ModelDiverged: It is no single one's fault, or no attempt is left; the last model stays.
         """
         the_round, record = opened.round, opened.round.record
         accepted = {worker: the_round.answers[worker] for worker in the_round.accepted}
         culprit = suspect(accepted)
         sizes = ", ".join(f"{worker} {answer.largest:.3g}" for worker, answer in accepted.items())
         if culprit is None or record.attempt - record.first_attempt >= self._options.retries:
-            raise ModelError(
+            raise ModelDiverged(
                 f"Round {record.round_number} is not committed: {reason}. Largest change of a weight: {sizes[:500]}. "
                 f"The model of round {record.round_number - 1} stays. Try a lower --learning-rate."
             )
@@ -610,11 +610,11 @@ class Run:
         """Refuse to commit a model that no longer answers with numbers.
 
         Raises:
-            ModelError: It does not.
+            ModelDiverged: It does not.
         """
         reason = self._models.check(aside, self._committed.inputs)
         if reason is not None:
-            raise ModelError(reason)
+            raise ModelDiverged(reason)
 
     def _work_out(self, sums: Mapping[str, Array]) -> Figures:
         return self._models.work_out(self._committed.model_json, sums)

@@ -11,7 +11,7 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-from broker.errors import ModelError, UsageError
+from broker.errors import ModelDiverged, UsageError
 from broker.tensors import FLOAT32, Vector
 from coordinator.aggregation import UpdateSum
 from coordinator.exact_sum import Doubles
@@ -156,7 +156,7 @@ def next_weights(
     """The next global weights, float32 of shape (P,), in `out` if given; `state` is changed in place.
 
     Raises:
-        ModelError: The step gives NaN, infinity, or what float32 can't hold.
+        ModelDiverged: The step gives NaN, infinity, or what float32 can't hold.
     """
     result = np.empty_like(weights) if out is None else out
     is_finite = True
@@ -169,7 +169,7 @@ def next_weights(
         begin, end = total.values.size, total.values.size + statistics.size
         result[begin:end] = statistics
     if not is_finite or not np.isfinite(result[begin:end]).all():
-        raise ModelError(
+        raise ModelDiverged(
             f"the step of {type(strategy).__name__} gives NaN or infinity; lower its learning rate"
         )
     result[end:] = weights[end:]

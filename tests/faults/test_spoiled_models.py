@@ -26,7 +26,9 @@ def test_a_model_that_fails_by_nobodys_single_fault_ends_the_run_with_the_last_g
     workers = stage.workers(spoils=TOO_MUCH, once=False)
     coordinator = stage.coordinator(rounds=2)
     assert coordinator.ended(30) == 5, stage.story
-    coordinator.says("Round 1 is not committed: its model answers NaN or infinity. Largest change of a weight: ")
+    coordinator.says(
+        "Round 1 is not committed: its model answers NaN or infinity. Largest change of a weight: "
+    )
     coordinator.says("The model of round 0 stays.")
     assert stage.committed_round == 0
     assert all(actor.is_running for actor in workers)

@@ -64,10 +64,9 @@ def one_hot() -> Any:
 
 def binary() -> Any:
     metrics = load_keras().metrics
-    return classifier(
-        "binary_crossentropy", [metrics.BinaryAccuracy(name="right"), metrics.AUC(name="auc"), metrics.RootMeanSquaredError(name="root")],
-        classes=1,
-    )  # fmt: skip
+    root = metrics.RootMeanSquaredError(name="root")
+    compiled = [metrics.BinaryAccuracy(name="right"), metrics.AUC(name="auc"), root]
+    return classifier("binary_crossentropy", compiled, classes=1)
 
 
 MODELS = pytest.mark.parametrize("build", [sparse, one_hot, binary])

@@ -15,11 +15,12 @@ import pytest
 
 from broker.card import ModelCard, read_card
 from broker.errors import CheckpointError, ModelError, UsageError
-from broker.tensors import vector_size
+from broker.tensors import InputFacts, vector_size
 from coordinator.checkpoint import CHECKPOINT_FILE, Checkpoint, write_checkpoint
 from coordinator.history import Row
 from coordinator.model_process import BuiltModel, ModelProcess
 from coordinator.tasks import Task, resolve
+from coordinator.trial import made_up_examples
 from worker.tensorflow import load_keras
 
 CLASSES = tuple("0123456789")
@@ -277,6 +278,41 @@ def test_the_newest_state_wins(process: ModelProcess, tmp_path: Path) -> None:
     assert found.round_number == 5
     model = load_keras().saving.load_model(tmp_path / "model.keras")
     assert (model.get_weights()[0] == 5).all()
+
+
+def tried(process: ModelProcess, folder: Path, built: BuiltModel, former: float, value: float) -> str | None:
+    """What the child says of a checkpoint that is about to follow another."""
+    commit(folder, built, former)
+    commit(folder / "new", built, value).rename(folder / f".{CHECKPOINT_FILE}.new")
+    pixels = InputFacts(shape=(28, 28), dtype="uint8", low=0, high=255)
+    return process.check(folder / f".{CHECKPOINT_FILE}.new", pixels)
+
+
+@pytest.mark.parametrize(
+    ("former", "value", "is_told"),
+    [
+        (0.01, 0.02, False),
+        (0.01, 30_000.0, False),
+        (0.01, 1e12, True),
+        (0.01, np.inf, True),
+        (1e12, 2e12, False),
+    ],
+)
+def test_a_model_that_answers_nan_is_told_before_it_is_committed(
+    process: ModelProcess, tmp_path: Path, former: float, value: float, is_told: bool
+) -> None:
+    """Finite weights may overflow in the middle; what the committed model can't answer either says nothing new."""
+    (tmp_path / "new").mkdir()
+    reason = tried(process, tmp_path, process.build(resolve("mnist"), seed=1), former, value)
+    assert (reason is not None) == is_told
+    assert not is_told or "answers NaN or infinity" in str(reason)
+
+
+def test_made_up_examples_are_within_the_workers_range() -> None:
+    """Tokens are whole numbers that the embedding has; the lowest and the highest are among them."""
+    tokens = made_up_examples((9,), {"low": 0, "high": 99, "dtype": "int64"})
+    assert (tokens.min(), tokens.max(), np.unique(tokens % 1).tolist()) == (0, 99, [0.0])
+    assert made_up_examples((2, 2), None).shape == (8, 2, 2)
 
 
 def test_a_failed_save_is_told_at_the_flush(process: ModelProcess, tmp_path: Path) -> None:

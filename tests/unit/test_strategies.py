@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from broker.errors import ModelError, UsageError
+from broker.errors import ModelDiverged, UsageError
 from broker.tensors import Kind, TensorSpec
 from coordinator.aggregation import UpdateSum, scale_exponent
 from coordinator.strategies import (
@@ -62,7 +62,7 @@ def test_a_strategy_moves_trainable_weights_alone(strategy: Strategy) -> None:
 @pytest.mark.parametrize("strategy", [FedAvgM(learning_rate=1e300), FedAdam(learning_rate=1e39)])
 def test_a_step_beyond_float32_is_an_error_that_names_the_strategy(strategy: Strategy) -> None:
     """Infinity is never committed."""
-    with pytest.raises(ModelError, match=type(strategy).__name__):
+    with pytest.raises(ModelDiverged, match=type(strategy).__name__):
         next_weights(strategy, np.zeros(1, np.float32), total_of(1.0), first_states(strategy, 1))
 
 
