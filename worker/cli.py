@@ -14,6 +14,7 @@ from broker.names import check_name
 from worker.baseline import BaselineOptions, save_alone, train_alone
 from worker.data import open_data
 from worker.evaluation import check_classes, evaluate, format_evaluation
+from worker.inference import Inference
 from worker.model_file import load_model
 from worker.prediction import predict
 from worker.service import LinkTo, take_part
@@ -71,7 +72,7 @@ def evaluate_command(model: Path, data: str, as_json: bool, log: LogContext) -> 
     loaded = load_model(model)
     dataset = open_data(data, for_training=False, shape=loaded.shape)
     check_classes(loaded.classes if loaded.card else None, dataset.classes)
-    result = evaluate(loaded.model, dataset.test(loaded.shape), dataset.classes)
+    result = evaluate(Inference(loaded.model), dataset.test(loaded.shape), dataset.classes)
     click.echo(json.dumps(asdict(result)) if as_json else format_evaluation(result, dataset.classes))
 
 

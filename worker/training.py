@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.errors import DataError, ModelError
+from broker.head import head_of
+from broker.loss import encode_labels
 from broker.messages import TrainingSettings
 from broker.tensors import Array
 from worker.data import Examples
-from worker.evaluation import encode_labels, score, to_probabilities
+from worker.evaluation import score
 from worker.safe_model import build_model
 from worker.tensorflow import load_keras
 
@@ -96,6 +98,7 @@ class LocalModel:
         self.input_shape: tuple[int, ...] = tuple(self._model.input_shape[1:])
         self._outputs = int(self._model.output_shape[-1])
         self.num_classes = max(self._outputs, 2)
+        self._head = head_of(self._model)
         self._first_state = _FirstState(self._model.optimizer)
         self._seeds = _seed_states(self._model)
         self._reading: _Reading
@@ -283,7 +286,7 @@ class LocalModel:
             batch_loss, batch_outputs = self._test_batch(x, y)
             outputs.append(batch_outputs)
             loss += batch_loss * len(y)
-        probabilities = to_probabilities(np.concatenate(outputs), self.num_classes)
+        probabilities = self._head.probabilities(np.concatenate(outputs))
         found = score(probabilities, examples.y, loss / len(examples.y))
         measures = {
             "loss": found.loss,
@@ -293,7 +296,7 @@ class LocalModel:
         return measures if found.auc is None else measures | {"auc": found.auc}
 
     def _encode(self, y: NDArray[np.int64]) -> Array:
-        return encode_labels(self._model, y, self._outputs)
+        return encode_labels(self._model.loss, y, self._outputs)
 
     def _test_batch(self, x: Array, y: NDArray[np.int64]) -> tuple[float, NDArray[np.float32]]:
         loss, outputs = self._test(np.asarray(x, np.float32), self._encode(y))
