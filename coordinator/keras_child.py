@@ -24,6 +24,7 @@ from broker.card import ModelCard, write_card
 from broker.errors import ModelError, UsageError, WarrenError
 from broker.tensors import Array, TensorSpec, unflatten
 from coordinator.curves import draw_curves
+from coordinator.form import check_form, check_training
 
 _LAST_SECONDS = 10  # what a request under way may still take once stdin has ended
 
@@ -83,9 +84,11 @@ def _build(request: Request) -> dict[str, Any]:
 
     keras.utils.set_random_seed(request["seed"])
     model = _load(Path(request["source"])) if request["kind"] == "file" else _call(request["source"])
-    _check_form(model)
+    check_form(model)
     text = _to_json(model)
-    _check_copy(model, _from_json(text))
+    copy = _from_json(text)
+    _check_copy(model, copy)
+    warnings = check_training(copy)
     if request["initial_model"] is not None:
         _take_weights(model, Path(request["initial_model"]))
     np.savez(request["weights_path"], *(_values(model)))
@@ -94,6 +97,7 @@ def _build(request: Request) -> dict[str, Any]:
         "input_shape": list(model.input_shape[1:]),
         "num_classes": max(int(model.output_shape[-1]), 2),
         "num_parameters": int(model.count_params()),
+        "warnings": warnings,
     }
 
 
@@ -155,23 +159,6 @@ def _config_in(path: Path) -> str:
             return archive.read("config.json").decode()
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as exc:
         raise ModelError(f"{path.name} is no model saved by Keras 3 as .keras. {_one_line(exc)}") from exc
-
-
-def _check_form(model: Any) -> None:
-    """Whether it is a compiled classifier that workers can train."""
-    import keras
-
-    if not isinstance(model, keras.Model):
-        raise ModelError(f"The task gave a {type(model).__name__}. Expected a compiled Keras model.")
-    if not model.compiled or model.optimizer is None:
-        raise ModelError("The model is not compiled. Try model.compile(optimizer, loss, metrics) before.")
-    received: Any = (model.input_shape, model.output_shape) if model.built else (None, None)
-    is_simple = all(isinstance(shape, tuple) for shape in received)
-    if not is_simple or None in received[0][1:] or len(received[1]) != 2:
-        raise ModelError(
-            "The model must have one input of a fixed shape, and one output with a number per class. "
-            f"Received {received}."
-        )
 
 
 def _to_json(model: Any) -> str:

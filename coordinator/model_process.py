@@ -19,6 +19,7 @@ import numpy as np
 from broker.card import ModelCard
 from broker.errors import CheckpointError, DataError, ModelError, ProtocolError, UsageError, WarrenError
 from broker.tensors import Array, Layout, Vector, flatten, layout_of
+from coordinator.form import has_schedule
 from coordinator.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,11 @@ class BuiltModel:
     input_shape: tuple[int, ...]
     num_classes: int
     num_parameters: int
+
+    @property
+    def has_schedule(self) -> bool:
+        """Whether its learning rate is a schedule, which no other rate can replace."""
+        return has_schedule(self.model_json)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +124,8 @@ class ModelProcess:
                 }
             )
             weights = _read_weights(weights_path)
+        for warning in answer["warnings"]:
+            log.warning("%s", warning)
         vector, integers = flatten(weights)
         return BuiltModel(
             model_json=answer["model_json"],
