@@ -60,7 +60,8 @@ def test_sigmoids_are_shares_of_their_sum() -> None:
     """[2e-9, 1] is all but certain, whatever its neighbours; a row of nothing but 0 is undecided."""
     alone = read("shares", [2e-9, 1.0])
     assert alone[0] == pytest.approx([2e-9, 1], rel=1e-6)
-    assert read("shares", [2e-9, 1.0], [0.3, 0.9], [0.0, 0.0]) == [alone[0], pytest.approx([0.25, 0.75]), [0.5, 0.5]]  # fmt: skip
+    among = read("shares", [2e-9, 1.0], [0.3, 0.9], [0.0, 0.0])
+    assert among == [alone[0], pytest.approx([0.25, 0.75]), [0.5, 0.5]]
     assert read("shares", [-3.0, 0.2, 0.6])[0] == pytest.approx([0, 0.25, 0.75])
 
 
@@ -68,7 +69,8 @@ def test_binary_logits_are_shares_of_their_sigmoids() -> None:
     """Of sigmoids 0.3 and 0.9; two that are far below 0 still have a ratio, here e^2."""
     logits = [np.log(0.3 / 0.7), np.log(9)]
     assert read("binary logits", logits)[0] == pytest.approx([0.25, 0.75])
-    assert read("binary logits", [-800.0, -802.0])[0] == pytest.approx([1 / (1 + np.exp(-2)), 1 / (1 + np.exp(2))])  # fmt: skip
+    far = read("binary logits", [-800.0, -802.0])[0]
+    assert far == pytest.approx([1 / (1 + np.exp(-2)), 1 / (1 + np.exp(2))])
 
 
 def test_outputs_near_one_hot_rows_become_the_nearest_distribution() -> None:
