@@ -180,7 +180,8 @@ def _rehearse(copy: Any, metrics: list[str]) -> None:
             loss = copy.compute_loss(x=x, y=y, y_pred=answers, sample_weight=weights, training=True)
         gradients = tape.gradient(loss, variables)
     except Exception as exc:  # whatever a loss and layers raise
-        raise _unfit(f"The loss {_shown(copy.loss)}", form, exc) from exc
+        by_name = ", given by the output's name," if isinstance(copy.loss, Mapping) else ""
+        raise _unfit(f"The loss {_shown(copy.loss)}{by_name}", form, exc) from exc
     if variables and all(gradient is None for gradient in gradients):
         raise ModelError("Nothing that can be trained changes the loss. Try a model without hard decisions.")
     try:
