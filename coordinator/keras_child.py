@@ -26,6 +26,7 @@ from broker.fields import to_plain
 from broker.kinds import apply_kinds, layout_of
 from broker.tensors import Array, unflatten
 from coordinator.curves import draw_curves
+from coordinator.form import check_form, check_training
 from coordinator.history import flat
 from coordinator.trial import made_up_examples, unanswered, work_out
 
@@ -90,11 +91,12 @@ def _build(request: Request) -> dict[str, Any]:
 
     keras.utils.set_random_seed(request["seed"])
     model = _load(Path(request["source"])) if request["kind"] == "file" else _call(request["source"])
-    _check_form(model)
+    check_form(model)
     text = _to_json(model)
     copy = _from_json(text)
     _check_copy(model, copy)
     apply_kinds(copy, layout_of(model))
+    warnings = check_training(copy)
     if request["initial_model"] is not None:
         _take_weights(model, Path(request["initial_model"]))
     np.savez(request["weights_path"], *(_values(model)))
@@ -105,6 +107,7 @@ def _build(request: Request) -> dict[str, Any]:
         "num_classes": max(int(model.output_shape[-1]), 2),
         "num_parameters": int(model.count_params()),
         "inputs": _trained_on(request["initial_model"]),
+        "warnings": warnings,
     }
 
 
@@ -172,23 +175,6 @@ def _config_in(path: Path) -> str:
             return archive.read("config.json").decode()
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as exc:
         raise ModelError(f"{path.name} is no model saved by Keras 3 as .keras. {_one_line(exc)}") from exc
-
-
-def _check_form(model: Any) -> None:
-    """Whether it is a compiled classifier that workers can train."""
-    import keras
-
-    if not isinstance(model, keras.Model):
-        raise ModelError(f"The task gave a {type(model).__name__}. Expected a compiled Keras model.")
-    if not model.compiled or model.optimizer is None:
-        raise ModelError("The model is not compiled. Try model.compile(optimizer, loss, metrics) before.")
-    received: Any = (model.input_shape, model.output_shape) if model.built else (None, None)
-    is_simple = all(isinstance(shape, tuple) for shape in received)
-    if not is_simple or None in received[0][1:] or len(received[1]) != 2:
-        raise ModelError(
-            "The model must have one input of a fixed shape, and one output with a number per class. "
-            f"Received {received}."
-        )
 
 
 def _to_json(model: Any) -> str:

@@ -21,6 +21,7 @@ from broker.card import ModelCard
 from broker.errors import CheckpointError, DataError, ModelError, ProtocolError, UsageError, WarrenError
 from broker.fields import from_plain, to_plain
 from broker.tensors import Array, InputFacts, Layout, TensorSpec, Vector, flatten
+from coordinator.form import has_schedule
 from coordinator.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,11 @@ class BuiltModel:
     num_classes: int
     num_parameters: int
     inputs: InputFacts | None = None
+
+    @property
+    def has_schedule(self) -> bool:
+        """Whether its learning rate is a schedule, which no other rate can replace."""
+        return has_schedule(self.model_json)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +129,8 @@ class ModelProcess:
             )
             weights = _read_weights(weights_path)
         layout = tuple(from_plain(TensorSpec, each, "layout") for each in answer["layout"])
+        for warning in answer["warnings"]:
+            log.warning("%s", warning)
         vector, integers = flatten(weights, layout)
         return BuiltModel(
             model_json=answer["model_json"],

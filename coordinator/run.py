@@ -43,6 +43,7 @@ from coordinator.checkpoint import (
     write_open_round,
 )
 from coordinator.fetching import Fetcher
+from coordinator.form import refuse_other_rate
 from coordinator.history import Row, flat, row_of, with_measures, write_history
 from coordinator.identity import keep_identity
 from coordinator.invitations import Invitation, addressed, groups_of
@@ -244,6 +245,7 @@ class Run:
             self._state = read_checkpoint(self._options.out)
         keep_identity(self._options, closed_rounds=self._state.round_number if self._state else 0)
         if self._state is not None:
+            refuse_other_rate(self._state.model_json, self._options.settings(1).learning_rate)
             self._log.update(run=self._state.run_id)
             logger.info("Going on after round %d in %s.", self._state.round_number, self._options.out)
             self._resume()
@@ -296,6 +298,7 @@ class Run:
         assert built is not None  # noqa: S101 - _load began it
         self._wait_until(built.done)
         model, self._built = built.result(), None
+        refuse_other_rate(model.model_json, self._options.settings(1).learning_rate)
         run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         self._log.update(run=run_id)
         logger.info("The model has %d parameters.", model.num_parameters)

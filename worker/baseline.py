@@ -12,6 +12,7 @@ from broker.tensors import Array
 from worker.console import Console
 from worker.data import Dataset
 from worker.evaluation import Evaluation, check_classes, evaluate
+from worker.inference import Inference
 from worker.model_file import LoadedModel
 from worker.training import LocalModel, be_deterministic
 
@@ -81,7 +82,7 @@ def train_alone(
             return None
         weights = result.weights
     loaded.model.set_weights(weights)
-    return evaluate(loaded.model, test, data.classes)
+    return evaluate(Inference(loaded.model), test, data.classes)
 
 
 def _first_weights(loaded: LoadedModel, options: BaselineOptions) -> list[Array]:

@@ -1,7 +1,6 @@
 """The command `worker`: one participant's side, from a person's hands to the functions that do it."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from broker.names import check_name
 from worker.baseline import BaselineOptions, save_alone, train_alone
 from worker.data import open_data
 from worker.evaluation import check_classes, evaluate, format_evaluation
+from worker.inference import Inference
 from worker.model_file import load_model
 from worker.prediction import predict
 from worker.service import LinkTo, take_part
@@ -71,8 +71,8 @@ def evaluate_command(model: Path, data: str, as_json: bool, log: LogContext) -> 
     loaded = load_model(model)
     dataset = open_data(data, for_training=False, shape=loaded.shape)
     check_classes(loaded.classes if loaded.card else None, dataset.classes)
-    result = evaluate(loaded.model, dataset.test(loaded.shape), dataset.classes)
-    click.echo(json.dumps(asdict(result)) if as_json else format_evaluation(result, dataset.classes))
+    result = evaluate(Inference(loaded.model), dataset.test(loaded.shape), dataset.classes)
+    click.echo(json.dumps(result.to_dict()) if as_json else format_evaluation(result, dataset.classes))
 
 
 @main.command(name="predict", short_help="Classify images.")
@@ -251,7 +251,7 @@ def train_alone_command(
         raise SystemExit(EXIT_DONE)
     if out is not None:
         save_alone(loaded, out)
-    click.echo(json.dumps(asdict(result)) if as_json else format_evaluation(result, dataset.classes))
+    click.echo(json.dumps(result.to_dict()) if as_json else format_evaluation(result, dataset.classes))
 
 
 read_environment(main)  # at the end: it goes through the commands above

@@ -15,6 +15,7 @@ from broker.card import ModelCard
 from broker.errors import WarrenError
 from worker.gradcam import GradCam, Look
 from worker.images import Pixels, Shape, check_image_shape
+from worker.inference import Inference
 from worker.model_file import load_model
 
 CHECK_SECONDS = 1.0  #: a changed file is noticed no later than this before a request
@@ -72,7 +73,7 @@ def open_classifier(path: Path) -> Classifier:
     """
     loaded = load_model(path)
     check_image_shape(loaded.shape)
-    look = GradCam(loaded.model, len(loaded.classes)).look
+    look = GradCam(Inference(loaded.model)).look
     look(np.full(loaded.shape, 128, np.uint8))
     return Classifier(card=loaded.card, shape=loaded.shape, classes=loaded.classes, look=look)
 

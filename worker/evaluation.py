@@ -1,19 +1,15 @@
 """How good a model is on examples that it hasn't seen, in numbers that stay honest for uneven classes."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from broker.errors import DataError, ModelError
+from broker.head import Floats, Head
 from worker.data import Examples
 from worker.layout import Labels
-
-BATCH_SIZE = 32
-_TINY = 1e-7  # as Keras clips probabilities before the logarithm
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -27,6 +23,7 @@ class Evaluation:
         loss: The model's own compiled loss, mean over the examples.
         confusion: Counts, [true class][predicted class].
         num_examples: How many were measured.
+        metrics: The model's own compiled metrics, each under its own name.
     """
 
     accuracy: float
@@ -35,20 +32,48 @@ class Evaluation:
     loss: float
     confusion: tuple[tuple[int, ...], ...]
     num_examples: int
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def own_metrics(self) -> dict[str, float]:
+        """The compiled metrics that say more than is said anyway."""
+        return {name: value for name, value in self.metrics.items() if name not in ("accuracy", "loss")}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `--json` shows it; "metrics" is there where the model was compiled with others than its accuracy."""
+        plain = asdict(self)
+        del plain["metrics"]
+        return plain | ({"metrics": self.own_metrics} if self.own_metrics else {})
 
 
-def evaluate(model: Any, examples: Examples, classes: tuple[str, ...]) -> Evaluation:
-    """Measure a compiled Keras classifier (softmax of n, or sigmoid of 1).
+class Classifier(Protocol):
+    """A model that can be measured, as `worker.inference.Inference`."""
+
+    @property
+    def head(self) -> Head:
+        """How its outputs are read."""
+        ...
+
+    def measure(self, x: npt.NDArray[Any], y: Labels) -> tuple[Floats, float, dict[str, float]]:
+        """The probabilities of examples, (n, classes), and the model's own loss and compiled metrics."""
+        ...
+
+
+def evaluate(model: Classifier, examples: Examples, classes: tuple[str, ...]) -> Evaluation:
+    """Measure a classifier.
 
     Raises:
         DataError: There is no example.
-        ModelError: The model's output doesn't fit the classes.
+        ModelError: The model tells another number of classes apart, or answers with NaN.
     """
     if not len(examples):
         raise DataError("There is no example to evaluate on. Bring a test part.")
-    outputs = _outputs(model, examples.x)
-    probabilities = to_probabilities(outputs, len(classes))
-    return score(probabilities, examples.y, loss_of(model, outputs, probabilities, examples.y))
+    if model.head.num_classes != len(classes):
+        raise ModelError(
+            f"The model tells {model.head.num_classes} classes apart; the data has {len(classes)}."
+        )
+    probabilities, loss, metrics = model.measure(examples.x, examples.y)
+    return score(probabilities, examples.y, loss, metrics)
 
 
 def check_classes(trained: tuple[str, ...] | None, found: tuple[str, ...]) -> None:
@@ -64,7 +89,9 @@ def check_classes(trained: tuple[str, ...] | None, found: tuple[str, ...]) -> No
         )
 
 
-def score(probabilities: Floats, y: Labels, loss: float) -> Evaluation:
+def score(
+    probabilities: Floats, y: Labels, loss: float, metrics: dict[str, float] | None = None
+) -> Evaluation:
     """Work out the measures from probabilities, (n, classes), and true classes, (n,)."""
     confusion = confusion_of(y, probabilities.argmax(axis=1), probabilities.shape[1])
     return Evaluation(
@@ -74,67 +101,8 @@ def score(probabilities: Floats, y: Labels, loss: float) -> Evaluation:
         loss=loss,
         confusion=tuple(tuple(int(count) for count in row) for row in confusion),
         num_examples=len(y),
+        metrics=metrics or {},
     )
-
-
-def class_probabilities(model: Any, x: npt.NDArray[Any], num_classes: int) -> Floats:
-    """The model's answer for each example, (n, classes), rows sum to 1."""
-    return to_probabilities(_outputs(model, x), num_classes)
-
-
-def to_probabilities(outputs: npt.NDArray[Any], num_classes: int) -> Floats:
-    """Read a model's outputs as probabilities; a model that ends without softmax or sigmoid gets it here.
-
-    Args:
-        outputs: (n, classes), or (n, 1) for two classes: the probability of class 1.
-        num_classes: How many there are.
-
-    Raises:
-        ModelError: The outputs have another shape, or aren't finite.
-    """
-    given = np.asarray(outputs, np.float64)
-    if given.ndim != 2 or given.shape[1] not in ({1, 2} if num_classes == 2 else {num_classes}):
-        raise ModelError(
-            f"The model's output has the shape {given.shape}; the data has {num_classes} classes."
-        )
-    if not np.isfinite(given).all():
-        raise ModelError(
-            "The model answers with NaN or infinity. Its training went wrong; use an earlier one."
-        )
-    is_bounded = bool(((given >= 0) & (given <= 1)).all())
-    if given.shape[1] == 1:
-        positive = given if is_bounded else 1 / (1 + np.exp(-given.clip(-500, 500)))
-        return np.hstack([1 - positive, positive])
-    if is_bounded and np.allclose(given.sum(axis=1), 1, atol=1e-3):
-        return given
-    powers = np.exp(given - given.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
-
-
-def encode_labels(model: Any, y: Labels, num_outputs: int) -> npt.NDArray[Any]:
-    """Labels as the model's compiled loss wants them.
-
-    Args:
-        model: A compiled Keras model.
-        y: (n,) class indices.
-        num_outputs: The width of the model's output.
-
-    Returns:
-        (n,) int64 for a sparse loss, (n, 1) float32 for one output, else one-hot (n, num_outputs) float32.
-    """
-    if "sparse" in _loss_name(model.loss):
-        return y
-    if num_outputs == 1:
-        return y.astype(np.float32)[:, np.newaxis]
-    return np.eye(num_outputs, dtype=np.float32)[y]
-
-
-def loss_of(model: Any, outputs: npt.NDArray[Any], probabilities: Floats, y: Labels) -> float:
-    """The compiled loss of outputs already computed; cross-entropy for a model that has none."""
-    if not getattr(model, "compiled", False) or model.loss is None:
-        return float(-np.log(probabilities[np.arange(len(y)), y].clip(_TINY)).mean())
-    targets = encode_labels(model, y, outputs.shape[1])
-    return float(model.compute_loss(y=targets, y_pred=outputs, training=False))
 
 
 def auc_of(is_positive: npt.NDArray[np.bool_], scores: Floats) -> float | None:
@@ -175,7 +143,9 @@ def format_evaluation(evaluation: Evaluation, classes: tuple[str, ...]) -> str:
         "AUC": "-" if evaluation.auc is None else f"{evaluation.auc:.4f}",
         "loss": f"{evaluation.loss:.4f}",
     }
-    lines = [f"{name:<18} {value}" for name, value in measures.items()]
+    measures |= {name.replace("_", " "): f"{value:.4f}" for name, value in evaluation.own_metrics.items()}
+    longest = max(18, *map(len, measures))
+    lines = [f"{name:<{longest}} {value}" for name, value in measures.items()]
     width = max(len(text) for text in (*classes, "true \\ predicted", str(evaluation.num_examples)))
     rows = [("true \\ predicted", *classes)]
     rows += [(name, *map(str, row)) for name, row in zip(classes, evaluation.confusion, strict=True)]
@@ -186,18 +156,7 @@ def format_evaluation(evaluation: Evaluation, classes: tuple[str, ...]) -> str:
     return "\n".join([*lines, "", *table])
 
 
-def _outputs(model: Any, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return np.asarray(model.predict(x, batch_size=BATCH_SIZE, verbose=0))
-
-
 def _balanced_accuracy(confusion: Labels) -> float:
     totals = confusion.sum(axis=1)
     present = totals > 0
     return float((np.diagonal(confusion)[present] / totals[present]).mean())
-
-
-def _loss_name(loss: object) -> str:
-    if isinstance(loss, str):
-        return loss.lower()
-    named = getattr(loss, "__name__", None) or type(loss).__name__
-    return str(named).lower()

@@ -8,11 +8,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from worker.evaluation import Floats, to_probabilities
+from broker.ending import ending_of
+from broker.head import Floats
 from worker.images import Pixels
+from worker.inference import Inference
 from worker.tensorflow import load_keras
 
-_WITH_SCORE = ("linear", "softmax", "log_softmax", "sigmoid")  # what comes before these is the class score
+_WITH_SCORE = frozenset(
+    {"linear", "softmax", "log_softmax", "sigmoid"}
+)  # what enters these is the class score
 _TINY = 1e-12
 
 
@@ -40,18 +44,18 @@ class GradCam:
     Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks". The feature maps A are the last
     four-dimensional output inside the model, in the order of computing, behind its first layer with weights
     and at least 2 pixels large. The score y of a class is what enters the last softmax or sigmoid; where the
-    model ends otherwise, it is the logarithm of the output.
+    model ends otherwise, it is the logarithm of the output. The probabilities are not of this graph, whose
+    gradients make it round otherwise, but of the one that `worker predict` and `worker evaluate` ask.
     """
 
-    def __init__(self, model: Any, num_classes: int) -> None:
+    def __init__(self, model: Inference) -> None:
         """Trace the model once; it is not changed.
 
         Args:
-            model: A Keras model with one input (n, height, width, channels) and one output (n, k).
-            num_classes: k, or 2 for k = 1.
+            model: Of one input (n, height, width, channels).
         """
-        self._num_classes = num_classes
-        self._function = _trace(model)
+        self._model = model
+        self._function = _trace(model.model)
 
     def look(self, pixels: Pixels) -> Look:
         """Classify one image and explain the answer.
@@ -60,11 +64,11 @@ class GradCam:
             pixels: (height, width, channels) as the model takes it.
 
         Raises:
-            ModelError: The model's output isn't finite or doesn't fit its classes.
+            ModelError: The model's output isn't finite.
         """
-        outputs, maps, *gradients = self._function(pixels[np.newaxis].astype(np.float32))
-        probabilities = to_probabilities(np.asarray(outputs), self._num_classes)[0]
-        second, first = (int(index) for index in probabilities.argsort(kind="stable")[-2:])
+        probabilities = self._model.probabilities(pixels[np.newaxis])[0]
+        first, second = (int(index) for index in (-probabilities).argsort(kind="stable")[:2])
+        maps, *gradients = self._function(pixels[np.newaxis].astype(np.float32), (first, second))
         heats = [heat_of(np.asarray(maps[0]), np.asarray(each[0])) for each in gradients]
         if heats[0] is None and heats[1] is not None:
             return Look(probabilities=probabilities, heat=heats[1], heat_class=second)
@@ -91,36 +95,38 @@ def heat_of(maps: npt.NDArray[np.float32], gradient: npt.NDArray[np.float32]) ->
 
 
 def _trace(model: Any) -> Callable[..., tuple[Any, ...]]:
-    """One graph from an image to the output, the feature maps, and the two best scores' gradients on them."""
+    """One graph from an image and two classes to the feature maps, and the gradients of the two scores on them."""
     load_keras()
     import tensorflow as tf
 
-    def explain(x: Any) -> tuple[Any, ...]:
+    def explain(x: Any, classes: Any) -> tuple[Any, ...]:
         maps: list[Any] = []
         scores: list[Any] = []
         with tf.GradientTape(persistent=True) as tape:
             tape.watch(x)
             with _listening(model, maps, scores):
                 outputs = model(x, training=False)
-            best = _two_best(tf, scores[-1] if scores else tf.math.log(tf.maximum(outputs, _TINY)))
+            heard = [each for each in scores if each.shape == outputs.shape]
+            score = heard[-1] if heard else tf.math.log(tf.maximum(outputs, _TINY))
+            best = [_score_of(tf, score, classes[index]) for index in range(2)]
         seen = next((each for each in reversed(maps) if _is_spatial(each)), None)
         gradients = [None if seen is None else tape.gradient(score, seen) for score in best]
         if any(each is None for each in gradients):
             seen = tf.zeros((1, 0, 0, 0))
             gradients = [seen, seen]
-        return outputs, seen, *gradients
+        return seen, *gradients
 
     function = tf.function(explain, reduce_retracing=False, autograph=False)
-    concrete = function.get_concrete_function(tf.TensorSpec((1, *model.input_shape[1:]), tf.float32))
-    return lambda x: tuple(concrete(tf.constant(x)))
+    image = tf.TensorSpec((1, *model.input_shape[1:]), tf.float32)
+    concrete = function.get_concrete_function(image, tf.TensorSpec((2,), tf.int32))
+    return lambda x, classes: tuple(concrete(tf.constant(x), tf.constant(classes)))
 
 
-def _two_best(tf: Any, scores: Any) -> tuple[Any, Any]:
-    """The scores of the two most probable classes; a single output z stands for -z and z."""
+def _score_of(tf: Any, scores: Any, index: Any) -> Any:
+    """The score of one class; a single output z stands for -z and z."""
     if scores.shape[1] == 1:
-        return tf.abs(scores), -tf.abs(scores)
-    best = tf.math.top_k(scores, 2).values
-    return best[:, 0], best[:, 1]
+        return tf.where(index == 1, scores, -scores)
+    return tf.gather(scores, index, axis=1)
 
 
 def _is_spatial(maps: Any) -> bool:
@@ -138,12 +144,11 @@ def _listening(model: Any, maps: list[Any], scores: list[Any]) -> Iterator[None]
     with ExitStack() as stack:
         for layer in _from_first_learned(model):
             stack.enter_context(_replaced(layer, "call", _recording(layer.call, maps)))
-        last = _last_layer(model)
-        activation = getattr(last, "activation", None)
-        if getattr(activation, "__name__", "") in _WITH_SCORE:
-            stack.enter_context(_replaced(last, "activation", _recording_input(activation, scores)))
-        elif type(last).__name__ == "Softmax":
-            stack.enter_context(_replaced(last, "call", _recording_input(last.call, scores)))
+        ending = ending_of(model)
+        if ending.layer is not None and ending.activation in _WITH_SCORE:
+            name = "activation" if hasattr(ending.layer, "activation") else "call"
+            heard = _recording_input(getattr(ending.layer, name), scores)
+            stack.enter_context(_replaced(ending.layer, name, heard))
         yield
 
 
@@ -195,11 +200,3 @@ def _has_learned(layer: Any) -> bool:
 def _leaves(model: Any) -> Iterator[Any]:
     for layer in model.layers:
         yield from _leaves(layer) if hasattr(layer, "layers") else (layer,)
-
-
-def _last_layer(model: Any) -> Any:
-    """The layer that gives the output, however deep it sits."""
-    outputs = getattr(model, "outputs", None)
-    if not outputs or len(outputs) != 1:
-        return model
-    return _last_layer(outputs[0]._keras_history.operation)

@@ -9,6 +9,7 @@ from typing import Any
 
 from broker.card import ModelCard, read_card
 from broker.errors import ModelError
+from broker.head import num_outputs
 from worker.images import Shape
 from worker.layout import first_line
 from worker.safe_model import check_config
@@ -56,20 +57,6 @@ def load_model(path: Path) -> LoadedModel:
     _check_card(card, model, shape, path)
     names = tuple(str(label) for label in range(max(2, num_outputs(model))))
     return LoadedModel(model=model, card=card, shape=shape, classes=card.classes if card else names)
-
-
-def num_outputs(model: Any) -> int:
-    """How many numbers the model gives for one example: one per class, or one alone for two classes.
-
-    Raises:
-        ModelError: It has several outputs, or another shape of output.
-    """
-    shape = model.output_shape
-    if not isinstance(shape, tuple) or len(shape) != 2 or not isinstance(shape[1], int):
-        raise ModelError(
-            f"A classifier gives one row of numbers an example, shape (n, classes). Received {shape}."
-        )
-    return shape[1]
 
 
 def _read_config(path: Path) -> dict[str, Any]:

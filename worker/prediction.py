@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from broker.errors import DataError
-from worker.evaluation import BATCH_SIZE, class_probabilities
 from worker.images import Pixels, check_image_shape, read_image
+from worker.inference import Inference
 from worker.model_file import LoadedModel
+
+_BATCH = 32  # images that are held in memory at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +43,7 @@ class Prediction:
 def predict(
     loaded: LoadedModel, images: Sequence[Path], on_unreadable: Callable[[DataError], None]
 ) -> Iterator[Prediction]:
-    """Classify image files, in order, a batch at a time.
+    """Classify image files, in order; an answer doesn't depend on the other images.
 
     Args:
         loaded: The model with its shape and classes.
@@ -53,10 +55,11 @@ def predict(
         ModelError: Its output doesn't fit its classes.
     """
     check_image_shape(loaded.shape)
-    for start in range(0, len(images), BATCH_SIZE):
-        readable = list(_read(images[start : start + BATCH_SIZE], loaded, on_unreadable))
+    model = Inference(loaded.model)
+    for start in range(0, len(images), _BATCH):
+        readable = list(_read(images[start : start + _BATCH], loaded, on_unreadable))
         if readable:
-            yield from _classify(loaded, readable)
+            yield from _classify(model, loaded.classes, readable)
 
 
 def _read(
@@ -69,12 +72,13 @@ def _read(
             on_unreadable(exc)
 
 
-def _classify(loaded: LoadedModel, readable: list[tuple[str, Pixels]]) -> Iterator[Prediction]:
-    batch = np.stack([pixels for _, pixels in readable])
-    rows = class_probabilities(loaded.model, batch, len(loaded.classes))
+def _classify(
+    model: Inference, classes: tuple[str, ...], readable: list[tuple[str, Pixels]]
+) -> Iterator[Prediction]:
+    rows = model.probabilities(np.stack([pixels for _, pixels in readable]))
     for (path, _), row in zip(readable, rows, strict=True):
         best = int(row.argmax())
-        named = {name: float(value) for name, value in zip(loaded.classes, row, strict=True)}
+        named = {name: float(value) for name, value in zip(classes, row, strict=True)}
         yield Prediction(
-            path=path, class_name=loaded.classes[best], probability=float(row[best]), probabilities=named
+            path=path, class_name=classes[best], probability=float(row[best]), probabilities=named
         )

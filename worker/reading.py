@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from broker.head import Floats
 from worker.clinic_model import ModelSource, Served
-from worker.evaluation import Floats
 from worker.images import Pixels, Shape, read_image
 
 _UNCERTAIN_MARGIN = 0.4  # between the two most probable classes; for two classes, 0.7 against 0.3

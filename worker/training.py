@@ -10,13 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.errors import DataError, ModelError
+from broker.head import head_of
 from broker.kinds import apply_kinds, layout_of
+from broker.loss import encode_labels
 from broker.messages import TrainingSettings
 from broker.scores import AnswerCounts, count_answers
 from broker.tensors import Array, Layout
 from worker.compiled_metrics import Kept, kept_by, measure_compiled
 from worker.data import Examples
-from worker.evaluation import encode_labels, score, to_probabilities
+from worker.evaluation import score
 from worker.safe_model import build_model
 from worker.tensorflow import load_keras
 
@@ -132,6 +134,7 @@ class LocalModel:
         self.input_shape: tuple[int, ...] = tuple(self._model.input_shape[1:])
         self._outputs = int(self._model.output_shape[-1])
         self.num_classes = max(self._outputs, 2)
+        self._head = head_of(self._model)
         self._first_state = _FirstState(self._model.optimizer)
         self._seeds = _seed_states(self._model)
         self._reading: _Reading
@@ -336,7 +339,7 @@ class LocalModel:
             outputs.append(batch_outputs)
             loss += batch_loss * len(y)
         given = np.concatenate(outputs)
-        probabilities = to_probabilities(given, self.num_classes)
+        probabilities = self._head.probabilities(given)
         found = score(probabilities, examples.y, loss / len(examples.y))
         compiled = measure_compiled(self._model, self._encode(examples.y), given)
         answers = {"accuracy": found.accuracy, "balanced_accuracy": found.balanced_accuracy}
@@ -348,7 +351,7 @@ class LocalModel:
         )
 
     def _encode(self, y: NDArray[np.int64]) -> Array:
-        return encode_labels(self._model, y, self._outputs)
+        return encode_labels(self._model.loss, y, self._outputs)
 
     def _test_batch(self, x: Array, y: NDArray[np.int64]) -> tuple[float, NDArray[np.float32]]:
         loss, outputs = self._test(np.asarray(x, np.float32), self._encode(y))

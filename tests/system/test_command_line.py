@@ -256,6 +256,47 @@ def test_below_the_quorum_the_round_is_retried_and_then_the_run_ends_with_4(
     assert "0 of 2 workers joined" in done.stderr
 
 
+UNTRAINABLE = """
+import keras
+from keras import layers
+
+class Mine(keras.Model):
+    pass
+
+def subclass():
+    x = keras.Input((4,))
+    model = Mine(x, layers.Dense(2, "softmax")(x))
+    model.compile("sgd", "categorical_crossentropy")
+    return model
+
+def scheduled():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2, "softmax")])
+    schedule = keras.optimizers.schedules.CosineDecay(0.1, 10)
+    model.compile(keras.optimizers.SGD(schedule), "categorical_crossentropy")
+    return model
+"""
+
+
+def test_what_no_worker_can_train_ends_the_run_before_anybody_is_waited_for(
+    broker: PrivateBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A class of its own: 5. A learning rate for a schedule: 2, also when a run goes on. No deadline runs out."""
+    (tmp_path / "untrainable.py").write_text(UNTRAINABLE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    out = ("--out", str(tmp_path / "run"))
+    with fresh_vhost(broker) as amqp_url:
+        subclass = command("coordinator", "run", "untrainable:subclass", *out, amqp_url=amqp_url)
+        task = ("coordinator", "run", "untrainable:scheduled", "--out", str(tmp_path / "scheduled"))
+        rated = command(*task, "--learning-rate", "0.1", amqp_url=amqp_url)
+        begun = command(*task, "--deadline-seconds", "1", amqp_url=amqp_url)
+        again = command(*task, "--learning-rate", "0.1", amqp_url=amqp_url)
+    assert (subclass.returncode, rated.returncode, begun.returncode, again.returncode) == (5, 2, 4, 2)
+    assert "a class of its own" in subclass.stderr.splitlines()[-1]
+    for refused in (rated, again):
+        assert "Try without --learning-rate" in refused.stderr.splitlines()[-1]
+    assert "Traceback" not in subclass.stderr + rated.stderr + again.stderr
+
+
 def spoil(folder: Path, what: str) -> Path:
     """Data that can't be used."""
     for kind in ("A", "B"):

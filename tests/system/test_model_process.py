@@ -17,6 +17,7 @@ from broker.card import ModelCard, read_card
 from broker.errors import CheckpointError, ModelError, UsageError
 from broker.tensors import InputFacts, vector_size
 from coordinator.checkpoint import CHECKPOINT_FILE, Checkpoint, write_checkpoint
+from coordinator.form import refuse_other_rate
 from coordinator.history import Row
 from coordinator.model_process import BuiltModel, ModelProcess
 from coordinator.tasks import Task, resolve
@@ -33,11 +34,75 @@ MODELS = """
     import keras
     from keras import layers
 
-    def model(*middle, compiled=True, activation="softmax"):
-        head = layers.Dense(2, activation)
+    def model(*middle, compiled=True, activation="softmax", outputs=2, loss=None, metrics=("accuracy",)):
+        head = layers.Dense(outputs, activation, name="head")
         made = keras.Sequential([keras.Input((4, 4, 1)), layers.Flatten(), *middle, head])
         if compiled:
-            made.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
+            made.compile("sgd", loss or "sparse_categorical_crossentropy", metrics=list(metrics))
+        return made
+
+    def normalised():
+        return model(layers.BatchNormalization(), layers.Dropout(0.5))
+
+    def subclass():
+        class Mine(keras.Model):
+            def call(self, x):
+                return x
+        made = Mine()
+        made.compile("sgd", "mse")
+        return made
+
+    def functional_subclass():
+        class Mine(keras.Model):
+            pass
+        x = keras.Input((4,))
+        made = Mine(x, layers.Dense(2, "softmax")(x))
+        made.compile("sgd", "mse")
+        return made
+
+    def loss_list(): return model(loss=["mse"])
+    def loss_dict(name="head"):
+        x = keras.Input((4,))
+        made = keras.Model(x, layers.Dense(2, "softmax", name="head")(x))
+        made.compile("sgd", {name: "categorical_crossentropy"})
+        return made
+    def loss_of_another_output(): return loss_dict("tail")
+    def loss_dict_that_keras_fails_on(): return model(loss={"head": "mse"})
+    def two_losses(): return model(loss=["mse", "mae"])
+    def without_loss():
+        made = model(compiled=False)
+        made.compile("sgd")
+        return made
+    def sparse_loss_of_one(): return model(outputs=1, activation="sigmoid")
+    def softmax_of_one(): return model(outputs=1, loss="binary_crossentropy")
+    def binary_of_two(): return model(activation="sigmoid", loss="binary_crossentropy")
+    def numbers_for_probabilities(): return model(activation=None)
+    def number_for_probability(): return model(outputs=1, activation=None, loss="binary_crossentropy")
+    def probabilities_for_logits():
+        return model(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    def sigmoids_for_softmax(): return model(activation="sigmoid")
+    def softmax_for_sigmoids(): return model(loss="binary_crossentropy")
+    def accuracy_of_a_logit():
+        return model(outputs=1, activation=None, loss=keras.losses.BinaryCrossentropy(from_logits=True))
+    def precision_of_numbers(): return model(outputs=10, metrics=[keras.metrics.Precision()])
+    def one_hot_metric_of_numbers(): return model(outputs=10, metrics=["categorical_accuracy"])
+    def sparse_metric_of_one_hot():
+        return model(loss="categorical_crossentropy", metrics=["sparse_categorical_accuracy"])
+    def class_metric_of_one():
+        return model(outputs=1, activation="sigmoid", loss="binary_crossentropy",
+                     metrics=[[keras.metrics.CategoricalAccuracy()]])
+    def area_of_one_hot(): return model(loss="categorical_crossentropy", metrics=[keras.metrics.AUC()])
+    def nothing_learned():
+        x = keras.Input((4,))
+        y = layers.Dense(3)(x)
+        rounded = layers.CategoryEncoding(2, output_mode="one_hot")(layers.Discretization([0.0])(layers.Dense(1)(x)))
+        made = keras.Model(x, rounded)
+        made.compile("sgd", "mse")
+        return made
+    def scheduled():
+        made = model(compiled=False)
+        schedule = keras.optimizers.schedules.CosineDecay(0.1, 10)
+        made.compile(keras.optimizers.Adam(schedule), "sparse_categorical_crossentropy")
         return made
 
     def good():
@@ -202,6 +267,27 @@ def test_the_seed_decides_the_initial_weights(process: ModelProcess) -> None:
         ("image_output", "one output"),
         ("raises", "ValueError: two lines"),
         ("nothing", "NoneType"),
+        ("subclass", "Mine, a class of its own"),
+        ("functional_subclass", "Mine, a class of its own"),
+        ("loss_of_another_output", "Expected keys ['head']"),
+        ("loss_dict_that_keras_fails_on", "mse, given by the output's name, fails"),
+        ("two_losses", "['mse', 'mae'] as its loss"),
+        ("without_loss", "nothing as its loss"),
+        ("sparse_loss_of_one", "needs an output per class"),
+        ("softmax_of_one", "always the same"),
+        ("numbers_for_probabilities", "from_logits=True"),
+        ("number_for_probability", "activation='sigmoid'"),
+        (
+            "precision_of_numbers",
+            "One of the metrics Precision fails on a worker's labels, int64 of shape (n,)",
+        ),
+        ("one_hot_metric_of_numbers", "categorical_accuracy takes one-hot labels"),
+        (
+            "sparse_metric_of_one_hot",
+            "sparse_categorical_accuracy fails on a worker's labels, float32 of shape (n, 2)",
+        ),
+        ("class_metric_of_one", "CategoricalAccuracy needs an output per class"),
+        ("nothing_learned", "can be trained changes the loss"),
     ],
 )
 def test_a_model_that_workers_would_refuse_is_refused_at_the_start(
@@ -212,6 +298,55 @@ def test_a_model_that_workers_would_refuse_is_refused_at_the_start(
         process.build(function(name), seed=1)
     assert named in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["loss_list", "loss_dict", "binary_of_two", "area_of_one_hot", "normalised"])
+def test_a_loss_in_a_list_or_a_dict_of_one_and_other_honest_models_are_built_in_silence(
+    process: ModelProcess, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What workers can train is neither refused nor warned of."""
+    assert process.build(function(name), seed=1).num_classes == 2
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("probabilities_for_logits", "told that it gets logits, and the last activation is softmax"),
+        ("sigmoids_for_softmax", "shares of their sum"),
+        ("softmax_for_sigmoids", "probabilities become too sure"),
+        ("accuracy_of_a_logit", "compares the model's logit with 0.5"),
+    ],
+)
+def test_what_works_and_is_hardly_meant_is_a_warning(
+    process: ModelProcess, name: str, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line that says what Keras makes of it, and what to try."""
+    process.build(function(name), seed=1)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert words in record.getMessage()
+
+
+def test_the_step_that_is_tried_leaves_the_model_as_it_was(process: ModelProcess) -> None:
+    """Weights and statistics are those that plain Keras makes of the seed, and so is what comes next."""
+    built = process.build(function("normalised"), seed=4)
+    space: dict[str, Any] = {}
+    exec(textwrap.dedent(MODELS), space)
+    load_keras().utils.set_random_seed(4)
+    expected = [weight.ravel() for weight in space["normalised"]().get_weights()]
+    assert built.vector.tobytes() == np.concatenate(expected).tobytes()
+
+
+def test_a_schedule_is_known_and_another_rate_refused(process: ModelProcess) -> None:
+    """A learning rate for a model with a schedule is a matter of usage; without one it is taken."""
+    built = process.build(function("scheduled"), seed=1)
+    plain = process.build(function("good"), seed=1)
+    assert (built.has_schedule, plain.has_schedule) == (True, False)
+    refuse_other_rate(built.model_json, None)
+    refuse_other_rate(plain.model_json, 0.1)
+    with pytest.raises(UsageError, match="Try without --learning-rate"):
+        refuse_other_rate(built.model_json, 0.1)
 
 
 @pytest.mark.parametrize(

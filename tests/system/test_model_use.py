@@ -15,6 +15,7 @@ from broker.errors import ModelError
 from deploy.synthetic import XraySet, write_xrays
 from worker.data import Examples, open_data
 from worker.evaluation import evaluate
+from worker.inference import Inference
 from worker.model_file import load_model
 from worker.tensorflow import load_keras
 
@@ -87,12 +88,47 @@ def test_loss_and_accuracy_are_what_keras_itself_measures(xrays: Path, outputs: 
     """For softmax and sigmoid, one-hot and whole-number labels."""
     model = build(outputs, loss)
     examples = open_data(str(xrays), shape=SHAPE).test(SHAPE)
-    result = evaluate(model, examples, CLASSES)
+    result = evaluate(Inference(model), examples, CLASSES)
     targets = np.eye(2)[examples.y] if loss.startswith("cat") else examples.y.reshape(-1, 1)
     expected = model.evaluate(examples.x, targets, verbose=0, return_dict=True)  # type: ignore[attr-defined]
-    assert result.loss == pytest.approx(expected["loss"], rel=1e-4)
+    assert result.loss == pytest.approx(expected["loss"], rel=1e-6)
     assert result.accuracy == pytest.approx(expected["accuracy"])
     assert result.auc is not None
+
+
+@pytest.mark.parametrize("activity", [None, "l2"])
+@pytest.mark.parametrize("form", ["name", "list", "dict"])
+@pytest.mark.parametrize(
+    ("outputs", "activation", "loss"),
+    [
+        (2, "softmax", "CategoricalCrossentropy"),
+        (2, "softmax", "BinaryCrossentropy"),
+        (2, "sigmoid", "CategoricalCrossentropy"),
+        (2, "sigmoid", "BinaryFocalCrossentropy"),
+        (1, "sigmoid", "BinaryCrossentropy"),
+        (1, None, "BinaryCrossentropy from logits"),
+        (2, None, "SparseCategoricalCrossentropy from logits"),
+        (2, None, "MeanSquaredError"),
+    ],
+)
+def test_the_loss_is_what_keras_evaluates_also_where_it_is_very_sure(
+    outputs: int, activation: str | None, loss: str, form: str, activity: str | None
+) -> None:
+    """Keras computes from remembered logits where probabilities are 0 in single precision; so do we."""
+    keras = load_keras()
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((6,))
+    head = keras.layers.Dense(outputs, activation, activity_regularizer=activity, name="head")
+    model = keras.Model(inputs, head(inputs))
+    name, _, is_from_logits = loss.partition(" ")
+    made = getattr(keras.losses, name)(**({"from_logits": True} if is_from_logits else {}))
+    model.compile("sgd", {"name": made, "list": [made], "dict": {"head": made}}[form])
+    x = np.random.default_rng(0).normal(0, 40, (100, 6)).astype(np.float32)
+    y = np.arange(100) % 2
+    targets = y if loss.startswith("Sparse") else y.reshape(-1, 1) if outputs == 1 else np.eye(2)[y]
+    expected = model.evaluate(x, targets, batch_size=100, verbose=0)
+    _, found, _ = Inference(model).measure(x, y)
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_model_opens_with_its_card_and_with_plain_keras(model_path: Path) -> None:
@@ -185,6 +221,6 @@ def test_a_model_learns_from_made_up_xrays(tmp_path: Path) -> None:
     train, test = data.train(SHAPE), data.test(SHAPE)
     model = build(2, "sparse_categorical_crossentropy")
     model.fit(train.x, train.y, epochs=15, batch_size=16, verbose=0)  # type: ignore[attr-defined]
-    result = evaluate(model, Examples(x=test.x, y=test.y), CLASSES)
+    result = evaluate(Inference(model), Examples(x=test.x, y=test.y), CLASSES)
     assert result.auc is not None
     assert result.auc > 0.75

@@ -239,6 +239,41 @@ def test_labels_take_the_form_of_the_loss(outputs: int, loss: str, classes: int)
     assert all(np.isfinite(value) for value in (result.metrics | result.validation).values())
 
 
+@pytest.mark.parametrize("form", ["list", "dict", "object"])
+def test_a_loss_in_a_list_or_a_dict_of_one_trains_as_the_loss_alone(form: str) -> None:
+    """The same bits of the trained weights, and the same measures."""
+    keras = load_keras()
+    made = small_model(1)
+    loss = keras.losses.BinaryCrossentropy()
+    forms = {"list": ["binary_crossentropy"], "dict": {made.output_names[0]: "bce"}, "object": [loss]}
+    results = []
+    for each in ("binary_crossentropy", forms[form]):
+        made.compile(keras.optimizers.SGD(0.01), each, metrics=["accuracy"])
+        model = LocalModel(made.to_json())
+        results.append(train(model, fixed_weights(model), epochs=1))
+    alone, wrapped = results
+    assert wrapped.metrics == pytest.approx(alone.metrics, rel=1e-5)
+    for one, other in zip(alone.weights, wrapped.weights, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_logit_is_judged_by_its_sign() -> None:
+    """Accuracy of a logit head is that of logits above 0, though all lie between 0 and 1 or none does."""
+    keras = load_keras()
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
+    local = LocalModel(model.to_json())
+    logits = np.array([[0.2], [0.4], [0.9], [0.3]], np.float32)
+    measured = local.evaluate(
+        [np.ones((1, 1), np.float32), np.zeros(1, np.float32)],
+        Examples(x=logits, y=np.array([1, 1, 0, 1])),
+    )
+    assert measured["accuracy"] == 0.75  # as probabilities they would be 0.25
+    assert measured["auc"] == 0.0
+    expected = np.mean(np.logaddexp(0, logits.ravel()) - logits.ravel() * [1, 1, 0, 1])
+    assert measured["loss"] == pytest.approx(expected, rel=1e-6)
+
+
 def test_what_does_not_fit_is_refused(model: LocalModel) -> None:
     """Wrong weights, images of another size and labels of another class are errors before any training."""
     weights = fixed_weights(model)
