@@ -46,6 +46,23 @@ class TensorSpec:
         return self.dtype in _FLOATS
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputFacts:
+    """What a participant's examples are like, so that sites whose inputs differ are noticed.
+
+    Attributes:
+        shape: Of one example; None for images, which are decoded to any shape.
+        dtype: Of the values as they were given, by numpy's name.
+        low: The least value as it is handed to the model, of training and test part together.
+        high: The largest, likewise; images have 0 and 255.
+    """
+
+    shape: tuple[int, ...] | None
+    dtype: str
+    low: float
+    high: float
+
+
 Layout = tuple[TensorSpec, ...]
 
 

@@ -1,5 +1,6 @@
 """What a trained model says about single images: this is what the doctor gets."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +9,10 @@ import numpy as np
 
 from broker.errors import DataError
 from worker.evaluation import BATCH_SIZE, class_probabilities
-from worker.images import Pixels, check_image_shape, read_image
+from worker.images import Pixels, check_image_shape, facts_of, read_image
 from worker.model_file import LoadedModel
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +67,13 @@ def _read(
 ) -> Iterator[tuple[str, Pixels]]:
     for path in images:
         try:
-            yield str(path), read_image(path, loaded.shape)
+            pixels, pages = read_image(path, loaded.shape), facts_of(path).pages
         except DataError as exc:
             on_unreadable(exc)
+            continue
+        if pages > 1:
+            _log.warning("%s has %d pages; the first is read", path, pages)
+        yield str(path), pixels
 
 
 def _classify(loaded: LoadedModel, readable: list[tuple[str, Pixels]]) -> Iterator[Prediction]:
