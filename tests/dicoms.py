@@ -13,14 +13,25 @@ from pydicom.encaps import encapsulate
 
 from worker.images import Pixels
 
-SECRETS = ("Hospital^Secret", "PID-4711", "19300229", "Visit for a fall")  #: must get into no log and no answer
+SECRETS = (
+    "Hospital^Secret",
+    "PID-4711",
+    "19300229",
+    "Visit for a fall",
+)  #: must get into no log and no answer
 
 NATIVE = (uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.ExplicitVRBigEndian)
 
 
 def lossless_jpeg(pixels: np.ndarray) -> bytes:
     bits = 8 if pixels.dtype == np.uint8 else 12
-    return bytes(imagecodecs.jpeg8_encode(pixels, lossless=True, predictor=1, bitspersample=bits, colorspace="RGB", outcolorspace="RGB") if pixels.ndim == 3 else imagecodecs.jpeg8_encode(pixels, lossless=True, predictor=1, bitspersample=bits))
+    return bytes(
+        imagecodecs.jpeg8_encode(
+            pixels, lossless=True, predictor=1, bitspersample=bits, colorspace="RGB", outcolorspace="RGB"
+        )
+        if pixels.ndim == 3
+        else imagecodecs.jpeg8_encode(pixels, lossless=True, predictor=1, bitspersample=bits)
+    )
 
 
 def jpeg(pixels: np.ndarray) -> bytes:
@@ -34,15 +45,21 @@ ENCODERS: dict[Any, Callable[[np.ndarray], bytes]] = {
     uid.JPEGLosslessSV1: lossless_jpeg,
     uid.JPEGLSLossless: imagecodecs.jpegls_encode,
     uid.JPEGLSNearLossless: lambda pixels: imagecodecs.jpegls_encode(pixels, level=2),
-    uid.JPEG2000Lossless: lambda pixels: imagecodecs.jpeg2k_encode(pixels, codecformat="j2k", reversible=True, level=0),
-    uid.JPEG2000: lambda pixels: imagecodecs.jpeg2k_encode(pixels, codecformat="j2k", level=60),
+    uid.JPEG2000Lossless: lambda pixels: imagecodecs.jpeg2k_encode(
+        pixels, codecformat="j2k", reversible=True, level=0
+    ),
+    uid.JPEG2000: lambda pixels: imagecodecs.jpeg2k_encode(pixels, codecformat="j2k", level=80),
     uid.JPEGExtended12Bit: lambda pixels: imagecodecs.jpeg8_encode(pixels, level=95, bitspersample=12),
     uid.JPEGBaseline8Bit: jpeg,
 }  #: RLE is pydicom's own
 
 
 def dicom(
-    pixels: np.ndarray, *, syntax: Any = uid.ExplicitVRLittleEndian, frame: bytes | None = None, **tags: object
+    pixels: np.ndarray,
+    *,
+    syntax: Any = uid.ExplicitVRLittleEndian,
+    frame: bytes | None = None,
+    **tags: object,
 ) -> bytes:
     """One file.
 
@@ -94,7 +111,7 @@ def table(entries: list[int], bits: int, **more: object) -> Dataset:
     """One item of a modality or VOI LUT sequence, for the values from 0 on."""
     item = Dataset()
     item.LUTDescriptor = [len(entries), 0, bits]
-    item.LUTData = entries
+    item.LUTData = np.array(entries, "<u2").tobytes()
     for name, value in more.items():
         setattr(item, name, value)
     return item

@@ -204,24 +204,30 @@ def _check_size(data: Any, max_pixels: int) -> None:
 
 def _decode(data: Any) -> tuple[Array, str, int]:
     """The stored values, (rows, columns) or (rows, columns, 3); what they are; and their bits."""
-    from pydicom.pixels import get_decoder
-
     syntax = data.file_meta.TransferSyntaxUID
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError:
-        decoder = None
-    plugin = _plugin_for(syntax)
-    if decoder is None or (syntax.is_compressed and plugin not in decoder.available_plugins):
-        known = syntax.name if syntax.is_transfer_syntax and not syntax.is_private else "an unknown way"
-        raise _Refusal(
-            f"its pixels are compressed in a way that isn't read ({known}). "
-            "Export it uncompressed, or as JPEG, JPEG-LS, JPEG 2000 or RLE"
-        )
-    if syntax.is_compressed:
+    decoder, plugin = _decoder_for(syntax)
+    if plugin:
         _check_coded_size(data)
     stored, facts = decoder.as_array(data, index=0, raw=False, decoding_plugin=plugin)
     return stored, str(facts["photometric_interpretation"]), int(facts.get("bits_stored", 32))
+
+
+def _decoder_for(syntax: Any) -> tuple[Any, str]:
+    """Pydicom's decoder, and who decodes within it; "" for pixels that aren't compressed."""
+    from pydicom.pixels import get_decoder
+
+    is_known = syntax.is_transfer_syntax and not syntax.is_private
+    try:
+        decoder = get_decoder(syntax)
+        plugin = _plugin_for(syntax)
+        if not syntax.is_compressed or plugin in decoder.available_plugins:
+            return decoder, plugin
+    except NotImplementedError:
+        pass
+    raise _Refusal(
+        f"its pixels are compressed in a way that isn't read ({syntax.name if is_known else 'an unknown one'}). "
+        "Export it uncompressed, or as JPEG, JPEG-LS, JPEG 2000 or RLE"
+    )
 
 
 def _plugin_for(syntax: Any) -> str:
