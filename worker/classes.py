@@ -155,6 +155,7 @@ def whole_labels(labels: npt.NDArray[Any], where: str) -> npt.NDArray[np.int64]:
 
 def _not_whole(given: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if given.dtype.kind == "f":
+        given = given.astype(np.float64)
         # 2.0^63 is the first float64 too large; comparing with 2^63 - 1 would round up to it.
         is_whole = np.isfinite(given) & (np.abs(given) < 2.0**63)
         is_whole[is_whole] &= given[is_whole] == np.rint(given[is_whole])

@@ -60,7 +60,7 @@ def check_classes(trained: tuple[str, ...] | None, found: tuple[str, ...]) -> No
     if trained is not None and trained != found:
         raise DataError(
             f"The data's classes differ from the model's: expected {list(trained)}, found {list(found)}. "
-            "Name the class folders as the model's classes."
+            "Name the class folders as the model's classes, or give them with --classes."
         )
 
 

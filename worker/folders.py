@@ -47,8 +47,10 @@ class _LeftOut:
         """One warning, or none."""
         parts = []
         if self.no_images:
-            parts.append(f"{_files(self.no_images.total())} that are no images: {by_suffix(self.no_images)}")
-        parts += [f"{count} images in {place}" for place, count in self.elsewhere.items()]
+            parts.append(
+                f"{_count(self.no_images.total(), 'file')} that are no images: {by_suffix(self.no_images)}"
+            )
+        parts += [f"{_count(count, 'image')} in {place}" for place, count in self.elsewhere.items()]
         if parts:
             _log.warning("Left out %s", "; ".join(parts))
 
@@ -275,8 +277,8 @@ def _suffix_of(path: Path) -> str:
     )
 
 
-def _files(count: int) -> str:
-    return f"{count} file{'s' if count != 1 else ''}"
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' if count != 1 else ''}"
 
 
 def _names(folders: list[Path]) -> str:
