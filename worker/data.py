@@ -25,6 +25,7 @@ __all__ = ["DEFAULT_SHAPE", "Dataset", "Examples", "open_data", "patient_of"]
 DEFAULT_SHAPE: Shape = (224, 224, 1)  #: what images are decoded for before a model has said what it takes
 _HELD_OUT = 0.1  # of the training part, when there is no test part
 _NAMES_SHOWN = 3
+_STRANGE_RATIO = 50  # of the two parts' largest values: 255, if one was scaled to 0..1 and the other was not
 _TIFF_SUFFIXES = (".tif", ".tiff")
 _IMAGE_INPUTS = InputFacts(shape=None, dtype="uint8", low=0.0, high=255.0)
 
@@ -334,10 +335,22 @@ def _sample(source: Source, shape: Shape, per_class: int, rng: np.random.Generat
 def _open_arrays(train: Part, test: Part) -> tuple[tuple[Source, Source], InputFacts]:
     given = [part for part in (train, test) if isinstance(part, LabelledArrays)]
     first, second = (_Arrays(part) for part in given)
-    ends = [end for source in (first, second) if len(source.labels) for end in source.ends()]
+    ends = [source.ends() for source in (first, second) if len(source.labels)]
+    _tell_ranges(ends)
     x = given[0].x if len(given[0].x) else given[1].x
-    inputs = InputFacts(shape=x.shape[1:], dtype=x.dtype.name, low=min(ends), high=max(ends))
-    return (first, second), inputs
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    return (first, second), InputFacts(shape=x.shape[1:], dtype=x.dtype.name, low=low, high=high)
+
+
+def _tell_ranges(ends: Sequence[tuple[float, float]]) -> None:
+    """Warn when one part was scaled, as it seems, and the other was not."""
+    sizes = [max(abs(low), abs(high)) for low, high in ends]
+    if len(ends) == 2 and max(sizes) > _STRANGE_RATIO * min(sizes) > 0:
+        log.warning(
+            "x_train lies between %g and %g, x_test between %g and %g. If one was scaled and the other was "
+            "not, what is measured says nothing: scale both alike",
+            *(end for part in ends for end in part),
+        )
 
 
 def _open_images(

@@ -489,6 +489,17 @@ def test_the_inputs_are_told_as_they_were_given_and_are_handed_on(
     assert whole.inputs == data.inputs
 
 
+@pytest.mark.parametrize(("factor", "is_told"), [(1, False), (1 / 2, False), (1 / 255, True), (255.0, True)])
+def test_parts_of_different_scales_are_told(
+    tmp_path: Path, factor: float, is_told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One part divided by 255 and the other not: a usual slip, and no figure would mean anything."""
+    x, y = digits(20, 2)
+    path = write_npz(tmp_path / "d.npz", x_train=x, y_train=y, x_test=x[:6] * factor, y_test=y[:6])
+    open_data(str(path))
+    assert ("scale both alike" in caplog.text) == is_told
+
+
 def test_images_are_of_any_shape_and_of_8_bits(tmp_path: Path) -> None:
     data = open_data(str(write_folders(tmp_path, {"a": 3, "b": 3})), shape=SMALL)
     assert data.inputs == InputFacts(shape=None, dtype="uint8", low=0, high=255)
