@@ -73,9 +73,9 @@ class InputFacts:
 
     Attributes:
         shape: Of one example; None for images in files, which take the model's shape.
-        dtype: As they were given, e.g. uint8.
-        low: The smallest value as the model is given it.
-        high: The largest.
+        dtype: Of the values as they were given, by numpy's name.
+        low: The smallest value as it is handed to the model, of training and test part together.
+        high: The largest, likewise; images have 0 and 255.
     """
 
     shape: tuple[int, ...] | None

@@ -17,6 +17,7 @@ import numpy as np
 from broker import names
 from broker.card import ModelCard
 from broker.errors import LinkLost, ModelDiverged, QuorumNotReached, WarrenError
+from broker.likeness import common_inputs, is_other_scale, scale_difference, shape_difference
 from broker.link import Delivery, Link, outgoing, upload_queue
 from broker.logs import LogContext
 from broker.messages import (
@@ -31,7 +32,7 @@ from broker.messages import (
     UpdateAnnounced,
     UploadAgain,
 )
-from broker.tensors import FLOAT32, INLINE_BYTES, PART_BYTES, Array, Layout, Sections
+from broker.tensors import FLOAT32, INLINE_BYTES, PART_BYTES, Array, InputFacts, Layout, Sections
 from coordinator.aggregation import UpdateSum, capacity, examine, scale_exponent
 from coordinator.checkpoint import (
     CHECKPOINT_FILE,
@@ -48,7 +49,6 @@ from coordinator.history import Row, flat, row_of, with_measures, write_history
 from coordinator.identity import keep_identity
 from coordinator.invitations import Invitation, addressed, groups_of
 from coordinator.journal import Journal
-from coordinator.likeness import common_inputs, is_other_scale, scale_difference, shape_difference
 from coordinator.measures import Figures
 from coordinator.membership import Member, Roster, num_selected, select
 from coordinator.model_process import BuiltModel, ModelProcess
@@ -137,6 +137,7 @@ class Run:
         self._sums = np.empty(0, np.int64)
         self._asked: set[str] = set()
         self._odd: set[str] = set()
+        self._trained_on: InputFacts | None = None
         self._presence_at = self._history_at = float("-inf")
 
     # --- the course of a run -------------------------------------------------------------------------------
@@ -243,9 +244,9 @@ class Run:
         """Take up what is on disk, before the first delivery comes; else have the model built meanwhile."""
         if (self._options.out / CHECKPOINT_FILE).exists():
             self._state = read_checkpoint(self._options.out)
+            refuse_other_rate(self._state.model_json, self._options.settings(1).learning_rate)
         keep_identity(self._options, closed_rounds=self._state.round_number if self._state else 0)
         if self._state is not None:
-            refuse_other_rate(self._state.model_json, self._options.settings(1).learning_rate)
             self._log.update(run=self._state.run_id)
             logger.info("Going on after round %d in %s.", self._state.round_number, self._options.out)
             self._resume()
@@ -298,6 +299,7 @@ class Run:
         assert built is not None  # noqa: S101 - _load began it
         self._wait_until(built.done)
         model, self._built = built.result(), None
+        self._trained_on = model.inputs
         refuse_other_rate(model.model_json, self._options.settings(1).learning_rate)
         run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         self._log.update(run=run_id)
@@ -317,7 +319,6 @@ class Run:
             integers=tuple(model.integers),
             strategy_state=states,
             history=[Row(round=0)],
-            inputs=model.inputs,
         )
 
     def _await_workers(self, number: int) -> None:
@@ -370,7 +371,7 @@ class Run:
             self._refuse_if_unfit(member)
 
     def _note_inputs(self) -> None:
-        """What most sites' examples are like becomes the run's, unless the model was trained on others before."""
+        """What most sites' examples are like becomes the run's; said if the model was trained on others before."""
         members = self._roster.members
         common = common_inputs(
             {
@@ -379,16 +380,12 @@ class Run:
                 if (facts := members[worker].inputs) is not None
             }
         )
-        former = self._committed.inputs
-        difference = scale_difference(common, former) if common and former else None
-        if common and former and difference:
-            logger.warning(
-                "The model was trained on values from %g to %g; those of the workers lie from %g to %g.",
-                former.low,
-                former.high,
-                common.low,
-                common.high,
-            )
+        former = self._trained_on
+        if common and former:
+            words = "the workers' values", "the model was trained on ones"
+            difference = scale_difference(common, former, *words)
+            if difference:
+                logger.warning("Other data than before: %s.", difference)
         self._state = replace(self._committed, inputs=common)
 
     def _is_measured(self) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from broker.card import ModelCard, write_card
 from broker.errors import DataError
+from broker.kinds import layout_of
 from broker.messages import ClassWeight, TrainingSettings
 from broker.tensors import Array
 from worker.console import Console
@@ -51,6 +52,7 @@ class BaselineOptions:
             examples_per_class=None,
             seed=self.seed,
             deterministic=self.deterministic,
+            epochs_before=epoch - 1,
         )
 
 
@@ -67,7 +69,7 @@ def train_alone(
     """
     check_classes(loaded.classes if loaded.card else None, data.classes)
     weights = _first_weights(loaded, options)
-    model = LocalModel(loaded.model.to_json(), deterministic=options.deterministic)
+    model = LocalModel(loaded.model.to_json(), layout_of(loaded.model), deterministic=options.deterministic)
     train, test, console = data.train(loaded.shape), data.test(loaded.shape), Console()
     if not len(train):
         raise DataError("There is nothing to train on. Expected a set with a training part.")

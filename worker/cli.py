@@ -1,6 +1,7 @@
 """The command `worker`: one participant's side, from a person's hands to the functions that do it."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,41 @@ from broker.errors import EXIT_DONE, DataError, UsageError
 from broker.logs import LogContext
 from broker.names import check_name
 from worker.baseline import BaselineOptions, save_alone, train_alone
-from worker.data import open_data
+from worker.classes import parse_classes
+from worker.data import Dataset, open_data
 from worker.evaluation import check_classes, evaluate, format_evaluation
 from worker.inference import Inference
-from worker.model_file import load_model
+from worker.model_file import LoadedModel, check_scale, load_model
+from worker.partition import parse_part
 from worker.prediction import predict
 from worker.service import LinkTo, take_part
 from worker.split import format_table, split
 from worker.trainer import Participant
 
+logger = logging.getLogger(__name__)
+
 _FILE = click.Path(path_type=Path)
+
+_DATA_HELP = (
+    "A folder of class folders (optionally under train/ and test/), an .npz, or MODULE:FUNCTION. Images are "
+    "JPEG, PNG, GIF, BMP, WebP, TIFF or DICOM; those in one sub-folder of a class are one patient's."
+)
+
+
+def data_option(function: Any) -> Any:
+    """Add --data and what belongs to it."""
+    return click.option("--data", required=True, help=_DATA_HELP)(classes_option(function))
+
+
+def classes_option(function: Any) -> Any:
+    """Add --classes."""
+    return click.option(
+        "--classes",
+        metavar="A,B,C",
+        help="All classes in the model's order; this data may lack some. For arrays: the names of the labels "
+        "0, 1, 2 and so on, or the labels themselves. [default: as found, or as the data declares: "
+        "classes.txt in the folder, `classes` in the .npz, a third value from FUNCTION]",
+    )(function)
 
 
 @click.group(name="worker", cls=CommandGroup)
@@ -42,37 +68,51 @@ def main() -> None:
     "any balance of classes, the smaller ALPHA the less alike.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same sites.")
+@classes_option
 @log_options
-def split_command(path: str, into: int, out: Path, scheme: str, seed: int, log: LogContext) -> None:
+def split_command(
+    path: str, into: int, out: Path, scheme: str, seed: int, classes: str | None, log: LogContext
+) -> None:
     """Cut the data set PATH into sites: OUT/site-1, OUT/site-2 and so on.
 
-    Patients are not divided: all X-rays of one person go to one site.
+    Patients are not divided: all X-rays of one person go to one site. Who that is, DICOM's PatientID tells,
+    else the sub-folder of the class, else a name like person7_2.jpeg or IM-0042-0001.jpeg.
 
     \b
     worker split chest_xray --into 3 --out sites
     worker split mnist.npz --into 100 --out sites --partition shards
     worker split chest_xray --into 5 --out sites --partition dirichlet:0.5 --seed 1
     """
-    click.echo(format_table(split(path, into=into, out=out, scheme=scheme, seed=seed)))
+    declared = parse_classes(classes)
+    click.echo(format_table(split(path, into=into, out=out, scheme=scheme, seed=seed, classes=declared)))
 
 
 @main.command(name="evaluate", short_help="Measure a model on a data set.")
 @click.argument("model", type=_FILE)
-@click.option("--data", required=True, help="A folder of class folders, an .npz, or MODULE:FUNCTION.")
+@data_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @log_options
-def evaluate_command(model: Path, data: str, as_json: bool, log: LogContext) -> None:
+def evaluate_command(model: Path, data: str, classes: str | None, as_json: bool, log: LogContext) -> None:
     """Measure MODEL on the test part of a data set, or on all of one that has no test part.
 
     \b
     worker evaluate runs/demo/model.keras --data chest_xray
     worker evaluate runs/demo/model.keras --data chest_xray/test --json
     """
+    declared = parse_classes(classes)
     loaded = load_model(model)
-    dataset = open_data(data, for_training=False, shape=loaded.shape)
+    dataset = open_data(data, for_training=False, shape=loaded.shape, classes=declared)
     check_classes(loaded.classes if loaded.card else None, dataset.classes)
+    _warn_of_scale(loaded, dataset)
     result = evaluate(Inference(loaded.model), dataset.test(loaded.shape), dataset.classes)
     click.echo(json.dumps(result.to_dict()) if as_json else format_evaluation(result, dataset.classes))
+
+
+def _warn_of_scale(loaded: LoadedModel, dataset: Dataset) -> None:
+    """Say where data lie outside what the model was trained on: its figures would mislead."""
+    difference = check_scale(loaded.card, dataset.inputs, loaded.shape)
+    if difference:
+        logger.warning("Other data than the model knows: %s.", difference)
 
 
 @main.command(name="predict", short_help="Classify images.")
@@ -83,7 +123,8 @@ def evaluate_command(model: Path, data: str, as_json: bool, log: LogContext) -> 
 def predict_command(model: Path, images: tuple[Path, ...], as_json: bool, log: LogContext) -> None:
     """Say for each IMAGE which class MODEL sees, and how probable it finds that.
 
-    Any size, grayscale or colour; JPEG, PNG, GIF, BMP or WebP. Not for clinical use.
+    Any size, grayscale or colour; JPEG, PNG, GIF, BMP, WebP, TIFF (its first page) or DICOM (of one frame).
+    Not for clinical use.
 
     \b
     worker predict runs/demo/model.keras x-ray.jpeg
@@ -137,14 +178,11 @@ def clinic_command(model: Path, port: int, host: str, log: LogContext) -> None:
     run_clinic(model, host, port, click.echo)
 
 
-_DATA_HELP = "A folder of class folders (optionally under train/ and test/), an .npz, or MODULE:FUNCTION."
-
-
 def participation_options(function: Any) -> Any:
     """Add what `run` and `swarm` have in common."""
     for option in reversed(
         (
-            click.option("--data", required=True, help=_DATA_HELP),
+            data_option,
             click.option("--task", help="Take part in runs of this task only.  [default: any]"),
             click.option("--once", is_flag=True, help="Leave after one run."),
             click.option("--seed", type=int, default=0, show_default=True, help="Of what is held out for tests."),
@@ -164,15 +202,25 @@ def participation_options(function: Any) -> Any:
 @amqp_url_option
 @log_options
 def run_command(
-    name: str, data: str, seed: int, evaluate_only: bool, amqp_url: str, log: LogContext, **options: Any
+    name: str,
+    data: str,
+    classes: str | None,
+    seed: int,
+    evaluate_only: bool,
+    amqp_url: str,
+    log: LogContext,
+    **options: Any,
 ) -> None:
     """Take part in federated training; the data stays here, only weights travel.
 
-    It waits for a coordinator, serves one run after the other, and comes back by itself when the broker does.
+    Of DICOM files no tag leaves this machine or gets into a log. A FUNCTION returns (x_train, y_train),
+    (x_test, y_test), and after them, if you like, the classes. It waits for a coordinator, serves one run
+    after the other, and comes back by itself when the broker does.
 
     \b
     worker run --name hospital-1 --data sites/site-1
     worker run --name hospital-1 --data mnist.npz --once
+    worker run --name hospital-2 --data archive --classes NORMAL,PNEUMONIA
     worker run --name test-set --data chest_xray --evaluate-only
     worker run --name hospital-1 --data x-rays --amqp-url amqp://hospital-1:SECRET@broker.example:5672/%2F
 
@@ -182,7 +230,8 @@ def run_command(
     """
     check_name(name)
     log.update(worker=name)
-    dataset = open_data(data, for_training=not evaluate_only, seed=seed)
+    declared = parse_classes(classes)
+    dataset = open_data(data, for_training=not evaluate_only, seed=seed, classes=declared)
     participant = Participant(name=name, data=dataset, evaluate_only=evaluate_only)
     take_part([participant], LinkTo(amqp_url, f"worker {name}"), log, **options)
 
@@ -192,30 +241,45 @@ def run_command(
 @click.option("--name", default="swarm", show_default=True, help="They are NAME.1 to NAME.COUNT.")
 @click.option("--partition", "scheme", default="iid", show_default=True, metavar="iid|shards|dirichlet:ALPHA",
               help="How alike their parts of the data are.")  # fmt: skip
+@click.option("--part", metavar="I/K", default="1/1",
+              help="This process is the I-th of K that share the COUNT workers.  [default: 1/1]")  # fmt: skip
 @participation_options
 @amqp_url_option
 @log_options
 def swarm_command(
-    count: int, name: str, scheme: str, data: str, seed: int, amqp_url: str, log: LogContext, **options: Any
+    count: int,
+    name: str,
+    scheme: str,
+    part: str,
+    data: str,
+    classes: str | None,
+    seed: int,
+    amqp_url: str,
+    log: LogContext,
+    **options: Any,
 ) -> None:
     """Study many workers on one machine: each has its own queue, identity, part of the data and seed.
 
-    They are trained one after the other with one compiled model, on one connection.
+    They are trained one after the other with one compiled model, on one connection. A second process on the
+    same data without --part would train the very same parts of it once more; with --part, and the same COUNT,
+    partition and seed, each process has other workers with other data.
 
     \b
     worker swarm --count 100 --data mnist.npz
     worker swarm --count 1000 --data mnist.npz --partition shards
+    worker swarm --count 100 --part 1/2 --data mnist.npz    and    --part 2/2 in another terminal
     """
     check_name(name)
     log.update(worker=name)
-    parts = open_data(data, seed=seed).divide(count, scheme, seed)
-    participants = [Participant(name=f"{name}.{i}", data=part) for i, part in enumerate(parts, 1)]
+    mine = parse_part(part, count)
+    sites = open_data(data, seed=seed, classes=parse_classes(classes)).divide(count, scheme, seed)
+    participants = [Participant(name=f"{name}.{i + 1}", data=sites[i]) for i in mine]
     take_part(participants, LinkTo(amqp_url, f"swarm {name}"), log, is_swarm=True, **options)
 
 
 @main.command(name="train-alone", short_help="The same training with no federation.")
 @click.argument("model", type=_FILE)
-@click.option("--data", required=True, help=_DATA_HELP)
+@data_option
 @click.option("--out", type=_FILE, help="Save the trained model as FILE.keras.", metavar="FILE.keras")
 @click.option("--epochs", type=click.IntRange(min=1), default=5, show_default=True, help="In all.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="[default: as the model was trained]")
@@ -231,7 +295,13 @@ def swarm_command(
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @log_options
 def train_alone_command(
-    model: Path, data: str, out: Path | None, as_json: bool, log: LogContext, **options: Any
+    model: Path,
+    data: str,
+    classes: str | None,
+    out: Path | None,
+    as_json: bool,
+    log: LogContext,
+    **options: Any,
 ) -> None:
     """Train the architecture of MODEL on one data set alone: the baseline that a federation has to beat.
 
@@ -243,8 +313,10 @@ def train_alone_command(
     """
     if out is not None and out.suffix != ".keras":
         raise UsageError(f"Expected a name that ends in .keras, got {str(out)!r}.")
+    declared = parse_classes(classes)
     loaded = load_model(model)
-    dataset = open_data(data, shape=loaded.shape)
+    dataset = open_data(data, shape=loaded.shape, classes=declared)
+    _warn_of_scale(loaded, dataset)
     with Stop() as stop:
         result = train_alone(loaded, dataset, BaselineOptions(**options), stop.event)
     if result is None:

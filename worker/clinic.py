@@ -28,6 +28,7 @@ from worker.reading import Wanted, read_xray
 MAX_UPLOAD_BYTES = 50 << 20
 _MAX_DRAINED_BYTES = 1 << 30
 _AT_ONCE = 2  # images being decoded: a large one takes a few hundred MB meanwhile
+_BODY_TYPES = ("application/octet-stream", "application/dicom")
 _HEADERS = HEADERS | {
     "Content-Security-Policy": HEADERS["Content-Security-Policy"] + "; img-src 'self' data: blob:"
 }
@@ -141,14 +142,15 @@ def _answer(name: str, data: bytes, wanted: Wanted) -> dict[str, Any]:
 
 def _uploads() -> list[tuple[str, bytes]]:
     """The request's images as (name, bytes)."""
-    if request.mimetype.startswith("image/") or request.mimetype == "application/octet-stream":
+    if request.mimetype.startswith("image/") or request.mimetype in _BODY_TYPES:
         return [("image", _not_empty(request.get_data(cache=False)))]
     if request.mimetype != "multipart/form-data":
         received = repr(request.mimetype) if request.mimetype else "nothing"
         abort(
             415,
             "Expected multipart/form-data with the field 'image', or an image as the body (Content-Type "
-            f"image/…). Received {received}. Try: curl -F image=@x-ray.png {request.host_url}predict",
+            f"image/… or application/dicom). Received {received}. "
+            f"Try: curl -F image=@x-ray.png {request.host_url}predict",
         )
     files = request.files.getlist("image")
     if not files:

@@ -13,10 +13,11 @@ import numpy as np
 
 from broker.card import ModelCard
 from broker.errors import WarrenError
+from broker.likeness import PIXELS
 from worker.gradcam import GradCam, Look
 from worker.images import Pixels, Shape, check_image_shape
 from worker.inference import Inference
-from worker.model_file import load_model
+from worker.model_file import check_scale, load_model
 
 CHECK_SECONDS = 1.0  #: a changed file is noticed no later than this before a request
 
@@ -69,10 +70,11 @@ def open_classifier(path: Path) -> Classifier:
 
     Raises:
         ModelError: It is missing, damaged, not allowed, or answers with NaN.
-        DataError: It takes no images.
+        DataError: It takes no images, or was trained on values of another scale.
     """
     loaded = load_model(path)
     check_image_shape(loaded.shape)
+    check_scale(loaded.card, PIXELS, loaded.shape)
     look = GradCam(Inference(loaded.model)).look
     look(np.full(loaded.shape, 128, np.uint8))
     return Classifier(card=loaded.card, shape=loaded.shape, classes=loaded.classes, look=look)

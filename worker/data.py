@@ -13,17 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from broker.errors import DataError
-from worker.images import Shape, check_image_shape, read_image
-from worker.layout import (
-    ImageFiles,
-    LabelledArrays,
-    Labels,
-    Layout,
-    Part,
-    count_per_class,
-    find_layout,
-    patient_of,
-)
+from broker.tensors import InputFacts
+from worker.classes import Declared
+from worker.finding import find_layout
+from worker.images import KINDS, Shape, check_image_shape, facts_of, read_image
+from worker.layout import ImageFiles, LabelledArrays, Labels, Layout, Part, count_per_class, patient_of
 from worker.partition import deal_examples, partition
 
 __all__ = ["DEFAULT_SHAPE", "Dataset", "Examples", "open_data", "patient_of"]
@@ -31,10 +25,14 @@ __all__ = ["DEFAULT_SHAPE", "Dataset", "Examples", "open_data", "patient_of"]
 DEFAULT_SHAPE: Shape = (224, 224, 1)  #: what images are decoded for before a model has said what it takes
 _HELD_OUT = 0.1  # of the training part, when there is no test part
 _NAMES_SHOWN = 3
+_STRANGE_RATIO = 50  # of the two parts' largest values: 255, if one was scaled to 0..1 and the other was not
+_TIFF_SUFFIXES = (".tif", ".tiff")
+_IMAGE_INPUTS = InputFacts(shape=None, dtype="uint8", low=0.0, high=255.0)
 
 log = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -79,10 +77,20 @@ class Dataset:
         is_held_out: Whether the test part was taken out of the training part, for want of one.
         num_train_examples: Images that can't be decoded are not counted.
         num_test_examples: The same.
+        inputs: What the examples are like, of both parts together; logical sites share the whole set's.
     """
 
-    def __init__(self, classes: tuple[str, ...], train: Source, test: Source, *, is_held_out: bool) -> None:
+    def __init__(
+        self,
+        classes: tuple[str, ...],
+        train: Source,
+        test: Source,
+        *,
+        inputs: InputFacts,
+        is_held_out: bool,
+    ) -> None:
         self.classes = classes
+        self.inputs = inputs
         self.is_held_out = is_held_out
         self._train = train
         self._test = test
@@ -151,6 +159,7 @@ class Dataset:
                 self.classes,
                 _Excerpt(self._train, mine),
                 _Excerpt(self._test, its),
+                inputs=self.inputs,
                 is_held_out=self.is_held_out,
             )
             for mine, its in zip(train, test, strict=True)
@@ -158,7 +167,12 @@ class Dataset:
 
 
 def open_data(
-    spec: str, *, for_training: bool = True, shape: Shape = DEFAULT_SHAPE, seed: int = 0
+    spec: str,
+    *,
+    for_training: bool = True,
+    shape: Shape = DEFAULT_SHAPE,
+    seed: int = 0,
+    classes: Declared | None = None,
 ) -> Dataset:
     """Open a folder of images, an .npz, or what MODULE:FUNCTION returns.
 
@@ -170,17 +184,18 @@ def open_data(
             the training part is left alone: the test part, or all of a set without one, is the test part.
         shape: What images are decoded for now; another shape is decoded when a model wants it.
         seed: Chooses what is held out.
+        classes: The classes as `--classes` names them, of which the data may lack some.
 
     Raises:
         DataError: There is no data, or it can't be used.
     """
-    layout = find_layout(spec)
+    layout = find_layout(spec, classes)
     train, test, is_held_out = _choose_parts(layout, spec, for_training=for_training, seed=seed)
     if isinstance(train, ImageFiles) and isinstance(test, ImageFiles):
-        sources = _open_images(train, test, layout.classes, shape)
+        sources, inputs = _open_images(train, test, layout.classes, shape), _IMAGE_INPUTS
     else:
-        sources = _open_arrays(train, test)
-    return Dataset(layout.classes, *sources, is_held_out=is_held_out)
+        sources, inputs = _open_arrays(train, test)
+    return Dataset(layout.classes, *sources, inputs=inputs, is_held_out=is_held_out)
 
 
 def _choose_parts(layout: Layout, spec: str, *, for_training: bool, seed: int) -> tuple[Part, Part, bool]:
@@ -203,28 +218,35 @@ def _hold_out(part: Part, classes: tuple[str, ...], seed: int) -> tuple[Part, Pa
 def _choose_held_out(
     labels: Labels, patients: Sequence[str] | None, classes: tuple[str, ...], rng: np.random.Generator
 ) -> Labels:
-    """A tenth of each class, at least one, whole patients if the class has two or more."""
-    chosen = [np.empty(0, np.int64)]
-    names = np.asarray(patients) if patients is not None else np.arange(len(labels))
+    """A tenth of each class, at least one; patients whole, in all classes at once, as far as that can be."""
+    names = np.asarray(patients) if patients else np.arange(len(labels))
+    _, owners = np.unique(names, return_inverse=True)
+    counts = np.zeros((int(owners.max()) + 1, len(classes)), np.int64)
+    np.add.at(counts, (owners, labels), 1)
+    is_chosen = np.zeros(len(counts), bool)
+    divided = [np.empty(0, np.int64)]
     for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        if len(members) < 2:
+        if counts[:, label].sum() < 2:
             raise DataError(
-                f"The class {classes[label]!r} has {len(members)} example, and one must be held out. "
+                f"The class {classes[label]!r} has 1 example, and one must be held out. "
                 "Bring at least two examples of each class, or a test part."
             )
-        owners = names[members] if len(set(names[members])) > 1 else members
-        chosen.append(members[_tenth_of(owners, rng)])
-    return np.sort(np.concatenate(chosen))
+        _choose_owners(counts, is_chosen, label, rng)
+        if not counts[is_chosen, label].any():  # one patient has all of a class, and must be divided
+            members = rng.permutation(np.flatnonzero(labels == label))
+            divided.append(members[: max(1, int(len(members) * _HELD_OUT))])
+    return np.union1d(np.flatnonzero(is_chosen[owners]), np.concatenate(divided))
 
 
-def _tenth_of(owners: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[np.bool_]:
-    """Random owners until they have a tenth of what there is; never all of them."""
-    different, first = np.unique(owners, return_index=True)
-    shuffled = owners[np.sort(first)][rng.permutation(len(different))]
-    sizes = np.array([np.count_nonzero(owners == owner) for owner in shuffled[:-1]])
-    enough = int(np.searchsorted(np.cumsum(sizes), len(owners) * _HELD_OUT)) + 1
-    return np.isin(owners, shuffled[: min(enough, len(different) - 1)])
+def _choose_owners(counts: Labels, is_chosen: Mask, label: np.int64, rng: np.random.Generator) -> None:
+    """Mark random owners until a tenth of the class is held out; none that would use any class up."""
+    total, held = counts.sum(axis=0), counts[is_chosen].sum(axis=0)
+    for owner in rng.permutation(np.flatnonzero(counts[:, label])):
+        if held[label] >= max(1, total[label] * _HELD_OUT):
+            return
+        more = held + counts[owner]
+        if not is_chosen[owner] and ((more < total) | (counts[owner] == 0)).all():
+            is_chosen[owner], held = True, more
 
 
 # Sources
@@ -238,6 +260,10 @@ class _Arrays:
     def __init__(self, part: LabelledArrays) -> None:
         self.labels = part.labels
         self._x = _compact(part.x)
+
+    def ends(self) -> tuple[float, float]:
+        """The least and the largest value."""
+        return float(self._x.min()), float(self._x.max())
 
     def read(self, shape: Shape, index: Labels | None = None) -> Pixels:
         x = self._x if index is None else self._x[index]
@@ -306,9 +332,25 @@ def _sample(source: Source, shape: Shape, per_class: int, rng: np.random.Generat
     return Examples(x=source.read(shape, index), y=source.labels[index])
 
 
-def _open_arrays(train: Part, test: Part) -> tuple[Source, Source]:
-    first, second = (_Arrays(part) for part in (train, test) if isinstance(part, LabelledArrays))
-    return first, second
+def _open_arrays(train: Part, test: Part) -> tuple[tuple[Source, Source], InputFacts]:
+    given = [part for part in (train, test) if isinstance(part, LabelledArrays)]
+    first, second = (_Arrays(part) for part in given)
+    ends = [source.ends() for source in (first, second) if len(source.labels)]
+    _tell_ranges(ends)
+    x = given[0].x if len(given[0].x) else given[1].x
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    return (first, second), InputFacts(shape=x.shape[1:], dtype=x.dtype.name, low=low, high=high)
+
+
+def _tell_ranges(ends: Sequence[tuple[float, float]]) -> None:
+    """Warn when one part was scaled, as it seems, and the other was not."""
+    sizes = [max(abs(low), abs(high)) for low, high in ends]
+    if len(ends) == 2 and max(sizes) > _STRANGE_RATIO * min(sizes) > 0:
+        log.warning(
+            "x_train lies between %g and %g, x_test between %g and %g. If one was scaled and the other was "
+            "not, what is measured says nothing: scale both alike",
+            *(end for part in ends for end in part),
+        )
 
 
 def _open_images(
@@ -319,6 +361,7 @@ def _open_images(
     if reasons:
         _warn(reasons, len(pixels))
     kept = np.array([i for i in range(len(pixels)) if i not in reasons], np.int64)
+    _tell_pages([path for i, path in enumerate((*train.paths, *test.paths)) if i not in reasons])
     pixels = pixels[kept] if reasons else pixels
     pixels.flags.writeable = False
     cut = int(np.searchsorted(kept, len(train.paths)))
@@ -335,7 +378,7 @@ def _check_left(before: Labels, after: Labels, classes: tuple[str, ...]) -> None
     for label in np.setdiff1d(before, after):
         raise DataError(
             f"None of the images of class {classes[label]!r} can be decoded. "
-            "Expected JPEG, PNG, GIF, BMP or WebP files. Replace them."
+            f"Expected {KINDS} files. Replace them."
         )
 
 
@@ -345,11 +388,29 @@ def _warn(reasons: dict[int, DataError], total: int) -> None:
     log.warning("Skipped %d of %d images. %s%s", len(reasons), total, first, more)
 
 
+def _tell_pages(paths: Sequence[Path]) -> None:
+    """Say once how many files hold more than the picture that is read."""
+    tiffs = [path for path in paths if path.suffix.lower() in _TIFF_SUFFIXES]
+    several = [path for path in tiffs if facts_of(path).pages > 1]
+    if several:
+        log.warning(
+            "%d of %d TIFF files have more than one page; the first page of each is read. The first is %s",
+            len(several),
+            len(tiffs),
+            several[0],
+        )
+
+
 def _decode_all(paths: Sequence[Path], shape: Shape) -> Pixels:
     """Decode images that could be decoded before; DataError if one can't any more."""
     pixels, reasons = _decode(paths, shape)
-    for reason in reasons.values():
-        raise reason
+    if reasons:
+        _warn(reasons, len(paths))
+        # This one may travel to the coordinator, as the reason of a worker that declines: no file names.
+        raise DataError(
+            f"{len(reasons)} of {len(paths)} images, which could be read before, can't be read any more; "
+            "the worker's log names them. Put them back, or start the worker anew."
+        )
     return pixels
 
 

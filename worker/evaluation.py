@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from broker.errors import DataError, ModelError
 from broker.head import Floats, Head
+from worker.classes import normalise
 from worker.data import Examples
 from worker.layout import Labels
 
@@ -82,10 +83,10 @@ def check_classes(trained: tuple[str, ...] | None, found: tuple[str, ...]) -> No
     Raises:
         DataError: They differ, be it in their order.
     """
-    if trained is not None and trained != found:
+    if trained is not None and tuple(map(normalise, trained)) != found:
         raise DataError(
             f"The data's classes differ from the model's: expected {list(trained)}, found {list(found)}. "
-            "Name the class folders as the model's classes."
+            "Name the class folders as the model's classes, or give them with --classes."
         )
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from broker.card import ModelCard, read_card
-from broker.errors import ModelError
+from broker.errors import DataError, ModelError
 from broker.head import num_outputs
+from broker.likeness import PIXELS, is_other_scale, scale_difference
+from broker.tensors import InputFacts
 from worker.images import Shape
 from worker.layout import first_line
 from worker.safe_model import check_config
@@ -57,6 +59,20 @@ def load_model(path: Path) -> LoadedModel:
     _check_card(card, model, shape, path)
     names = tuple(str(label) for label in range(max(2, num_outputs(model))))
     return LoadedModel(model=model, card=card, shape=shape, classes=card.classes if card else names)
+
+
+def check_scale(card: ModelCard | None, inputs: InputFacts | None, shape: Shape) -> str | None:
+    """How data differ from what a model was trained on, in words, or None.
+
+    Raises:
+        DataError: They are images of another scale: the model's answers would be as sure as they are wrong.
+    """
+    if card is None or card.inputs is None or inputs is None:
+        return None
+    difference = scale_difference(inputs, card.inputs, "the values here", "the model was trained on ones")
+    if difference and inputs == PIXELS and is_other_scale(inputs, card.inputs, shape):
+        raise DataError(f"Images don't fit this model: {difference}. Give it arrays of that scale.")
+    return difference
 
 
 def _read_config(path: Path) -> dict[str, Any]:

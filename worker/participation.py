@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from broker import names
 from broker.errors import BrokerError, DataError, LinkLost, ModelError, ProtocolError
+from broker.likeness import scale_difference
 from broker.link import Link, Queue, outgoing, upload_queue, worker_queue
 from broker.logs import LogContext
 from broker.mail import Mail
@@ -62,6 +63,7 @@ class Participation:
         self._desk = Desk()
         self._postbox = Postbox(link, self._participants, self._desk, stop, task=task, acks_early=is_swarm)
         self._progress_at = float("-inf")
+        self._told_odd: set[tuple[str, str]] = set()
         self._residuals: dict[str, Vector] = {}
         self._outbox: list[KeptUpdate] = []
         self._outbox_at = float("-inf")
@@ -223,6 +225,7 @@ class Participation:
 
     def _tell_start(self, participant: Participant, start: RoundStart) -> None:
         self._log.update(run=start.run_id, round=start.round_number)
+        self._tell_oddity(participant, start)
         if self._is_swarm:
             return
         if not participant.trains_in(start):
@@ -240,6 +243,17 @@ class Participation:
             settings.epochs,
             settings.batch_size,
         )
+
+    def _tell_oddity(self, participant: Participant, start: RoundStart) -> None:
+        """Say once a run where this site's values are of another scale than those of most sites."""
+        if start.inputs is None or (participant.name, start.run_id) in self._told_odd:
+            return
+        self._told_odd.add((participant.name, start.run_id))
+        difference = (
+            scale_difference(participant.data.inputs, start.inputs) if participant.data.inputs else None
+        )
+        if difference:
+            logger.warning("%s: %s. Bring them to one scale at every site.", participant.name, difference)
 
     def _tell_end(self, start: RoundStart, trained: Trained) -> None:
         if self._is_swarm or trained.vector is None:

@@ -47,6 +47,25 @@ def parse_scheme(text: str) -> Scheme:
     )
 
 
+def parse_part(text: str, count: int) -> range:
+    """Read `I/K`: which of `count` sites the I-th of K processes plays.
+
+    Returns:
+        The sites, from 0; the K ranges cover all sites, each once, and differ by one in length at most.
+
+    Raises:
+        UsageError: It isn't 1 ≤ I ≤ K ≤ count.
+    """
+    first, _, second = text.partition("/")
+    if not (first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second) <= count):
+        raise UsageError(
+            f"--part is I/K, this process and how many there are, with 1 ≤ I ≤ K ≤ COUNT ({count}). "
+            f"Received {text!r}. Try --part 1/{min(2, count)}"
+        )
+    part, parts = int(first), int(second)
+    return range(count * (part - 1) // parts, count * part // parts)
+
+
 def _is_positive(text: str) -> bool:
     try:
         return 0 < float(text) < 1e6

@@ -131,6 +131,7 @@ class Postbox(threading.Thread):
             task=self._task,
             held=self._desk.held(worker),
             announced=self._desk.announced(worker),
+            inputs=data.inputs,
         )
 
     def _on_connection(self, event: Connection) -> None:

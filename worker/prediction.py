@@ -1,5 +1,6 @@
 """What a trained model says about single images: this is what the doctor gets."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,11 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from broker.errors import DataError
-from worker.images import Pixels, check_image_shape, read_image
+from broker.likeness import PIXELS
+from worker.images import Pixels, check_image_shape, facts_of, read_image
 from worker.inference import Inference
-from worker.model_file import LoadedModel
+from worker.model_file import LoadedModel, check_scale
 
 _BATCH = 32  # images that are held in memory at a time
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +59,7 @@ def predict(
         ModelError: Its output doesn't fit its classes.
     """
     check_image_shape(loaded.shape)
+    check_scale(loaded.card, PIXELS, loaded.shape)
     model = Inference(loaded.model)
     for start in range(0, len(images), _BATCH):
         readable = list(_read(images[start : start + _BATCH], loaded, on_unreadable))
@@ -67,9 +72,13 @@ def _read(
 ) -> Iterator[tuple[str, Pixels]]:
     for path in images:
         try:
-            yield str(path), read_image(path, loaded.shape)
+            pixels, pages = read_image(path, loaded.shape), facts_of(path).pages
         except DataError as exc:
             on_unreadable(exc)
+            continue
+        if pages > 1:
+            _log.warning("%s has %d pages; the first is read", path, pages)
+        yield str(path), pixels
 
 
 def _classify(

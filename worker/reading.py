@@ -11,7 +11,7 @@ from PIL import Image
 
 from broker.head import Floats
 from worker.clinic_model import ModelSource, Served
-from worker.images import Pixels, Shape, read_image
+from worker.images import ImageFacts, Pixels, Shape, facts_of, read_image
 
 _UNCERTAIN_MARGIN = 0.4  # between the two most probable classes; for two classes, 0.7 against 0.3
 
@@ -137,39 +137,36 @@ def _roughness(gray: npt.NDArray[np.float32]) -> float:
 
 def _facts(data: bytes, served: Served) -> dict[str, Any]:
     """How the file was and what became of it; it has been decoded before, so it is known to be whole."""
-    with Image.open(io.BytesIO(data)) as image:
-        width, height = image.size
-        if image.getexif().get(0x0112, 1) >= 5:  # the EXIF orientations that turn it by 90°
-            width, height = height, width
-        mode = _colour_of(image.mode)
+    facts = facts_of(data)
     model_height, model_width, channels = served.classifier.shape
-    is_stretched = width * model_height != height * model_width
+    is_stretched = facts.width * model_height != facts.height * model_width
     return {
-        "width": width,
-        "height": height,
-        "colour": mode,
-        "preprocessing": _story(width, height, mode, served.classifier.shape),
+        "width": facts.width,
+        "height": facts.height,
+        "colour": _colour_of(facts),
+        "preprocessing": _story(facts, served.classifier.shape),
         "stretched": is_stretched,
         "channels": channels,
     }
 
 
-def _story(width: int, height: int, mode: str, shape: Shape) -> str:
+def _story(facts: ImageFacts, shape: Shape) -> str:
     to_height, to_width, channels = shape
     became = "grayscale" if channels == 1 else "three colour channels"
-    if (width, height) == (to_width, to_height):
+    if (facts.width, facts.height) == (to_width, to_height):
         size = "kept at that size"
-    elif width * to_height == height * to_width:
+    elif facts.width * to_height == facts.height * to_width:
         size = f"resized to {to_width} × {to_height}"
     else:
         size = f"stretched to {to_width} × {to_height} (its proportions change)"
-    return f"{width} × {height} pixels, {mode}; {size}, {became}. The rest is inside the model."
+    page = f"The first of {facts.pages} pages: " if facts.pages > 1 else ""
+    was = f"{page}{facts.width} × {facts.height} pixels, {_colour_of(facts)}"
+    return f"{was}; {size}, {became}. The rest is inside the model."
 
 
-def _colour_of(mode: str) -> str:
-    if mode.startswith("I"):
-        return "16-bit grayscale"
-    return "grayscale" if mode in ("1", "L", "LA", "La") else "colour"
+def _colour_of(facts: ImageFacts) -> str:
+    depth = f"{facts.bits}-bit " if facts.bits > 8 else ""
+    return f"{depth}{'colour' if facts.is_colour else 'grayscale'}"
 
 
 def _model_of(served: Served) -> dict[str, Any]:

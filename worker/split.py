@@ -10,17 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from broker.errors import DataError, UsageError
-from worker.layout import (
-    CLASSES_ARRAY,
-    CLASSES_FILE,
-    ImageFiles,
-    LabelledArrays,
-    Labels,
-    Layout,
-    Part,
-    count_per_class,
-    find_layout,
-)
+from worker.classes import CLASSES_ARRAY, CLASSES_FILE, Declared
+from worker.finding import find_layout
+from worker.layout import ImageFiles, LabelledArrays, Labels, Layout, Part, count_per_class
 from worker.partition import partition
 
 
@@ -41,7 +33,15 @@ class Split:
     test: Labels | None
 
 
-def split(spec: str, *, into: int, out: Path, scheme: str = "iid", seed: int = 0) -> Split:
+def split(
+    spec: str,
+    *,
+    into: int,
+    out: Path,
+    scheme: str = "iid",
+    seed: int = 0,
+    classes: Declared | None = None,
+) -> Split:
     """Write `out`/site-1 … site-N, patients undivided, or nothing at all.
 
     Folders of images become folders (hard links where the disk allows, so they cost no space), arrays
@@ -53,12 +53,13 @@ def split(spec: str, *, into: int, out: Path, scheme: str = "iid", seed: int = 0
         out: A new or empty folder, or one that holds this very split already.
         scheme: How the training part is dealt: iid, shards or dirichlet:ALPHA.
         seed: The same seed gives the same sites.
+        classes: The classes as `--classes` names them; the sites keep names and order.
 
     Raises:
         DataError: The data can't be used, or not be cut into so many sites.
         UsageError: `out` holds something else, or the scheme is impossible.
     """
-    layout = find_layout(spec)
+    layout = find_layout(spec, classes)
     _check_out(out, Path(spec))
     train = _cut(layout.train, into, scheme, seed, "training")
     test = _cut(layout.test, into, "iid", seed, "test")
@@ -113,15 +114,15 @@ def _cut(part: Part | None, into: int, scheme: str, seed: int, name: str) -> Seq
 
 def _write_site(target: Path, layout: Layout, train: Part | None, test: Part | None) -> None:
     if isinstance(train, LabelledArrays):
-        _write_arrays(target.with_name(f"{target.name}.npz"), layout.classes, train, test)
+        _write_arrays(target.with_name(f"{target.name}.npz"), layout, train, test)
         return
     parts = {"train": train, "test": test} if layout.has_parts else {"": train}
-    is_lacking = False
+    must_tell = layout.declared is not None
     for folder, part in parts.items():
         if isinstance(part, ImageFiles):
             _write_images(target / folder, layout.classes, part)
-            is_lacking |= not count_per_class(part.labels, len(layout.classes)).all()
-    if is_lacking:
+            must_tell |= not count_per_class(part.labels, len(layout.classes)).all()
+    if must_tell:
         names = "".join(f"{name}\n" for name in layout.classes)
         (target / CLASSES_FILE).write_text(names, encoding="utf-8")
 
@@ -129,8 +130,10 @@ def _write_site(target: Path, layout: Layout, train: Part | None, test: Part | N
 def _write_images(target: Path, classes: tuple[str, ...], part: ImageFiles) -> None:
     for name in classes:
         (target / name).mkdir(parents=True)
-    for path, label in zip(part.paths, part.labels, strict=True):
-        _link_or_copy(path.resolve(), target / classes[label] / path.name)
+    for path, inner, label in zip(part.paths, part.inner, part.labels, strict=True):
+        place = target / classes[label] / inner
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _link_or_copy(path.resolve(), place)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -140,12 +143,14 @@ def _link_or_copy(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def _write_arrays(path: Path, classes: tuple[str, ...], train: LabelledArrays, test: Part | None) -> None:
+def _write_arrays(path: Path, layout: Layout, train: LabelledArrays, test: Part | None) -> None:
     arrays = {"x_train": train.x, "y_train": train.values}
     if isinstance(test, LabelledArrays):
         arrays |= {"x_test": test.x, "y_test": test.values}
-    if not count_per_class(train.labels, len(classes)).all():
-        arrays[CLASSES_ARRAY] = np.array([int(name) for name in classes])
+    if layout.declared is not None and layout.declared.is_named:
+        arrays[CLASSES_ARRAY] = np.array(layout.classes)
+    elif layout.declared is not None or not count_per_class(train.labels, len(layout.classes)).all():
+        arrays[CLASSES_ARRAY] = np.array([int(name) for name in layout.classes])
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, allow_pickle=False, **arrays)
 

@@ -25,6 +25,7 @@ from tests.browser.chromium import (
     screenshot,
 )
 from tests.clinics import CLASSES, card, replace_file, running_clinic, save_trained_model, save_xray
+from tests.dicoms import SECRETS, dicom
 from worker.model_file import load_model
 
 SECONDS = 30
@@ -115,6 +116,31 @@ def test_two_xrays_show_class_bars_and_heat_map(
     assert axe_faults(browser, axe) == []
     assert console_errors(browser) == []
     assert foreign_requests(browser) == []
+
+
+def test_a_dicom_file_is_shown_although_no_browser_can(
+    browser: Chrome, address: str, xrays: list[Path], tmp_path: Path, axe: str
+) -> None:
+    """What the model got stands in for it, under the heat map and in the picture's proportions."""
+    with Image.open(xrays[1]) as image:
+        gray = np.asarray(image.convert("L")).astype(np.uint16)
+    path = tmp_path / "IM000001"
+    path.write_bytes(dicom(gray << 4, BitsStored=12))
+    browser.get(address)
+    upload(browser, path)
+    (shown,) = wait_for_answers(browser, 1)
+
+    WebDriverWait(browser, SECONDS).until(lambda _: is_drawn(shown, ".xray"))
+    assert is_drawn(shown, ".heat")
+    shown.find_element(By.CSS_SELECTOR, ".how summary").click()
+    assert "520 × 400 pixels, 12-bit grayscale" in text_of(shown, ".how")
+    size = shown.find_element(By.CSS_SELECTOR, ".picture").size
+    assert abs(size["width"] / size["height"] - 520 / 400) < 0.02
+    page = browser.find_element(By.TAG_NAME, "body").get_attribute("innerHTML")
+    assert not any(secret in page for secret in SECRETS)
+    screenshot(browser, "clinic-dicom")
+    assert axe_faults(browser, axe) == []
+    assert console_errors(browser) == []
 
 
 def test_the_heat_map_goes_off_and_fades_by_keyboard(

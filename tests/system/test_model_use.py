@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom.uid import JPEGLosslessSV1
 
 from broker.card import ModelCard, write_card
 from broker.errors import ModelError
 from deploy.synthetic import XraySet, write_xrays
+from tests.dicoms import SECRETS, dicom
 from worker.data import Examples, open_data
 from worker.evaluation import evaluate
 from worker.inference import Inference
@@ -212,6 +214,49 @@ def test_predict_takes_any_image_and_goes_on_after_an_unreadable_one(
     found = json.loads(worker("predict", model_path, images[0], images[2], "--json").stdout)
     assert [set(entry) for entry in found] == [{"path", "class", "probability", "probabilities"}] * 2
     assert found[0]["probability"] == found[0]["probabilities"][found[0]["class"]]
+
+
+def test_dicom_is_evaluated_and_predicted_like_any_image(
+    model_path: Path, xrays: Path, tmp_path: Path
+) -> None:
+    """The same X-rays as 12-bit DICOM without suffix: the same figures, and no tag in any output."""
+    for path in xrays.glob("test/*/*"):
+        place = tmp_path / "set" / path.parent.name / path.stem
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as image:
+            gray = np.asarray(image.convert("L"))
+        tags = {"BitsStored": 12, "WindowCenter": 2048, "WindowWidth": 4096, "PatientID": path.stem}
+        deep = np.rint(gray * (4095 / 255)).astype(np.uint16)
+        place.write_bytes(dicom(deep, syntax=JPEGLosslessSV1, **tags))
+    plain, deep_set = (
+        worker("evaluate", model_path, "--data", path, "--json") for path in (xrays, tmp_path / "set")
+    )
+    assert (deep_set.returncode, deep_set.stderr) == (0, "")
+    assert json.loads(deep_set.stdout)["loss"] == pytest.approx(json.loads(plain.stdout)["loss"], abs=1e-3)
+    broken = tmp_path / "film.dcm"
+    broken.write_bytes(dicom(deep, NumberOfFrames=2))
+    result = worker("predict", model_path, place, broken)
+    assert result.returncode == 5
+    assert result.stdout.startswith(f"{place}  ")
+    assert "2 frames" in result.stderr
+    for output in (deep_set.stdout, result.stdout, result.stderr):
+        assert not any(secret in output for secret in SECRETS)
+
+
+def test_data_that_lack_a_class_are_evaluated_when_it_is_declared(
+    model_path: Path, xrays: Path, tmp_path: Path
+) -> None:
+    """A hospital that has ill patients alone; and arrays, whose labels get the model's names."""
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "PNEUMONIA").symlink_to(xrays / "test" / "PNEUMONIA")
+    assert worker("evaluate", model_path, "--data", tmp_path / "set").returncode == 5
+    np.savez(tmp_path / "d.npz", x_train=np.zeros((3, *SHAPE), np.uint8), y_train=np.ones(3, int))
+    for data in (tmp_path / "set", tmp_path / "d.npz"):
+        result = worker("evaluate", model_path, "--data", data, "--classes", ",".join(CLASSES), "--json")
+        assert (result.returncode, result.stderr) == (0, "")
+        confusion = json.loads(result.stdout)["confusion"]
+        assert sum(confusion[0]) == 0
+        assert sum(confusion[1]) > 0
 
 
 def test_a_model_learns_from_made_up_xrays(tmp_path: Path) -> None:

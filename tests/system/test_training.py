@@ -267,7 +267,7 @@ def test_a_logit_is_judged_by_its_sign() -> None:
     measured = local.evaluate(
         [np.ones((1, 1), np.float32), np.zeros(1, np.float32)],
         Examples(x=logits, y=np.array([1, 1, 0, 1])),
-    )
+    ).figures
     assert measured["accuracy"] == 0.75  # as probabilities they would be 0.25
     assert measured["auc"] == 0.0
     expected = np.mean(np.logaddexp(0, logits.ravel()) - logits.ravel() * [1, 1, 0, 1])

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import logging
 import re
 import socket
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from flask.testing import FlaskClient
 from PIL import Image
 
@@ -20,6 +22,7 @@ from broker.card import ModelCard
 from broker.errors import ModelError, UsageError
 from broker.web import address_of, is_own_name, listen
 from deploy.synthetic import make_xray
+from tests.dicoms import SECRETS, dicom, ramp
 from worker.clinic import MAX_UPLOAD_BYTES, create_app
 from worker.clinic_model import Classifier, ModelSource, describe
 from worker.gradcam import Look, heat_of
@@ -192,6 +195,64 @@ def test_the_heat_is_the_papers_formula() -> None:
 
     assert heat is not None
     assert heat.tolist() == [[1, 0.5], [0, 0]]
+
+
+# DICOM and TIFF
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+@pytest.mark.parametrize(
+    "content_type", ["application/dicom", "application/octet-stream", "multipart/form-data"]
+)
+def test_a_dicom_file_is_read_and_no_tag_gets_out(
+    client: FlaskClient, content_type: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The doctor's own format: what the page is told are the picture's facts alone, in answer and log."""
+    caplog.set_level(logging.DEBUG)
+    data = dicom(ramp(12), BitsStored=12)
+    body = form((data, "a.dcm")) if content_type.startswith("multipart") else data
+    answer = client.post("/predict?heatmap=1&seen=1", data=body, content_type=content_type)
+
+    assert answer.status_code == 200
+    image = answer.get_json()["image"]
+    assert (image["width"], image["height"], image["colour"]) == (20, 16, "12-bit grayscale")
+    assert "20 × 16 pixels, 12-bit grayscale; stretched to 20 × 20" in image["preprocessing"]
+    assert not any(secret in answer.get_data(as_text=True) + caplog.text for secret in SECRETS)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+def test_a_dicom_file_that_can_not_be_read_says_why_without_a_tag(client: FlaskClient) -> None:
+    """A film, a cut file, and one of a huge size."""
+    for data, reason in (
+        (dicom(ramp(), NumberOfFrames=4, Rows=4), "4 frames"),
+        (dicom(ramp())[:-300], "damaged"),
+        (dicom(ramp(), Rows=60_000, Columns=60_000), "60000 × 60000 pixels"),
+    ):
+        answer = client.post("/predict", data=form((data, "a.dcm")))
+        assert answer.status_code == 400
+        assert reason in answer.get_json()["error"]
+        assert not any(secret in answer.get_data(as_text=True) for secret in SECRETS)
+
+
+def test_a_tiff_with_pages_tells_which_is_read(client: FlaskClient) -> None:
+    """And a deep picture how deep it is."""
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, np.stack([ramp(16)] * 3), photometric="minisblack")
+    image = client.post("/predict", data=form((buffer.getvalue(), "a.tif"))).get_json()["image"]
+
+    assert image["colour"] == "16-bit grayscale"
+    assert image["preprocessing"].startswith("The first of 3 pages: 20 × 16 pixels")
+
+
+def test_the_page_lets_a_doctor_choose_dicom(client: FlaskClient) -> None:
+    """The file dialogue shows such files, and the help says so."""
+    page = client.get("/").get_data(as_text=True)
+    accepted = re.search(r'accept="([^"]*)"', page)
+    assert accepted
+    assert {"application/dicom", ".dcm", ".dicom", ".tif", ".tiff", ".jfif"} <= set(
+        accepted.group(1).split(",")
+    )
+    assert "DICOM, TIFF, JPEG" in page
 
 
 # The guard

@@ -10,9 +10,12 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from broker.errors import DataError, UsageError
+from broker.tensors import InputFacts
+from worker.classes import parse_classes
 from worker.cli import main
 from worker.data import open_data, patient_of
 from worker.split import split
+from worker.trainer import Participant
 
 SMALL = (8, 8, 1)
 RNG = np.random.default_rng(0)
@@ -44,7 +47,7 @@ def run(*arguments: object) -> Result:
 
 
 def test_a_folder_with_train_and_test_is_opened(tmp_path: Path) -> None:
-    """Classes are in sorted order, whatever the disk's; validation folders belong to neither part."""
+    """Classes are in sorted order, whatever the disk's; validation folders beside a test part belong to neither."""
     write_folders(tmp_path / "train", {"b": 5, "a": 7})
     write_folders(tmp_path / "test", {"b": 2, "a": 1})
     write_folders(tmp_path / "val", {"b": 3, "a": 3})
@@ -58,15 +61,19 @@ def test_a_folder_with_train_and_test_is_opened(tmp_path: Path) -> None:
     assert test.y.tolist() == [0, 1, 1]
 
 
-def test_decoded_images_are_kept_until_another_shape_is_wanted(tmp_path: Path) -> None:
-    """The files are read once per shape: they can vanish in between."""
+def test_decoded_images_are_kept_until_another_shape_is_wanted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The files are read once per shape: they can vanish in between. The error, which may travel, names no file."""
     data = open_data(str(write_folders(tmp_path / "x", {"a": 20, "b": 20})), shape=SMALL)
     colour = data.train((4, 4, 3))
     assert colour.x.shape == (36, 4, 4, 3)
     shutil.rmtree(tmp_path / "x")
     assert data.train((4, 4, 3)).x is colour.x
-    with pytest.raises(DataError, match="no such file"):
+    with caplog.at_level(logging.WARNING), pytest.raises(DataError, match=r"36 of 36 images.* log") as caught:
         data.train((5, 5, 1))
+    assert "png" not in str(caught.value)
+    assert "no such file" in caplog.text
 
 
 def test_without_a_test_part_a_tenth_is_held_out_by_patient(tmp_path: Path) -> None:
@@ -229,10 +236,29 @@ def test_labels_of_any_whole_numbers_become_classes(tmp_path: Path) -> None:
         ({"x_train": np.zeros((4, 2)), "y_train": np.arange(3)}, r"\(4, 2\) and \(3,\)"),
         ({"x_train": np.zeros((4, 2)), "y_train": np.zeros(4, int)}, "every label is 0"),
         ({"x_train": np.zeros((4, 2)), "y_train": np.eye(4)}, "argmax"),
-        ({"x_train": np.zeros((4, 2)), "y_train": np.array([0.0, 1, 2, 3])}, "one whole number an example"),
+        (
+            {"x_train": np.zeros((4, 2)), "y_train": np.array([0.5, 1, 2, 3])},
+            r"one whole number an example.*0\.5",
+        ),
         ({"x_train": np.full((4, 2), np.nan), "y_train": np.arange(4)}, "NaN"),
-        ({"x_train": np.array(["a"] * 4), "y_train": np.arange(4)}, "needs numbers"),
+        ({"x_train": np.array(["a"] * 4), "y_train": np.arange(4)}, "needs real numbers"),
         ({"x_train": np.array([{}] * 4), "y_train": np.arange(4)}, "no pickled objects"),
+        ({"x_train": np.full((4, 2), 1e300), "y_train": np.arange(4)}, r"1e\+300, beyond what float32 holds"),
+        ({"x_train": np.full((4, 2), 1j), "y_train": np.arange(4)}, "needs real numbers"),
+        ({"x_train": np.zeros((4, 2)), "y_train": np.array([0, np.nan, 1, 1])}, "Received nan"),
+        (
+            {"x_train": np.zeros((4, 2)), "y_train": np.array([0, 2**63, 1, 1], np.uint64)},
+            "9223372036854775808",
+        ),
+        (
+            {
+                "x_train": np.zeros((4, 2)),
+                "y_train": np.arange(4),
+                "x_test": np.zeros((4, 3)),
+                "y_test": np.arange(4),
+            },
+            r"one shape\. Received \(2,\) and \(3,\)",
+        ),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(
@@ -250,6 +276,33 @@ def test_a_label_that_only_the_test_part_has_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match="no training example of the label 2"):
         open_data(str(path))
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        (np.uint64, np.uint64), (np.uint64, np.int64), (np.uint64, np.int8), (np.int32, np.float32),
+        (np.float64, np.uint8), (bool, np.int64), (bool, bool), (np.float16, np.uint64),
+    ],
+)  # fmt: skip
+def test_labels_of_any_type_give_the_same_classes(tmp_path: Path, train: type, test: type) -> None:
+    """Class names are '0' and '1', never '0.0' or 'True', so that sites agree; whole fractions are taken."""
+    y = np.array([0, 1] * 5)
+    x = np.zeros((10, 3))
+    path = write_npz(tmp_path / "d.npz", x_train=x, y_train=y.astype(train), x_test=x, y_test=y.astype(test))
+    data = open_data(str(path))
+    assert data.classes == ("0", "1")
+    assert np.array_equal(data.test((3,)).y, y)
+
+
+def test_large_labels_are_exact(tmp_path: Path) -> None:
+    """Neighbours above 2^53 are one number as fractions; uint64 and int64 together would become fractions."""
+    y = np.array([2**60, 2**60 + 1] * 5, np.uint64)
+    x = np.zeros((10, 3))
+    data = open_data(
+        str(write_npz(tmp_path / "d.npz", x_train=x, y_train=y, x_test=x, y_test=y.astype(np.int64)))
+    )
+    assert data.classes == (str(2**60), str(2**60 + 1))
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 cut"])
@@ -284,9 +337,172 @@ def test_a_function_of_a_module_in_the_current_folder_gives_data(
             open_data(spec)
 
 
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("def load(): raise ValueError('no such\\nfile at all')", "ValueError: no such."),
+        ("def load(): return 1 / 0", "ZeroDivisionError: division by zero."),
+        ("raise RuntimeError('at import')", "RuntimeError: at import."),
+        ("import warren_not_there", "ModuleNotFoundError: No module named 'warren_not_there'."),
+        ("import sys; sys.exit(3)", "SystemExit: 3."),
+        ("def load(): raise SystemExit", "SystemExit: SystemExit."),
+        ("load = None.something", "AttributeError: 'NoneType' object has no attribute 'something'."),
+        ("def load(:", "SyntaxError: invalid syntax"),
+    ],
+)
+def test_a_data_function_that_fails_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, said: str
+) -> None:
+    """Whose function it is and what it says; a person's own code may raise anything, at import, too."""
+    name = f"warren_failing_{abs(hash(source))}"
+    (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    result = run("split", f"{name}:load", "--into", 2, "--out", tmp_path / "out")
+    assert result.exit_code == 5
+    assert f"The data function '{name}:load' failed: {said}" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_data_function_may_give_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a third value: names of the labels 0, 1, 2, or labels."""
+    (tmp_path / "warren_classes_data.py").write_text(
+        "import numpy as np\n"
+        "x, y = np.zeros((4, 2)), [1, 2, 1, 2]\n"
+        "def named(): return (x, y), (x, y), ['a', 'b', 'c']\n"
+        "def labels(): return (x, y), (x, y), range(4)\n"
+        "def ragged(): return ([[1], [1, 2]], [0, 1]), (x, y)\n"
+        "def more(): return (x, y), (x, y), ['a', 'b'], 4\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert open_data("warren_classes_data:named").examples_per_class == {"a": 0, "b": 2, "c": 2}
+    assert open_data("warren_classes_data:labels").classes == ("0", "1", "2", "3")
+    with pytest.raises(DataError, match="can't become arrays"):
+        open_data("warren_classes_data:ragged")
+    with pytest.raises(DataError, match="and after them, if you like, the classes"):
+        open_data("warren_classes_data:more")
+
+
 def test_a_missing_path_is_refused() -> None:
     with pytest.raises(DataError, match="no data at '/nowhere/at/all'"):
         open_data("/nowhere/at/all")
+
+
+# Declared classes
+
+
+def lacking(tmp_path: Path, labels: list[int], **more: np.ndarray) -> Path:
+    """A site in arrays that has these labels alone."""
+    y = np.array(labels * 10)
+    return write_npz(
+        tmp_path / f"{len(list(tmp_path.iterdir()))}.npz", x_train=np.zeros((len(y), 3)), y_train=y, **more
+    )
+
+
+def test_sites_that_lack_a_class_agree_when_it_is_declared(tmp_path: Path) -> None:
+    """Labels 0 to 2 at one site, 1 and 2 at another: by `classes` in the file, or on the command line."""
+    declared = parse_classes("0,1,2")
+    for data in (
+        open_data(str(lacking(tmp_path, [0, 1, 2]))),
+        open_data(str(lacking(tmp_path, [1, 2], classes=np.arange(3)))),
+        open_data(str(lacking(tmp_path, [1, 2])), classes=declared),
+        open_data(str(lacking(tmp_path, [2])), classes=declared),
+    ):
+        assert data.classes == ("0", "1", "2")
+    assert set(data.train((3,)).y) == {2}
+
+
+def test_names_for_labels_are_declared_with_the_data_or_by_hand(tmp_path: Path) -> None:
+    """They are those of the labels 0, 1, 2, in one spelling, in the order given."""
+    names = np.array(["zebra", "Pneumoni\u0301a", "ape"])
+    by_hand = parse_classes("zebra,Pneumon\u00eda,ape")
+    for data in (
+        open_data(str(lacking(tmp_path, [1, 2], classes=names))),
+        open_data(str(lacking(tmp_path, [1, 2], classes=np.char.encode(names, "utf-8")))),
+        open_data(str(lacking(tmp_path, [1, 2])), classes=by_hand),
+        open_data(
+            str(lacking(tmp_path, [1, 2], classes=np.arange(3))),
+            classes=by_hand,
+        ),
+    ):
+        assert data.examples_per_class == {"zebra": 0, "Pneumon\u00eda": 9, "ape": 9}
+        assert set(data.train((3,)).y) == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("declared", "given", "match"),
+    [
+        (np.array(["a", "b"]), None, r"expected 0 to 1, which the names \['a', 'b'\] are for\. Received 2"),
+        (np.array([0, 1]), None, r"expected \[0, 1\]\. Received 2"),
+        (np.array([0, 1, 2, 2]), None, "names the class '2' 2 times"),
+        (np.array(["a", "b", "a"]), None, "names the class 'a' 2 times"),
+        (np.array(["a", "b", "c"]), "a,c,b", "declared classes differ"),
+        (None, "a,b", "Received 2"),
+        (np.array([0.5, 1, 2]), None, "one whole number"),
+    ],
+)
+def test_declared_classes_that_do_not_fit_are_refused(
+    tmp_path: Path, declared: np.ndarray | None, given: str | None, match: str
+) -> None:
+    path = lacking(tmp_path, [1, 2], **({} if declared is None else {"classes": declared}))
+    with pytest.raises(DataError, match=match):
+        open_data(str(path), classes=parse_classes(given))
+
+
+@pytest.mark.parametrize(("classes", "dtype"), [("no,yes,maybe", "U"), ("0,1,2", "i"), (None, None)])
+def test_a_split_of_arrays_writes_declared_classes_on(
+    tmp_path: Path, classes: str | None, dtype: str | None
+) -> None:
+    """So that its sites keep names and order, whether they lack some or not."""
+    path = lacking(tmp_path, [0, 1])
+    run("split", path, "--into", 2, "--out", tmp_path / "sites", *(["--classes", classes] if classes else []))
+    with np.load(tmp_path / "sites" / "site-1.npz") as site:
+        assert ("classes" in site.files) == (classes is not None)
+        assert classes is None or site["classes"].dtype.kind == dtype
+    expected = tuple(classes.split(",")) if classes else ("0", "1")
+    assert open_data(str(tmp_path / "sites" / "site-2.npz")).classes == expected
+
+
+# What the inputs are
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype", "low", "high"),
+    [
+        (np.array([[0, 255, 3]], np.uint8), "uint8", 0, 255),
+        (np.array([[0, 1, 1]], bool), "bool", 0, 1),
+        (np.array([[0, 4095, 3]], np.uint16), "uint16", 0, 4095),
+        (np.array([[-1.5, 0.25, 0]], np.float32), "float32", -1.5, 0.25),
+        (np.array([[-1.5, 0.25, 0]], ">f8"), "float64", -1.5, 0.25),
+        (np.array([[7, 8, 9]], np.int64), "int64", 7, 9),
+    ],
+)
+def test_the_inputs_are_told_as_they_were_given_and_are_handed_on(
+    tmp_path: Path, given: np.ndarray, dtype: str, low: float, high: float
+) -> None:
+    """The type as it was given; the range of both parts together; the same for every logical site."""
+    y = np.array([0, 1] * 10)
+    train, test = np.repeat(given[:, [0, 2, 2]], 20, axis=0), np.repeat(given, 20, axis=0)
+    data = open_data(str(write_npz(tmp_path / "d.npz", x_train=train, y_train=y, x_test=test, y_test=y)))
+    assert data.inputs == InputFacts(shape=(3,), dtype=dtype, low=low, high=high)
+    assert all(site.inputs is data.inputs for site in data.divide(2, "iid", 0))
+    whole = open_data(str(tmp_path / "d.npz"), for_training=False)
+    assert whole.inputs == data.inputs
+
+
+@pytest.mark.parametrize(("factor", "is_told"), [(1, False), (1 / 2, False), (1 / 255, True), (255.0, True)])
+def test_parts_of_different_scales_are_told(
+    tmp_path: Path, factor: float, is_told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One part divided by 255 and the other not: a usual slip, and no figure would mean anything."""
+    x, y = digits(20, 2)
+    path = write_npz(tmp_path / "d.npz", x_train=x, y_train=y, x_test=x[:6] * factor, y_test=y[:6])
+    open_data(str(path))
+    assert ("scale both alike" in caplog.text) == is_told
+
+
+def test_images_are_of_any_shape_and_of_8_bits(tmp_path: Path) -> None:
+    data = open_data(str(write_folders(tmp_path, {"a": 3, "b": 3})), shape=SMALL)
+    assert data.inputs == InputFacts(shape=None, dtype="uint8", low=0, high=255)
 
 
 # Samples and logical sites
@@ -325,6 +541,24 @@ def test_logical_sites_share_one_set(tmp_path: Path) -> None:
     seen = {example.tobytes() for site in sites for example in site.train((28, 28, 1)).x}
     assert len(seen) == 60
     assert len(sites[0].sample((28, 28, 1), 3, np.random.default_rng(0))) == 6
+
+
+def test_two_processes_of_a_swarm_share_one_partition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--part 1/2` and `2/2` have together the workers and the data that one process would have, each once."""
+    x, y = digits(60, 2)
+    path = write_npz(tmp_path / "d.npz", x_train=x, y_train=y, x_test=x[:7], y_test=y[:7])
+    played: list[list[Participant]] = []
+    monkeypatch.setattr("worker.cli.take_part", lambda participants, *_, **__: played.append(participants))
+    for part in (["--part", "1/2"], ["--part", "2/2"], []):
+        result = run("swarm", "--count", 5, "--data", path, "--classes", "no,yes", "--name", "s", *part)
+        assert result.exit_code == 0
+    first, second, whole = played
+    assert [worker.name for worker in first + second] == [f"s.{i}" for i in range(1, 6)]
+    for mine, its in zip(first + second, whole, strict=True):
+        assert mine.data.classes == ("no", "yes")
+        assert np.array_equal(mine.data.train((28, 28)).x, its.data.train((28, 28)).x)
 
 
 # worker split

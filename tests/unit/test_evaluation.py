@@ -112,6 +112,9 @@ def test_nothing_to_evaluate_on_is_refused() -> None:
 def test_classes_must_be_the_models_in_its_order() -> None:
     check_classes(CLASSES, CLASSES)
     check_classes(None, ("a", "b"))
+    check_classes(
+        ("Pneumoni\u0301a", "b"), ("Pneumon\u00eda", "b")
+    )  # a model trained where names are written NFD
     with pytest.raises(
         DataError, match=r"expected \['NORMAL', 'PNEUMONIA'\], found \['PNEUMONIA', 'NORMAL'\]"
     ):

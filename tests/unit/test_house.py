@@ -61,6 +61,11 @@ def test_one_file_imports_pika_and_one_msgpack() -> None:
     assert users_of("msgpack") == {"broker/codec.py"}
 
 
+def test_dicom_is_read_in_one_place() -> None:
+    """What pydicom says may quote a patient's tags; the file that keeps it in is the only one that hears it."""
+    assert users_of("pydicom") == {"worker/dicom.py", "worker/dicom_codecs.py"}
+
+
 def test_nothing_imports_pickle() -> None:
     """Nothing that arrives is ever run."""
     for package in ("pickle", "marshal", "shelve", "dill", "cloudpickle"):
@@ -86,8 +91,9 @@ def test_the_learning_is_pure() -> None:
 
 @pytest.mark.parametrize("command", ["coordinator.cli", "worker.cli", "broker.cli"])
 def test_a_command_line_starts_without_tensorflow(command: str) -> None:
-    """Loading the command line loads neither TensorFlow nor Keras nor matplotlib."""
-    script = f"import sys, {command}; print([n for n in ('tensorflow', 'keras', 'matplotlib') if n in sys.modules])"
+    """Loading the command line loads neither TensorFlow nor Keras nor matplotlib, nor what reads rare images."""
+    late = ("tensorflow", "keras", "matplotlib", "pydicom", "imagecodecs", "tifffile")
+    script = f"import sys, {command}; print([name for name in {late} if name in sys.modules])"
     answer = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
     )

@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def test_a_diverged_training_is_declined_where_int8_can_not_tell_it(deterministi
     coordinator.declare([coordinator_queue()])
     coordinator.consume([names.COORDINATOR], prefetch=0)
     link.declare([worker_queue("w"), upload_queue("w")])
-    data: Any = None
+    data: Any = SimpleNamespace(inputs=None)
     participation = Participation(
         link,
         [Participant(name="w", data=data)],

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.errors import DataError, UsageError
-from worker.partition import deal_examples, partition
+from worker.partition import deal_examples, parse_part, partition
 
 SCHEMES = st.sampled_from(["iid", "shards", "dirichlet:0.1", "dirichlet:100"])
 
@@ -102,3 +102,19 @@ def test_no_site_is_refused() -> None:
 def test_examples_can_be_dealt_to_more_sites_than_there_are() -> None:
     """A swarm of 5 with 3 test examples: two of its workers test on nothing."""
     assert sorted(len(site) for site in deal_examples(np.array([0, 1, 1]), 5, 0)) == [0, 0, 1, 1, 1]
+
+
+@given(count=st.integers(1, 60), parts=st.integers(1, 60))
+def test_the_slices_of_a_swarm_are_the_whole(count: int, parts: int) -> None:
+    """K processes play all of N workers, each once, and as evenly as can be."""
+    if parts > count:
+        return
+    slices = [parse_part(f"{part}/{parts}", count) for part in range(1, parts + 1)]
+    assert [worker for each in slices for worker in each] == list(range(count))
+    assert max(map(len, slices)) - min(map(len, slices)) <= 1
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1/11", "2", "/2", "1/", "-1/2", "1.0/2", "a/b", "1/2/3", ""])
+def test_a_slice_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"1 ≤ I ≤ K ≤ COUNT \(10\)"):
+        parse_part(text, 10)

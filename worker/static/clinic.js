@@ -41,8 +41,22 @@ function makeCard(file) {
 function preview(card) {
   const image = card.element.querySelector(".xray");
   image.alt = `X-ray ${card.file.name}`;
-  image.addEventListener("load", () => setRatio(card, image.naturalWidth / image.naturalHeight));
+  image.addEventListener("load", () => {
+    if (image.src === card.url) setRatio(card, image.naturalWidth / image.naturalHeight);
+  });
+  // No browser shows DICOM, and few TIFF: the image as the model got it stands in, once it is there.
+  image.addEventListener("error", () => {
+    card.unseen = true;
+    image.hidden = true;
+    if (card.seen) showSeen(card);
+  });
   image.src = card.url;
+}
+
+function showSeen(card) {
+  const image = card.element.querySelector(".xray");
+  image.src = card.seen;
+  image.hidden = false;
 }
 
 function setRatio(card, ratio) {
@@ -144,7 +158,8 @@ function showAnswer(card, answer) {
   find(".by").textContent = answer.model.run_id === null
     ? "Read by a model that tells nothing about its training."
     : `Read by run ${answer.model.run_id}, round ${answer.model.round}.`;
-  find(".seen").src = answer.seen;
+  find(".seen").src = card.seen = answer.seen;
+  if (card.unseen) showSeen(card);
   if (answer.heatmap) find(".heat").src = answer.heatmap;
   else find(".heat").removeAttribute("src");
   find(".heat").alt = answer.heatmap ? `Heat map: what speaks for ${answer.heatmap_class}` : "";

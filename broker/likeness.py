@@ -44,20 +44,34 @@ def shape_difference(site: InputFacts, shape: Shape) -> str | None:
     return f"its examples have the shape {site.shape}; this run's model takes {shape}"
 
 
+#: Images in files, as they are handed to a model.
+PIXELS = InputFacts(shape=None, dtype="uint8", low=0.0, high=255.0)
+
+
 def is_other_scale(site: InputFacts, run: InputFacts, shape: Sequence[int]) -> bool:
     """Whether a site's images can't be of this run: features in columns may well differ between sites."""
     is_image = len(shape) >= 2
     return is_image and _ratio(site, run) >= _OTHER_SCALE
 
 
-def scale_difference(site: InputFacts, run: InputFacts) -> str | None:
-    """How a site's values differ from those of most sites, in words, or None."""
+def scale_difference(
+    site: InputFacts, run: InputFacts, ours: str = "its values", theirs: str = "those of most sites"
+) -> str | None:
+    """How a site's values differ from those of most sites, or of what a model was trained on; None if they don't.
+
+    Args:
+        site: What is looked at.
+        run: What it is held against.
+        ours: What the former are called in words.
+        theirs: What the latter are.
+    """
     if _ratio(site, run) < _ODD_SCALE and _is_signed(site) == _is_signed(run):
         return None
-    return (
-        f"its values lie from {site.low:g} to {site.high:g} ({site.dtype}); those of most sites "
-        f"from {run.low:g} to {run.high:g} ({run.dtype})"
-    )
+    return f"{ours} lie {_span(site)}; {theirs} {_span(run)}"
+
+
+def _span(facts: InputFacts) -> str:
+    return f"from {facts.low:g} to {facts.high:g} ({facts.dtype})"
 
 
 def _ratio(one: InputFacts, other: InputFacts) -> float:
