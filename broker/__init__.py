@@ -15,6 +15,9 @@ Contents:
     mail        publishing that outlives a lost connection
     card        what a saved model says about itself
     allowlist   which parts of Keras a model may be made of
+    loss        a compiled loss: its name, and how it wants labels
+    ending      the activation that a model ends with
+    head        outputs read as probabilities, decided once from the model
     allocator   what makes large parts cheap to receive
     management  RabbitMQ's management API: policies, users, permissions
     accounts    least-privilege accounts for workers

@@ -11,6 +11,7 @@ Contents, from the pure to the wire:
     models         their Keras models; imported by the child process alone
     model_process  the child process that holds Keras, seen from here
     keras_child    the child process itself
+    form           whether workers can train a model, found out in the child
     curves         curves.png; drawn by the child
     options        what a person asks of one run, checked once
     identity       run.json: which run a folder holds

@@ -16,6 +16,7 @@ Contents:
     tensorflow   Keras, loaded late and quietly
     safe_model   a model from the wire, built only from allowed parts
     model_file   a model from a file, likewise
+    inference    the one way to a model's answers: each example by itself
     training     local training and evaluation
     receiving    round starts put together from their parts
     uploading    an update on its way
