@@ -4,7 +4,7 @@
 const charts = (() => {
   const NAMESPACE = "http://www.w3.org/2000/svg";
   const WIDTH = 300, HEIGHT = 190, LEFT = 40, RIGHT = 10, TOP = 10, BOTTOM = 34;
-  const TITLES = { accuracy: "Accuracy", loss: "Loss", auc: "AUC" };
+  const TITLES = { auc: "AUC" };
 
   function element(name, attributes, text) {
     const made = document.createElementNS(NAMESPACE, name);
@@ -65,7 +65,7 @@ const charts = (() => {
     const all = series.flatMap(([, found]) => found);
     const rounds = all.map(([round]) => round), values = all.map(([, value]) => value);
     const first = Math.min(...rounds), last = Math.max(...rounds, first + 1);
-    const [low, high] = bounds(values, title !== TITLES.loss && values.every(value => value >= 0 && value <= 1));
+    const [low, high] = bounds(values, title !== "Loss" && values.every(value => value >= 0 && value <= 1));
     const x = round => LEFT + (round - first) / (last - first) * (WIDTH - LEFT - RIGHT);
     const y = value => TOP + (high - value) / (high - low || 1) * (HEIGHT - TOP - BOTTOM);
     const svg = element("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": describe(title, series) });
@@ -94,7 +94,7 @@ const charts = (() => {
   }
 
   function title(measure) {
-    return TITLES[measure] || measure.replaceAll("_", " ");
+    return TITLES[measure] || measure[0].toUpperCase() + measure.slice(1).replaceAll("_", " ");
   }
 
   // Fills a place with one figure for each measure; returns what kinds of lines there are.

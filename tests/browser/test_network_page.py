@@ -121,7 +121,7 @@ def test_a_person_sees_workers_launches_watches_and_takes_the_model_away(
     page.check("network-rounds")
     page.until(lambda: page.text("run-state") == "done", 120, "the end of the run")
     page.until(lambda: page.rounds() == 4, 10, "four rounds")
-    assert len(page.browser.find_elements(By.CSS_SELECTOR, "#charts svg")) == 3
+    assert len(page.browser.find_elements(By.CSS_SELECTOR, "#charts svg")) == 4
     page.check("network-done")
 
     page.browser.find_element(By.ID, "get-model").click()
