@@ -18,7 +18,6 @@ from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import pika
 import pika.exceptions
@@ -27,8 +26,8 @@ from pika.adapters.select_connection import SelectConnection
 from pika.adapters.utils import io_services_utils
 
 from broker import names
+from broker.address import check_amqp_url, without_password
 from broker.allocator import keep_freed_memory
-from broker.command import without_password
 from broker.errors import (
     BrokerError,
     BrokerUnreachable,
@@ -84,17 +83,13 @@ class LinkSettings:
         Raises:
             UsageError: The address can't be understood.
         """
-        parts = urlsplit(self.amqp_url)
-        if parts.scheme not in ("amqp", "amqps") or not parts.hostname:
-            raise UsageError(
-                f"Expected an address like amqp://user:password@host:5672/%2F, got "
-                f"{without_password(self.amqp_url)!r}. Try --amqp-url or AMQP_URL."
-            )
+        url = check_amqp_url(self.amqp_url)
         try:
-            parameters = pika.URLParameters(self.amqp_url)
-        except (ValueError, TypeError) as exc:
+            parameters = pika.URLParameters(url)
+        except (ValueError, TypeError, SyntaxError, LookupError, OSError) as exc:
             raise UsageError(
-                f"The broker's address {without_password(self.amqp_url)!r} is wrong: {exc}"
+                f"The broker's address {without_password(url)!r} has an option after its '?' that can't be "
+                f"used: {exc}"
             ) from exc
         parameters.heartbeat = _HEARTBEAT_SECONDS
         parameters.socket_timeout = parameters.stack_timeout = 10
