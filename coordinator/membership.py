@@ -14,6 +14,7 @@ class Member:
 
     Attributes:
         announced: The upload_id of its update for the round that it holds, once announced.
+        token: Of its newest `joined`.
         is_present: It said it is there, and nobody found its queue without a reader since.
     """
 
@@ -26,6 +27,7 @@ class Member:
     task: str | None
     held: Held | None
     announced: str | None = None
+    token: str = ""
     is_present: bool = True
 
 
@@ -47,6 +49,7 @@ class Roster:
             task=joined.task,
             held=joined.held,
             announced=joined.announced,
+            token=joined.token,
         )
         self.add(member)
         return member
