@@ -233,6 +233,10 @@ class MemoryLink:
             store = self._broker.stores.get(queue)
             return len(store.readers) if store else None
 
+    def unread(self, queues: Sequence[str]) -> list[str]:
+        """Those of these queues that nobody reads, or that are missing."""
+        return [name for name in queues if not self.consumers(name)]
+
     def purge(self, queue: str) -> None:
         """Empty a queue."""
         with self._broker.lock:

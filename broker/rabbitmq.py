@@ -907,6 +907,41 @@ class RabbitLink:
         count: int | None = self._ask(use)
         return count
 
+    def unread(self, queues: Sequence[str]) -> list[str]:
+        """Those of these queues that nobody reads, that are missing, or that can't be used; on as few channels."""
+        found: list[str] = []
+
+        def perform(wire: _Wire, future: Future[Any]) -> None:
+            unasked = deque(queues)
+
+            def ask(channel: Any) -> None:
+                channel.queue_declare(unasked[0], passive=True, callback=partial(answered, channel))
+
+            def answered(channel: Any, frame: Any) -> None:
+                name = unasked.popleft()
+                if frame.method.consumer_count == 0:
+                    found.append(name)
+                if unasked:
+                    ask(channel)
+                else:
+                    _finish(future)
+                    channel.close()
+
+            def closed(reason: BaseException) -> None:
+                """The broker closes the channel at a missing queue: the next one asks for the rest."""
+                if isinstance(reason, pika.exceptions.ChannelClosedByBroker) and unasked:
+                    found.append(unasked.popleft())
+                    if unasked:
+                        wire.desk(ask, closed)
+                    else:
+                        _finish(future)
+
+            wire.desk(ask, closed)
+
+        if queues:
+            self._consumer.call(perform, seconds=30.0 + 0.1 * len(queues))
+        return found
+
     def purge(self, queue: str) -> None:
         """Empty a queue; a missing one is as good as empty."""
 

@@ -244,6 +244,19 @@ class LinkContract:
         other.consume(["worker.a"], prefetch=1)
         assert link.consumers("worker.a") == 1
 
+    def test_of_many_queues_those_that_nobody_reads_are_known_at_once(self, make_link: MakeLink) -> None:
+        """Missing ones in between, at the beginning and at the end are among them; the link goes on."""
+        link, other = make_link(), make_link()
+        names = [f"worker.{number}" for number in range(30)]
+        assert link.unread([]) == []
+        assert link.unread(names) == names
+        missing, unread = {0, 7, 8, 29}, {3, 9, 28}
+        link.declare([worker_queue(str(number)) for number in range(30) if number not in missing])
+        read = [f"worker.{number}" for number in range(30) if number not in missing | unread]
+        other.consume(read, prefetch=1)
+        assert link.unread(names) == [f"worker.{number}" for number in sorted(missing | unread)]
+        link.publish([message("worker.1")])
+
     def test_purge_and_delete_forgive_a_missing_queue(self, make_link: MakeLink) -> None:
         """Neither closes the link when there is no such queue; with one, both do their work."""
         link = make_link()

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from broker.errors import BrokerError, DeclareRefused
+from broker.errors import DeclareRefused
 from broker.link import coordinator_queue, outgoing, worker_queue
 from broker.memory import MemoryBroker, MemoryLink
 from broker.messages import Joined, Left, Message
@@ -77,7 +77,7 @@ def test_who_is_known_by_a_waiting_word_alone_is_looked_for_once(place: Place) -
     assert place.present == ["a", "b", "c"]
     place.session.look_for_unseen(place.nobody)
     assert place.present == ["a"]
-    place.link.consumers = None  # type: ignore[assignment,method-assign]  # nobody is asked for again
+    place.link.unread = None  # type: ignore[assignment,method-assign]  # nobody is asked for again
     place.session.look_for_unseen(place.nobody)
     assert place.present == ["a"]
 
@@ -105,18 +105,10 @@ def test_a_broker_that_takes_no_messages_says_nothing_about_who_is_there(place: 
     assert place.session.look_for_absent(place.nobody, ["a"]) == ["a"]
 
 
-def test_a_worker_whose_queue_can_not_be_used_is_away(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody else holds it exclusively, or made it otherwise: never the coordinator's end."""
-
-    def refused(_queue: str) -> int:
-        raise DeclareRefused("The queue is somebody else's.")
-
-    place.say(joined("a"))
-    place.begin()
-    monkeypatch.setattr(place.link, "consumers", refused)
-    assert place.session.look_for_absent(place.nobody, ["a"]) == ["a"]
+def test_a_worker_whose_queue_can_not_be_used_is_not_the_coordinators_end(place: Place) -> None:
+    """Somebody else holds it exclusively, or made it otherwise: told, and gone on."""
     with place.session.until_link_is_back():
-        raise BrokerError("The queue is somebody else's.")
+        raise DeclareRefused("The queue is somebody else's.")
 
 
 def test_time_counts_only_with_the_claim_and_a_broker_that_takes_messages(place: Place) -> None:
