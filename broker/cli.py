@@ -10,13 +10,13 @@ from urllib.parse import quote, urlsplit
 import click
 
 from broker import accounts, probe, server
+from broker.address import without_password
 from broker.command import (
     CommandGroup,
     amqp_url_option,
     log_options,
     management_url_option,
     read_environment,
-    without_password,
 )
 from broker.logs import LogContext
 from broker.management import Fields, Management

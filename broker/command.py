@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import click
 
 from broker import logs
+from broker.address import check_amqp_url, check_management_url
 from broker.errors import EXIT_SIGNAL, WarrenError
 
 DEFAULT_AMQP_URL = "amqp://guest:guest@localhost:5672/%2F"
@@ -55,14 +56,19 @@ def amqp_url_option(function: _Function) -> _Function:
         envvar="AMQP_URL",
         default=DEFAULT_AMQP_URL,
         show_default=True,
-        help="The broker's address: amqp://USER:PASSWORD@HOST:PORT/VHOST (amqps:// for TLS).",
+        callback=lambda _ctx, _param, url: check_amqp_url(url),
+        help="The broker's address: amqp://USER:PASSWORD@HOST:PORT/VHOST (amqps:// for TLS), each part "
+        "percent-encoded.",
     )(function)
 
 
 def management_url_option(function: _Function) -> _Function:
     """Add --management-url."""
     return click.option(
-        "--management-url", help="RabbitMQ's management page.  [default: the broker's host, port 15672]"
+        "--management-url",
+        callback=lambda _ctx, _param, url: check_management_url(url) if url else None,
+        help="RabbitMQ's management page, as http://USER:PASSWORD@HOST:PORT.  "
+        "[default: the broker's host and login, port 15672]",
     )(function)
 
 
@@ -92,16 +98,8 @@ def management_url_for(amqp_url: str, management_url: str | None = None) -> str:
         return management_url.rstrip("/")
     parts = urlsplit(amqp_url)
     login = f"{parts.username or 'guest'}:{parts.password or 'guest'}"
-    return f"http://{login}@{parts.hostname or 'localhost'}:{_MANAGEMENT_PORT}"
-
-
-def without_password(url: str) -> str:
-    """The address as it may be shown in a log or an error, even one that can't be understood."""
-    scheme, mark, rest = url.partition("://")
-    authority, slash, path = rest.partition("/")
-    login, at, host = authority.rpartition("@")
-    path = path.partition("?")[0]
-    return f"{scheme}{mark}{login.partition(':')[0]}{at}{host}{slash}{path}"
+    host = parts.hostname or "localhost"
+    return f"http://{login}@{f'[{host}]' if ':' in host else host}:{_MANAGEMENT_PORT}"
 
 
 class Stop:

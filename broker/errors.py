@@ -8,7 +8,8 @@ WarrenError                    1  (never raised itself)
 │   ├── LoginRefused           3  wrong user, password, or no right to the vhost
 │   ├── LinkLost               3  the connection went away; the link reconnects by itself
 │   ├── Unroutable             3  no queue takes this message
-│   ├── PublishRefused         3  the broker did not take the message (queue full, no right)
+│   ├── PublishRefused         3  the broker did not take the message (queue full or away, no right)
+│   ├── DeclareRefused         3  a queue or the exchange is there with other arguments
 │   └── NobodyServes           3  no coordinator reads what is asked of it
 ├── QuorumNotReached           4  too few workers answered
 ├── DataError                  5  the data can't be used
@@ -67,6 +68,10 @@ class Unroutable(BrokerError):
 
 class PublishRefused(BrokerError):
     """The broker answered that it did not take the message."""
+
+
+class DeclareRefused(BrokerError):
+    """What is to be declared is there with other arguments, made by hand or by another version."""
 
 
 class NobodyServes(BrokerError):

@@ -5,6 +5,7 @@ after a reconnect every held delivery comes again, with a new tag, and the old t
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Protocol
@@ -144,10 +145,24 @@ class Link(Protocol):
     def is_connected(self) -> bool:
         """Whether there is a connection now; it may be gone the next moment."""
 
+    @property
+    def takes_messages(self) -> bool:
+        """Whether what is published now is likely to be taken.
+
+        Not without a connection, nor during an alarm, nor while something published is unconfirmed for 5 seconds.
+        """
+
+    def seconds_still(self) -> float:
+        """For how long in all it has taken no messages; a message unconfirmed for 5 seconds counts from its start."""
+
     def declare(self, queues: Sequence[Queue]) -> None:
         """Create queues and their bindings; they are restored with the connection, if it is lost now or later.
 
+        A restore that is refused (a queue is there with other arguments) is no connection: it is tried again with
+        growing delays, and told by one RESTORED once it is done.
+
         Raises:
+            DeclareRefused: One is there with other arguments.
             BrokerError: The broker refused one.
         """
 
@@ -160,14 +175,17 @@ class Link(Protocol):
             LinkLost: The connection went away before all were confirmed; some may have arrived.
         """
 
+    def post(self, message: Outgoing) -> "Future[None]":
+        """Publish without waiting; the future is done once the broker has it, or fails as `publish` would."""
+
     def consume(self, queues: Sequence[str], *, prefetch: int) -> None:
         """Receive from these queues from now on, at most `prefetch` unacknowledged each; 0 means any number.
 
         Also from the next connection on, if this one is lost now or later.
         """
 
-    def cancel(self, queue: str) -> None:
-        """Receive no longer from this queue."""
+    def cancel(self, queues: Sequence[str]) -> None:
+        """Receive no longer from these queues."""
 
     def receive(self, seconds: float) -> Delivery | Connection | None:
         """The next delivery or change of the connection; None when there was none for so long."""
@@ -190,11 +208,14 @@ class Link(Protocol):
     def consumers(self, queue: str) -> int | None:
         """How many readers a queue has; None when there is no such queue."""
 
+    def unread(self, queues: Sequence[str]) -> list[str]:
+        """Those of these queues that nobody reads, that are missing, or that can't be used; many in one go."""
+
     def purge(self, queue: str) -> None:
         """Empty a queue; a missing one is as good as empty."""
 
     def delete(self, queues: Sequence[str]) -> None:
-        """Delete queues; a missing one is as good as deleted."""
+        """Delete queues, those that this link receives from too; a missing one is as good as deleted."""
 
     def close(self) -> None:
         """Give everything unacknowledged back to the broker and end the connection; bounded by seconds."""

@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Sequence
 
-from broker.errors import LinkLost, PublishRefused, Unroutable
+from broker.errors import BrokerError, LinkLost, PublishRefused, Unroutable
 from broker.link import Link, Outgoing
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class Mail:
         self._stop = stop
 
     def send(self, batch: Sequence[Outgoing]) -> bool:
-        """Publish; whether every mandatory message reached a queue, and none was refused (a full queue).
+        """Publish; whether every mandatory message reached a queue, and none was refused.
 
         Raises:
             LinkLost: Told to stop while there was no connection.
@@ -52,6 +52,6 @@ class Mail:
         """Publish if there is a connection now; whether it was."""
         try:
             self._link.publish(batch)
-        except (LinkLost, PublishRefused, Unroutable):
+        except BrokerError:
             return False
         return True

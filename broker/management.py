@@ -10,6 +10,7 @@ from http.client import HTTPException
 from typing import Any, cast
 from urllib.parse import quote, unquote, urlsplit
 
+from broker.address import check_management_url
 from broker.errors import BrokerError, BrokerUnreachable, LoginRefused
 
 Fields = dict[str, Any]  #: one JSON object of the API, as RabbitMQ documents it
@@ -32,12 +33,13 @@ class Management:
     Args:
         url: http://USER:PASSWORD@HOST:PORT; guest where it names no user.
         timeout_seconds: How long one request may take.
+
+    Raises:
+        UsageError: The address can't be understood.
     """
 
     def __init__(self, url: str, *, timeout_seconds: float = 10) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https"):
-            raise BrokerError(f"The management URL must begin with http:// or https://. Received {url!r}.")
+        parts = urlsplit(check_management_url(url))
         login = f"{unquote(parts.username or 'guest')}:{unquote(parts.password or 'guest')}"
         port = f":{parts.port}" if parts.port else ""
         host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname

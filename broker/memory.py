@@ -5,11 +5,13 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from broker import names
-from broker.errors import LinkLost, Unroutable
+from broker.errors import DeclareRefused, LinkLost, Unroutable
 from broker.link import Connection, Delivery, Outgoing, Queue
+from broker.standstill import Standstill
 
 _DEAD_BYTES = 64 * 1024
 
@@ -74,6 +76,8 @@ class MemoryLink:
         self._tags = itertools.count(1)
         self._generation = 1
         self._is_open = True
+        self._standstill = Standstill()
+        self._posted: list[tuple[Outgoing, Future[None]]] = []  # during an alarm
 
     @property
     def account(self) -> str:
@@ -85,18 +89,58 @@ class MemoryLink:
         """Whether there is a connection now."""
         return self._is_open
 
+    @property
+    def takes_messages(self) -> bool:
+        """Whether there is a connection and no alarm."""
+        return not self._standstill.is_on
+
+    def seconds_still(self) -> float:
+        """For how long in all there was an alarm, or no connection."""
+        return self._standstill.seconds()
+
     def declare(self, queues: Sequence[Queue]) -> None:
-        """Create queues and their bindings."""
+        """Create queues and their bindings; raises DeclareRefused where one is there with other arguments."""
         with self._broker.lock:
             self._check_open()
             for each in queues:
-                self._broker.stores.setdefault(each.name, _Store(each))
+                if self._broker.stores.setdefault(each.name, _Store(each)).declared != each:
+                    raise DeclareRefused(f"The queue {each.name!r} exists with other arguments.")
 
     def publish(self, batch: Sequence[Outgoing]) -> None:
         """Publish in order; raises Unroutable at the end if a mandatory one reached no queue."""
+        self._check_open()
+        if self._standstill.is_on:
+            raise LinkLost("The broker takes no messages now.")
         missed = [each.key for each in batch if not self._route(each) and each.is_mandatory]
         if missed:
             raise Unroutable(f"No queue takes messages for {missed[0]!r}.")
+
+    def post(self, message: Outgoing) -> "Future[None]":
+        """Publish at once, or once the alarm is over."""
+        future: Future[None] = Future()
+        self._posted.append((message, future))
+        if not self._standstill.is_on:
+            self._publish_posted()
+        return future
+
+    def _publish_posted(self) -> None:
+        posted, self._posted = self._posted, []
+        for message, future in posted:
+            try:
+                self.publish([message])
+            except (LinkLost, Unroutable) as exc:
+                future.set_exception(exc)
+            else:
+                future.set_result(None)
+
+    def block(self) -> None:
+        """Take no messages from now on, as during an alarm."""
+        self._standstill.begin("alarm")
+
+    def unblock(self) -> None:
+        """Take messages again, those first that were posted meanwhile."""
+        self._standstill.end("alarm")
+        self._publish_posted()
 
     def _route(self, message: Outgoing, content_type: str = "application/msgpack") -> bool:
         stored = _Stored(
@@ -119,11 +163,12 @@ class MemoryLink:
                 self._broker.stores[name].readers.append(self)
                 self._broker.serve(self._broker.stores[name])
 
-    def cancel(self, queue: str) -> None:
-        """Receive no longer from this queue."""
+    def cancel(self, queues: Sequence[str]) -> None:
+        """Receive no longer from these queues."""
         with self._broker.lock:
-            self._prefetch.pop(queue, None)
-            self._leave(queue)
+            for name in queues:
+                self._prefetch.pop(name, None)
+                self._leave(name)
 
     def has_room(self, queue_name: str) -> bool:
         """Whether this reader may be handed one more."""
@@ -188,6 +233,10 @@ class MemoryLink:
             store = self._broker.stores.get(queue)
             return len(store.readers) if store else None
 
+    def unread(self, queues: Sequence[str]) -> list[str]:
+        """Those of these queues that nobody reads, or that are missing."""
+        return [name for name in queues if not self.consumers(name)]
+
     def purge(self, queue: str) -> None:
         """Empty a queue."""
         with self._broker.lock:
@@ -197,6 +246,7 @@ class MemoryLink:
     def delete(self, queues: Sequence[str]) -> None:
         """Delete queues."""
         with self._broker.lock:
+            self.cancel(queues)
             for name in queues:
                 self._broker.stores.pop(name, None)
 
@@ -204,6 +254,7 @@ class MemoryLink:
         """Give everything unacknowledged back to the broker and end the connection."""
         with self._broker.lock:
             self._is_open = False
+            self._standstill.begin("closed")
             self._give_back()
 
     def drop(self) -> None:

@@ -174,11 +174,16 @@ class UploadAgain(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused(Message):
-    """Coordinator to a worker that can't take part, with the reason; the worker ends with it."""
+    """Coordinator to a worker that can't take part, with the reason; the worker ends with it.
+
+    Attributes:
+        token: Of the worker's newest `joined`. A worker ignores what answers another process, of before its restart.
+    """
 
     TYPE: ClassVar[str] = "refused"
     worker: str
     reason: str
+    token: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,6 +207,7 @@ class Joined(Message):
         held: The open round whose start it has whole, so that it isn't sent again.
         announced: The upload_id of its update for that round, once announced: whoever has not got that asks again.
         inputs: What its examples are like.
+        token: Random, of the worker's process; what answers this word to this worker alone carries it.
     """
 
     TYPE: ClassVar[str] = "joined"
@@ -215,6 +221,7 @@ class Joined(Message):
     held: Held | None
     announced: str | None = None
     inputs: InputFacts | None = None
+    token: str
 
     def __post_init__(self) -> None:
         require(names.is_worker(self.worker), "a worker's name", self.worker)
@@ -223,7 +230,10 @@ class Joined(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Left(Message):
-    """Worker to coordinator, transient: it stops on purpose. A repeat is ignored."""
+    """Worker to coordinator: it stops on purpose. A repeat is ignored.
+
+    As durable as `joined`, which it takes back: a coordinator that starts later finds both, in their order.
+    """
 
     TYPE: ClassVar[str] = "left"
     worker: str

@@ -9,16 +9,17 @@ import itertools
 import logging
 import queue
 import random
+import shlex
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import pika
 import pika.exceptions
@@ -27,11 +28,12 @@ from pika.adapters.select_connection import SelectConnection
 from pika.adapters.utils import io_services_utils
 
 from broker import names
+from broker.address import check_amqp_url, without_password
 from broker.allocator import keep_freed_memory
-from broker.command import without_password
 from broker.errors import (
     BrokerError,
     BrokerUnreachable,
+    DeclareRefused,
     LinkLost,
     LoginRefused,
     PublishRefused,
@@ -39,6 +41,7 @@ from broker.errors import (
     UsageError,
 )
 from broker.link import Connection, Delivery, Outgoing, Queue
+from broker.standstill import Standstill
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +55,10 @@ _TRANSIENT_MILLISECONDS = "10000"
 _DEAD_BYTES = 64 * 1024
 _REFUSALS = 3  #: refused logins in a row that are believed
 _PIECE_SECONDS = 0.5  #: how often a wait looks at the wish to stop
+_STOP_SECONDS = 2.0  #: how long a confirm is waited for after that
+_CONFIRM_SECONDS = 5.0  #: a message unconfirmed for so long: the broker takes none now
+_UNCONFIRMED = "a message is unconfirmed"  #: why messages are not taken
+_NOT_EQUIVALENT = 406  #: AMQP's PRECONDITION_FAILED
 
 _FRAME_HEADER = struct.Struct(">BHL")  #: type, channel, size of the payload; one octet ends a frame
 
@@ -61,6 +68,7 @@ if hasattr(io_services_utils._AsyncTransportBase, "_MAX_RECV_BYTES"):
     io_services_utils._AsyncTransportBase._MAX_RECV_BYTES = 256 * 1024
 
 Role = Literal["publish", "consume"]
+_Restored = Callable[["_Wire", Mapping[str, Queue], Mapping[str, int]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,17 +92,13 @@ class LinkSettings:
         Raises:
             UsageError: The address can't be understood.
         """
-        parts = urlsplit(self.amqp_url)
-        if parts.scheme not in ("amqp", "amqps") or not parts.hostname:
-            raise UsageError(
-                f"Expected an address like amqp://user:password@host:5672/%2F, got "
-                f"{without_password(self.amqp_url)!r}. Try --amqp-url or AMQP_URL."
-            )
+        url = check_amqp_url(self.amqp_url)
         try:
-            parameters = pika.URLParameters(self.amqp_url)
-        except (ValueError, TypeError) as exc:
+            parameters = pika.URLParameters(url)
+        except (ValueError, TypeError, SyntaxError, LookupError, OSError) as exc:
             raise UsageError(
-                f"The broker's address {without_password(self.amqp_url)!r} is wrong: {exc}"
+                f"The broker's address {without_password(url)!r} has an option after its '?' that can't be "
+                f"used: {exc}"
             ) from exc
         parameters.heartbeat = _HEARTBEAT_SECONDS
         parameters.socket_timeout = parameters.stack_timeout = 10
@@ -116,7 +120,7 @@ def translate(error: BaseException, amqp_url: str) -> BrokerError:
     if isinstance(error, pika.exceptions.UnroutableError):
         return Unroutable(f"No queue takes the message: {reason}")
     if isinstance(error, pika.exceptions.NackError):
-        return PublishRefused(f"The broker did not take the message: {reason}")
+        return PublishRefused(f"The broker refused a message: {reason}")
     if isinstance(error, pika.exceptions.ChannelClosedByBroker):
         return PublishRefused(f"The broker refused: {error.reply_code} {error.reply_text}")
     if isinstance(error, pika.exceptions.ConnectionClosedByBroker) and error.reply_code in (403, 530):
@@ -197,6 +201,7 @@ class _Wire(threading.Thread):
     Args:
         on_ready: Called in this thread with the wire once its channel is open, on every connection.
         on_lost: Called in this thread when an open connection went away.
+        standstill: Told while there is no connection, and of an alarm.
     """
 
     def __init__(
@@ -205,9 +210,11 @@ class _Wire(threading.Thread):
         role: Role,
         on_ready: Callable[["_Wire"], None],
         on_lost: Callable[[BrokerError], None],
+        standstill: Standstill,
     ) -> None:
         super().__init__(name=f"broker-{role}", daemon=True)
         self.settings = settings
+        self.standstill = standstill
         self.channel: Any = None
         self.generation = 0
         self.first_error: BrokerError | None = None
@@ -216,6 +223,11 @@ class _Wire(threading.Thread):
         self.is_blocked = False
         self._parameters = settings.parameters(role)
         self._on_ready, self._on_lost = on_ready, on_lost
+        self._outage, self._alarm = f"no connection to {role}", f"an alarm at {role}"
+        self.standstill.begin(self._outage)
+        self._ready_at = float("inf")
+        self.was_ready = False
+        self._refusal = ""
         self._connection: Any = None
         self._closing = threading.Event()
         self._pending: set[Future[Any]] = set()
@@ -224,10 +236,10 @@ class _Wire(threading.Thread):
         """Connect, talk until the connection ends, and again until closed."""
         delay = _FIRST_DELAY_SECONDS
         while not self._closing.is_set():
-            was_ready_before = self.generation
+            self._ready_at = float("inf")
             self._talk()
-            if self.generation > was_ready_before:
-                delay = _FIRST_DELAY_SECONDS
+            if time.monotonic() - self._ready_at >= _LONGEST_DELAY_SECONDS:
+                delay = _FIRST_DELAY_SECONDS  # one that breaks again and again is not tried without pause
             self._closing.wait(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
             delay = min(2 * delay, _LONGEST_DELAY_SECONDS)
 
@@ -262,16 +274,38 @@ class _Wire(threading.Thread):
     def _on_channel(self, channel: Any) -> None:
         self.channel = channel
         self.generation += 1
-        self.is_blocked = False
         channel.add_on_close_callback(self._on_channel_closed)
         self._on_ready(self)
 
+    def be_ready(self) -> None:
+        """All is restored: take calls from now on."""
+        self._ready_at = time.monotonic()
+        self.was_ready = True
+        self._refusal = ""
+        self.standstill.end(self._outage)
+        self.ready.set()
+
+    def refuse(self, error: BrokerError) -> None:
+        """The broker would not restore something: that is no connection; the reason is told when it is another one."""
+        if str(error) != self._refusal:
+            self._refusal = str(error)
+            logger.warning("Not connected again, but trying until it works: %s", error)
+        self._connection.close()
+
     def _on_channel_closed(self, channel: Any, reason: BaseException) -> None:
         """A main channel that the broker closes takes its connection along: both start anew."""
-        if self._connection is not None and self._connection.is_open:
-            logger.warning("The broker closed a channel: %s", reason)
-            self._fail_pending(LinkLost(f"The broker closed the channel: {reason}"))
-            self._connection.close()
+        if self._connection is None or not self._connection.is_open:
+            return
+        if not self.ready.is_set():
+            self.refuse(translate(reason, self.settings.amqp_url))
+            return
+        logger.warning("The broker closed a channel: %s", reason)
+        self._fail_pending(LinkLost(f"The broker closed the channel: {reason}"))
+        self._connection.close()
+
+    def later(self, seconds: float, act: Callable[[], None]) -> None:
+        """Have something done in this thread, unless the connection ends before."""
+        self._connection.ioloop.call_later(seconds, act)
 
     def restart(self, reason: str) -> None:
         """Begin anew with a new connection, which restores the queues."""
@@ -284,20 +318,27 @@ class _Wire(threading.Thread):
         connection.ioloop.stop()
 
     def _note_end(self, error: BrokerError) -> None:
-        was_ready = self.ready.is_set()
+        was_connected = self.ready.is_set()
+        self.standstill.begin(self._outage)
         self.ready.clear()
+        self.is_blocked = False
+        self.standstill.end(self._alarm)
         self.first_error = error
         self.num_refused = self.num_refused + 1 if isinstance(error, LoginRefused) else 0
-        self._fail_pending(error)
-        if was_ready and not self._closing.is_set():
+        if self.num_refused == _REFUSALS and self.was_ready:
+            logger.warning("Not connected again, but trying until it works: %s", error)
+        self._fail_pending(LinkLost(str(error)))
+        if was_connected and not self._closing.is_set():
             self._on_lost(error)
 
     def _on_blocked(self, _connection: Any, frame: Any) -> None:
         self.is_blocked = True
+        self.standstill.begin(self._alarm)
         logger.warning("The broker takes no messages now (%s); waiting.", frame.method.reason)
 
     def _on_unblocked(self, _connection: Any, _frame: Any) -> None:
         self.is_blocked = False
+        self.standstill.end(self._alarm)
         logger.info("The broker takes messages again.")
 
     def call(self, function: Callable[["_Wire", Future[Any]], None], seconds: float = 30.0) -> Any:
@@ -334,15 +375,18 @@ class _Wire(threading.Thread):
         except (pika.exceptions.AMQPError, pika.exceptions.ChannelError, ValueError) as exc:
             _fail(future, translate(exc, self.settings.amqp_url))
 
-    def wait(self, future: Future[Any], seconds: float) -> Any:
-        """Wait for a future in pieces: a stop ends the wait within about a second, an alarm does not."""
-        deadline = time.monotonic() + seconds
+    def wait(self, future: Future[Any], seconds: float, *, seconds_after_stop: float = float("inf")) -> Any:
+        """Wait for a future in pieces: a stop ends the wait soon, an alarm does not."""
+        deadline, stop_deadline = time.monotonic() + seconds, float("inf")
         while not wait_for([future], timeout=_PIECE_SECONDS).done:
+            now = time.monotonic()
             if self.is_blocked:
-                deadline = time.monotonic() + seconds
-            if self.settings.stop.is_set() and self.is_blocked:
+                deadline = now + seconds
+            if self.settings.stop.is_set():
+                stop_deadline = min(stop_deadline, now + (0 if self.is_blocked else seconds_after_stop))
+            if now >= stop_deadline:
                 raise LinkLost("Stopped while the broker takes no messages.")
-            if time.monotonic() > deadline:
+            if now > deadline:
                 raise LinkLost(f"The broker did not answer for {seconds:g} s.")
         return future.result()
 
@@ -389,31 +433,53 @@ def _finish(future: Future[Any], result: Any = None) -> None:
         future.set_result(result)
 
 
+@dataclass(frozen=True, slots=True)
+class _Unconfirmed:
+    """A message on its way to the broker."""
+
+    message_id: str
+    future: Future[Any]
+    sent_at: float
+
+
 class _Confirms:
     """What is published and not yet confirmed, on one channel; used in the wire's thread only."""
 
     def __init__(self) -> None:
         self.next_tag = 1
-        self.waiting: dict[int, tuple[str, Future[Any]]] = {}
+        self.waiting: dict[int, _Unconfirmed] = {}  # the oldest first
         self.returned: dict[str, str] = {}
+        self.is_watched = False
+
+    def add(self, message_id: str, future: Future[Any]) -> None:
+        """Note a message that is about to be published."""
+        self.waiting[self.next_tag] = _Unconfirmed(message_id, future, time.monotonic())
+        self.next_tag += 1
+
+    @property
+    def age(self) -> float:
+        """For how many seconds the oldest one has waited."""
+        oldest = next(iter(self.waiting.values()), None)
+        return time.monotonic() - oldest.sent_at if oldest else 0.0
 
     def settle(self, frame: Any) -> None:
         """The broker confirmed or refused one, or all up to it."""
         tag, is_ack = frame.method.delivery_tag, frame.method.NAME == "Basic.Ack"
         tags = [each for each in self.waiting if each <= tag] if frame.method.multiple else [tag]
         for each in tags:
-            message_id, future = self.waiting.pop(each, ("", None))
-            if future is not None:
-                self._answer(message_id, future, is_ack)
+            unconfirmed = self.waiting.pop(each, None)
+            if unconfirmed is not None:
+                self._answer(unconfirmed, is_ack)
 
-    def _answer(self, message_id: str, future: Future[Any], is_ack: bool) -> None:
-        key = self.returned.pop(message_id, None)
+    def _answer(self, unconfirmed: _Unconfirmed, is_ack: bool) -> None:
+        key = self.returned.pop(unconfirmed.message_id, None)
         if key is not None:
-            _fail(future, Unroutable(f"No queue takes messages for {key!r}."))
+            _fail(unconfirmed.future, Unroutable(f"No queue takes messages for {key!r}."))
         elif is_ack:
-            _finish(future)
+            _finish(unconfirmed.future)
         else:
-            _fail(future, PublishRefused("The broker did not take the message: a queue is full."))
+            refused = "The broker refused a message: a queue is full, or its nodes are away."
+            _fail(unconfirmed.future, PublishRefused(refused))
 
 
 class RabbitLink:
@@ -423,13 +489,21 @@ class RabbitLink:
         self._settings = settings
         self._account = settings.parameters("publish").credentials.username
         self._events: queue.SimpleQueue[Delivery | Connection] = queue.SimpleQueue()
+        self._early: list[Delivery] | None = None
+        self._standstill = Standstill()
+        self._is_slow_told = False
         self._declared: dict[str, Queue] = {}
         self._consumed: dict[str, int] = {}
+        self._consumer_tags: dict[str, str] = {}
         self._confirms = _Confirms()
         self._message_ids = itertools.count(1)
         self._fetching: Future[Any] = Future()
-        self._publisher = _Wire(settings, "publish", self._publisher_ready, self._publisher_lost)
-        self._consumer = _Wire(settings, "consume", self._consumer_ready, self._consumer_lost)
+        self._publisher = _Wire(
+            settings, "publish", self._publisher_ready, self._publisher_lost, self._standstill
+        )
+        self._consumer = _Wire(
+            settings, "consume", self._consumer_ready, self._consumer_lost, self._standstill
+        )
 
     @property
     def account(self) -> str:
@@ -440,6 +514,15 @@ class RabbitLink:
     def is_connected(self) -> bool:
         """Whether both connections are there now."""
         return self._consumer.ready.is_set() and self._publisher.ready.is_set()
+
+    @property
+    def takes_messages(self) -> bool:
+        """Whether both connections are there, without an alarm, and nothing is unconfirmed for 5 seconds."""
+        return not self._standstill.is_on
+
+    def seconds_still(self) -> float:
+        """For how long in all it has taken no messages."""
+        return self._standstill.seconds()
 
     def open(self) -> None:
         """Connect; afterwards the link reconnects by itself for ever.
@@ -473,14 +556,37 @@ class RabbitLink:
     # --- the publishing connection -------------------------------------------------------------------------
 
     def _publisher_ready(self, wire: _Wire) -> None:
-        self._confirms = _Confirms()
+        confirms = self._confirms = _Confirms()
         wire.channel.add_on_return_callback(self._on_return)
         wire.channel.confirm_delivery(
-            lambda frame: self._confirms.settle(frame), callback=lambda _ok: wire.ready.set()
+            lambda frame: self._on_confirm(confirms, frame), callback=lambda _ok: wire.be_ready()
         )
 
     def _publisher_lost(self, error: BrokerError) -> None:
         logger.debug("The publishing connection was lost: %s", error)
+        self._is_slow_told = False
+        self._standstill.end(_UNCONFIRMED)
+
+    def _on_confirm(self, confirms: _Confirms, frame: Any) -> None:
+        confirms.settle(frame)
+        if confirms.age < _CONFIRM_SECONDS:
+            self._standstill.end(_UNCONFIRMED)
+            if self._is_slow_told:
+                self._is_slow_told = False
+                logger.info("The broker takes messages again.")
+
+    def _watch(self, wire: _Wire, confirms: _Confirms) -> None:
+        """Look at what is unconfirmed when its time is up: who waits for a confirm hears nothing that tells it so."""
+        confirms.is_watched = bool(confirms.waiting)
+        if not confirms.is_watched:
+            return
+        age = confirms.age
+        if age >= _CONFIRM_SECONDS:
+            if not (wire.is_blocked or self._standstill.is_on):
+                self._is_slow_told = True
+                logger.warning("The broker has not confirmed a message for %.0f s; waiting.", age)
+            self._standstill.begin(_UNCONFIRMED, seconds_ago=age)
+        wire.later(max(_PIECE_SECONDS, _CONFIRM_SECONDS - age), partial(self._watch, wire, confirms))
 
     def _on_return(self, _channel: Any, method: Any, properties: Any, _body: bytes) -> None:
         self._confirms.returned[properties.message_id] = method.routing_key
@@ -501,10 +607,16 @@ class RabbitLink:
         if missed is not None:
             raise missed
 
+    def post(self, message: Outgoing) -> "Future[None]":
+        """Publish without waiting."""
+        future: Future[None] = Future()
+        self._publisher.send(partial(self._publish_one, message, message.encoded()), future)
+        return future
+
     def _settle(self, future: Future[Any]) -> BrokerError | None:
         """Why one message reached no queue, or not all of its queues; that does not hold back the rest."""
         try:
-            self._publisher.wait(future, 60.0)
+            self._publisher.wait(future, 60.0, seconds_after_stop=_STOP_SECONDS)
         except (Unroutable, PublishRefused) as exc:
             return exc
         return None
@@ -524,8 +636,9 @@ class RabbitLink:
             type=message.message_type,
             user_id=self._account,
         )
-        self._confirms.waiting[self._confirms.next_tag] = (message_id, future)
-        self._confirms.next_tag += 1
+        self._confirms.add(message_id, future)
+        if not self._confirms.is_watched:
+            self._watch(wire, self._confirms)
         wire.channel.basic_publish(
             names.EXCHANGE, message.key, body, properties, mandatory=message.is_mandatory
         )
@@ -534,26 +647,43 @@ class RabbitLink:
 
     def _consumer_ready(self, wire: _Wire) -> None:
         """Restore what was declared and consumed, in order, on the new connection."""
-        is_first = wire.generation == 1
         wire.channel.add_callback(
             lambda _frame: _finish(self._fetching), [pika.spec.Basic.GetEmpty], one_shot=False
         )
         wire.channel.add_on_cancel_callback(lambda _frame: wire.restart("a queue was deleted"))
 
-        def finished(error: BrokerError | None) -> None:
-            if error is not None:
-                logger.warning("The broker refused to restore a queue: %s", error)
-            wire.ready.set()
-            if not is_first:
-                logger.info("Connected to the broker again.")
-                self._events.put(Connection.RESTORED)
-            for name, prefetch in list(self._consumed.items()):
-                self._start_consumer(wire, name, prefetch)
+        self._early = []
+        self._restore(wire, dict(self._declared), dict(self._consumed), self._restored)
 
-        if self._declared:
-            self._declare_on_desk(wire, list(self._declared.values()), finished)
+    def _restore(
+        self, wire: _Wire, declared: Mapping[str, Queue], consumed: Mapping[str, int], done: _Restored
+    ) -> None:
+        def proceed(error: BrokerError | None) -> None:
+            if error is None:
+                self._start_consumers(wire, consumed, partial(done, wire, declared, consumed))
+            elif not isinstance(error, LinkLost):  # which has ended what would be closed
+                wire.refuse(error)
+
+        if declared:
+            self._declare_on_desk(wire, list(declared.values()), proceed)
         else:
-            finished(None)
+            proceed(None)
+
+    def _restored(self, wire: _Wire, declared: Mapping[str, Queue], consumed: Mapping[str, int]) -> None:
+        """All is as it was: this is told before what has come already is handed on."""
+        is_first, early = not wire.was_ready, self._early or []
+        wire.be_ready()
+        if not is_first:
+            logger.info("Connected to the broker again.")
+            self._events.put(Connection.RESTORED)
+        for delivery in early:
+            self._events.put(delivery)
+        self._early = None
+        # Who asked for more meanwhile was told that there is no connection.
+        more_declared = {name: each for name, each in dict(self._declared).items() if name not in declared}
+        more_consumed = {name: each for name, each in dict(self._consumed).items() if name not in consumed}
+        if more_declared or more_consumed:
+            self._restore(wire, more_declared, more_consumed, lambda *_: None)
 
     def _consumer_lost(self, error: BrokerError) -> None:
         if not self._settings.stop.is_set():
@@ -593,35 +723,46 @@ class RabbitLink:
                 outcome.append(error)
                 finished(error)
 
+        unmade = deque(queues)
+
+        def made(_ok: Any) -> None:
+            unmade.popleft()
+
         def use(channel: Any) -> None:
             channel.exchange_declare(names.EXCHANGE, passive=True)
             for each in queues:
-                arguments: dict[str, Any] = {}
-                if each.single_active_consumer:
-                    arguments["x-single-active-consumer"] = True
-                if each.max_length is not None:
-                    arguments["x-max-length"] = each.max_length
-                if each.expires_seconds is not None:
-                    arguments["x-expires"] = 1000 * each.expires_seconds
-                channel.queue_declare(each.name, durable=True, arguments=arguments, callback=lambda _ok: None)
-                for key in each.keys:
-                    channel.queue_bind(each.name, names.EXCHANGE, key, callback=lambda _ok: None)
+                _declare(each, channel, made)
             # The broker answers in order: the answer to this last request comes after all others.
             channel.basic_qos(prefetch_count=1, callback=partial(_then_close, channel, partial(finish, None)))
 
         def refused(reason: BaseException) -> None:
-            if not outcome:
+            if outcome:
+                return  # closed by ourselves
+            if _is_not_equivalent(reason) and unmade:
+                finish(self._other_arguments("queue", unmade[0].name))
+            else:
                 finish(translate(reason, self._settings.amqp_url))
 
-        self._ensure_exchange(wire, lambda: wire.desk(use, refused))
+        self._ensure_exchange(wire, lambda: wire.desk(use, refused), finish)
 
-    def _ensure_exchange(self, wire: _Wire, then: Callable[[], None]) -> None:
+    def _other_arguments(self, kind: str, name: str) -> DeclareRefused:
+        vhost = self._settings.parameters("consume").virtual_host
+        option = "" if vhost == "/" else f" --vhost {shlex.quote(vhost)}"
+        program = f", or `rabbitmqctl delete_queue {name}{option}`" if kind == "queue" else ""
+        return DeclareRefused(
+            f"The {kind} {name!r} exists with other arguments; delete it (at the management page{program}) "
+            "and try again."
+        )
+
+    def _ensure_exchange(
+        self, wire: _Wire, then: Callable[[], None], refuse: Callable[[BrokerError], None]
+    ) -> None:
         """Declare the exchange where the account may; a least-privilege worker finds it declared."""
-        gone: list[bool] = []
+        outcome: list[bool] = []
 
         def proceed() -> None:
-            if not gone:
-                gone.append(True)
+            if not outcome:
+                outcome.append(True)
                 then()
 
         def use(channel: Any) -> None:
@@ -629,21 +770,20 @@ class RabbitLink:
                 names.EXCHANGE, "topic", durable=True, callback=partial(_then_close, channel, proceed)
             )
 
-        wire.desk(use, lambda _reason: proceed())
+        def closed(reason: BaseException) -> None:
+            if _is_not_equivalent(reason):
+                outcome.append(False)
+                refuse(self._other_arguments("exchange", names.EXCHANGE))
+            else:
+                proceed()
+
+        wire.desk(use, closed)
 
     def consume(self, queues: Sequence[str], *, prefetch: int) -> None:
         """Receive from these queues from now on, at most `prefetch` unacknowledged each; 0 means any number."""
 
         def perform(wire: _Wire, future: Future[Any]) -> None:
-            missing = set(queues)
-
-            def started(name: str) -> None:
-                missing.discard(name)
-                if not missing:
-                    _finish(future)
-
-            for name in queues:
-                self._start_consumer(wire, name, prefetch, partial(started, name))
+            self._start_consumers(wire, dict.fromkeys(queues, prefetch), partial(_finish, future))
 
         self._consumed.update(dict.fromkeys(queues, prefetch))
         try:
@@ -651,24 +791,50 @@ class RabbitLink:
         except LinkLost as exc:
             logger.debug("Received with the next connection: %s", exc)
 
-    def _start_consumer(
-        self, wire: _Wire, name: str, prefetch: int, started: Callable[[], None] = lambda: None
-    ) -> None:
+    def _start_consumers(self, wire: _Wire, wanted: Mapping[str, int], started: Callable[[], None]) -> None:
+        """Receive from these queues, each with its prefetch; then say so."""
+        missing = set(wanted)
+
+        def answered(name: str, _ok: Any) -> None:
+            missing.discard(name)
+            if not missing:
+                started()
+
+        for name, prefetch in wanted.items():
+            self._start_consumer(wire, name, prefetch, partial(answered, name))
+        if not wanted:
+            started()
+
+    def _start_consumer(self, wire: _Wire, name: str, prefetch: int, answered: Callable[[Any], None]) -> None:
         generation = wire.generation
 
         def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
-            self._events.put(_delivery(name, method, properties, body, generation))
+            self._take(_delivery(name, method, properties, body, generation))
 
         wire.channel.basic_qos(prefetch_count=prefetch)
-        wire.channel.basic_consume(name, on_message, consumer_tag=name, callback=lambda _ok: started())
+        tag = self._consumer_tags.setdefault(name, name)
+        wire.channel.basic_consume(name, on_message, consumer_tag=tag, callback=answered)
 
-    def cancel(self, queue: str) -> None:
-        """Receive no longer from this queue."""
+    def _take(self, delivery: Delivery) -> None:
+        """Hand on a delivery, but none before it is told that the connection is restored."""
+        if self._early is not None:
+            self._early.append(delivery)
+        else:
+            self._events.put(delivery)
+
+    def cancel(self, queues: Sequence[str]) -> None:
+        """Receive no longer from these queues; all requests are sent at once."""
 
         def perform(wire: _Wire, future: Future[Any]) -> None:
-            wire.channel.basic_cancel(queue, callback=lambda _ok: _finish(future))
+            for name in queues:
+                wire.channel.basic_cancel(self._consumer_tags.pop(name, name))
+                # pika gives back what still comes for the old tag, and so does not take it a second time.
+                self._consumer_tags[name] = f"{name} {next(self._message_ids)}"
+            # The broker answers in order: the answer to this comes after all was cancelled.
+            wire.channel.basic_qos(prefetch_count=1, callback=lambda _ok: _finish(future))
 
-        self._consumed.pop(queue, None)
+        for name in queues:
+            self._consumed.pop(name, None)
         self._consumer.call(perform)
 
     def receive(self, seconds: float) -> Delivery | Connection | None:
@@ -741,6 +907,41 @@ class RabbitLink:
         count: int | None = self._ask(use)
         return count
 
+    def unread(self, queues: Sequence[str]) -> list[str]:
+        """Those of these queues that nobody reads, that are missing, or that can't be used; on as few channels."""
+        found: list[str] = []
+
+        def perform(wire: _Wire, future: Future[Any]) -> None:
+            unasked = deque(queues)
+
+            def ask(channel: Any) -> None:
+                channel.queue_declare(unasked[0], passive=True, callback=partial(answered, channel))
+
+            def answered(channel: Any, frame: Any) -> None:
+                name = unasked.popleft()
+                if frame.method.consumer_count == 0:
+                    found.append(name)
+                if unasked:
+                    ask(channel)
+                else:
+                    _finish(future)
+                    channel.close()
+
+            def closed(reason: BaseException) -> None:
+                """The broker closes the channel at a missing queue: the next one asks for the rest."""
+                if isinstance(reason, pika.exceptions.ChannelClosedByBroker) and unasked:
+                    found.append(unasked.popleft())
+                    if unasked:
+                        wire.desk(ask, closed)
+                    else:
+                        _finish(future)
+
+            wire.desk(ask, closed)
+
+        if queues:
+            self._consumer.call(perform, seconds=30.0 + 0.1 * len(queues))
+        return found
+
     def purge(self, queue: str) -> None:
         """Empty a queue; a missing one is as good as empty."""
 
@@ -750,12 +951,19 @@ class RabbitLink:
         self._ask(use)
 
     def delete(self, queues: Sequence[str]) -> None:
-        """Delete queues; a missing one is as good as deleted."""
+        """Delete queues; all requests are sent at once.
+
+        Of a deleted queue that is received from, the broker tells the reader, and the connection would start anew.
+        """
+        own = [name for name in queues if name in self._consumed]
+        if own:
+            self.cancel(own)
         for name in queues:
             self._declared.pop(name, None)
-            self._ask(partial(_delete, name))
+        if queues:
+            self._ask(partial(_delete, queues), seconds=30.0 + 0.1 * len(queues))
 
-    def _ask(self, use: Callable[[Future[Any], Any], None]) -> Any:
+    def _ask(self, use: Callable[[Future[Any], Any], None], seconds: float = 30.0) -> Any:
         """Ask on a channel of its own; None when the broker closes it because there is no such queue."""
 
         def perform(wire: _Wire, future: Future[Any]) -> None:
@@ -767,7 +975,7 @@ class RabbitLink:
 
             wire.desk(partial(use, future), closed)
 
-        return self._consumer.call(perform)
+        return self._consumer.call(perform, seconds)
 
     def close(self) -> None:
         """Give everything unacknowledged back to the broker and end both connections; bounded by seconds."""
@@ -789,8 +997,30 @@ def _is_full(underway: list[tuple[int, Future[Any]]], size: int) -> bool:
     )
 
 
-def _delete(name: str, future: Future[Any], channel: Any) -> None:
-    channel.queue_delete(name, callback=partial(_then_close, channel, partial(_finish, future)))
+def _declare(each: Queue, channel: Any, made: Callable[[Any], None]) -> None:
+    """Declare a queue and bind it; `made` is called with the broker's answer to the last of this."""
+    arguments: dict[str, Any] = {}
+    if each.single_active_consumer:
+        arguments["x-single-active-consumer"] = True
+    if each.max_length is not None:
+        arguments["x-max-length"] = each.max_length
+    if each.expires_seconds is not None:
+        arguments["x-expires"] = 1000 * each.expires_seconds
+    callbacks = [lambda _ok: None] * len(each.keys) + [made]
+    channel.queue_declare(each.name, durable=True, arguments=arguments, callback=callbacks[0])
+    for key, callback in zip(each.keys, callbacks[1:], strict=True):
+        channel.queue_bind(each.name, names.EXCHANGE, key, callback=callback)
+
+
+def _is_not_equivalent(reason: BaseException) -> bool:
+    return isinstance(reason, pika.exceptions.ChannelClosedByBroker) and reason.reply_code == _NOT_EQUIVALENT
+
+
+def _delete(queues: Sequence[str], future: Future[Any], channel: Any) -> None:
+    *others, last = queues
+    for name in others:
+        channel.queue_delete(name)
+    channel.queue_delete(last, callback=partial(_then_close, channel, partial(_finish, future)))
 
 
 def _delivery(name: str, method: Any, properties: Any, body: bytes, generation: int) -> Delivery:

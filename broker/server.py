@@ -12,7 +12,8 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from broker import probe
-from broker.command import management_url_for, without_password
+from broker.address import without_password
+from broker.command import management_url_for
 from broker.container import Container, running_engine
 from broker.errors import BrokerError, BrokerUnreachable, LoginRefused
 from broker.management import Management

@@ -79,5 +79,4 @@ def asking(link: Link, stop: threading.Event) -> Iterator[Asker]:
         yield Asker(link, queue.name, stop)
     finally:
         with suppress(BrokerError):
-            link.cancel(queue.name)
             link.delete([queue.name])

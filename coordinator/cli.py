@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from broker import server
+from broker.address import without_password
 from broker.command import (
     CommandGroup,
     Stop,
@@ -17,7 +18,6 @@ from broker.command import (
     log_options,
     management_url_option,
     read_environment,
-    without_password,
 )
 from broker.errors import EXIT_SIGNAL, BrokerUnreachable, UsageError
 from broker.logs import LogContext

@@ -15,6 +15,7 @@ class Member:
 
     Attributes:
         announced: The upload_id of its update for the round that it holds, once announced.
+        token: Of its newest `joined`.
         is_present: It said it is there, and nobody found its queue without a reader since.
     """
 
@@ -27,6 +28,7 @@ class Member:
     task: str | None
     held: Held | None
     announced: str | None = None
+    token: str = ""
     is_present: bool = True
     inputs: InputFacts | None = None
 
@@ -50,6 +52,7 @@ class Roster:
             held=joined.held,
             announced=joined.announced,
             inputs=joined.inputs,
+            token=joined.token,
         )
         self.add(member)
         return member

@@ -355,6 +355,9 @@ class Run:
         """Whether enough are there; once they are, their commonest class names become the run's."""
         if len(self._roster.trainers) < number:
             return False
+        self._session.look_for_unseen(self)
+        if len(self._roster.trainers) < number:
+            return False
         if not self._committed.classes:
             self._refuse_unfit()
             counts = Counter(self._roster.members[worker].classes for worker in self._roster.trainers)
@@ -417,7 +420,8 @@ class Run:
         if outcome == "done" or self._session.is_lasting:
             for worker in self._roster.members:
                 if state.vector.nbytes > INLINE_BYTES:
-                    self._link.purge(names.upload_queue(worker))
+                    with self._session.until_link_is_back():
+                        self._link.purge(names.upload_queue(worker))
 
     # --- one round -----------------------------------------------------------------------------------------
 
@@ -765,6 +769,8 @@ class Run:
 
     def _ask_again(self, worker: str, upload_id: str) -> None:
         assert self._opened is not None  # noqa: S101 - asked for in an open round alone
+        if self._look_for_absent([worker]):
+            return  # it says again who it is when it is back; a queue made for it would be left behind
         logger.warning("The update of %s is not all there; asking for it again.", worker)
         record = self._opened.round.record
         again = UploadAgain(
@@ -830,7 +836,8 @@ class Run:
             logger.info("%s takes no part in this run: %s.", member.worker, reason)
             return True
         logger.warning("Refused %s: %s.", member.worker, reason)
-        refused = Refused(worker=member.worker, reason=f"The coordinator refused {member.worker}: {reason}.")
+        told = f"The coordinator refused {member.worker}: {reason}."
+        refused = Refused(worker=member.worker, reason=told, token=member.token)
         self._mail.try_send([outgoing(refused, names.worker_queue(member.worker))])
         return True
 
@@ -863,6 +870,8 @@ class Run:
         if worker not in record.invited:
             if self._options.fraction < 1 or not self._has_room(record, member):
                 return
+            if self._look_for_absent([worker]):
+                return  # its word had waited in the queue
             the_round.invite(worker, member.num_examples, evaluate_only=member.evaluate_only)
             self._write_open_round(opened)
         elif worker not in self._asked:

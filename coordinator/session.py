@@ -4,12 +4,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Protocol
 
 from broker import names
 from broker.claim import WAIT_SECONDS, Claim
-from broker.errors import LinkLost, WarrenError
+from broker.errors import BrokerError, LinkLost, WarrenError
 from broker.inbox import Inbox, may_send_to_coordinator
 from broker.link import Connection, Delivery, Link, coordinator_queue, dead_queue, outgoing
 from broker.mail import Mail
@@ -34,7 +35,8 @@ from coordinator.view import Sighting
 logger = logging.getLogger(__name__)
 
 PREFETCH = 256
-_MOST_LOOKED_AFTER = 50  #: asking for one queue's readers takes about a millisecond
+_PROBE_SECONDS = 2.0
+_MOST_LOOKED_AFTER = 50  #: asking for one queue's readers takes a third of a millisecond
 
 Watch = Callable[[Message], None]
 
@@ -103,7 +105,7 @@ class Session:
         self.mail = Mail(link, stop)
         self.inbox = Inbox(link, may_send_to_coordinator)
         self.claim = Claim(link, names.COORDINATOR, wait_seconds=None if standby else WAIT_SECONDS)
-        self.clock = ConnectedClock()
+        self.clock = ConnectedClock(link.seconds_still)
         self.roster = Roster()
         self.sightings: dict[str, Sighting] = {}
         self.roll_called_at = float("-inf")
@@ -113,6 +115,9 @@ class Session:
         self._watch = watch
         self._has_begun = False
         self._looked_after = 0
+        self._unseen: set[str] = set()  # known by a word that may have waited in the queue
+        self._probe: Future[None] | None = None
+        self._probed_at = float("-inf")
 
     def begin(self, player: Player) -> None:
         """Become the one coordinator of this virtual host, and ask who is there; a second call does nothing.
@@ -136,6 +141,7 @@ class Session:
 
         Raises:
             Interrupted: `stop` was set.
+            NameInUse: Another coordinator works on this virtual host.
         """
         if self.stop.is_set():
             raise Interrupted("Stopped. The same command line goes on where this run is.")
@@ -145,32 +151,64 @@ class Session:
             self._on_delivery(player, event)
         elif event is not None:
             self._on_connection(event)
-        self.claim.check(time.monotonic())
+        self.claim.check(time.monotonic(), is_idle=event is None)
+        self._keep_time()
+
+    def _keep_time(self) -> None:
+        """Deadlines stand still without the claim; whether the broker takes messages is known by trying alone."""
+        if not self.claim.is_held:
+            self.clock.lost()
+            return
+        self.clock.restored()
+        now = time.monotonic()
+        if now - self._probed_at >= _PROBE_SECONDS and (self._probe is None or self._probe.done()):
+            self._probed_at = now
+            self._probe = self.link.post(self.claim.ping())
 
     def call_roll(self) -> None:
         """Ask all workers to say that they are there."""
         self.roll_called_at = time.monotonic()
-        self.mail.try_send([outgoing(RollCall(), names.EVERY_WORKER, is_transient=True)])
+        self.link.post(outgoing(RollCall(), names.EVERY_WORKER, is_transient=True))
 
     @contextmanager
     def until_link_is_back(self) -> Iterator[None]:
-        """A link lost in the middle changes nothing: the delivery comes again after the reconnect."""
+        """A link lost in the middle changes nothing: the delivery comes again after the reconnect.
+
+        Nor is a worker's queue that can't be used the coordinator's end: somebody else reads it exclusively, or made
+        it with other arguments.
+        """
         try:
             yield
         except LinkLost as exc:
             logger.debug("Given back to the broker: %s", exc)
+        except BrokerError as exc:
+            logger.warning("%s", exc)
 
     # --- who is there --------------------------------------------------------------------------------------
 
     def look_for_absent(self, player: Player, workers: Iterable[str]) -> list[str]:
-        """Those of these workers whose queue nobody reads; told once each."""
-        absent = [worker for worker in workers if self._is_absent(worker)]
+        """Those of these workers whose queue nobody reads; told once each.
+
+        A broker that takes no messages does not know its queues' readers either.
+        """
+        workers = list(workers)
+        if not (workers and self.link.takes_messages):
+            return []
+        self._unseen.difference_update(workers)
+        absent: list[str] = []
+        with self.until_link_is_back():
+            unread = set(self.link.unread([*map(names.worker_queue, workers)]))
+            absent = [worker for worker in workers if names.worker_queue(worker) in unread]
         for worker in absent:
             member = self.roster.members.get(worker)
             if member is not None and member.is_present:
                 logger.warning("%s went away without a word.", worker)
             self._note_away(player, worker)
         return absent
+
+    def look_for_unseen(self, player: Player) -> None:
+        """Find out who has gone of those who are known by a word alone: that may have waited for an hour."""
+        self.look_for_absent(player, sorted(self._unseen))
 
     def look_after_present(self, player: Player) -> None:
         """Ask for some of those who count as present, the others in turn, so that a page shows who went away."""
@@ -180,11 +218,6 @@ class Session:
         some = present[self._looked_after : self._looked_after + _MOST_LOOKED_AFTER]
         self._looked_after += len(some)
         self.look_for_absent(player, some)
-
-    def _is_absent(self, worker: str) -> bool:
-        with self.until_link_is_back():
-            return not self.link.consumers(names.worker_queue(worker))
-        return False
 
     def _note_away(self, player: Player, worker: str) -> None:
         self.roster.set_present(worker, is_present=False)
@@ -203,11 +236,10 @@ class Session:
 
     def _on_connection(self, event: Connection) -> None:
         if event is Connection.LOST:
-            self.clock.lost()
             self.claim.pause()
         else:
-            self.clock.restored()
             self.claim.begin(time.monotonic())
+            self._unseen.update(self.roster.members)
             self.call_roll()
 
     def _on_delivery(self, player: Player, delivery: Delivery) -> None:
@@ -242,7 +274,10 @@ class Session:
     def _on_joined(self, player: Player, joined: Joined) -> None:
         known = self.roster.members.get(joined.worker)
         member = self.roster.join(joined)
-        player.on_joined(member, is_news=known is None or not known.is_present)
+        is_news = known is None or not known.is_present
+        if is_news:
+            self._unseen.add(member.worker)
+        player.on_joined(member, is_news=is_news)
 
     def _on_left(self, player: Player, left: Left) -> None:
         if left.worker in self.roster.members:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from broker.errors import Unroutable
+from broker.errors import DeclareRefused, Unroutable
 from broker.link import (
     Connection,
     Delivery,
@@ -143,14 +143,53 @@ class LinkContract:
         second.publish([message("coordinator", b"2")])
         assert next_delivery(second).body == b"2"
 
-    def test_a_cancelled_queue_delivers_no_more(self, make_link: MakeLink) -> None:
-        """After cancel the messages stay in the queue."""
+    def test_cancelled_queues_deliver_no_more_until_they_are_consumed_again(
+        self, make_link: MakeLink
+    ) -> None:
+        """After cancel the messages stay in the queues, and the others go on."""
         link = make_link()
-        link.declare([worker_queue("a")])
-        link.consume(["worker.a"], prefetch=10)
-        link.cancel("worker.a")
-        link.publish([message("worker.a")])
+        link.declare([worker_queue("a"), worker_queue("b"), worker_queue("c")])
+        link.consume(["worker.a", "worker.b", "worker.c"], prefetch=10)
+        link.cancel(["worker.a", "worker.b"])
+        assert [link.consumers(f"worker.{name}") for name in "abc"] == [0, 0, 1]
+        link.publish([message("worker.a"), message("worker.b"), message("worker.c")])
+        assert next_delivery(link).queue == "worker.c"
         assert is_quiet(link)
+        link.consume(["worker.b"], prefetch=10)
+        assert next_delivery(link).queue == "worker.b"
+
+    def test_a_posted_message_is_known_to_be_taken_without_being_waited_for(
+        self, make_link: MakeLink
+    ) -> None:
+        """Its future is done once the broker has it, and fails where no queue takes it."""
+        link = make_link()
+        link.declare([coordinator_queue()])
+        assert link.post(message("coordinator", b"hello")).result(5) is None
+        assert isinstance(link.post(message("worker.nobody")).exception(5), Unroutable)
+        link.consume(["coordinator"], prefetch=10)
+        assert next_delivery(link).body == b"hello"
+
+    def test_a_link_takes_messages_until_it_is_closed(self, make_link: MakeLink) -> None:
+        """Nothing hinders it, and no time is lost."""
+        link = make_link()
+        link.declare([coordinator_queue()])
+        link.publish([message("coordinator")])
+        assert link.takes_messages
+        before = link.seconds_still()
+        link.close()
+        assert not link.takes_messages
+        assert before == pytest.approx(link.seconds_still(), abs=0.5)
+
+    def test_a_queue_with_other_arguments_is_told_by_name(self, make_link: MakeLink) -> None:
+        """Made by hand or by another version: an error that says which; the link goes on."""
+        link, other = make_link(), make_link()
+        other.declare([Queue(name="dead", keys=("dead",))])
+        with pytest.raises(DeclareRefused, match="The queue 'dead' exists with other arguments"):
+            link.declare([coordinator_queue(), dead_queue(), upload_queue("a")])
+        other.delete(["dead"])
+        link.declare([coordinator_queue(), dead_queue(), upload_queue("a")])
+        link.publish([message("upload.a", b"1")])
+        assert fetched(link, "upload.a").body == b"1"
 
     def test_fetch_takes_messages_in_order_and_none_when_empty(self, make_link: MakeLink) -> None:
         """The parts of an update are taken out one by one, in order."""
@@ -205,6 +244,19 @@ class LinkContract:
         other.consume(["worker.a"], prefetch=1)
         assert link.consumers("worker.a") == 1
 
+    def test_of_many_queues_those_that_nobody_reads_are_known_at_once(self, make_link: MakeLink) -> None:
+        """Missing ones in between, at the beginning and at the end are among them; the link goes on."""
+        link, other = make_link(), make_link()
+        names = [f"worker.{number}" for number in range(30)]
+        assert link.unread([]) == []
+        assert link.unread(names) == names
+        missing, unread = {0, 7, 8, 29}, {3, 9, 28}
+        link.declare([worker_queue(str(number)) for number in range(30) if number not in missing])
+        read = [f"worker.{number}" for number in range(30) if number not in missing | unread]
+        other.consume(read, prefetch=1)
+        assert link.unread(names) == [f"worker.{number}" for number in sorted(missing | unread)]
+        link.publish([message("worker.1")])
+
     def test_purge_and_delete_forgive_a_missing_queue(self, make_link: MakeLink) -> None:
         """Neither closes the link when there is no such queue; with one, both do their work."""
         link = make_link()
@@ -216,6 +268,22 @@ class LinkContract:
         assert list(link.fetch("upload.a")) == []
         link.delete(["upload.a"])
         assert link.consumers("upload.a") is None
+
+    def test_queues_that_are_received_from_are_deleted_without_a_break(self, make_link: MakeLink) -> None:
+        """A swarm deletes what it reads; the connection stays, and so does what else is read."""
+        link = make_link()
+        names = [str(number) for number in range(50)]
+        link.declare([coordinator_queue(), *map(worker_queue, names), *map(upload_queue, names)])
+        link.consume(["coordinator", *(f"worker.{name}" for name in names)], prefetch=2)
+        link.publish([message(f"worker.{name}") for name in names])
+        for _ in names:
+            next_delivery(link)
+        link.delete([f"{kind}.{name}" for name in names for kind in ("worker", "upload")])
+        assert {link.consumers(f"{kind}.{name}") for name in names for kind in ("worker", "upload")} == {None}
+        link.publish([message("coordinator", b"after")])
+        received = link.receive(5)
+        assert isinstance(received, Delivery)  # neither LOST nor RESTORED
+        assert received.body == b"after"
 
     def test_a_full_queue_drops_its_oldest(self, make_link: MakeLink) -> None:
         """The queue `dead` is bounded: a flood of rubbish does not fill the broker's disk."""

@@ -33,7 +33,16 @@ class UploadJob:
     update: KeptUpdate
 
 
-Job = RoundJob | UploadJob
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeclineJob:
+    """Tell the coordinator that a round can't be answered: its start can't be taken."""
+
+    worker: str
+    held: Held
+    reason: str
+
+
+Job = RoundJob | UploadJob | DeclineJob
 
 
 class Desk:
@@ -49,7 +58,7 @@ class Desk:
         self.jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self.current: dict[str, RoundJob] = {}
         self.updates: dict[str, KeptUpdate] = {}
-        self.failure: BaseException | None = None
+        self.failure: Exception | None = None
         self.is_run_over = threading.Event()
         self._spare: Vector | None = None
 
@@ -86,6 +95,12 @@ class Desk:
             self.current[job.worker] = job
         self.jobs.put(job)
 
+    def decline(self, worker: str, held: Held, reason: str) -> None:
+        """A round start can't be taken: what went on for an older one ends, and the coordinator is told."""
+        with self.lock:
+            self._drop(worker)
+        self.jobs.put(DeclineJob(worker=worker, held=held, reason=reason))
+
     def close(self, worker: str, run_id: str, round_number: int | None) -> bool:
         """A round (None: any of this run) is over for this worker; whether it was still busy with it."""
         with self.lock:
@@ -101,6 +116,11 @@ class Desk:
             if round_number is None:
                 self._spare = None  # nothing is held while nothing goes on
             return was_busy
+
+    def fail(self, failure: Exception) -> None:
+        """The receiving thread can't go on: the other one shall raise this, and train no longer for that."""
+        self.failure = failure
+        self.stop_all()
 
     def stop_all(self) -> None:
         """The process is to end: no training goes on."""

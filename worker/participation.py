@@ -8,15 +8,16 @@ import time
 from collections.abc import Iterable
 
 from broker import names
-from broker.errors import BrokerError, DataError, LinkLost, ModelError, ProtocolError
+from broker.errors import BrokerError, LinkLost, WarrenError
 from broker.likeness import scale_difference
 from broker.link import Link, Queue, outgoing, upload_queue, worker_queue
 from broker.logs import LogContext
 from broker.mail import Mail
-from broker.messages import Declined, Left, Progress, RoundStart
+from broker.messages import Declined, Held, Left, Progress, RoundStart
 from broker.tensors import Vector
 from worker.console import Console
-from worker.jobs import Desk, Job, RoundJob, UploadJob
+from worker.failures import told
+from worker.jobs import DeclineJob, Desk, Job, RoundJob, UploadJob
 from worker.postbox import Postbox
 from worker.trainer import Participant, Trained, Trainer, seed_of
 from worker.training import TrainingProgress
@@ -64,35 +65,32 @@ class Participation:
         self._postbox = Postbox(link, self._participants, self._desk, stop, task=task, acks_early=is_swarm)
         self._progress_at = float("-inf")
         self._told_odd: set[tuple[str, str]] = set()
+        self._is_progress_off = False
         self._residuals: dict[str, Vector] = {}
         self._outbox: list[KeptUpdate] = []
         self._outbox_at = float("-inf")
 
     def serve(self) -> None:
-        """Take part until told to stop (or, with `once`, until a run is over); then say so and leave.
+        """Take part until told to stop (or, with `once`, until a run is over); then, or after a bug, say so and leave.
 
         Raises:
             NameInUse: Another process reads this name's queue.
             DataError: The coordinator refused this worker.
         """
-        workers = list(self._participants)
-        queues = [queue for worker in workers for queue in (worker_queue(worker), upload_queue(worker))]
-        self._link.declare(queues)
+        self._link.declare([*map(worker_queue, self._participants), *map(upload_queue, self._participants)])
         prefetch = _SWARM_PREFETCH if self._is_swarm else 0
-        self._link.consume([names.worker_queue(worker) for worker in workers], prefetch=prefetch)
+        self._link.consume([*map(names.worker_queue, self._participants)], prefetch=prefetch)
         self._postbox.start()
         try:
             self._trainer.warm_up()
             while not self._is_over():
                 self._turn()
-            self._leave()
         finally:
-            self._postbox.ending.set()
-            self._postbox.join(5)
-        if self._is_swarm:
-            self._link.delete(
-                [queue.name for worker in workers for queue in (worker_queue(worker), upload_queue(worker))]
-            )
+            # Nothing is said after Left; a process that waits behind another of its name has nothing to take back.
+            if self._postbox.end():
+                self._leave()
+            if self._is_swarm:
+                self._delete_queues()
 
     def _is_over(self) -> bool:
         if self._desk.failure is not None:
@@ -112,6 +110,8 @@ class Participation:
     def _do(self, job: Job | None) -> None:
         if isinstance(job, UploadJob):
             self._upload([job.update])
+        elif isinstance(job, DeclineJob):
+            self._decline(job.worker, job.held, job.reason)
         elif job is not None and not job.stop.is_set():
             self._answer(job)
         if self._outbox and (job is None or time.monotonic() - self._outbox_at > _OUTBOX_SECONDS):
@@ -119,39 +119,47 @@ class Participation:
             self._upload(updates)
 
     def _leave(self) -> None:
-        left = [
-            outgoing(Left(worker=worker), names.COORDINATOR, is_transient=True)
-            for worker in self._participants
-        ]
+        left = [outgoing(Left(worker=worker), names.COORDINATOR) for worker in self._participants]
         if self._mail.try_send(left):
             logger.info("Left.")
+
+    def _delete_queues(self) -> None:
+        """Leave nothing behind, unless another swarm of this name waits to read it; an exit code says nothing of it."""
+        read = [names.worker_queue(worker) for worker in self._participants]
+        uploads = [names.upload_queue(worker) for worker in self._participants]
+        try:
+            self._link.cancel(read)
+            if not self._link.consumers(read[0]):
+                self._link.delete(read + uploads)
+        except BrokerError as exc:
+            logger.warning("%d queues of this swarm may be left at the broker: %s", 2 * len(read), exc)
 
     # --- one round -----------------------------------------------------------------------------------------
 
     def _answer(self, job: RoundJob) -> None:
         """Train, keep the update, upload it."""
-        participant = self._participants[job.worker]
-        self._tell_start(participant, job.start)
         try:
-            trained = self._trainer.answer(
-                participant,
-                job.start,
-                job.weights,
-                job.stop,
-                lambda progress: self._report(job, progress),
-            )
-            update = None if trained is None else self._updated(job, trained)
-        except (ModelError, DataError, ProtocolError, MemoryError) as exc:
-            self._decline(job, str(exc) or type(exc).__name__)
+            update = self._trained(job)
+        except Exception as exc:  # noqa: BLE001 - also a bug is told, and not waited for until the deadline
+            self._decline(job.worker, job.held, told(exc), exc)
             return
         finally:
             self._console.end()
-        if trained is None or update is None:
-            logger.info("Stopped training round %d.", job.start.round_number)
-            return
-        self._tell_end(job.start, trained)
-        if self._desk.keep(job, update):
+        if update is not None and self._desk.keep(job, update):
             self._hand_over(update)
+
+    def _trained(self, job: RoundJob) -> KeptUpdate | None:
+        participant = self._participants[job.worker]
+        self._tell_start(participant, job.start)
+        trained = self._trainer.answer(
+            participant, job.start, job.weights, job.stop, lambda progress: self._report(job, progress)
+        )
+        if trained is None:
+            logger.info("Stopped training round %d.", job.start.round_number)
+            return None
+        update = self._updated(job, trained)
+        self._tell_end(job.start, trained)
+        return update
 
     def _updated(self, job: RoundJob, trained: Trained) -> KeptUpdate:
         settings = job.start.settings
@@ -188,6 +196,19 @@ class Participation:
         self._outbox.append(update)
 
     def _upload(self, updates: list[KeptUpdate]) -> None:
+        """Publish updates; one that can't be, for it can't be encoded, is declined, and holds up no other."""
+        try:
+            self._publish(updates)
+        except BrokerError:
+            raise
+        except Exception as exc:  # noqa: BLE001 - also a bug is told, and not waited for until the deadline
+            if len(updates) > 1:
+                for update in updates:
+                    self._upload([update])
+            else:
+                self._decline(updates[0].worker, updates[0].held, told(exc), exc)
+
+    def _publish(self, updates: list[KeptUpdate]) -> None:
         """Publish the parts, then announce them; an upload queue that is gone is made again."""
         while not self._stop.is_set():
             updates = [update for update in updates if self._desk.begin_upload(update)]
@@ -208,18 +229,20 @@ class Participation:
         except BrokerError as exc:
             logger.debug("Declared again in a moment: %s", exc)
 
-    def _decline(self, job: RoundJob, reason: str) -> None:
-        logger.error("Can't answer round %d: %s", job.start.round_number, reason)
+    def _decline(self, worker: str, held: Held, reason: str, error: Exception | None = None) -> None:
+        """Tell the coordinator; the traceback of what nobody expected stays in this log."""
+        bug = None if isinstance(error, WarrenError) else error
+        logger.error("Can't answer round %d: %s", held.round_number, reason, exc_info=bug)
         declined = Declined(
-            worker=job.worker,
-            run_id=job.held.run_id,
-            round_number=job.held.round_number,
-            attempt=job.held.attempt,
+            worker=worker,
+            run_id=held.run_id,
+            round_number=held.round_number,
+            attempt=held.attempt,
             reason=reason[:2000],
         )
         self._mail.send([outgoing(declined, names.COORDINATOR)])
         # Should the word be lost, or another attempt come, the round start is new to this worker.
-        self._desk.close(job.worker, job.held.run_id, job.held.round_number)
+        self._desk.close(worker, held.run_id, held.round_number)
 
     # --- the story -----------------------------------------------------------------------------------------
 
@@ -266,6 +289,16 @@ class Participation:
         )
 
     def _report(self, job: RoundJob, progress: TrainingProgress) -> None:
+        """Tell how far a training is; that this fails is no reason to lose the training."""
+        if self._is_progress_off:
+            return
+        try:
+            self._tell_progress(job, progress)
+        except Exception as exc:
+            self._is_progress_off = True
+            logger.warning("Can't tell how far the training is; no longer tried.", exc_info=exc)
+
+    def _tell_progress(self, job: RoundJob, progress: TrainingProgress) -> None:
         is_news = not self._is_swarm and progress.batch == progress.batches
         if not self._is_swarm:
             self._console.show(progress)

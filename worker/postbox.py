@@ -1,13 +1,14 @@
 """The receiving side of a worker's process: a thread that hears everything while the other one trains."""
 
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Mapping
 
 from broker import names
 from broker.claim import Claim
-from broker.errors import DataError, ProtocolError, WarrenError
+from broker.errors import DataError, ProtocolError
 from broker.inbox import Inbox, may_send_to_worker
 from broker.link import Connection, Delivery, Link, outgoing
 from broker.mail import Mail
@@ -25,6 +26,7 @@ from broker.messages import (
     UploadAgain,
 )
 from broker.tensors import Vector
+from worker.failures import told
 from worker.jobs import Desk, RoundJob
 from worker.receiving import Incoming, check_start
 from worker.trainer import Participant
@@ -32,6 +34,7 @@ from worker.trainer import Participant
 logger = logging.getLogger(__name__)
 
 _WAIT_SECONDS = 0.5
+_END_SECONDS = 5.0
 _FIRST_REPEAT_SECONDS = 0.5
 _LONGEST_REPEAT_SECONDS = 10.0
 _MOST_AT_ONCE = 200
@@ -69,6 +72,8 @@ class Postbox(threading.Thread):
         self._to_join: set[str] = set()
         self._repeat_at = 0.0
         self._repeat_seconds = _FIRST_REPEAT_SECONDS
+        self._token = secrets.token_hex(8)
+        self._refusal: DataError | None = None
         self._claim = Claim(link, names.worker_queue(next(iter(participants))))
         self.ending = threading.Event()
         self.has_joined = threading.Event()
@@ -79,11 +84,14 @@ class Postbox(threading.Thread):
             self._claim.begin(time.monotonic())
             while not self.ending.is_set():
                 self._turn()
-        except WarrenError as exc:
-            self._desk.failure = exc
-        except BaseException as exc:
-            self._desk.failure = exc
-            raise
+        except Exception as exc:  # noqa: BLE001 - raised where it ends the process
+            self._desk.fail(exc)
+
+    def end(self) -> bool:
+        """Hear no more; whether this process is the reader of its queue, and not another one of the same name."""
+        self.ending.set()
+        self.join(_END_SECONDS)
+        return self._claim.is_held
 
     def _turn(self) -> None:
         event = self._link.receive(0.0 if self._has_due() else _WAIT_SECONDS)
@@ -91,7 +99,7 @@ class Postbox(threading.Thread):
             self._on_delivery(event)
         elif event is not None:
             self._on_connection(event)
-        self._claim.check(time.monotonic())
+        self._claim.check(time.monotonic(), is_idle=event is None)
         if self._wish_to_end.is_set():
             self._desk.stop_all()
         if (event is None or len(self._to_join) >= _MOST_AT_ONCE) and self._has_due():
@@ -132,6 +140,7 @@ class Postbox(threading.Thread):
             held=self._desk.held(worker),
             announced=self._desk.announced(worker),
             inputs=data.inputs,
+            token=self._token,
         )
 
     def _on_connection(self, event: Connection) -> None:
@@ -154,12 +163,25 @@ class Postbox(threading.Thread):
         worker = delivery.queue.removeprefix("worker.")
         try:
             is_settled = self._take(worker, message, delivery)
-        except ProtocolError as exc:
-            self._inbox.bury(delivery, str(exc))
-            self._incoming.pop(worker, None)
+        except Exception as exc:  # noqa: BLE001 - unacknowledged, it would end this worker at every start
+            self._give_up(worker, message, delivery, exc)
             is_settled = True
         if is_settled:
             self._link.ack([delivery])
+        if self._refusal is not None:
+            raise self._refusal
+
+    def _give_up(self, worker: str, message: Message, delivery: Delivery, error: Exception) -> None:
+        """Put a message that can't be taken out of the way; a round that it was for is declined, not left open."""
+        if not isinstance(error, ProtocolError):
+            logger.error("Can't take a %s.", message.TYPE, exc_info=error)
+        self._inbox.bury(delivery, told(error))
+        incoming = self._incoming.pop(worker, None)
+        start = message if isinstance(message, RoundStart) else incoming and incoming.start
+        if incoming is not None:
+            self._link.ack(incoming.held)
+        if start:
+            self._desk.decline(worker, start.held, told(error))
 
     def _take(self, worker: str, message: Message, delivery: Delivery) -> bool:
         """Act on one message; False when its delivery is held until the round start is whole."""
@@ -185,9 +207,16 @@ class Postbox(threading.Thread):
         elif isinstance(message, RunFinished):
             self._on_finished(worker, message)
         elif isinstance(message, Refused):
-            raise DataError(message.reason)
+            self._on_refused(message)
         else:
             raise ProtocolError(f"A worker takes no {message.TYPE}.")
+
+    def _on_refused(self, refused: Refused) -> None:
+        """The end, once it is acknowledged; what answers a former process, with data since mended, is ignored."""
+        if refused.token == self._token:
+            self._refusal = DataError(refused.reason)
+        else:
+            logger.debug("Ignored what a former process was told: %s", refused.reason)
 
     def _on_closed(self, worker: str, closed: RoundClosed) -> None:
         if self._desk.close(worker, closed.run_id, closed.round_number):

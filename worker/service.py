@@ -5,7 +5,8 @@ import os
 import sys
 from dataclasses import dataclass
 
-from broker.command import Stop, without_password
+from broker.address import without_password
+from broker.command import Stop
 from broker.errors import EXIT_DONE, BrokerUnreachable
 from broker.logs import LogContext
 from broker.rabbitmq import LinkSettings, RabbitLink

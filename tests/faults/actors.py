@@ -101,6 +101,8 @@ class Options:
         patches: Constants of the product to set, "module:name" to value: shorter waits for the tests.
         fails: Training raises DataError.
         spoils: Added to every value of its updates: finite, and yet too much for the model.
+        crashes: So many trainings raise what nobody expects.
+        classes: Of its data.
         data: What a worker trains on with Keras; for a coordinator: its model is Keras's, a small one.
     """
 
@@ -119,6 +121,8 @@ class Options:
     evaluate_only: bool = False
     fails: bool = False
     spoils: float = 0.0
+    crashes: int = 0
+    classes: tuple[str, ...] = CLASSES
     data: str = ""
     trainings: str = ""
     claim_seconds: float = 20.0
@@ -220,6 +224,7 @@ class NumpyTrainer:
 
     def __init__(self, options: Options) -> None:
         self._options = options
+        self._num_answered = 0
 
     def warm_up(self) -> None:
         """Nothing takes long here."""
@@ -240,6 +245,9 @@ class NumpyTrainer:
             from broker.errors import DataError
 
             raise DataError("the images can't be read")
+        self._num_answered += 1
+        if self._num_answered <= self._options.crashes:
+            raise RuntimeError("You must compile the model.\nThis is the second line.")
         trains = participant.trains_in(start)
         while trains and time.monotonic() - begun < self._options.busy_seconds:
             sum(range(1000))  # Python that never waits
@@ -370,7 +378,9 @@ def play_worker(options: Options, link: RabbitLink, stop: Stop, log: logs.LogCon
     """As `worker.service.take_part` does it."""
     participants = []
     for name in options.names:
-        data: Any = open_data(options.data) if options.data else StandInData(options.num_examples)
+        data: Any = (
+            open_data(options.data) if options.data else StandInData(options.num_examples, options.classes)
+        )
         participants.append(Participant(name=name, data=data, evaluate_only=options.evaluate_only))
     link.open()
     try:

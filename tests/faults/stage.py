@@ -132,6 +132,11 @@ class Stage:
         """Start several (all of WORKERS by default)."""
         return [self.worker(name, **more) for name in names or WORKERS]
 
+    def swarm(self, count: int, **more: Any) -> Actor:
+        """Start one process of many workers, s.1 to s.COUNT."""
+        names = tuple(f"s.{number}" for number in range(1, count + 1))
+        return self._start("swarm", "worker", names=names, is_swarm=True, num_examples=10, **more)
+
     def _start(self, name: str, role: Any, **options: Any) -> Actor:
         asked = Options(
             role=role,

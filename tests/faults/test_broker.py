@@ -1,6 +1,7 @@
 """The broker is stopped, killed, away, or takes nothing for a while."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -29,6 +30,17 @@ def own_stage(own_broker: PrivateBroker, make_stage: MakeStage) -> Iterator[Stag
     names = [f"{kind}.{name}" for name in ("w1", "w2", "w3") for kind in ("worker", "upload")]
     link.delete(["coordinator", "dead", *names])
     stage.close()
+
+
+@contextmanager
+def alarmed(broker: PrivateBroker) -> Iterator[None]:
+    """The broker is short of memory meanwhile."""
+    alarm, clear = ALARMS["memory"]
+    control(broker, *alarm)
+    try:
+        yield
+    finally:
+        control(broker, *clear)
 
 
 def restarted(broker: PrivateBroker, end: Callable[[PrivateBroker], None]) -> None:
@@ -156,6 +168,41 @@ def test_an_alarm_is_waited_out(own_stage: Stage, own_broker: PrivateBroker, kin
     own_stage.assert_nobody_trained_twice()
     workers[0].says("The broker takes messages again.")
     assert "Reconnecting" not in own_stage.story
+
+
+def test_an_alarm_in_which_both_sides_are_cut_off_is_no_other_reader(
+    own_stage: Stage, own_broker: PrivateBroker
+) -> None:
+    """During a memory alarm all connections are cut: both sides come back, and their claims' pings are not taken for
+    longer than another reader is waited for (here 3 s). Once it is over, nobody takes that for another reader: the run
+    ends with the same bits. The alarm is longer than the deadline, too, which stands still."""
+    workers = own_stage.workers(train_seconds=3, claim_seconds=3)
+    coordinator = own_stage.coordinator(rounds=1, claim_seconds=3, run={"deadline_seconds": 8.0})
+    own_stage.wait(lambda: own_stage.has_begun("w3", 1), 30, "round 1")
+    with alarmed(own_broker):
+        for actor in [coordinator, *workers]:
+            actor.says("The broker takes no messages now")
+        control(own_broker, "close_all_connections", "as a network's fault would")
+        for actor in [coordinator, *workers]:
+            actor.says("Connected to the broker again.")
+        passed(10)
+    assert [actor.ended(60) for actor in [coordinator, *workers]] == [0, 0, 0, 0], own_stage.story
+    own_stage.assert_same_bits(rounds=1)
+    own_stage.assert_nobody_trained_twice()
+    assert own_stage.checkpoint.history[1].attempt == 1
+
+
+def test_an_alarm_does_not_cost_a_round_its_deadline(own_stage: Stage, own_broker: PrivateBroker) -> None:
+    """Nobody can send an update for twice as long as the deadline: the round is not tried again."""
+    workers = own_stage.workers(train_seconds=3)
+    coordinator = own_stage.coordinator(rounds=1, run={"deadline_seconds": 6.0})
+    own_stage.wait(lambda: own_stage.has_begun("w3", 1), 30, "round 1")
+    with alarmed(own_broker):
+        coordinator.says("The broker takes no messages now")
+        passed(12)
+    assert [actor.ended(60) for actor in [coordinator, *workers]] == [0, 0, 0, 0], own_stage.story
+    own_stage.assert_same_bits(rounds=1)
+    assert own_stage.checkpoint.history[1].attempt == 1
 
 
 def test_the_first_connection_is_given_up_the_next_never(own_stage: Stage, own_broker: PrivateBroker) -> None:

@@ -17,7 +17,6 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from broker.claim import Claim
-from broker.errors import DataError
 from broker.inbox import may_send_to_coordinator
 from broker.link import Link, Outgoing, upload_queue, worker_queue
 from broker.logs import LogContext
@@ -40,7 +39,7 @@ from tests.faults.actors import (
     worker_seed,
 )
 from tests.unit.test_messages import EXAMPLES
-from worker.jobs import Desk
+from worker.jobs import DeclineJob, Desk
 from worker.postbox import Postbox
 from worker.trainer import Participant
 
@@ -129,7 +128,9 @@ class OpenRound:
         self.run = Run(self.link, options, models, stop=threading.Event(), log=LogContext())
         self.folder = folder
         for name in WORKERS:
-            MemoryLink(self.broker, name).declare([worker_queue(name), upload_queue(name)])
+            there = MemoryLink(self.broker, name)
+            there.declare([worker_queue(name), upload_queue(name)])
+            there.consume([f"worker.{name}"], prefetch=1)
         self.run._load()
         self.run._session.begin(self.run)
         for name, num_examples in WORKERS.items():
@@ -214,7 +215,7 @@ class OpenRound:
 def joined(name: str, num_examples: int) -> Joined:
     return Joined(
         worker=name, classes=CLASSES, num_examples=num_examples, examples_per_class=(1, 1), num_test_examples=10,
-        evaluate_only=False, task=None, held=None,
+        evaluate_only=False, task=None, held=None, token="t",
     )  # fmt: skip
 
 
@@ -424,10 +425,7 @@ class Listening:
 
     def take_all(self) -> None:
         while not self.link._events.empty():
-            try:
-                self.postbox._on_delivery(self.link._events.get_nowait())  # type: ignore[arg-type]
-            except DataError:
-                continue  # "refused" by the real coordinator: the one word that ends a worker
+            self.postbox._on_delivery(self.link._events.get_nowait())  # type: ignore[arg-type]
 
     def jobs(self) -> list[Any]:
         found = []
@@ -473,7 +471,8 @@ def test_whatever_comes_to_a_worker_it_goes_on_listening(
 
 @pytest.mark.parametrize("shape", [(2**40,), (2**31, 2**31), (2**20, 2**20, 2**20)])
 def test_a_round_start_of_absurd_size_is_refused_before_memory_is_asked_for(shape: tuple[int, ...]) -> None:
-    """The header alone would make a worker reserve terabytes: it is dead, and the worker goes on."""
+    """The header alone would make a worker reserve terabytes: it is dead, the coordinator is told, and the worker goes
+    on."""
     listening = Listening()
     (start,) = (each for each in EXAMPLES if each.TYPE == "round-start")
     size = int(np.prod([float(each) for each in shape]))
@@ -488,10 +487,15 @@ def test_a_round_start_of_absurd_size_is_refused_before_memory_is_asked_for(shap
     listening.take_all()
     assert listening.postbox._inbox.num_dead == 1
     assert "a model of at most" in str(listening.broker.stores["dead"].ready[-1].headers["reason"])
+    (job,) = listening.jobs()
+    assert isinstance(job, DeclineJob)
+    assert (job.worker, job.held) == ("w1", absurd.held)
+    assert "a model of at most" in job.reason
 
 
 def test_memory_that_is_not_there_is_told_not_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model within the limits, but larger than this machine: dead with the reason, and the worker goes on."""
+    """A model within the limits, but larger than this machine: dead with the reason, declined, and the worker goes
+    on."""
     listening = Listening()
     (start,) = (each for each in EXAMPLES if each.TYPE == "round-start")
 
@@ -503,6 +507,9 @@ def test_memory_that_is_not_there_is_told_not_fatal(monkeypatch: pytest.MonkeyPa
     listening.take_all()
     monkeypatch.undo()
     assert "memory" in str(listening.broker.stores["dead"].ready[-1].headers["reason"])
+    (job,) = listening.jobs()
+    assert isinstance(job, DeclineJob)
+    assert "memory" in job.reason
 
 
 def test_a_held_round_of_a_forged_run_does_not_confuse(opened: OpenRound) -> None:

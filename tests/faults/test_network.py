@@ -24,11 +24,14 @@ def parts_stage(vhost: str, make_stage: MakeStage) -> Stage:
     return make_stage(vhost, size=MANY_PARTS, patches=SMALL_PARTS | QUICK_HEARTBEAT)
 
 
-def cast(stage: Stage, forwarder: Forwarder, role: str, rounds: int = 2) -> tuple[Actor, list[Actor]]:
+def cast(
+    stage: Stage, forwarder: Forwarder, role: str, rounds: int = 2, deadline_seconds: float = 60.0
+) -> tuple[Actor, list[Actor]]:
     """All actors; one of them behind the forwarder. That one, and all."""
     urls = {role: {"amqp_url": forwarder.amqp_url}}
     workers = [stage.worker(name, train_seconds=2, **urls.get(name, {})) for name in ("w1", "w2", "w3")]
-    coordinator = stage.coordinator(rounds=rounds, **urls.get("coordinator", {}))
+    run = {"deadline_seconds": deadline_seconds}
+    coordinator = stage.coordinator(rounds=rounds, run=run, **urls.get("coordinator", {}))
     return (coordinator if role == "coordinator" else workers[0]), [coordinator, *workers]
 
 
@@ -65,6 +68,24 @@ def test_a_black_hole_is_noticed_by_its_silence(parts_stage: Stage, forwarder: F
     forwarder.restore()
     actor.says("Connected to the broker again.", 60)
     assert_undisturbed(parts_stage, actors)
+
+
+def test_a_silent_broker_does_not_cost_a_round_its_deadline(
+    vhost: str, make_stage: MakeStage, forwarder: Forwarder
+) -> None:
+    """The coordinator's connection is there, and nothing it sends is confirmed, as by a broker that has lost its
+    majority: it says so in one line, and the deadline of 8 s stands still for the 14 s that this lasts."""
+    stage = make_stage(vhost)
+    coordinator, actors = cast(stage, forwarder, "coordinator", rounds=1, deadline_seconds=8.0)
+    stage.wait(lambda: stage.has_begun("w3", 1), 30, "round 1")
+    forwarder.swallow()
+    coordinator.says("The broker has not confirmed a message for 5 s; waiting.")
+    passed(7)
+    assert "Reconnecting" not in coordinator.said
+    assert coordinator.said.count("has not confirmed a message") == 1
+    forwarder.restore()
+    assert_undisturbed(stage, actors, rounds=1)
+    assert stage.checkpoint.history[1].attempt == 1
 
 
 @mostly_one

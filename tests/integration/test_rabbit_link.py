@@ -1,13 +1,44 @@
-"""The RabbitMQ link keeps the contract of every link."""
+"""The RabbitMQ link keeps the contract of every link, and is connected only when it takes messages again."""
 
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from urllib.parse import unquote, urlsplit
 
+import pika
 import pytest
 
-from broker.link import Link
+from broker import names, rabbitmq
+from broker.errors import DeclareRefused
+from broker.link import Connection, Link, Queue, coordinator_queue, dead_queue, upload_queue, worker_queue
+from broker.management import Management, Rights
 from broker.rabbitmq import LinkSettings, RabbitLink
-from tests.link_contract import LinkContract
+from tests.brokers import wait_until
+from tests.faults.forwarder import Forwarder
+from tests.link_contract import LinkContract, message, next_delivery
+
+MakeRabbitLink = Callable[..., RabbitLink]
+
+
+@contextmanager
+def links_to(vhost: str) -> Iterator[MakeRabbitLink]:
+    """Makes links to this virtual host (or another address), and closes them at the end."""
+    links: list[RabbitLink] = []
+
+    def make(amqp_url: str = vhost) -> RabbitLink:
+        link = RabbitLink(LinkSettings(amqp_url=amqp_url, name=f"test {len(links)}"))
+        link.open()
+        links.append(link)
+        return link
+
+    yield make
+    for link in links:
+        link.close()
+
+
+def cut(link: Link) -> None:
+    assert isinstance(link, RabbitLink)
+    link._consumer._connection._transport._sock.shutdown(socket.SHUT_RDWR)
 
 
 class TestRabbitLink(LinkContract):
@@ -15,22 +46,188 @@ class TestRabbitLink(LinkContract):
 
     @pytest.fixture
     def make_link(self, vhost: str) -> Iterator[Callable[[], Link]]:
-        links: list[RabbitLink] = []
-
-        def make() -> Link:
-            link = RabbitLink(LinkSettings(amqp_url=vhost, name=f"test {len(links)}"))
-            link.open()
-            links.append(link)
-            return link
-
-        yield make
-        for link in links:
-            link.close()
+        with links_to(vhost) as make:
+            yield make
 
     @pytest.fixture
     def drop(self) -> Callable[[Link], None]:
-        def cut(link: Link) -> None:
-            assert isinstance(link, RabbitLink)
-            link._consumer._connection._transport._sock.shutdown(socket.SHUT_RDWR)
-
         return cut
+
+
+@pytest.fixture
+def make_link(vhost: str) -> Iterator[MakeRabbitLink]:
+    with links_to(vhost) as make:
+        yield make
+
+
+@pytest.fixture
+def channel(vhost: str) -> Iterator[pika.adapters.blocking_connection.BlockingChannel]:
+    """A person at the broker, by other means."""
+    with pika.BlockingConnection(pika.URLParameters(vhost)) as connection:
+        yield connection.channel()
+
+
+@pytest.fixture
+def is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reconnects within half a second at most."""
+    monkeypatch.setattr(rabbitmq, "_LONGEST_DELAY_SECONDS", 0.5)
+
+
+def others(name: str) -> Queue:
+    """A queue as somebody else made it."""
+    return Queue(name=name, keys=(name,), max_length=7)
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.getMessage() for each in caplog.records if "Not connected again" in each.getMessage()]
+
+
+def came_back(link: RabbitLink, number: int) -> None:
+    """Wait for so many more tries to connect."""
+    goal = link._consumer.generation + number
+    wait_until(lambda: link._consumer.generation >= goal, 20)
+
+
+@pytest.mark.usefixtures("is_quick")
+def test_a_refused_restore_is_no_connection_and_is_told_once(
+    make_link: MakeRabbitLink, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody deletes a queue and makes it with other arguments: the link says so once, however often it tries, and
+    again when it is another queue. It calls itself connected when nothing is in the way any more."""
+    link, other = make_link(), make_link()
+    link.declare([coordinator_queue(), dead_queue()])
+    link.consume(["coordinator"], prefetch=10)
+    other.delete(["coordinator"])
+    other.declare([others("coordinator")])
+    came_back(link, 4)
+    assert [each.split("exists")[0] for each in told(caplog)] == [
+        "Not connected again, but trying until it works: The queue 'coordinator' "
+    ]
+    assert not link.is_connected
+    assert not link.takes_messages
+    other.delete(["coordinator", "dead"])
+    other.declare([others("dead")])
+    came_back(link, 4)
+    assert ["'dead'" in each for each in told(caplog)] == [False, True]
+    assert link.receive(1) is Connection.LOST
+    assert link.receive(0.1) is None
+    other.delete(["dead"])
+    assert link.receive(20) is Connection.RESTORED
+    assert link.takes_messages
+    assert link.seconds_still() > 0.5
+    other.publish([message("coordinator", b"after")])
+    assert next_delivery(link).body == b"after"
+
+
+@pytest.mark.usefixtures("is_quick")
+def test_a_refused_reader_is_no_connection(
+    make_link: MakeRabbitLink,
+    channel: pika.adapters.blocking_connection.BlockingChannel,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Somebody reads a queue exclusively while the link is away: it may declare it and not read it, says so once, and
+    is connected once the other one is gone."""
+    monkeypatch.setattr(rabbitmq, "_FIRST_DELAY_SECONDS", 2.0)
+    link = make_link()
+    link.declare([upload_queue("a")])
+    link.consume(["upload.a"], prefetch=10)
+    cut(link)
+    assert link.receive(5) is Connection.LOST
+    tag = channel.basic_consume("upload.a", lambda *_: None, exclusive=True)
+    came_back(link, 3)
+    assert len(told(caplog)) == 1
+    assert "ACCESS_REFUSED" in told(caplog)[0]
+    assert link.receive(0.1) is None
+    channel.basic_cancel(tag)
+    assert link.receive(20) is Connection.RESTORED
+
+
+@pytest.mark.usefixtures("is_quick")
+def test_a_login_that_is_refused_at_a_reconnect_is_told_once(
+    vhost: str, management: Management, make_link: MakeRabbitLink, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The account gets another password: who is cut off says why it does not come back."""
+    parts = urlsplit(vhost)
+    management.put_user("me", "first")
+    try:
+        rights = Rights(configure=".*", write=".*", read=".*")
+        management.set_permissions(unquote(parts.path[1:]), "me", rights)
+        link = make_link(parts._replace(netloc=f"me:first@{parts.hostname}:{parts.port}").geturl())
+        management.put_user("me", "second")
+        cut(link)
+        assert link.receive(10) is Connection.LOST
+        wait_until(lambda: link._consumer.num_refused >= 5, 60)
+        assert len(told(caplog)) == 1
+        assert "refused the user or the password" in told(caplog)[0]
+        management.put_user("me", "first")
+        assert link.receive(30) is Connection.RESTORED
+    finally:
+        management.delete_user("me")
+
+
+def test_what_is_asked_for_while_there_is_no_connection_is_there_with_the_next(
+    make_link: MakeRabbitLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Declared and consumed in the gap: not lost."""
+    link, other = make_link(), make_link()
+    link.declare([coordinator_queue()])
+    monkeypatch.setattr(rabbitmq, "_FIRST_DELAY_SECONDS", 1.0)
+    cut(link)
+    assert link.receive(5) is Connection.LOST
+    link.declare([worker_queue("a")])
+    link.consume(["worker.a"], prefetch=1)
+    assert link.receive(20) is Connection.RESTORED
+    other.publish([message("worker.a", b"1")])
+    assert next_delivery(link).body == b"1"
+
+
+def test_what_is_asked_for_in_the_middle_of_a_restore_is_there_after_it(make_link: MakeRabbitLink) -> None:
+    """Too late for the list of what is restored, too early for a connection: not lost either."""
+    link, other = make_link(), make_link()
+    restored = link._restored
+
+    def asked_meanwhile(*arguments: object) -> None:
+        link._declared["worker.a"] = worker_queue("a")
+        link._consumed["worker.a"] = 1
+        restored(*arguments)  # type: ignore[arg-type]
+
+    link._restored = asked_meanwhile  # type: ignore[method-assign]
+    cut(link)
+    assert [link.receive(20), link.receive(20)] == [Connection.LOST, Connection.RESTORED]
+    wait_until(lambda: other.consumers("worker.a") == 1, 10)
+
+
+def test_an_exchange_of_another_kind_is_told_by_name(
+    make_link: MakeRabbitLink, channel: pika.adapters.blocking_connection.BlockingChannel
+) -> None:
+    """Bindings to it would route other than meant."""
+    channel.exchange_declare(names.EXCHANGE, "direct", durable=True)
+    link = make_link()
+    with pytest.raises(DeclareRefused, match="The exchange 'federation' exists with other arguments"):
+        link.declare([coordinator_queue()])
+    channel.exchange_delete(names.EXCHANGE)
+    link.declare([coordinator_queue()])
+
+
+def test_a_message_that_nobody_confirms_stops_the_clock_from_its_start(
+    vhost: str, make_link: MakeRabbitLink, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The broker is silent, and no connection is lost yet: a message is unconfirmed for (here) half a second. The link
+    no longer takes messages, says so in one line, and the time counts from when the message was sent."""
+    monkeypatch.setattr(rabbitmq, "_CONFIRM_SECONDS", 0.5)
+    with Forwarder(vhost) as forwarder:
+        link = make_link(forwarder.amqp_url)
+        link.declare([coordinator_queue()])
+        forwarder.swallow()
+        before = link.seconds_still()
+        posted = link.post(message("coordinator", b"1"))
+        link.post(message("coordinator", b"2"))
+        wait_until(lambda: not link.takes_messages, 5)
+        assert link.seconds_still() - before >= 0.5
+        assert link.is_connected
+        assert not posted.done()
+        assert sum("has not confirmed a message" in each.getMessage() for each in caplog.records) == 1
+        forwarder.restore()
+        wait_until(lambda: link.takes_messages, 20)
+        assert posted.exception(5) is not None  # lost with its connection

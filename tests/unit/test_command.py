@@ -14,23 +14,7 @@ from broker.command import (
     amqp_url_option,
     management_url_for,
     read_environment,
-    without_password,
 )
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("amqp://guest:guest@localhost:5672/%2F", "amqp://guest@localhost:5672/%2F"),
-        ("amqps://me:s%40cret@broker.example.org/lab", "amqps://me@broker.example.org/lab"),
-        ("amqp://localhost/", "amqp://localhost/"),
-        ("amqp://me:secret@[::1]:5672/?heartbeat=1", "amqp://me@[::1]:5672/"),
-        ("http://a%40b:secret@host:15672", "http://a%40b@host:15672"),
-    ],
-)
-def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
-    """Logs and errors name the address and the user, and nothing that lets anybody in."""
-    assert without_password(url) == shown
 
 
 @pytest.mark.parametrize(
@@ -38,6 +22,7 @@ def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
     [
         ("amqp://me:secret@broker.example.org:5700/lab", "http://me:secret@broker.example.org:15672"),
         ("amqp://localhost/", "http://guest:guest@localhost:15672"),
+        ("amqp://me:secret@[::1]:5672/", "http://me:secret@[::1]:15672"),
     ],
 )
 def test_the_management_page_is_on_the_same_host(amqp_url: str, expected: str) -> None:

@@ -1,36 +1,126 @@
 """A claim to a queue, with time passed in."""
 
+import logging
+
 import pytest
 
 from broker.claim import Claim
 from broker.errors import NameInUse
 from broker.link import coordinator_queue
 from broker.memory import MemoryBroker, MemoryLink
+from broker.messages import Ping, decode
 
 
-def made() -> Claim:
-    """A claim whose ping nobody gives back."""
-    link = MemoryLink(MemoryBroker())
-    link.declare([coordinator_queue()])
-    return Claim(link, "coordinator", wait_seconds=50)
+class Waiting:
+    """A claim to a queue, checked ten times a second; nobody gives a ping back unless told to."""
+
+    def __init__(self, *, wait_seconds: float | None = 50) -> None:
+        self.broker = MemoryBroker()
+        self.link = MemoryLink(self.broker)
+        self.link.declare([coordinator_queue()])
+        self.claim = Claim(self.link, "coordinator", wait_seconds=wait_seconds)
+        self.now = 0.0
+
+    def begin(self) -> None:
+        self.claim.begin(self.now)
+
+    def wait(self, seconds: float, *, is_idle: bool = True) -> None:
+        for _ in range(round(10 * seconds)):
+            self.now += 0.1
+            self.claim.check(self.now, is_idle=is_idle)
+
+    def assert_in_use_after(self, seconds: float) -> None:
+        begun = self.now
+        with pytest.raises(NameInUse):
+            self.wait(2 * seconds)
+        assert seconds - 0.5 <= self.now - begun <= seconds + 6
 
 
-def test_another_reader_is_waited_for_and_then_told() -> None:
+@pytest.fixture
+def waiting() -> Waiting:
+    waiting = Waiting()
+    waiting.begin()
+    return waiting
+
+
+def test_another_reader_is_waited_for_and_then_told(waiting: Waiting) -> None:
     """As long as a half-open predecessor may live; then the name is in use."""
-    claim = made()
-    claim.begin(0)
-    claim.check(50)
-    with pytest.raises(NameInUse):
-        claim.check(51)
+    waiting.assert_in_use_after(50)
 
 
-def test_time_without_the_broker_does_not_count() -> None:
+def test_a_standby_waits_for_ever(caplog: pytest.LogCaptureFixture) -> None:
+    """It says once what it waits for."""
+    caplog.set_level(logging.INFO)
+    waiting = Waiting(wait_seconds=None)
+    waiting.begin()
+    waiting.wait(3600)
+    assert [each.getMessage() for each in caplog.records] == [
+        "Another process reads the queue 'coordinator'; waiting for its end."
+    ]
+
+
+def test_who_gets_its_own_ping_back_is_the_reader(waiting: Waiting) -> None:
+    """Then nothing more is sent, and nothing is judged."""
+    waiting.wait(5)
+    (delivery, *_) = waiting.link.fetch("coordinator", 100)
+    ping = decode(delivery.body)
+    assert isinstance(ping, Ping)
+    assert not waiting.claim.hear(Ping(token="somebody's"))
+    assert waiting.claim.hear(ping)
+    waiting.wait(100)
+    assert waiting.claim.is_held
+
+
+def test_time_without_the_broker_does_not_count(waiting: Waiting) -> None:
     """A broker that is away for long is no other reader: the wait begins anew with the connection."""
-    claim = made()
-    claim.begin(0)
-    claim.pause()
-    claim.check(1000)
-    claim.begin(1000)
-    claim.check(1050)
-    with pytest.raises(NameInUse):
-        claim.check(1051)
+    waiting.wait(45)
+    waiting.claim.pause()
+    waiting.wait(1000)
+    waiting.begin()
+    waiting.wait(45)
+    waiting.assert_in_use_after(5)
+
+
+def test_an_alarm_does_not_count_however_long(waiting: Waiting) -> None:
+    """Nothing that is published is taken for 61 s, as by a broker short of memory: the ping can't come back, and that
+    says nothing. When the alarm is over the wait begins anew."""
+    waiting.wait(30)
+    waiting.link.block()
+    waiting.wait(61)
+    waiting.link.unblock()
+    waiting.wait(45)
+    waiting.assert_in_use_after(5)
+
+
+def test_an_alarm_that_blocks_from_the_first_ping_does_not_count() -> None:
+    """Both sides were cut off during the alarm, and claim again before it is over."""
+    waiting = Waiting()
+    waiting.link.block()
+    waiting.begin()
+    waiting.wait(61)
+    waiting.link.unblock()
+    waiting.wait(45)
+    waiting.assert_in_use_after(5)
+
+
+def test_a_process_that_was_held_up_is_not_judged_by_the_time_it_missed(waiting: Waiting) -> None:
+    """A laptop that slept for an hour has had one ping on its way, not 3,600."""
+    waiting.wait(30)
+    waiting.now += 3600
+    waiting.wait(10)
+    waiting.assert_in_use_after(10)
+
+
+def test_a_ping_that_reaches_no_queue_does_not_count(waiting: Waiting) -> None:
+    """Somebody deleted the queue: no other process reads it."""
+    waiting.wait(45)
+    waiting.link.delete(["coordinator"])
+    waiting.wait(100)
+
+
+def test_nothing_is_judged_while_something_waits_to_be_read(waiting: Waiting) -> None:
+    """The ping, or the news of a lost connection, may be among it; the ping is still repeated."""
+    before = waiting.broker.depth("coordinator")
+    waiting.wait(1000, is_idle=False)
+    assert waiting.broker.depth("coordinator") - before > 900
+    waiting.assert_in_use_after(50)

@@ -7,7 +7,7 @@ from coordinator.membership import Roster, num_selected, select
 def joined(worker: str, *, evaluate_only: bool = False, num_examples: int = 10) -> Joined:
     return Joined(
         worker=worker, classes=("A", "B"), num_examples=num_examples, examples_per_class=(5, 5), num_test_examples=2,
-        evaluate_only=evaluate_only, task=None, held=None,
+        evaluate_only=evaluate_only, task=None, held=None, token="t",
     )  # fmt: skip
 
 

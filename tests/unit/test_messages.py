@@ -39,11 +39,11 @@ EXAMPLES: list[Message] = [
     ),
     messages.RoundClosed(run_id="r", round_number=1),
     messages.UploadAgain(run_id="r", round_number=1, worker="w", upload_id="u"),
-    messages.Refused(worker="w", reason="classes"),
+    messages.Refused(worker="w", reason="classes", token="t"),
     messages.RunFinished(run_id="r", rounds=5, outcome="done"),
     messages.Joined(
         worker="w", classes=("a", "b"), num_examples=3, examples_per_class=(1, 2), num_test_examples=1,
-        evaluate_only=False, task=None, held=Held(run_id="r", round_number=1, attempt=1),
+        evaluate_only=False, task=None, held=Held(run_id="r", round_number=1, attempt=1), token="t",
     ),
     messages.Left(worker="w"),
     messages.Progress(

@@ -8,7 +8,7 @@ import pytest
 
 from broker import container, private, probe
 from broker.container import Container
-from broker.errors import BrokerError, BrokerUnreachable
+from broker.errors import BrokerError, BrokerUnreachable, UsageError
 from broker.management import Management
 from broker.private import PrivateBroker
 
@@ -107,7 +107,7 @@ def test_without_rabbitmq_the_error_says_what_to_install(
 
 def test_a_management_url_is_a_web_address() -> None:
     """Nothing but http and https is ever opened."""
-    with pytest.raises(BrokerError, match="http"):
+    with pytest.raises(UsageError, match="http"):
         Management("file:///etc/passwd")
 
 

@@ -1,0 +1,137 @@
+"""The addresses that a person gives: judged before anything is tried, and never shown with any part of a password."""
+
+import re
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from broker.errors import UsageError
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+_SAFE = re.compile(r"(?:[^\s\x00-\x1f\x7f/?#\[\]@%]|%[0-9A-Fa-f]{2})*")  #: needs no percent-encoding
+_PLACE = re.compile(r"(?P<host>\[[^\]]*\]|[^:/?#]*)(?P<port>:[^/?#]*)?(?P<path>[^?#]*)(?P<query>\?[^#]*)?")
+_LAST_PORT = 65535
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """One kind of address: what it is called, what it looks like, and the option that gives it."""
+
+    title: str
+    schemes: tuple[str, str]
+    example: str
+    hint: str
+
+
+_AMQP = _Kind(
+    "The broker's address", ("amqp", "amqps"),
+    "amqp://USER:PASSWORD@HOST:5672/%2F", "Check --amqp-url or AMQP_URL.",
+)  # fmt: skip
+_MANAGEMENT = _Kind(
+    "The management page's address", ("http", "https"),
+    "http://USER:PASSWORD@HOST:15672", "Check --management-url.",
+)  # fmt: skip
+
+
+def check_amqp_url(url: str) -> str:
+    """Return a broker's address without the blanks around it, if it can be understood in one way.
+
+    Raises:
+        UsageError: It can't; the message says what to change, and shows no part of the password.
+    """
+    return _checked(url.strip(), _AMQP)
+
+
+def check_management_url(url: str) -> str:
+    """The same for the address of a management page."""
+    return _checked(url.strip(), _MANAGEMENT)
+
+
+def _checked(url: str, kind: _Kind) -> str:
+    flaw = _flaw_in(url, kind)
+    if flaw is not None:
+        raise UsageError(
+            f"{kind.title} {without_password(url)!r} {flaw}. Expected {kind.example}. {kind.hint}"
+        )
+    return url
+
+
+def _flaw_in(url: str, kind: _Kind) -> str | None:
+    scheme, login, place = _divided(url)
+    if scheme.lower() not in kind.schemes:
+        return f"does not begin with {' or '.join(f'{each}://' for each in kind.schemes)}"
+    user, colon, password = (login or "").partition(":")
+    if not (_SAFE.fullmatch(user) and _SAFE.fullmatch(password)):
+        return _unencoded("user or password")
+    if kind is _AMQP and login is not None and not colon:
+        return "has a user without a password"
+    return _flaw_in_place(place, kind) or _flaw_in_whole(url)
+
+
+def _flaw_in_place(place: str, kind: _Kind) -> str | None:
+    found = _PLACE.match(place)
+    assert found is not None  # noqa: S101 - every part of the pattern may be empty
+    if not _is_host(found["host"]):
+        return "has no host" if not found["host"] else "has a host that can't be one"
+    if found["port"] and not _is_port(found["port"]):
+        return f"has a port that is no number from 1 to {_LAST_PORT}"
+    if found.end() < len(place) or (kind is _AMQP and not _SAFE.fullmatch(found["path"][1:])):
+        return _unencoded("virtual host")
+    return None
+
+
+def _is_host(host: str) -> bool:
+    try:
+        host.encode("idna")  # what the system's resolver does first
+    except UnicodeError:
+        return False
+    return bool(host.strip("[]")) and not re.search(r"[\s\x00-\x1f\x7f]", host)
+
+
+def _is_port(port: str) -> bool:
+    """Whether this is ":PORT"; a colon alone means the usual one."""
+    digits = port[1:]
+    return not digits or (digits.isascii() and digits.isdigit() and 1 <= int(digits) <= _LAST_PORT)
+
+
+def _flaw_in_whole(url: str) -> str | None:
+    """What Python itself refuses, such as letters that Unicode takes for '/' or '@'; its own text shows passwords."""
+    try:
+        url.encode()
+        parts = urlsplit(url)
+        is_whole = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        is_whole = False
+    return None if is_whole else _unencoded("user, password or host")
+
+
+def _unencoded(where: str) -> str:
+    return (
+        f"has a character in its {where} that means something else there: percent-encode it "
+        "(%40 for @, %3A for :, %2F for /, %3F for ?, %23 for #, %25 for %, %5B and %5D for [ and ], %20 for a blank)"
+    )
+
+
+def _divided(url: str) -> tuple[str, str | None, str]:
+    """The scheme, the login (None without an "@") and the rest.
+
+    An "@" or "/" that nobody encoded belongs to the password: it ends at the last "@", wherever that is.
+    """
+    scheme, mark, rest = url.partition("://")
+    if not mark or not _SCHEME.fullmatch(scheme):
+        scheme, rest = "", url
+    login, at, place = rest.rpartition("@")
+    return scheme, (login if at else None), place
+
+
+def without_password(url: str) -> str:
+    """The address as it may be shown in a log or an error, even one that can't be understood."""
+    scheme, login, place = _divided(url)
+    user = "" if login is None else f"{login.partition(':')[0]}@"
+    found = _PLACE.match(place)
+    assert found is not None  # noqa: S101 - every part of the pattern may be empty
+    shown = found["host"]
+    if found["port"] and not found["port"][1:].isdigit():
+        shown += ":..."  # USER:PASSWORD whose "@HOST" was forgotten looks like HOST:PORT
+    else:
+        shown += (found["port"] or "") + found["path"]
+    return f"{scheme}://{user}{shown}" if scheme else f"{user}{shown}"

@@ -1,0 +1,195 @@
+"""The addresses that a person gives: understood in one way or told in one line, never with any part of a password."""
+
+from pathlib import Path
+from urllib.parse import quote
+
+import click
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker import cli as broker_cli
+from broker.address import check_amqp_url, check_management_url, without_password
+from broker.command import management_url_for
+from broker.errors import UsageError
+from broker.management import Management
+from broker.probe import login_of
+from broker.rabbitmq import LinkSettings
+from coordinator import cli as coordinator_cli
+from worker import cli as worker_cli
+
+#: A password with one of these written as it is can't be told from the rest of the address.
+AWKWARD = ["[", "]", "/", "#", "?", "@", "%", " ", "%zz", "\n", "\t", "\u2100", "\uff0f", "\udc80"]
+
+#: Every command that takes an address, with what it needs besides.
+COMMANDS: list[tuple[click.Group, list[str]]] = [
+    (broker_cli.main, ["up"]),
+    (broker_cli.main, ["down"]),
+    (broker_cli.main, ["status"]),
+    (broker_cli.main, ["invite", "a"]),
+    (broker_cli.main, ["revoke", "a"]),
+    (coordinator_cli.main, ["run", "mnist", "--out", "out"]),
+    (coordinator_cli.main, ["serve"]),
+    (coordinator_cli.main, ["launch", "mnist"]),
+    (coordinator_cli.main, ["status"]),
+    (worker_cli.main, ["run", "--name", "a", "--data", "data"]),
+    (worker_cli.main, ["swarm", "--count", "2", "--data", "data"]),
+]
+each_command = pytest.mark.parametrize(("group", "words"), COMMANDS, ids=lambda value: str(value)[:40])
+
+
+def parameters_of(url: str) -> object:
+    return LinkSettings(amqp_url=url, name="").parameters("consume")
+
+
+def has_option(command: click.Command, name: str) -> bool:
+    return any(parameter.name == name for parameter in command.params)
+
+
+def test_every_command_with_an_address_is_among_these() -> None:
+    """A new command that takes an address is tried here, too."""
+    told = {(str(group.name), words[0]) for group, words in COMMANDS}
+    groups = (broker_cli.main, coordinator_cli.main, worker_cli.main)
+    taking = {
+        (str(group.name), name)
+        for group in groups
+        for name, command in group.commands.items()
+        if has_option(command, "amqp_url")
+    }
+    assert told == taking
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("amqp://guest:guest@localhost:5672/%2F", "amqp://guest@localhost:5672/%2F"),
+        ("amqps://me:s%40cret@broker.example.org/lab", "amqps://me@broker.example.org/lab"),
+        ("amqp://localhost/", "amqp://localhost/"),
+        ("amqp://me:secret@[::1]:5672/?heartbeat=1", "amqp://me@[::1]:5672/"),
+        ("http://a%40b:secret@host:15672", "http://a%40b@host:15672"),
+        ("amqp://me:se/cr@et@host/lab", "amqp://me@host/lab"),
+        ("amqp://me:secret", "amqp://me:..."),
+        ("me:secret@host", "me@host"),
+        ("me:se://cret@host", "me@host"),
+    ],
+)
+def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
+    """Logs and errors name the address and the user, and nothing that lets anybody in."""
+    assert without_password(url) == shown
+
+
+#: Passwords of which every piece can be recognized, with everything between the pieces that has a meaning in a URL.
+passwords = st.lists(
+    st.sampled_from(["SECRET", ":", "://", *AWKWARD]) | st.text("!\"$&'()*+,-.;<=>\\^_`{|}~äß", max_size=3),
+    max_size=6,
+).map(lambda pieces: "".join(["SECRET", *pieces, "SECRET"]))
+frames = st.sampled_from(
+    [
+        "amqp://me:{}@host:5672/%2F", "amqps://me:{}@host", "http://me:{}@host:15672", "amqp://me:{}@", "amqp://:{}@h",
+        "amqp://me:{}", "me:{}@host/", "amqp:/me:{}@host", "amqp:{}@host", "ftp://me:{}@host:99999/", "amqp://me:{}@h:x",
+        " amqp://me:{}@[::1/", "amqp://me:{}@ho st/", "amqp://me:{}@h/a/b", "amqp://me:{}@h/?heartbeat=x", "//me:{}@h",
+    ]
+)  # fmt: skip
+
+
+@given(frame=frames, password=passwords)
+def test_no_part_of_a_password_is_ever_shown(frame: str, password: str) -> None:
+    """Whatever the address is, and however wrong: what may be shown of it, and what is said of it, hold no part of
+    what stands between the first ':' after the scheme and the last '@'."""
+    url = frame.format(password)
+    assert "SECRET" not in without_password(url)
+    for check in (check_amqp_url, check_management_url, parameters_of):
+        try:
+            check(url)
+        except UsageError as exc:
+            assert "SECRET" not in str(exc)
+            assert "\n" not in str(exc)
+
+
+@given(password=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20))
+def test_a_percent_encoded_password_arrives_as_it_is(password: str) -> None:
+    """Every password can be written: encoded, it is what the broker and the management API are given."""
+    url = f"amqp://me:{quote(password, safe='')}@host:5672/lab"
+    assert check_amqp_url(url) == url
+    assert LinkSettings(amqp_url=url, name="").parameters("consume").credentials.password == password
+    assert login_of(url) == ("me", password)
+    assert login_of(management_url_for(url)) == ("me", password)
+    assert Management(management_url_for(url)).address == "http://host:15672"
+
+
+@pytest.mark.parametrize("awkward", AWKWARD)
+@pytest.mark.parametrize("where", ["amqp://me:{}@host/", "amqp://{}:x@host/", "amqp://me:x@host/{}"])
+def test_what_must_be_percent_encoded_is_said_to_be(awkward: str, where: str) -> None:
+    """In a user, a password or a virtual host such a character would be taken for the end of it, or be lost."""
+    is_harmless = (
+        where.endswith("{}") and awkward in "? \n\t\u2100\uff0f"
+    )  # the options begin, or a blank at the end
+    if is_harmless:
+        return
+    with pytest.raises(UsageError, match="percent-encode it"):
+        check_amqp_url(where.format(f"SEC{awkward}RET"))
+
+
+@pytest.mark.parametrize(
+    ("url", "flaw"),
+    [
+        ("http://me:x@host/", "does not begin with amqp:// or amqps://"),
+        ("localhost:5672", "does not begin with amqp:// or amqps://"),
+        ("", "does not begin with amqp:// or amqps://"),
+        ("amqp://", "has no host"),
+        ("amqp:///lab", "has no host"),
+        ("amqp://me:x@:5672/", "has no host"),
+        ("amqp://host:notaport/", "has a port that is no number from 1 to 65535"),
+        ("amqp://host:99999/", "has a port that is no number from 1 to 65535"),
+        ("amqp://host:0/", "has a port that is no number from 1 to 65535"),
+        ("amqp://host:-1/", "has a port that is no number from 1 to 65535"),
+        ("amqp://me@host/", "has a user without a password"),
+        ("amqp://a..b/", "has a host that can't be one"),
+        ("amqp://[::1/", "has a host that can't be one"),
+        ("amqp://host//", "percent-encode it"),
+    ],
+)
+def test_an_address_that_can_not_be_understood_is_told(url: str, flaw: str) -> None:
+    """One line: what is wrong, what is expected, which option to look at."""
+    with pytest.raises(UsageError) as caught:
+        check_amqp_url(url)
+    assert flaw in str(caught.value)
+    assert "Check --amqp-url or AMQP_URL." in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "amqp://guest:guest@localhost:5672/%2F", "amqps://me:s%40cret@broker.example.org/lab", "amqp://localhost",
+        "amqp://me:p:w@[::1]:5672/?heartbeat=1", "AMQP://me:äöü!$&'()*+,;=~@host:/", "amqp://me:@host/",
+    ],
+)  # fmt: skip
+def test_a_right_address_is_taken_as_it_is(url: str) -> None:
+    """A blank or a line's end around it, as files have, does not count."""
+    assert check_amqp_url(f" {url}\n") == url
+
+
+@each_command
+@pytest.mark.parametrize("awkward", AWKWARD)
+@pytest.mark.parametrize("given_by", ["--amqp-url", "AMQP_URL", "--management-url"])
+def test_every_command_ends_with_2_and_one_line(
+    group: click.Group, words: list[str], awkward: str, given_by: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:  # fmt: skip
+    """No traceback, nothing tried, nothing of the password; also by the environment, also for the management page."""
+    monkeypatch.chdir(tmp_path)
+    is_management = given_by == "--management-url"
+    if is_management and not has_option(group.commands[words[0]], "management_url"):
+        return
+    url = f"{'http' if is_management else 'amqp'}://me:SEC{awkward}RET@host:5672/"
+    by_option = given_by.startswith("--")
+    result = CliRunner().invoke(
+        group,
+        [*words, given_by, url] if by_option else words,
+        env={"AMQP_URL": None if by_option else url},
+    )
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert "percent-encode it" in result.stderr
+    assert "SEC" not in result.stderr
+    assert "RET" not in result.stderr
+    assert not any(tmp_path.iterdir())
