@@ -328,11 +328,11 @@ class Run:
             QuorumNotReached: They were not, at the deadline.
         """
         deadline = self._clock.now() + self._options.deadline_seconds
-        told: tuple[int, int] | None = None
+        told: tuple[list[str], float] | None = None
         while not self._has_workers(number):
             present = self._roster.trainers
-            if told is None or told[0] != len(present) or time.monotonic() - told[1] > _ROLL_CALL_SECONDS:
-                told = (len(present), int(time.monotonic()))
+            if told is None or told[0] != present or time.monotonic() - told[1] > _ROLL_CALL_SECONDS:
+                told = (present, time.monotonic())
                 logger.info(
                     "Waiting for workers: %d of %d joined%s.",
                     len(present),
