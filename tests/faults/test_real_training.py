@@ -130,8 +130,8 @@ def start_of(model: str, round_number: int, weights: int = 130) -> RoundStart:
     )
     return RoundStart(
         run_id="r", round_number=round_number, attempt=1, mode="train", task="mnist", classes=("0", "1"), model=model,
-        settings=SETTINGS, layout=layout, inputs=None, integers=(), scale_exponent=30, part_bytes=65536, parts=0, weights=vector,
-        digest=digest.hex(), last_round=9, deadline_seconds=60.0,
+        settings=SETTINGS, layout=layout, inputs=None, integers=(), scale_exponent=30, part_bytes=65536, parts=0,
+        weights=vector, digest=digest.hex(), last_round=9, deadline_seconds=60.0,
     )  # fmt: skip
 
 
