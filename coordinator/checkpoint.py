@@ -17,7 +17,6 @@ from broker import codec
 from broker.errors import CheckpointError, ProtocolError
 from broker.fields import from_plain, to_plain
 from broker.tensors import FLOAT32, Array, InputFacts, Layout, Sections, Vector, vector_size
-from coordinator.aggregation import UpdateSum
 from coordinator.files import Chunk, write_atomically
 from coordinator.history import Row
 from coordinator.rounds import Answer, RoundRecord
@@ -29,7 +28,6 @@ _CHECKPOINT_MAGIC = b"warren checkpoint 3\n"
 _ROUND_MAGIC = b"warren open round 3\n"
 _DIGEST_BYTES = 16
 _HEADER_LIMIT = 256 * 1024 * 1024
-_INT64 = np.dtype("<i8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,15 +61,15 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenRound:
-    """The round that is open: its record, the answers that no longer need the broker, and their sum.
+    """The round that is open: its record, the answers that no longer need the broker, and what they add up to.
 
     Attributes:
-        total: None in a round that only measures.
+        arrays: The bytes of what the round's aggregate saved.
     """
 
     record: RoundRecord
     answers: dict[str, Answer]
-    total: UpdateSum | None
+    arrays: NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,12 +93,10 @@ class _CheckpointHeader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _RoundHeader:
-    """What an open round holds besides its sums; num_examples 0: there are none yet."""
+    """What an open round holds besides its arrays."""
 
     record: RoundRecord
     answers: dict[str, Answer]
-    layout: Layout | None
-    num_examples: int
 
 
 def write_checkpoint(
@@ -147,21 +143,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(**fields, vector=vectors[:size], strategy_state=tuple(states))
 
 
-def write_open_round(folder: Path, opened: OpenRound) -> None:
+def write_open_round(
+    folder: Path, record: RoundRecord, answers: dict[str, Answer], arrays: list[NDArray[Any]]
+) -> None:
     """Fsync the open round: before its start goes out, and before what it holds is acknowledged.
 
     Raises:
         CheckpointError: It can't be written; the former one is intact.
     """
-    total = opened.total
-    header = _RoundHeader(
-        record=opened.record,
-        answers=opened.answers,
-        layout=None if total is None else total.layout,
-        num_examples=0 if total is None else total.num_examples,
-    )
-    sums = [total.values, total.statistics.pieces] if total is not None and total.num_examples else []
-    _write(folder / ROUND_FILE, _ROUND_MAGIC, to_plain(header), sums)
+    header = to_plain(_RoundHeader(record=record, answers=answers))
+    _write(folder / ROUND_FILE, _ROUND_MAGIC, header, arrays)
 
 
 def read_open_round(folder: Path) -> OpenRound | None:
@@ -175,18 +166,7 @@ def read_open_round(folder: Path) -> OpenRound | None:
         return None
     content, body = _read(file, _ROUND_MAGIC)
     header: _RoundHeader = _typed(_RoundHeader, content, file)
-    total = None
-    if header.layout is not None:
-        total = UpdateSum(header.layout, header.record.scale_exponent)
-        if header.num_examples:
-            total.restore(_sums_in(body, total, file), header.num_examples)
-    return OpenRound(record=header.record, answers=header.answers, total=total)
-
-
-def _sums_in(body: NDArray[np.uint8], total: UpdateSum, file: Path) -> NDArray[np.int64]:
-    if body.size != _INT64.itemsize * total.num_integers:
-        raise _not_ours(file, "its sums have another size")
-    return body.view(_INT64)
+    return OpenRound(record=header.record, answers=header.answers, arrays=body)
 
 
 def _typed(kind: type, content: dict[str, Any], file: Path) -> Any:

@@ -24,18 +24,20 @@ class Fetched:
         held: Every part taken, of this upload or an older one; acknowledge with the next checkpoint.
         is_whole: Whether all parts of this upload were there.
         flaw: Why the update can't be accepted, or None.
+        vector: Its values, float32 of shape (U,), in memory that the next fetch overwrites.
     """
 
     held: list[Delivery]
     is_whole: bool
     flaw: str | None
+    vector: Vector
 
 
 class Fetcher:
     """Fetches updates one at a time into one reused buffer.
 
     Args:
-        out: float32, shape (U,); holds the last fetched update.
+        out: The buffer, float32 of shape (U,).
         layout: Of the model.
     """
 
@@ -50,13 +52,13 @@ class Fetcher:
     ) -> None:
         self._link = link
         self._inbox = inbox
-        self.out = out
+        self._out = out
         self._layout = layout
         self._part_bytes = part_bytes
         self._stop = stop
 
     def fetch(self, update: UpdateAnnounced) -> Fetched:
-        """Bring an announced update into `out`.
+        """Bring an announced update here.
 
         Raises:
             LinkLost: The connection went away; the broker still has everything.
@@ -65,14 +67,14 @@ class Fetcher:
             return self._inline(update)
         if self._link.consumers(names.upload_queue(update.worker)) is None:
             # Deleted: to get from it would close the channel.
-            return Fetched(held=[], is_whole=False, flaw=None)
+            return self._fetched(is_whole=False)
         held: list[Delivery] = []
         try:
             encoding = Encoding.told(self._layout, update.precision, update.scales)
         except ProtocolError as exc:
             # Its parts stay where they are: the next upload of this worker is read past them.
-            return Fetched(held=[], is_whole=True, flaw=str(exc))
-        assembly = Assembly(self.out, update.upload_id, self._part_bytes, encoding)
+            return self._fetched(flaw=str(exc))
+        assembly = Assembly(self._out, update.upload_id, self._part_bytes, encoding)
         flaw: str | None = None
         for delivery in self._deliveries(names.upload_queue(update.worker), assembly):
             part = self._inbox.open(delivery, uploader=update.worker)
@@ -87,7 +89,12 @@ class Fetcher:
                 assembly.skip(part)
         if assembly.is_complete:
             flaw = flaw or _digest_flaw(update.digest, assembly.digest)
-        return Fetched(held=held, is_whole=assembly.is_complete, flaw=flaw)
+        return self._fetched(held, is_whole=assembly.is_complete, flaw=flaw)
+
+    def _fetched(
+        self, held: list[Delivery] | None = None, *, is_whole: bool = True, flaw: str | None = None
+    ) -> Fetched:
+        return Fetched(held=held or [], is_whole=is_whole, flaw=flaw, vector=self._out)
 
     def _deliveries(self, queue: str, assembly: Assembly) -> Iterator[Delivery]:
         """What the queue holds, until the assembly is complete; an empty one is looked at a few times more."""
@@ -106,11 +113,11 @@ class Fetcher:
         digest.add(0, data)
         try:
             encoding = Encoding.told(self._layout, update.precision, update.scales)
-            encoding.decode(data, slice(0, self.out.size), self.out)
+            encoding.decode(data, slice(0, self._out.size), self._out)
             flaw = _digest_flaw(update.digest, digest)
         except ProtocolError as exc:
             flaw = str(exc)
-        return Fetched(held=[], is_whole=True, flaw=flaw)
+        return self._fetched(flaw=flaw)
 
 
 def _digest_flaw(announced: str, digest: Digest) -> str | None:

@@ -66,31 +66,6 @@ class Roster:
         if worker in self.members:
             self.members[worker] = replace(self.members[worker], is_present=is_present)
 
-    def remove(self, worker: str) -> None:
-        """Forget a worker that can't take part."""
-        self.members.pop(worker, None)
-
-    @property
-    def trainers(self) -> list[str]:
-        """Present workers that train, sorted."""
-        return self._present(evaluate_only=False)
-
-    @property
-    def evaluators(self) -> list[str]:
-        """Present workers that only evaluate, sorted."""
-        return self._present(evaluate_only=True)
-
-    def _present(self, *, evaluate_only: bool) -> list[str]:
-        return sorted(
-            member.worker
-            for member in self.members.values()
-            if member.is_present and member.evaluate_only == evaluate_only
-        )
-
-    def num_examples(self, workers: tuple[str, ...] | list[str]) -> int:
-        """Σ n of these workers, as they declared it."""
-        return sum(self.members[worker].num_examples for worker in workers if worker in self.members)
-
 
 def num_selected(fraction: float, num_workers: int) -> int:
     """How many of so many workers a fraction invites: C · K, at least one (McMahan et al. 2017, algorithm 1)."""

@@ -1,73 +1,50 @@
-"""The rounds over the broker: invites workers, judges what they answer, commits, and goes on after any interruption."""
+"""The rounds over the broker: invites workers, decides on each event, commits, and goes on after any interruption."""
 
 import json
 import logging
 import secrets
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
-
 from broker import names
 from broker.card import ModelCard
 from broker.errors import LinkLost, ModelDiverged, QuorumNotReached, WarrenError
-from broker.likeness import common_inputs, is_other_scale, scale_difference, shape_difference
-from broker.link import Delivery, Link, outgoing, upload_queue
+from broker.likeness import scale_difference
+from broker.link import Link, outgoing
 from broker.logs import LogContext
-from broker.messages import (
-    Declined,
-    Mode,
-    Outcome,
-    Refused,
-    RollCall,
-    RoundClosed,
-    RunFinished,
-    TrainingSettings,
-    UpdateAnnounced,
-    UploadAgain,
-)
-from broker.tensors import FLOAT32, INLINE_BYTES, PART_BYTES, Array, InputFacts, Layout, Sections
-from coordinator.aggregation import UpdateSum, capacity, examine, scale_exponent
-from coordinator.checkpoint import (
-    CHECKPOINT_FILE,
-    Checkpoint,
-    OpenRound,
-    read_checkpoint,
-    read_open_round,
-    write_checkpoint,
-    write_open_round,
-)
-from coordinator.fetching import Fetcher
+from broker.messages import Mode, Outcome, Refused, RunFinished, TrainingSettings
+from broker.tensors import INLINE_BYTES, PART_BYTES, Array, InputFacts, Sections
+from coordinator.admission import Admission
+from coordinator.aggregation import capacity, scale_exponent
+from coordinator.checkpoint import Checkpoint
 from coordinator.form import refuse_other_rate
-from coordinator.history import Row, flat, row_of, with_measures, write_history
-from coordinator.identity import keep_identity
-from coordinator.invitations import Invitation, addressed, groups_of
+from coordinator.history import Row, flat
+from coordinator.invitations import addressed, groups_of
 from coordinator.journal import Journal
+from coordinator.live_round import LiveRound, Tools
 from coordinator.measures import Figures
-from coordinator.membership import Member, Roster, num_selected, select
+from coordinator.membership import Member, num_selected, select
 from coordinator.model_process import BuiltModel, ModelProcess
 from coordinator.options import RunOptions
-from coordinator.rounds import Round, RoundRecord, Step, Verdict, suspect
-from coordinator.session import Interrupted, Session, Watch
-from coordinator.strategies import first_states, next_weights
+from coordinator.rounds import Round, RoundRecord, Step, suspect
+from coordinator.run_folder import RunFolder
+from coordinator.session import DeclineCame, Event, Interrupted, Session, UpdateCame, Watch
+from coordinator.spares import Spares
+from coordinator.strategies import Aggregate, first_states
 from coordinator.view import Phase, RunView, describe
 from coordinator.wording import described, listed, measured, reasons
 
 logger = logging.getLogger(__name__)
 
 _LONGEST_WAIT_SECONDS = 0.5
-_PRESENCE_SECONDS = 5.0
-_ROLL_CALL_SECONDS = 30.0
-_HISTORY_SECONDS = 1.0
 _SAVE_SECONDS = 300.0
+_TELL_SECONDS = 30.0
 _REUNION_SECONDS = 5.0
-_REASON_LENGTH = 2000
 
 
 class _Stopped(WarrenError):
@@ -84,19 +61,11 @@ class Summary:
     is_stopped: bool = False
 
 
-@dataclass(slots=True, kw_only=True)
-class _Opened:
-    """The open round with all that belongs to it."""
-
-    round: Round
-    total: UpdateSum | None
-    invitation: Invitation
-    fetcher: Fetcher
-    update_bytes: int = 0
-
-
 class Run:
     """One training over the broker; its folder holds everything that a later process needs to go on.
+
+    It asks the session for the next event, and decides. What it decides with is in three places: who may take part
+    (`Admission`), what is on disk (`RunFolder`), and the round that is open (`LiveRound`).
 
     Args:
         watch: Told every message that was accepted for form and sender, e.g. to show progress.
@@ -117,28 +86,22 @@ class Run:
         self._session = session or Session(link, stop=stop, standby=options.standby, watch=watch)
         if session is None:
             self._session.tell = self._tell
-        self._link = link
         self._options = options
         self._models = models
         self._stop = stop
         self._log = log
-        self._strategy = options.make_strategy()
-        self._mail = self._session.mail
-        self._inbox = self._session.inbox
-        self._clock = self._session.clock
-        self._journal = Journal(link)
-        self._roster = Roster()  # of those who can take part in this run
-        self._unfit: dict[str, str] = {}
+        self._folder = RunFolder(options.out)
+        self._tools = Tools(
+            session=self._session,
+            folder=self._folder,
+            journal=Journal(link),
+            strategy=options.make_strategy(),
+            spares=Spares(),
+        )
+        self._admission = Admission(self._session.roster, options.task.name)
         self._is_to_stop = self._is_to_stop_now = False
-        self._opened: _Opened | None = None
+        self._live: LiveRound | None = None
         self._state: Checkpoint | None = None
-        self._built: Future[BuiltModel] | None = None
-        self._buffer = np.empty(0, FLOAT32)
-        self._sums = np.empty(0, np.int64)
-        self._asked: set[str] = set()
-        self._odd: set[str] = set()
-        self._trained_on: InputFacts | None = None
-        self._presence_at = self._history_at = float("-inf")
 
     # --- the course of a run -------------------------------------------------------------------------------
 
@@ -150,18 +113,20 @@ class Run:
             NameInUse: Another coordinator works on this virtual host.
             Interrupted: `stop` was set.
         """
-        self._load()
-        self._session.begin(self)
+        self._state = self._folder.read()
+        self._check_options(self._state)
+        built = None if self._state else self._building()
+        if self._state is not None:
+            self._resume(self._state)
+        self._session.begin()
         for member in list(self._session.roster.members.values()):
-            self._enrol(member)
+            self._admit(member)
+        self._wait_until(lambda: self._session.is_ready)
         outcome: Outcome | None = "failed"
         try:
-            self._prepare()
-            while self._committed.round_number < self._options.rounds and not self._is_to_stop:
-                self._play_round("train")
-            self._await_reunion()
-            if self._committed.round_number > 0 and not self._is_measured():
-                self._play_round("evaluate")
+            if built is not None:
+                self._begin_with(built)
+            self._play_rounds()
             outcome = "stopped" if self._is_to_stop else "done"
         except _Stopped:
             outcome = "stopped"
@@ -180,9 +145,18 @@ class Run:
         return Summary(
             history=self._committed.history,
             rounds=self._committed.round_number,
-            num_dead=self._inbox.num_dead,
+            num_dead=self._session.inbox.num_dead,
             is_stopped=outcome == "stopped",
         )
+
+    def _play_rounds(self) -> None:
+        if self._live is None and self._committed.round_number < self._options.rounds:
+            self._await_workers(self._options.workers)
+        while self._committed.round_number < self._options.rounds and not self._is_to_stop:
+            self._play_round("train")
+        self._await_reunion()
+        if self._committed.round_number > 0 and not self._committed.history[-1].is_measured:
+            self._play_round("evaluate")
 
     def stop_after_round(self, *, now: bool = False) -> None:
         """Let the run end after the round under way, or (`now`) give that round up; its last model is kept."""
@@ -193,66 +167,28 @@ class Run:
         """Have something done at every turn of the loop, e.g. show how far the run is."""
         self._session.errand = act
 
-    def view(self) -> RunView:
-        """What a person wants to know of it at this moment."""
-        opened, state, options = self._opened, self._state, self._options
-        return RunView(
-            folder=options.out.name,
-            task=options.task.name,
-            phase=self._phase,
-            rounds=options.rounds,
-            closed_rounds=state.round_number if state else 0,
-            workers=options.workers,
-            quorum=options.needed,
-            classes=state.classes if state else (),
-            record=opened.round.record if opened else None,
-            answers=dict(opened.round.answers) if opened else {},
-            seconds_open=opened.round.seconds_open(self._clock.now()) if opened else 0.0,
-            update_bytes=opened.update_bytes if opened else 0,
-            history=state.history if state else [],
-            present=self._roster.trainers,
-            unfit=dict(self._unfit),
-            is_stopping=self._is_to_stop,
-            settings=self._settings,
-            strategy=options.strategy,
-        )
-
-    def _tell(self) -> str:
-        members = self._session.roster.members.values()
-        return json.dumps(describe(members, self._session.sightings, self.view()))
-
-    @property
-    def _settings(self) -> TrainingSettings:
-        """How the workers train in the round that is open, or the next."""
-        history = self._state.history if self._state else []
-        return self._options.settings(len(history) or 1, epochs_before=sum(row.epochs for row in history))
-
-    @property
-    def _phase(self) -> Phase:
-        if self._state is None:
-            return "building"
-        if self._opened is None:
-            return "waiting"
-        return "training" if self._opened.round.record.mode == "train" else "measuring"
-
     @property
     def _committed(self) -> Checkpoint:
-        assert self._state is not None  # noqa: S101 - set by _prepare before any round
+        assert self._state is not None  # noqa: S101 - there is one from `_begin_with` on
         return self._state
 
-    def _load(self) -> None:
-        """Take up what is on disk, before the first delivery comes; else have the model built meanwhile."""
-        if (self._options.out / CHECKPOINT_FILE).exists():
-            self._state = read_checkpoint(self._options.out)
-            refuse_other_rate(self._state.model_json, self._options.settings(1).learning_rate)
-        keep_identity(self._options, closed_rounds=self._state.round_number if self._state else 0)
-        if self._state is not None:
-            self._log.update(run=self._state.run_id)
-            logger.info("Going on after round %d in %s.", self._state.round_number, self._options.out)
-            self._resume()
-        else:
-            self._built = Future()
-            threading.Thread(target=self._build, args=(self._built,), name="build", daemon=True).start()
+    # --- its beginning -------------------------------------------------------------------------------------
+
+    def _check_options(self, state: Checkpoint | None) -> None:
+        """Refuse what the folder's run can't go on with.
+
+        Raises:
+            UsageError: Another task, strategy or seed, or a learning rate in the place of a schedule.
+        """
+        if state is not None:
+            refuse_other_rate(state.model_json, self._options.settings(1).learning_rate)
+        self._folder.keep_identity(self._options, state)
+
+    def _building(self) -> Future[BuiltModel]:
+        """Have the model built in another thread, while the broker is connected to."""
+        built: Future[BuiltModel] = Future()
+        threading.Thread(target=self._build, args=(built,), name="build", daemon=True).start()
+        return built
 
     def _build(self, built: Future[BuiltModel]) -> None:
         options = self._options
@@ -263,48 +199,42 @@ class Run:
         except Exception as exc:  # noqa: BLE001 - carried to the thread that waits for the model
             built.set_exception(exc)
 
-    def _resume(self) -> None:
-        state = self._committed
-        opened = read_open_round(self._options.out)
-        is_open = opened is not None and (
-            (opened.record.run_id, opened.record.round_number, opened.record.first_attempt)
-            == (state.run_id, state.round_number + 1, state.next_attempt)
+    def _resume(self, state: Checkpoint) -> None:
+        """Go on after a committed state, with the round that was open then."""
+        self._log.update(run=state.run_id)
+        logger.info("Going on after round %d in %s.", state.round_number, self._folder.path)
+        opened = self._folder.read_open_round(state)
+        if opened is None:
+            return
+        logger.info(
+            "Round %d was open; it goes on with the %d answers on disk and what the broker holds.",
+            opened.record.round_number,
+            len(opened.answers),
         )
-        if opened is not None and is_open:
-            logger.info(
-                "Round %d was open; it goes on with the %d answers on disk and what the broker holds.",
-                opened.record.round_number,
-                len(opened.answers),
-            )
-            self._opened = self._attend(Round(opened.record, self._clock.now(), opened.answers), opened.total)
+        the_round = Round(opened.record, self._session.clock.now(), opened.answers)
+        aggregate = self._new_aggregate(opened.record)
+        if aggregate is not None:
+            accepted = {worker: the_round.answers[worker].num_examples for worker in the_round.accepted}
+            aggregate.restore(opened.arrays, {worker: n for worker, n in accepted.items() if n})
+        self._live = self._living(the_round, aggregate)
 
-    def _prepare(self) -> None:
-        """Have a model and enough workers, unless a round is open already."""
-        if self._state is None:
-            self._state = self._first_state()
-            write_checkpoint(self._options.out, self._state)
-            self._save()
-        if self._opened is None and self._committed.round_number < self._options.rounds:
-            self._await_workers(self._options.workers)
-
-    def _await_reunion(self) -> None:
-        """Nothing is left to train: after a restart wait a moment for those that took part and don't know it."""
-        known = set(self._committed.history[-1].accepted)
-        deadline = time.monotonic() + _REUNION_SECONDS
-        while not known <= self._roster.members.keys() and time.monotonic() < deadline:
-            self._turn()
-
-    def _first_state(self) -> Checkpoint:
-        built = self._built
-        assert built is not None  # noqa: S101 - _load began it
+    def _begin_with(self, built: Future[BuiltModel]) -> None:
+        """Wait for the model, and commit it as round 0."""
         self._wait_until(built.done)
-        model, self._built = built.result(), None
-        self._trained_on = model.inputs
+        model = built.result()
         refuse_other_rate(model.model_json, self._options.settings(1).learning_rate)
+        self._state = self._first_state(model)
+        self._folder.commit(self._state)
+        self._save()
+        for member in self._admission.members:
+            self._admit(member)
+        if self._options.rounds > 0:
+            self._await_workers(self._options.workers, trained_on=model.inputs)
+
+    def _first_state(self, model: BuiltModel) -> Checkpoint:
         run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         self._log.update(run=run_id)
         logger.info("The model has %d parameters.", model.num_parameters)
-        states = first_states(self._strategy, Sections(model.layout).num_trainable)
         return Checkpoint(
             run_id=run_id,
             task=self._options.task.name,
@@ -317,29 +247,46 @@ class Run:
             layout=model.layout,
             vector=model.vector,
             integers=tuple(model.integers),
-            strategy_state=states,
+            strategy_state=first_states(self._tools.strategy, Sections(model.layout).num_trainable),
             history=[Row(round=0)],
         )
 
-    def _await_workers(self, number: int) -> None:
+    # --- who takes part ------------------------------------------------------------------------------------
+
+    def _admit(self, member: Member) -> bool:
+        """Look at a worker's word; one that can't take part is told. Whether it can."""
+        reason = self._admission.consider(member, self._state)
+        if reason is None:
+            return member.task in (None, self._options.task.name)
+        if self._session.is_lasting:
+            logger.info("%s takes no part in this run: %s.", member.worker, reason)
+            return False
+        logger.warning("Refused %s: %s.", member.worker, reason)
+        told = f"The coordinator refused {member.worker}: {reason}."
+        refused = Refused(worker=member.worker, reason=told, token=member.token)
+        self._session.mail.try_send([outgoing(refused, names.worker_queue(member.worker))])
+        return False
+
+    def _await_workers(self, number: int, trained_on: InputFacts | None = None) -> None:
         """Wait until so many workers that train are there.
+
+        Args:
+            number: How many.
+            trained_on: What the model to start from was trained on.
 
         Raises:
             QuorumNotReached: They were not, at the deadline.
         """
-        deadline = self._clock.now() + self._options.deadline_seconds
+        clock = self._session.clock
+        deadline = clock.now() + self._options.deadline_seconds
         told: tuple[list[str], float] | None = None
-        while not self._has_workers(number):
-            present = self._roster.trainers
-            if told is None or told[0] != present or time.monotonic() - told[1] > _ROLL_CALL_SECONDS:
+        while not self._has_workers(number, trained_on):
+            present = self._admission.trainers
+            if told is None or told[0] != present or time.monotonic() - told[1] > _TELL_SECONDS:
                 told = (present, time.monotonic())
-                logger.info(
-                    "Waiting for workers: %d of %d joined%s.",
-                    len(present),
-                    number,
-                    f" ({listed(present)})" if present else "",
-                )
-            if self._clock.now() >= deadline:
+                names_of = f" ({listed(present)})" if present else ""
+                logger.info("Waiting for workers: %d of %d joined%s.", len(present), number, names_of)
+            if clock.now() >= deadline:
                 raise QuorumNotReached(
                     f"Only {len(present)} of {number} workers joined within "
                     f"{self._options.deadline_seconds:g} s: {listed(present) or 'nobody'}. "
@@ -347,109 +294,67 @@ class Run:
                 )
             if self._is_to_stop:
                 raise _Stopped("Stopped while it waited for workers.")
-            if time.monotonic() - self._session.roll_called_at >= _ROLL_CALL_SECONDS:
-                self._session.call_roll()
+            self._session.call_roll_if_due()
             self._turn()
 
-    def _has_workers(self, number: int) -> bool:
-        """Whether enough are there; once they are, their commonest class names become the run's."""
-        if len(self._roster.trainers) < number:
+    def _has_workers(self, number: int, trained_on: InputFacts | None) -> bool:
+        if len(self._admission.trainers) < number:
             return False
-        self._session.look_for_unseen(self)
-        if len(self._roster.trainers) < number:
-            return False
-        if not self._committed.classes:
-            self._refuse_unfit()
-            counts = Counter(self._roster.members[worker].classes for worker in self._roster.trainers)
-            if len(self._roster.trainers) < number:
-                return False
-            self._state = replace(self._committed, classes=counts.most_common(1)[0][0])
-            self._refuse_unfit()
-            self._note_inputs()
-            self._refuse_unfit()
-        return len(self._roster.trainers) >= number
+        self._session.look_for_unseen()
+        if len(self._admission.trainers) >= number and not self._committed.classes:
+            self._settle_terms(trained_on)
+        return len(self._admission.trainers) >= number
 
-    def _refuse_unfit(self) -> None:
-        for member in list(self._roster.members.values()):
-            self._refuse_if_unfit(member)
-
-    def _note_inputs(self) -> None:
-        """What most sites' examples are like becomes the run's; said if the model was trained on others before."""
-        members = self._roster.members
-        common = common_inputs(
-            {
-                worker: facts
-                for worker in self._roster.trainers
-                if (facts := members[worker].inputs) is not None
-            }
-        )
-        former = self._trained_on
-        if common and former:
+    def _settle_terms(self, trained_on: InputFacts | None) -> None:
+        """What most of the first workers have becomes the run's: class names, and what the examples are like."""
+        self._state = replace(self._committed, classes=self._admission.commonest_classes())
+        self._admit_all()
+        common = self._admission.common_inputs()
+        if common and trained_on:
             words = "the workers' values", "the model was trained on ones"
-            difference = scale_difference(common, former, *words)
+            difference = scale_difference(common, trained_on, *words)
             if difference:
                 logger.warning("Other data than before: %s.", difference)
         self._state = replace(self._committed, inputs=common)
+        self._admit_all()
 
-    def _is_measured(self) -> bool:
-        return self._committed.history[-1].is_measured
+    def _admit_all(self) -> None:
+        for member in self._admission.members:
+            self._admit(member)
 
-    def _finish(self, outcome: Outcome | None) -> None:
-        """Bring what follows beside the rounds up to date, and let the workers know."""
-        try:
-            if self._state is not None:
-                self._tell_end(outcome)
-                self._write_history()
-            if not self._models.flush(_SAVE_SECONDS):
-                logger.error("The model was not saved within %g s.", _SAVE_SECONDS)
-        except LinkLost:
-            logger.warning("The broker is away; the workers learn of the end when they ask.")
-
-    def _write_history(self) -> None:
-        write_history(self._options.out, self._committed.history)
-
-    def _tell_end(self, outcome: Outcome | None) -> None:
-        if outcome is None:
-            return  # the same command line goes on with this run: the workers stay
-        state = self._committed
-        message = RunFinished(run_id=state.run_id, rounds=state.round_number, outcome=outcome)
-        for group in groups_of(sorted(self._roster.members)):
-            self._mail.send([addressed(message, group)])
-        if self._session.is_lasting:
-            self._journal.release()  # of a round that will never close
-        if outcome == "done" or self._session.is_lasting:
-            for worker in self._roster.members:
-                if state.vector.nbytes > INLINE_BYTES:
-                    with self._session.until_link_is_back():
-                        self._link.purge(names.upload_queue(worker))
+    def _await_reunion(self) -> None:
+        """Nothing is left to train: after a restart wait a moment for those that took part and don't know it."""
+        known = set(self._committed.history[-1].accepted)
+        deadline = time.monotonic() + _REUNION_SECONDS
+        while not known <= {each.worker for each in self._admission.members} and time.monotonic() < deadline:
+            self._turn()
 
     # --- one round -----------------------------------------------------------------------------------------
 
     def _play_round(self, mode: Mode) -> None:
-        opened = self._opened or self._open(mode)
+        live = self._live or self._open(mode)
         while True:
-            step = opened.round.next_step(self._clock.now())
+            step = live.round.next_step(self._session.clock.now())
             if step is Step.CLOSE:
                 try:
-                    self._close(opened)
+                    self._close(live)
                 except ModelDiverged as exc:
-                    opened = self._give_up_update(opened, str(exc))
+                    live = self._leave_out(live, str(exc))
                 else:
                     return
             if step is Step.RETRY:
-                opened = self._retry(opened)
+                live = self._retry(live)
             self._turn()
 
-    def _open(self, mode: Mode) -> _Opened:
+    def _open(self, mode: Mode) -> LiveRound:
         if mode == "train":
             self._await_workers(self._fewest_present())
-        state, options = self._committed, self._options
+        state, options, admission = self._committed, self._options, self._admission
         number = state.round_number + 1
-        trainers = self._roster.trainers
         fraction = options.fraction if mode == "train" else 1.0
-        selected = select(trainers, fraction, (options.seed, number, state.next_attempt))
-        evaluators = tuple(self._roster.evaluators)
-        invited = selected + evaluators
+        selected = select(admission.trainers, fraction, (options.seed, number, state.next_attempt))
+        evaluators = tuple(admission.evaluators)
+        num_examples = admission.num_examples(selected + evaluators)
         record = RoundRecord(
             run_id=state.run_id,
             round_number=number,
@@ -458,23 +363,30 @@ class Run:
             mode=mode,
             selected=selected,
             evaluators=evaluators,
-            num_examples={worker: self._roster.members[worker].num_examples for worker in invited},
-            scale_exponent=scale_exponent(self._roster.num_examples(selected)),
+            num_examples=num_examples,
+            scale_exponent=scale_exponent(sum(num_examples[worker] for worker in selected)),
             part_bytes=PART_BYTES,
             quorum=options.needed,
             deadline_seconds=options.deadline_seconds,
             grace_seconds=options.grace_seconds,
         )
-        total = self._new_total(record) if mode == "train" else None
-        opened = self._attend(Round(record, self._clock.now()), total)
-        self._announce(opened)
-        return opened
+        the_round = Round(record, self._session.clock.now())
+        return self._announce(self._living(the_round, self._new_aggregate(record)))
 
-    def _new_total(self, record: RoundRecord) -> UpdateSum:
-        """An empty sum, in the memory of the last one if that is free: fresh pages are dear."""
-        layout, values, self._sums = self._committed.layout, self._sums, np.empty(0, np.int64)
-        fits = values.size == Sections(layout).num_trainable
-        return UpdateSum(layout, record.scale_exponent, values if fits else None)
+    def _new_aggregate(self, record: RoundRecord) -> Aggregate | None:
+        """What a round's updates are collected in; nothing where it only measures."""
+        if record.mode == "evaluate":
+            return None
+        layout, tools = self._committed.layout, self._tools
+        return tools.strategy.collect(layout, record.scale_exponent, self._folder.updates, tools.spares)
+
+    def _living(self, the_round: Round, aggregate: Aggregate | None) -> LiveRound:
+        # The evaluation of model N is no round N + 1 to a person.
+        shown = the_round.record.round_number - (the_round.record.mode == "evaluate")
+        self._log.update(round=shown)
+        return LiveRound(
+            self._tools, self._committed, the_round, self._settings, self._options.rounds, aggregate
+        )
 
     def _fewest_present(self) -> int:
         """The least number of present workers of which the fraction invites a quorum."""
@@ -483,59 +395,28 @@ class Run:
             number += 1
         return number
 
-    def _attend(self, the_round: Round, total: UpdateSum | None) -> _Opened:
-        """Make ready what the round needs; nothing is sent."""
-        record, state = the_round.record, self._committed
-        self._log.update(round=record.round_number)
-        sections = Sections(state.layout)
-        if record.mode == "train" and self._buffer.size != sections.size:
-            self._buffer = np.empty(sections.size, FLOAT32)
-        staging = self._buffer[: sections.num_up]
-        return _Opened(
-            round=the_round,
-            total=total,
-            invitation=Invitation(record, state, self._settings, last_round=self._options.rounds),
-            fetcher=Fetcher(self._link, self._inbox, staging, state.layout, record.part_bytes, self._stop),
-        )
-
-    def _announce(self, opened: _Opened) -> None:
-        """Fsync the record, then let the round start go out to those who have not answered."""
-        self._opened = opened
-        self._asked.clear()
-        self._write_open_round(opened)
-        record, invited = opened.round.record, opened.round.unanswered
+    def _announce(self, live: LiveRound) -> LiveRound:
+        """Tell the story of an attempt that begins, and send it."""
+        self._live = live
+        record, invited = live.record, listed(live.round.unanswered)
         again = f", attempt {record.attempt}" if record.attempt > record.first_attempt else ""
         if record.mode == "train":
-            logger.info(
-                "Round %d of %d%s: %s invited.",
-                record.round_number,
-                self._options.rounds,
-                again,
-                listed(invited),
-            )
+            rounds = self._options.rounds
+            logger.info("Round %d of %d%s: %s invited.", record.round_number, rounds, again, invited)
         else:
-            logger.info(
-                "Measuring the model of round %d: %s invited.", record.round_number - 1, listed(invited)
-            )
-        opened.invitation.send(self._mail, invited)
-        self._presence_at = self._session.roll_called_at = time.monotonic()
+            logger.info("Measuring the model of round %d: %s invited.", record.round_number - 1, invited)
+        live.send()
+        return live
 
-    def _write_open_round(self, opened: _Opened) -> None:
-        write_open_round(
-            self._options.out,
-            OpenRound(record=opened.round.record, answers=opened.round.answers, total=opened.total),
-        )
-
-    def _retry(self, opened: _Opened) -> _Opened:
+    def _retry(self, live: LiveRound) -> LiveRound:
         """Begin the next attempt: what was accepted stays, the rest are invited again.
 
         Raises:
             QuorumNotReached: No attempt is left.
         """
-        the_round, options = opened.round, self._options
-        record = the_round.record
-        self._look_for_absent(the_round.unanswered)
-        if record.attempt - record.first_attempt >= options.retries:
+        the_round, record = live.round, live.record
+        self._session.look_for_absent(the_round.unanswered)
+        if not self._has_attempts(record):
             raise QuorumNotReached(
                 f"Round {record.round_number} has {the_round.num_accepted} of {record.quorum} updates after "
                 f"{record.attempt - record.first_attempt + 1} attempts. No answer: "
@@ -550,65 +431,67 @@ class Run:
             listed(the_round.unanswered) or "anyone",
         )
         accepted = {worker: the_round.answers[worker] for worker in the_round.accepted}
-        next_record = the_round.next_attempt(self._reinvited(the_round), tuple(self._roster.evaluators))
-        again = self._attend(Round(next_record, self._clock.now(), accepted), opened.total)
-        again.update_bytes = opened.update_bytes
-        self._announce(again)
-        return again
+        evaluators = tuple(self._admission.evaluators)
+        next_record = the_round.next_attempt(self._reinvited(the_round), evaluators)
+        now = self._session.clock.now()
+        return self._announce(live.again(Round(next_record, now, accepted), live.aggregate))
 
-    def _give_up_update(self, opened: _Opened, reason: str) -> _Opened:
-        """With these updates the model fails: the one that made it so is rejected, and the others are asked again.
-
-        Raises:
-            ModelDiverged: It is no single one's fault, or no attempt is left; the last model stays.
-        """
-        the_round, record = opened.round, opened.round.record
-        accepted = {worker: the_round.answers[worker] for worker in the_round.accepted}
-        culprit = suspect(accepted)
-        sizes = ", ".join(f"{worker} {answer.largest:.3g}" for worker, answer in accepted.items())
-        if culprit is None or record.attempt - record.first_attempt >= self._options.retries:
-            raise ModelDiverged(
-                f"Round {record.round_number} is not committed: {reason}. Largest change of a weight: {sizes[:500]}. "
-                f"The model of round {record.round_number - 1} stays. Try a lower --learning-rate."
-            )
-        why = f"with its update {reason} (largest changes: {sizes[:500]})"
-        logger.warning("Round %d without %s: %s.", record.round_number, culprit, why)
-        again = self._attend(the_round.without(culprit, why, self._clock.now()), self._new_total(record))
-        self._announce(again)
-        return again
+    def _has_attempts(self, record: RoundRecord) -> bool:
+        return record.attempt - record.first_attempt < self._options.retries
 
     def _reinvited(self, the_round: Round) -> dict[str, int]:
         """Who is invited to the next attempt: present workers that have not been accepted, as many as before."""
         record = the_round.record
-        candidates = [worker for worker in self._roster.trainers if worker not in the_round.accepted]
+        candidates = [worker for worker in self._admission.trainers if worker not in the_round.accepted]
         wanted = len(record.selected) - the_round.num_accepted
         if self._options.fraction < 1 and len(candidates) > wanted > 0:
             seed = (self._options.seed, record.round_number, record.attempt + 1)
             candidates = list(select(candidates, wanted / len(candidates), seed))
-        fresh = {worker: self._roster.members[worker].num_examples for worker in candidates}
         room = capacity(record.scale_exponent) - sum(record.num_examples.values())
         chosen: dict[str, int] = {}
-        for worker, number in fresh.items():
+        for worker, number in self._admission.num_examples(candidates).items():
             extra = number - record.num_examples.get(worker, 0)
             if extra <= room:
                 room -= extra
                 chosen[worker] = number
         return chosen
 
-    def _close(self, opened: _Opened) -> None:
-        """Commit the round: from here on it is closed for ever."""
-        the_round = opened.round
-        seconds = the_round.seconds_open(self._clock.now())
-        former, closed = self._committed, self._closed_state(opened, seconds)
-        write_checkpoint(self._options.out, closed, self._check if opened.total else lambda _aside: None)
-        self._state, self._opened = closed, None
-        if opened.total is not None:
-            # The staging buffer holds the new weights; the old ones make room. The next sum takes this one's memory:
-            # fresh pages cost a third of a second with 100 MB.
-            self._buffer, self._sums = former.vector, opened.total.values
-        self._journal.release()
-        self._tell_closed(the_round)
-        self._after_commit(the_round, seconds)
+    def _leave_out(self, live: LiveRound, reason: str) -> LiveRound:
+        """With these updates the model fails: the one that made it so is rejected, and the others are asked again.
+
+        Raises:
+            ModelDiverged: It is no single one's fault, or no attempt is left; the last model stays.
+        """
+        the_round, record = live.round, live.record
+        accepted = {worker: the_round.answers[worker] for worker in the_round.accepted}
+        culprit = suspect(accepted)
+        sizes = ", ".join(f"{worker} {answer.largest:.3g}" for worker, answer in accepted.items())
+        if culprit is None or not self._has_attempts(record):
+            raise ModelDiverged(
+                f"Round {record.round_number} is not committed: {reason}. Largest change of a weight: {sizes[:500]}. "
+                f"The model of round {record.round_number - 1} stays. Try a lower --learning-rate."
+            )
+        why = f"with its update {reason} (largest changes: {sizes[:500]})"
+        logger.warning("Round %d without %s: %s.", record.round_number, culprit, why)
+        without = the_round.without(culprit, why, self._session.clock.now())
+        if live.aggregate is not None:
+            live.aggregate.end(self._tools.spares)
+        return self._announce(live.again(without, self._new_aggregate(record)))
+
+    def _close(self, live: LiveRound) -> None:
+        """Commit the round: from here on it is closed for ever.
+
+        Raises:
+            ModelDiverged: Its model answers NaN; the round is open still.
+        """
+        seconds = live.round.seconds_open(self._session.clock.now())
+        closed = live.closed(seconds, self._work_out)
+        self._folder.commit(closed, self._check if live.aggregate else lambda _aside: None)
+        self._state, self._live = closed, None
+        live.end()
+        self._tell_closed(live.round, seconds)
+        self._save()
+        self._folder.write_history(closed.history, at_most_each_second=True)
 
     def _check(self, aside: Path) -> None:
         """Refuse to commit a model that no longer answers with numbers.
@@ -623,47 +506,70 @@ class Run:
     def _work_out(self, sums: Mapping[str, Array]) -> Figures:
         return self._models.work_out(self._committed.model_json, sums)
 
-    def _closed_state(self, opened: _Opened, seconds: float) -> Checkpoint:
-        """What is to be committed; the new weights are computed in the staging buffer."""
-        state, record = self._committed, opened.round.record
-        history = with_measures(state.history, opened.round, self._work_out)
-        if opened.total is None:
-            return replace(state, next_attempt=record.attempt + 1, history=history)
-        strategy_state = tuple(vector.copy() for vector in state.strategy_state)
-        return replace(
-            state,
-            round_number=record.round_number,
-            next_attempt=1,
-            vector=next_weights(self._strategy, state.vector, opened.total, strategy_state, out=self._buffer),
-            strategy_state=strategy_state,
-            history=[*history, self._row_of(opened, seconds)],
-        )
+    # --- what comes in -------------------------------------------------------------------------------------
 
-    def _row_of(self, opened: _Opened, seconds: float) -> Row:
-        return row_of(
-            opened.round,
-            epochs=self._settings.epochs,
-            update_bytes=opened.update_bytes,
-            seconds=seconds,
-            work_out=self._work_out,
-        )
+    def _wait_until(self, holds: Callable[[], bool]) -> None:
+        while not holds():
+            self._turn()
 
-    def _tell_closed(self, the_round: Round) -> None:
-        """Tell those whose update is not in; the others drop theirs at the next round start."""
-        record, accepted = the_round.record, set(the_round.accepted)
-        closed = RoundClosed(run_id=record.run_id, round_number=record.round_number)
-        for group in groups_of([worker for worker in record.invited if worker not in accepted]):
-            self._mail.send([addressed(closed, group)])
-        late = the_round.unanswered
-        if late and record.mode == "train":
-            logger.warning("Late in round %d: %s.", record.round_number, listed(late))
-        for worker in self._look_for_absent(late):
-            with self._session.until_link_is_back():
-                self._link.purge(names.worker_queue(worker))
+    def _turn(self) -> None:
+        """Take one event, or let a moment pass.
 
-    def _after_commit(self, the_round: Round, seconds: float) -> None:
+        Raises:
+            Interrupted: `stop` was set.
+            _Stopped: A person gave the run up.
+        """
+        if self._is_to_stop_now:
+            raise _Stopped("Stopped in the middle of a round.")
+        self._decide(self._session.next_event(self._patience()))
+        if self._live is not None and self._session.claim.is_held:
+            self._live.look_after()
+
+    def _patience(self) -> float:
+        if self._live is None:
+            return _LONGEST_WAIT_SECONDS / 5
+        left = self._live.round.seconds_left(self._session.clock.now())
+        return min(_LONGEST_WAIT_SECONDS, left + 0.001)
+
+    def _decide(self, event: Event | None) -> None:
+        if event is None:
+            return
+        if isinstance(event, UpdateCame):
+            self._take_update(event)
+        elif isinstance(event, DeclineCame):
+            self._take_decline(event)
+        elif self._admit(event.member):
+            member = event.member
+            again = "" if self._admission.is_new(member.worker) else " again"
+            if event.is_news:
+                logger.info("%s joined%s: %s.", member.worker, again, described(member))
+            if self._live is not None:
+                self._live.greet(member, takes_newcomers=self._options.fraction >= 1)
+
+    def _take_update(self, event: UpdateCame) -> None:
+        update, live = event.update, self._live
+        with self._session.until_link_is_back():
+            if live is not None and live.round.is_current(update):
+                live.take(event.delivery, update)
+                return
+            logger.debug("Discarded an update of %s for round %d.", update.worker, update.round_number)
+            self._session.link.ack([event.delivery])
+
+    def _take_decline(self, event: DeclineCame) -> None:
+        declined, live = event.declined, self._live
+        key = (declined.run_id, declined.round_number)
+        if live is not None and key == (live.record.run_id, live.record.round_number):
+            live.decline(event.delivery, declined)
+        else:
+            self._session.link.ack([event.delivery])
+
+    # --- what follows --------------------------------------------------------------------------------------
+
+    def _tell_closed(self, the_round: Round, seconds: float) -> None:
         record, history = the_round.record, self._committed.history
         if record.mode == "train":
+            if the_round.unanswered:
+                logger.warning("Late in round %d: %s.", record.round_number, listed(the_round.unanswered))
             logger.info(
                 "Round %d closed after %.1f s with %d of %d updates%s.",
                 record.round_number,
@@ -681,10 +587,6 @@ class Run:
             logger.info(
                 "The model of round %d on the central test images%s.", last.round, measured(last.central)
             )
-        self._save()
-        if time.monotonic() - self._history_at > _HISTORY_SECONDS:
-            self._history_at = time.monotonic()
-            self._write_history()
 
     def _save(self) -> None:
         """Have model.keras and curves.png follow; the newest state wins."""
@@ -704,208 +606,73 @@ class Run:
             training=self._options.training,
             inputs=state.inputs,
         )
-        self._models.save(self._options.out / CHECKPOINT_FILE, self._options.out / "model.keras", card)
+        self._models.save(self._folder.checkpoint, self._folder.model, card)
 
-    # --- what comes in -------------------------------------------------------------------------------------
+    def _finish(self, outcome: Outcome | None) -> None:
+        """Bring what follows beside the rounds up to date, and let the workers know."""
+        try:
+            if self._state is not None:
+                self._tell_end(self._state, outcome)
+                self._folder.write_history(self._state.history)
+            if not self._models.flush(_SAVE_SECONDS):
+                logger.error("The model was not saved within %g s.", _SAVE_SECONDS)
+        except LinkLost:
+            logger.warning("The broker is away; the workers learn of the end when they ask.")
 
-    def _wait_until(self, holds: Callable[[], bool]) -> None:
-        while not holds():
-            self._turn()
+    def _tell_end(self, state: Checkpoint, outcome: Outcome | None) -> None:
+        if outcome is None:
+            return  # the same command line goes on with this run: the workers stay
+        session, workers = self._session, sorted(each.worker for each in self._admission.members)
+        message = RunFinished(run_id=state.run_id, rounds=state.round_number, outcome=outcome)
+        for group in groups_of(workers):
+            session.mail.send([addressed(message, group)])
+        if session.is_lasting:
+            self._tools.journal.release()  # of a round that will never close
+        if (outcome == "done" or session.is_lasting) and state.vector.nbytes > INLINE_BYTES:
+            for worker in workers:
+                with session.until_link_is_back():
+                    session.link.purge(names.upload_queue(worker))
 
-    def _turn(self) -> None:
-        """Take one event, or let a moment pass.
+    # --- what is seen of it --------------------------------------------------------------------------------
 
-        Raises:
-            Interrupted: `stop` was set.
-            _Stopped: A person gave the run up.
-        """
-        if self._is_to_stop_now:
-            raise _Stopped("Stopped in the middle of a round.")
-        self._session.turn(self, self._patience())
-        if self._opened is not None and self._session.claim.is_held:
-            self._look_after(self._opened)
-
-    def _patience(self) -> float:
-        if self._opened is None:
-            return _LONGEST_WAIT_SECONDS / 5
-        return min(_LONGEST_WAIT_SECONDS, self._opened.round.seconds_left(self._clock.now()) + 0.001)
-
-    def on_update(self, delivery: Delivery, update: UpdateAnnounced) -> None:
-        """Judge an announced update, fetch it, add it, and hold its deliveries until a checkpoint covers them."""
-        opened = self._opened
-        if opened is None or not opened.round.is_current(update):
-            logger.debug("Discarded an update of %s for round %d.", update.worker, update.round_number)
-            self._link.ack([delivery])
-            return
-        verdict, reason = opened.round.judge(update)
-        largest = 0.0
-        parts: list[Delivery] = []
-        if verdict is Verdict.ACCEPTED and opened.round.trains(update.worker):
-            fetched = opened.fetcher.fetch(update)
-            parts = fetched.held
-            if not fetched.is_whole:
-                self._ask_again(update.worker, update.upload_id)
-                self._journal.hold(delivery, parts)
-                return
-            largest, flaw = examine(opened.fetcher.out, self._committed.layout)
-            reason = fetched.flaw or flaw
-            verdict = Verdict.REJECTED if reason else Verdict.ACCEPTED
-        if verdict is Verdict.REJECTED:
-            self._inbox.bury(delivery, f"{update.worker}: {reason}")
-        self._journal.hold(delivery, parts)
-        if verdict is not Verdict.DISCARDED:
-            self._settle(opened, update, verdict, reason, largest)
-
-    def _settle(
-        self, opened: _Opened, update: UpdateAnnounced, verdict: Verdict, reason: str | None, largest: float
-    ) -> None:
-        if verdict is Verdict.ACCEPTED and opened.total is not None and opened.round.trains(update.worker):
-            opened.total.add(opened.fetcher.out, update.num_examples)
-            opened.update_bytes += _travelled(update, self._committed.layout)
-        opened.round.settle(update, verdict, reason, self._clock.now(), largest=largest)
-        for roster in (self._roster, self._session.roster):
-            roster.set_present(update.worker, is_present=True)
-        logger.debug("%s: %s after %.1f s.", update.worker, verdict.value, update.seconds)
-
-    def _ask_again(self, worker: str, upload_id: str) -> None:
-        assert self._opened is not None  # noqa: S101 - asked for in an open round alone
-        if self._look_for_absent([worker]):
-            return  # it says again who it is when it is back; a queue made for it would be left behind
-        logger.warning("The update of %s is not all there; asking for it again.", worker)
-        record = self._opened.round.record
-        again = UploadAgain(
-            run_id=record.run_id, round_number=record.round_number, worker=worker, upload_id=upload_id
+    def view(self) -> RunView:
+        """What a person wants to know of it at this moment."""
+        live, state, options = self._live, self._state, self._options
+        return RunView(
+            folder=options.out.name,
+            task=options.task.name,
+            phase=self._phase,
+            rounds=options.rounds,
+            closed_rounds=state.round_number if state else 0,
+            workers=options.workers,
+            quorum=options.needed,
+            classes=state.classes if state else (),
+            record=live.record if live else None,
+            answers=dict(live.round.answers) if live else {},
+            seconds_open=live.round.seconds_open(self._session.clock.now()) if live else 0.0,
+            update_bytes=live.update_bytes if live else 0,
+            history=state.history if state else [],
+            present=self._admission.trainers,
+            unfit=dict(self._admission.unfit),
+            is_stopping=self._is_to_stop,
+            settings=self._settings,
+            strategy=options.strategy,
         )
-        with self._session.until_link_is_back():
-            self._link.declare([upload_queue(worker)])
-            self._mail.send([outgoing(again, names.worker_queue(worker))])
 
-    def on_declined(self, delivery: Delivery, declined: Declined) -> None:
-        """Go on without a worker that can't answer."""
-        opened = self._opened
-        record = opened.round.record if opened else None
-        key = (declined.run_id, declined.round_number)
-        if opened and record and key == (record.run_id, record.round_number):
-            if declined.attempt >= record.attempt and declined.worker not in opened.round.answers:
-                logger.warning("%s can't answer: %s", declined.worker, declined.reason[:_REASON_LENGTH])
-                opened.round.decline(declined.worker, declined.reason[:_REASON_LENGTH], self._clock.now())
-            self._journal.hold(delivery)
-        else:
-            self._link.ack([delivery])
+    def _tell(self) -> str:
+        members = self._session.roster.members.values()
+        return json.dumps(describe(members, self._session.sightings, self.view()))
 
-    def on_away(self, worker: str) -> None:
-        """Count a worker as away."""
-        self._roster.set_present(worker, is_present=False)
+    @property
+    def _settings(self) -> TrainingSettings:
+        """How the workers train in the round that is open, or the next."""
+        history = self._state.history if self._state else []
+        return self._options.settings(len(history) or 1, epochs_before=sum(row.epochs for row in history))
 
-    def on_joined(self, member: Member, *, is_news: bool) -> None:
-        """Let a worker take part, also in the open round."""
-        was_known = member.worker in self._roster.members
-        if not self._enrol(member):
-            return
-        if is_news:
-            logger.info("%s joined%s: %s.", member.worker, " again" if was_known else "", described(member))
-        if self._opened is not None:
-            self._consider(self._opened, member)
-
-    def _enrol(self, member: Member) -> bool:
-        """Count a worker as one of this run's, if it can be; whether it is."""
-        if member.task is not None and member.task != self._options.task.name:
-            return False
-        self._unfit.pop(member.worker, None)
-        self._roster.add(member)
-        return not self._refuse_if_unfit(member)
-
-    def _refuse_if_unfit(self, member: Member) -> bool:
-        """Send a worker away whose classes are not the run's or don't fit the model; whether it was."""
-        state = self._state
-        if state is None:
-            return False
-        reason = None
-        if state.classes and member.classes != state.classes:
-            reason = f"its classes are {listed(member.classes)}; this run's are {listed(state.classes)}"
-        elif len(member.classes) != state.num_classes:
-            reason = (
-                f"it has {len(member.classes)} classes; the model of {state.task} has {state.num_classes}"
-            )
-        reason = reason or self._unlikeness(state, member)
-        if reason is None:
-            return False
-        self._roster.remove(member.worker)
-        self._unfit[member.worker] = reason
-        if self._session.is_lasting:
-            logger.info("%s takes no part in this run: %s.", member.worker, reason)
-            return True
-        logger.warning("Refused %s: %s.", member.worker, reason)
-        told = f"The coordinator refused {member.worker}: {reason}."
-        refused = Refused(worker=member.worker, reason=told, token=member.token)
-        self._mail.try_send([outgoing(refused, names.worker_queue(member.worker))])
-        return True
-
-    def _unlikeness(self, state: Checkpoint, member: Member) -> str | None:
-        """Why a worker's examples can't be of this run; what is merely odd about them is said once."""
-        if member.inputs is None:
-            return None
-        flaw = shape_difference(member.inputs, state.input_shape)
-        if flaw is not None or state.inputs is None:
-            return flaw
-        difference = scale_difference(member.inputs, state.inputs)
-        if difference and is_other_scale(member.inputs, state.inputs, state.input_shape):
-            return f"{difference}. Bring them to one scale at every site"
-        if difference and member.worker not in self._odd:
-            self._odd.add(member.worker)
-            logger.warning("%s takes part, but %s.", member.worker, difference)
-        return None
-
-    def _consider(self, opened: _Opened, member: Member) -> None:
-        """See to it that a worker that joined during a round takes part in it, once."""
-        the_round, worker = opened.round, member.worker
-        held = member.held
-        record = the_round.record
-        if worker in the_round.answers or held == opened.invitation.held:
-            self._asked.discard(worker)
-            if worker not in the_round.answers and member.announced is not None:
-                # Its announcement would have come before this word: the queue lost it.
-                self._ask_again(worker, member.announced)
-            return
-        if worker not in record.invited:
-            if self._options.fraction < 1 or not self._has_room(record, member):
-                return
-            if self._look_for_absent([worker]):
-                return  # its word had waited in the queue
-            the_round.invite(worker, member.num_examples, evaluate_only=member.evaluate_only)
-            self._write_open_round(opened)
-        elif worker not in self._asked:
-            # Its word may be older than the round start in its queue: asked now, it answers after that.
-            self._asked.add(worker)
-            self._mail.try_send([outgoing(RollCall(), names.worker_queue(worker), is_transient=True)])
-            return
-        self._asked.discard(worker)
-        logger.info("Round %d is sent to %s.", record.round_number, worker)
-        opened.invitation.send(self._mail, [worker])
-
-    def _has_room(self, record: RoundRecord, member: Member) -> bool:
-        invited = sum(record.num_examples[worker] for worker in record.selected)
-        return member.evaluate_only or invited + member.num_examples <= capacity(record.scale_exponent)
-
-    # --- looking after an open round -----------------------------------------------------------------------
-
-    def _look_after(self, opened: _Opened) -> None:
-        if self._journal.is_due:
-            self._write_open_round(opened)
-            self._journal.release()
-        now = time.monotonic()
-        if now - self._presence_at >= _PRESENCE_SECONDS:
-            self._presence_at = now
-            opened.round.note_away(frozenset(self._look_for_absent(opened.round.unanswered)))
-        if now - self._session.roll_called_at >= _ROLL_CALL_SECONDS and opened.round.unanswered:
-            self._session.call_roll()
-
-    def _look_for_absent(self, workers: list[str]) -> list[str]:
-        return self._session.look_for_absent(self, workers)
-
-
-def _travelled(update: UpdateAnnounced, layout: Layout) -> int:
-    """The bytes of an update's values on the wire."""
-    sections = Sections(layout)
-    item_bytes = {"float32": 4, "float16": 2, "int8": 1}[update.precision]
-    return sections.num_trainable * item_bytes + (sections.num_up - sections.num_trainable) * FLOAT32.itemsize
+    @property
+    def _phase(self) -> Phase:
+        if self._state is None:
+            return "building"
+        if self._live is None:
+            return "waiting"
+        return "training" if self._live.record.mode == "train" else "measuring"

@@ -23,7 +23,7 @@ from coordinator.membership import Member
 from coordinator.model_process import ModelProcess
 from coordinator.options import RunOptions
 from coordinator.run import Run
-from coordinator.session import Interrupted, Nobody, Session
+from coordinator.session import Interrupted, Session
 from coordinator.shelf import LaunchRecord, Shelf, time_text, write_launch
 from coordinator.showcase import Showcase
 from coordinator.tasks import BUILT_IN, Task, TaskDefaults, resolve
@@ -73,7 +73,6 @@ class Serving:
         self._session.errand = self._between
         self._session.on_launch = self._on_launch
         self._session.tell = self._tell
-        self._nobody = Nobody(link)
         self._errands: queue.SimpleQueue[_Errand] = queue.SimpleQueue()
         self._run: Run | None = None
         self._next: _Launched | None = None
@@ -117,10 +116,10 @@ class Serving:
     def _await_launch(self) -> None:
         with suppress(Interrupted):
             if self._next is None:
-                self._session.begin(self._nobody)
+                self._session.begin()
                 logger.info("Serving: launch a training at the page, or with `coordinator launch`.")
             while self._next is None:
-                self._session.turn(self._nobody, _IDLE_SECONDS)
+                self._session.forget(self._session.next_event(_IDLE_SECONDS))
 
     def _unfinished(self) -> _Launched | None:
         found = self.shelf.unfinished()
@@ -281,7 +280,7 @@ class Serving:
         now = time.monotonic()
         if now - self._presence_at >= _PRESENCE_SECONDS and self.is_connected:
             self._presence_at = now
-            self._session.look_after_present(self._run or self._nobody)
+            self._session.look_after_present()
         if now - self._looked_at >= _SHELF_SECONDS:
             self._looked_at = now
             self._look_at_shelf()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Protocol
+from dataclasses import dataclass
 
 from broker import names
 from broker.claim import WAIT_SECONDS, Claim
@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 PREFETCH = 256
 _PROBE_SECONDS = 2.0
+_ROLL_CALL_SECONDS = 30.0
 _MOST_LOOKED_AFTER = 50  #: asking for one queue's readers takes a third of a millisecond
 
 Watch = Callable[[Message], None]
@@ -45,20 +46,31 @@ class Interrupted(WarrenError):
     """Told to stop in the middle of a run; the same command line goes on with it."""
 
 
-class Player(Protocol):
-    """Whoever plays on a session: a run, or nobody between two runs."""
+@dataclass(frozen=True, slots=True)
+class UpdateCame:
+    """An update was announced; whoever plays acknowledges it."""
 
-    def on_update(self, delivery: Delivery, update: UpdateAnnounced) -> None:
-        """An update was announced; the player acknowledges it."""
+    delivery: Delivery
+    update: UpdateAnnounced
 
-    def on_declined(self, delivery: Delivery, declined: Declined) -> None:
-        """A worker can't answer; the player acknowledges it."""
 
-    def on_joined(self, member: Member, *, is_news: bool) -> None:
-        """A worker said that it is there; news if it wasn't known to be."""
+@dataclass(frozen=True, slots=True)
+class DeclineCame:
+    """A worker can't answer; whoever plays acknowledges it."""
 
-    def on_away(self, worker: str) -> None:
-        """A worker left, or its queue has no reader."""
+    delivery: Delivery
+    declined: Declined
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerCame:
+    """A worker said that it is there; news if it wasn't known to be."""
+
+    member: Member
+    is_news: bool
+
+
+Event = UpdateCame | DeclineCame | WorkerCame
 
 
 def refuse_launch(_launch: Launch) -> LaunchAnswered:
@@ -119,25 +131,22 @@ class Session:
         self._probe: Future[None] | None = None
         self._probed_at = float("-inf")
 
-    def begin(self, player: Player) -> None:
-        """Become the one coordinator of this virtual host, and ask who is there; a second call does nothing.
-
-        Raises:
-            NameInUse: Another coordinator works on this virtual host.
-            Interrupted: `stop` was set.
-        """
+    def begin(self) -> None:
+        """Claim the place of the one coordinator of this virtual host; a second call does nothing."""
         if self._has_begun:
             return
         self._has_begun = True
         self.link.declare([coordinator_queue(), dead_queue()])
         self.link.consume([names.COORDINATOR], prefetch=PREFETCH)
         self.claim.begin(time.monotonic())
-        while not self.claim.is_held:
-            self.turn(player, 0.1)
-        self.call_roll()
 
-    def turn(self, player: Player, patience_seconds: float) -> None:
-        """Take one event, or let a moment pass.
+    @property
+    def is_ready(self) -> bool:
+        """Whether this process is the one coordinator, and has asked who is there."""
+        return self.claim.is_held and self.roll_called_at > float("-inf")
+
+    def next_event(self, patience_seconds: float) -> Event | None:
+        """What happened next; None when nothing did for so long, or nothing that concerns a run.
 
         Raises:
             Interrupted: `stop` was set.
@@ -146,13 +155,17 @@ class Session:
         if self.stop.is_set():
             raise Interrupted("Stopped. The same command line goes on where this run is.")
         self.errand()
-        event = self.link.receive(patience_seconds)
-        if isinstance(event, Delivery):
-            self._on_delivery(player, event)
-        elif event is not None:
-            self._on_connection(event)
-        self.claim.check(time.monotonic(), is_idle=event is None)
+        received = self.link.receive(patience_seconds)
+        event = None
+        if isinstance(received, Delivery):
+            event = self._on_delivery(received)
+        elif received is not None:
+            self._on_connection(received)
+        self.claim.check(time.monotonic(), is_idle=received is None)
+        if self.claim.is_held and not self.is_ready:
+            self.call_roll()
         self._keep_time()
+        return event
 
     def _keep_time(self) -> None:
         """Deadlines stand still without the claim; whether the broker takes messages is known by trying alone."""
@@ -170,6 +183,11 @@ class Session:
         self.roll_called_at = time.monotonic()
         self.link.post(outgoing(RollCall(), names.EVERY_WORKER, is_transient=True))
 
+    def call_roll_if_due(self) -> None:
+        """Ask again after half a minute: a queue may have been emptied or deleted."""
+        if time.monotonic() - self.roll_called_at >= _ROLL_CALL_SECONDS:
+            self.call_roll()
+
     @contextmanager
     def until_link_is_back(self) -> Iterator[None]:
         """A link lost in the middle changes nothing: the delivery comes again after the reconnect.
@@ -186,7 +204,7 @@ class Session:
 
     # --- who is there --------------------------------------------------------------------------------------
 
-    def look_for_absent(self, player: Player, workers: Iterable[str]) -> list[str]:
+    def look_for_absent(self, workers: Iterable[str]) -> list[str]:
         """Those of these workers whose queue nobody reads; told once each.
 
         A broker that takes no messages does not know its queues' readers either.
@@ -203,25 +221,21 @@ class Session:
             member = self.roster.members.get(worker)
             if member is not None and member.is_present:
                 logger.warning("%s went away without a word.", worker)
-            self._note_away(player, worker)
+            self.roster.set_present(worker, is_present=False)
         return absent
 
-    def look_for_unseen(self, player: Player) -> None:
+    def look_for_unseen(self) -> None:
         """Find out who has gone of those who are known by a word alone: that may have waited for an hour."""
-        self.look_for_absent(player, sorted(self._unseen))
+        self.look_for_absent(sorted(self._unseen))
 
-    def look_after_present(self, player: Player) -> None:
+    def look_after_present(self) -> None:
         """Ask for some of those who count as present, the others in turn, so that a page shows who went away."""
         present = [member.worker for member in self.roster.members.values() if member.is_present]
         if self._looked_after >= len(present):
             self._looked_after = 0
         some = present[self._looked_after : self._looked_after + _MOST_LOOKED_AFTER]
         self._looked_after += len(some)
-        self.look_for_absent(player, some)
-
-    def _note_away(self, player: Player, worker: str) -> None:
-        self.roster.set_present(worker, is_present=False)
-        player.on_away(worker)
+        self.look_for_absent(some)
 
     def _see(self, message: Message) -> None:
         worker = getattr(message, "worker", None)
@@ -242,26 +256,25 @@ class Session:
             self._unseen.update(self.roster.members)
             self.call_roll()
 
-    def _on_delivery(self, player: Player, delivery: Delivery) -> None:
+    def _on_delivery(self, delivery: Delivery) -> Event | None:
         message = self.inbox.open(delivery)
         if message is None:
-            return
+            return None
         self._watch(message)
         self._see(message)
         if isinstance(message, UpdateAnnounced):
-            with self.until_link_is_back():
-                player.on_update(delivery, message)
-        elif isinstance(message, Declined):
-            player.on_declined(delivery, message)
-        else:
-            self._on_word(player, delivery, message)
-            self.link.ack([delivery])
+            return UpdateCame(delivery, message)
+        if isinstance(message, Declined):
+            return DeclineCame(delivery, message)
+        event = self._on_word(delivery, message)
+        self.link.ack([delivery])
+        return event
 
-    def _on_word(self, player: Player, delivery: Delivery, message: Message) -> None:
+    def _on_word(self, delivery: Delivery, message: Message) -> Event | None:
         if isinstance(message, Joined):
-            self._on_joined(player, message)
-        elif isinstance(message, Left):
-            self._on_left(player, message)
+            return self._on_joined(message)
+        if isinstance(message, Left):
+            self._on_left(message)
         elif isinstance(message, Ping):
             self.claim.hear(message)
         elif isinstance(message, Launch):
@@ -270,19 +283,20 @@ class Session:
             self._reply(message.reply_to, StatusTold(state=self.tell()))
         elif not isinstance(message, Progress):
             self.inbox.bury(delivery, f"A coordinator takes no {message.TYPE}.")
+        return None
 
-    def _on_joined(self, player: Player, joined: Joined) -> None:
+    def _on_joined(self, joined: Joined) -> Event:
         known = self.roster.members.get(joined.worker)
         member = self.roster.join(joined)
         is_news = known is None or not known.is_present
         if is_news:
             self._unseen.add(member.worker)
-        player.on_joined(member, is_news=is_news)
+        return WorkerCame(member, is_news)
 
-    def _on_left(self, player: Player, left: Left) -> None:
+    def _on_left(self, left: Left) -> None:
         if left.worker in self.roster.members:
             logger.info("%s left.", left.worker)
-            self._note_away(player, left.worker)
+            self.roster.set_present(left.worker, is_present=False)
 
     def _on_launch(self, delivery: Delivery, launch: Launch) -> None:
         """Without a queue for the answer, a person finds a refused launch in `dead`, with the reason."""
@@ -298,27 +312,9 @@ class Session:
         if names.is_reply_queue(queue):
             self.mail.try_send([outgoing(answer, queue, is_transient=True)])
 
-
-class Nobody:
-    """The player between two runs: what is left of the last one is acknowledged and forgotten."""
-
-    def __init__(self, link: Link) -> None:
-        self._link = link
-
-    def on_update(self, delivery: Delivery, update: UpdateAnnounced) -> None:
-        """Late: its run is over."""
-        logger.debug("Discarded an update of %s for round %d.", update.worker, update.round_number)
-        self._link.ack([delivery])
-
-    def on_declined(self, delivery: Delivery, declined: Declined) -> None:
-        """Late: its run is over."""
-        del declined
-        self._link.ack([delivery])
-
-    def on_joined(self, member: Member, *, is_news: bool) -> None:
-        """Tell it."""
-        if is_news:
-            logger.info("%s joined.", member.worker)
-
-    def on_away(self, worker: str) -> None:
-        """The roster knows."""
+    def forget(self, event: Event | None) -> None:
+        """What is left of a run that is over is acknowledged; who comes is told."""
+        if isinstance(event, UpdateCame | DeclineCame):
+            self.link.ack([event.delivery])
+        elif isinstance(event, WorkerCame) and event.is_news:
+            logger.info("%s joined.", event.member.worker)

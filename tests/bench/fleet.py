@@ -113,9 +113,9 @@ class TimedRun(Run):
 
     starts: list[float]
 
-    def _announce(self, opened: Any) -> None:
+    def _announce(self, live: Any) -> Any:
         self.starts = [*getattr(self, "starts", []), time.monotonic()]
-        super()._announce(opened)
+        return super()._announce(live)
 
 
 def coordinate(

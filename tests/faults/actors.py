@@ -39,8 +39,9 @@ from coordinator.model_process import BuiltModel, ModelProcess
 from coordinator.options import RunOptions
 from coordinator.run import Run
 from coordinator.session import Interrupted
-from coordinator.strategies import FedAvg, next_weights
+from coordinator.strategies.averages import FedAvg
 from coordinator.tasks import Task, TaskDefaults, resolve
+from tests.steps import next_weights
 from worker.console import Console
 from worker.data import open_data
 from worker.participation import Participation
@@ -54,16 +55,16 @@ _STEP_SECONDS = 0.05
 
 #: Where a break point may be: module, and function or method.
 POINTS: dict[str, tuple[str, str]] = {
-    "open-round": ("coordinator.run", "write_open_round"),
+    "open-round": ("coordinator.run_folder", "write_open_round"),
     "send-part": ("coordinator.invitations", "Invitation.part"),
     "sent": ("coordinator.invitations", "Invitation.send"),
     "fetch": ("coordinator.fetching", "Assembly.place"),
-    "settle": ("coordinator.run", "Run._settle"),
-    "average": ("coordinator.run", "next_weights"),
-    "checkpoint": ("coordinator.run", "write_checkpoint"),
+    "settle": ("coordinator.live_round", "LiveRound._settle"),
+    "average": ("coordinator.strategies.mean", "MeanAggregate.next_weights"),
+    "checkpoint": ("coordinator.run_folder", "write_checkpoint"),
     "fsync": ("os", "fsync"),
     "release": ("coordinator.journal", "Journal.release"),
-    "closed": ("coordinator.run", "Run._tell_closed"),
+    "closed": ("coordinator.live_round", "LiveRound._tell_closed"),
     "save": ("coordinator.run", "Run._save"),
     "finish": ("coordinator.run", "Run._finish"),
     "train": ("tests.faults.actors", "NumpyTrainer.answer"),

@@ -33,8 +33,8 @@ from tests.faults.stage import MANY_PARTS, SMALL_PARTS, WORKERS, Actor, Stage, p
 QUICK = SMALL_PARTS | {
     "broker.rabbitmq:_HEARTBEAT_SECONDS": 2,
     "broker.rabbitmq:_LONGEST_DELAY_SECONDS": 2,
-    "coordinator.run:_ROLL_CALL_SECONDS": 3,
-    "coordinator.run:_PRESENCE_SECONDS": 1,
+    "coordinator.session:_ROLL_CALL_SECONDS": 3,
+    "coordinator.live_round:_PRESENCE_SECONDS": 1,
     "coordinator.journal:LONGEST_SECONDS": 2,
 }
 

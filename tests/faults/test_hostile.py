@@ -28,6 +28,7 @@ from coordinator.aggregation import UpdateSum
 from coordinator.options import RunOptions
 from coordinator.rounds import Verdict
 from coordinator.run import Run
+from coordinator.strategies.mean import MeanAggregate
 from tests.faults.actors import (
     CLASSES,
     TASK,
@@ -131,15 +132,19 @@ class OpenRound:
             there = MemoryLink(self.broker, name)
             there.declare([worker_queue(name), upload_queue(name)])
             there.consume([f"worker.{name}"], prefetch=1)
-        self.run._load()
-        self.run._session.begin(self.run)
+        self.run._session.begin()
+        built = self.run._building()
         for name, num_examples in WORKERS.items():
             self.say(name, joined(name, num_examples))
-        self.run._prepare()
+        self.run._wait_until(lambda: self.run._session.is_ready)
+        self.run._begin_with(built)
         opened = self.run._open("train")
         self.opened = opened
         self.record = opened.round.record
         self.base = self.run._committed.vector
+        assert isinstance(opened.aggregate, MeanAggregate)
+        self.total = opened.aggregate.total
+        self.total.values[:] = 0  # it begins in used memory
 
     def say(self, account: str, message: Message) -> None:
         deliver(self.broker, account, "coordinator", encode(message))
@@ -147,9 +152,9 @@ class OpenRound:
     def take_all(self) -> None:
         """Let the coordinator judge all that has come."""
         while not self.link._events.empty():
-            self.run._session.turn(self.run, 0)
+            self.run._decide(self.run._session.next_event(0))
         assert self.broker.depth("coordinator") == 0
-        assert self.run._opened is self.opened
+        assert self.run._live is self.opened
 
     def update(self, worker: str, upload_id: str = "u1") -> tuple[UpdateAnnounced, list[Part]]:
         """What an honest worker sends."""
@@ -187,15 +192,15 @@ class OpenRound:
             answer = self.opened.round.answers[worker]
             assert 1 <= answer.num_examples <= WORKERS[worker]
             expected.add(update_of(self.base, worker_seed(0, 1, worker)), answer.num_examples)
-        assert self.opened.total.num_examples == expected.num_examples
-        assert np.array_equal(self.opened.total.values, expected.values)
+        assert self.total.num_examples == expected.num_examples
+        assert np.array_equal(self.total.values, expected.values)
 
     def forget(self) -> None:
         """As if nothing had been sent."""
         self.opened.round.answers.clear()
-        self.opened.total.values[:] = 0
-        self.opened.total.num_examples = 0
-        self.run._journal.release()
+        self.total.values[:] = 0
+        self.total.num_examples = 0
+        self.run._tools.journal.release()
         for name in WORKERS:
             self.link.purge(f"upload.{name}")
             self.link.purge(f"worker.{name}")
@@ -230,7 +235,7 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenRoun
 
 
 def dead_of(opened: OpenRound) -> int:
-    return opened.run._inbox.num_dead
+    return opened.run._session.inbox.num_dead
 
 
 def test_junk_in_the_coordinators_queue_is_dead(opened: OpenRound) -> None:

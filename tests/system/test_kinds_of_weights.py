@@ -11,7 +11,9 @@ from broker.errors import ModelError
 from broker.kinds import apply_kinds, layout_of
 from broker.tensors import FLOAT32, Array, Layout, Sections, Vector, flatten, flatten_first, unflatten
 from coordinator.aggregation import UpdateSum, scale_exponent
-from coordinator.strategies import first_states, make_strategy, next_weights
+from coordinator.strategies import first_states, make_strategy
+from coordinator.strategies.mean import OfTheMean
+from tests.steps import next_weights
 from tests.system.test_training import settings
 from worker.data import Examples
 from worker.safe_model import build_model
@@ -76,6 +78,7 @@ def test_statistics_are_those_of_all_examples_whatever_the_strategy(
     model = LocalModel(batch_norm().to_json())
     layout = model.layout
     strategy = make_strategy(name, options)
+    assert isinstance(strategy, OfTheMean)
     vector, integers = flatten(model.weights(), layout)
     state = first_states(strategy, Sections(layout).num_trainable)
     sites = [site(1, 40, 0.0), site(2, 120, 3.0)]

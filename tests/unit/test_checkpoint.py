@@ -7,13 +7,11 @@ import numpy as np
 import pytest
 
 from broker.errors import CheckpointError, ModelError
-from broker.tensors import InputFacts, TensorSpec
-from coordinator.aggregation import UpdateSum
+from broker.tensors import InputFacts, Layout, TensorSpec
 from coordinator.checkpoint import (
     CHECKPOINT_FILE,
     ROUND_FILE,
     Checkpoint,
-    OpenRound,
     read_checkpoint,
     read_open_round,
     write_checkpoint,
@@ -21,6 +19,8 @@ from coordinator.checkpoint import (
 )
 from coordinator.history import Row
 from coordinator.rounds import Round, Verdict
+from coordinator.spares import Spares
+from coordinator.strategies import Aggregate, make_strategy
 from tests.unit.test_rounds import RECORD, update
 
 STATE = Checkpoint(
@@ -34,6 +34,10 @@ STATE = Checkpoint(
     history=[Row(round=0), Row(round=1, metrics={"loss": 0.5}, accepted=("a",))],
     inputs=InputFacts(shape=(2, 2), dtype="uint8", low=0.0, high=255.0),
 )  # fmt: skip
+
+
+def aggregate_of(layout: Layout, folder: Path) -> Aggregate:
+    return make_strategy("fedavg", {}).collect(layout, RECORD.scale_exponent, folder / "updates", Spares())
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -53,17 +57,21 @@ def test_an_open_round_comes_back_with_its_answers_and_its_sum(tmp_path: Path) -
     the_round = Round(RECORD, 0.0)
     the_round.settle(update("b"), Verdict.ACCEPTED, None, 0.0)
     layout = (*STATE.layout, TensorSpec(dtype="float32", shape=(1,), kind="statistic"))
-    total = UpdateSum(layout, RECORD.scale_exponent)
-    total.add(np.array([1, 2, 3, 4], np.float32), 10)
-    write_open_round(tmp_path, OpenRound(record=RECORD, answers=the_round.answers, total=total))
+    aggregate = aggregate_of(layout, tmp_path)
+    aggregate.add("b", np.array([1, 2, 3, 4], np.float32), 10)
+    write_open_round(tmp_path, RECORD, the_round.answers, aggregate.save())
     back = read_open_round(tmp_path)
     assert back is not None
-    assert back.total is not None
     assert (back.record, back.answers) == (RECORD, the_round.answers)
-    assert back.total.values.tobytes() == total.values.tobytes()
-    assert back.total.num_examples == 10
-    assert back.total.mean_statistics().tolist() == [4.0]
-    back.total.add(np.array([1, 1, 1, 1], np.float32), 1)
+    restored = aggregate_of(layout, tmp_path)
+    restored.restore(back.arrays, {"b": 10})
+    for each in (aggregate, restored):
+        each.add("c", np.array([4, 5, 6, 7], np.float32), 5)
+    next_ones = [
+        each.next_weights(np.ones(4, np.float32), (), np.empty(4, np.float32))
+        for each in (aggregate, restored)
+    ]
+    assert next_ones[0].tolist() == next_ones[1].tolist() == [3, 4, 5, 5]
 
 
 def test_no_open_round_is_none(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Who takes part: what workers say of themselves, and who is selected."""
 
 from broker.messages import Joined
+from coordinator.admission import Admission
 from coordinator.membership import Roster, num_selected, select
 
 
@@ -16,7 +17,7 @@ def test_the_newest_word_of_a_worker_counts() -> None:
     roster = Roster()
     roster.join(joined("a"))
     roster.join(joined("a", num_examples=20))
-    assert roster.num_examples(["a"]) == 20
+    assert Admission(roster, "mnist").num_examples(["a"]) == {"a": 20}
 
 
 def test_an_absent_worker_is_not_selected_until_it_joins_again() -> None:
@@ -26,9 +27,10 @@ def test_an_absent_worker_is_not_selected_until_it_joins_again() -> None:
     roster.join(joined("a"))
     roster.join(joined("e", evaluate_only=True))
     roster.set_present("b", is_present=False)
-    assert (roster.trainers, roster.evaluators) == (["a"], ["e"])
+    admission = Admission(roster, "mnist")
+    assert (admission.trainers, admission.evaluators) == (["a"], ["e"])
     roster.join(joined("b"))
-    assert roster.trainers == ["a", "b"]
+    assert admission.trainers == ["a", "b"]
 
 
 def test_a_fraction_selects_the_same_workers_for_the_same_seed_and_others_in_another_round() -> None:

@@ -10,7 +10,7 @@ from broker.memory import MemoryBroker, MemoryLink
 from broker.messages import Joined, Left, Message
 from broker.standstill import Standstill
 from coordinator.clock import ConnectedClock
-from coordinator.session import Nobody, Session
+from coordinator.session import Session
 
 
 def joined(worker: str) -> Joined:
@@ -28,7 +28,6 @@ class Place:
         self.link = MemoryLink(self.broker, "coordinator")
         self.link.declare([coordinator_queue()])
         self.session = Session(self.link, stop=threading.Event())
-        self.nobody = Nobody(self.link)
 
     def say(self, message: Message) -> None:
         self.link.publish([outgoing(message, "coordinator")])
@@ -41,16 +40,18 @@ class Place:
         return link
 
     def begin(self) -> None:
-        self.session.begin(self.nobody)
+        self.session.begin()
+        while not self.session.is_ready:
+            self.session.forget(self.session.next_event(0.01))
         self.take_all()
 
     def take_all(self) -> None:
         while not self.link._events.empty():
-            self.session.turn(self.nobody, 0)
+            self.session.forget(self.session.next_event(0))
 
     @property
     def present(self) -> list[str]:
-        return self.session.roster.trainers
+        return sorted(each.worker for each in self.session.roster.members.values() if each.is_present)
 
 
 @pytest.fixture
@@ -75,10 +76,10 @@ def test_who_is_known_by_a_waiting_word_alone_is_looked_for_once(place: Place) -
         place.say(joined(name))
     place.begin()
     assert place.present == ["a", "b", "c"]
-    place.session.look_for_unseen(place.nobody)
+    place.session.look_for_unseen()
     assert place.present == ["a"]
     place.link.unread = None  # type: ignore[assignment,method-assign]  # nobody is asked for again
-    place.session.look_for_unseen(place.nobody)
+    place.session.look_for_unseen()
     assert place.present == ["a"]
 
 
@@ -87,11 +88,11 @@ def test_after_an_outage_everybody_is_looked_for_again(place: Place) -> None:
     worker = place.worker("a")
     place.say(joined("a"))
     place.begin()
-    place.session.look_for_unseen(place.nobody)
+    place.session.look_for_unseen()
     worker.close()
     place.link.drop()
     place.take_all()
-    place.session.look_for_unseen(place.nobody)
+    place.session.look_for_unseen()
     assert place.present == []
 
 
@@ -100,9 +101,9 @@ def test_a_broker_that_takes_no_messages_says_nothing_about_who_is_there(place: 
     place.say(joined("a"))
     place.begin()
     place.link.block()
-    assert place.session.look_for_absent(place.nobody, ["a"]) == []
+    assert place.session.look_for_absent(["a"]) == []
     place.link.unblock()
-    assert place.session.look_for_absent(place.nobody, ["a"]) == ["a"]
+    assert place.session.look_for_absent(["a"]) == ["a"]
 
 
 def test_a_worker_whose_queue_can_not_be_used_is_not_the_coordinators_end(place: Place) -> None:
@@ -118,7 +119,7 @@ def test_time_counts_only_with_the_claim_and_a_broker_that_takes_messages(place:
 
     def seconds_counted() -> float:
         nonlocal now
-        place.session.turn(place.nobody, 0)
+        place.session.next_event(0)
         begun = clock.now()
         now += 10
         return clock.now() - begun
@@ -155,10 +156,10 @@ def test_the_broker_is_tried_while_nothing_else_is_sent(
     monkeypatch.setattr(place.link, "post", noted)
     for _ in range(3):
         place.session._probed_at = float("-inf")
-        place.session.turn(place.nobody, 0)
+        place.session.next_event(0)
     assert sent == ["coordinator"] * 3
     place.link.block()
     for _ in range(3):
         place.session._probed_at = float("-inf")
-        place.session.turn(place.nobody, 0)
+        place.session.next_event(0)
     assert sent == ["coordinator"] * 4

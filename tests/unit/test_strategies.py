@@ -6,16 +6,10 @@ import pytest
 from broker.errors import ModelDiverged, UsageError
 from broker.tensors import Kind, TensorSpec
 from coordinator.aggregation import UpdateSum, scale_exponent
-from coordinator.strategies import (
-    STRATEGIES,
-    FedAdam,
-    FedAvg,
-    FedAvgM,
-    Strategy,
-    first_states,
-    make_strategy,
-    next_weights,
-)
+from coordinator.strategies import STRATEGIES, first_states, make_strategy
+from coordinator.strategies.averages import FedAdam, FedAvg, FedAvgM
+from coordinator.strategies.mean import OfTheMean
+from tests.steps import next_weights
 
 
 def total_of(*values: float, kinds: tuple[Kind, ...] = ("trainable",)) -> UpdateSum:
@@ -48,7 +42,7 @@ def test_fedadam_makes_one_step_of_the_paper() -> None:
 @pytest.mark.parametrize(
     "strategy", [FedAvg(), FedAvgM(), FedAdam(learning_rate=0.1)], ids=lambda each: type(each).__name__
 )
-def test_a_strategy_moves_trainable_weights_alone(strategy: Strategy) -> None:
+def test_a_strategy_moves_trainable_weights_alone(strategy: OfTheMean) -> None:
     """Statistics take the workers' mean whatever the momentum, and frozen weights stay, round after round."""
     weights = np.array([1, 0, 1, 7], np.float32)
     kinds: tuple[Kind, ...] = ("trainable", "statistic", "variance", "frozen")
@@ -60,7 +54,7 @@ def test_a_strategy_moves_trainable_weights_alone(strategy: Strategy) -> None:
 
 
 @pytest.mark.parametrize("strategy", [FedAvgM(learning_rate=1e300), FedAdam(learning_rate=1e39)])
-def test_a_step_beyond_float32_is_an_error_that_names_the_strategy(strategy: Strategy) -> None:
+def test_a_step_beyond_float32_is_an_error_that_names_the_strategy(strategy: OfTheMean) -> None:
     """Infinity is never committed."""
     with pytest.raises(ModelDiverged, match=type(strategy).__name__):
         next_weights(strategy, np.zeros(1, np.float32), total_of(1.0), first_states(strategy, 1))
