@@ -3,10 +3,14 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from broker.management import Management
 from broker.private import PrivateBroker
 from tests.brokers import fresh_vhost, started_broker
+
+settings.register_profile("warren", deadline=None)  # a busy machine is no fault of the code
+settings.load_profile("warren")
 
 
 @pytest.fixture(scope="session")
