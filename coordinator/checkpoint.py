@@ -4,8 +4,9 @@ A file is a magic line, the length of a msgpack header, the header, raw little-e
 before it. A torn or foreign file is named, never loaded.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import xxhash
 from numpy.typing import NDArray
 
 from broker import codec
+from broker.card import ModelCard
 from broker.errors import CheckpointError, ProtocolError
 from broker.fields import from_plain, to_plain
 from broker.tensors import FLOAT32, Array, InputFacts, Layout, Sections, Vector, vector_size
 from coordinator.files import Chunk, write_atomically
-from coordinator.history import Row
+from coordinator.history import Row, flat
 from coordinator.rounds import Answer, RoundRecord
 
 CHECKPOINT_FILE = "checkpoint"
@@ -57,6 +59,28 @@ class Checkpoint:
     strategy_state: tuple[Vector, ...]
     history: list[Row]
     inputs: InputFacts | None = None
+
+
+def card_of(state: Checkpoint, training: Mapping[str, float | str | None]) -> ModelCard:
+    """What the model of a committed state says about itself.
+
+    Args:
+        state: With the class names known.
+        training: The settings that it was trained with.
+    """
+    last = state.history[-1]
+    return ModelCard(
+        task=state.task,
+        classes=state.classes,
+        run_id=state.run_id,
+        round_number=state.round_number,
+        saved_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        num_examples=last.num_examples,
+        shape=state.input_shape,
+        metrics={name: value for name, value in flat(last).items() if isinstance(value, float)},
+        training=training,
+        inputs=state.inputs,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from broker import names
-from broker.card import ModelCard
 from broker.errors import LinkLost, ModelDiverged, QuorumNotReached, WarrenError
 from broker.likeness import scale_difference
 from broker.link import Link, outgoing
@@ -20,24 +19,25 @@ from broker.logs import LogContext
 from broker.messages import Mode, Outcome, Refused, RunFinished, TrainingSettings
 from broker.tensors import INLINE_BYTES, PART_BYTES, Array, InputFacts, Sections
 from coordinator.admission import Admission
-from coordinator.aggregation import capacity, scale_exponent
-from coordinator.checkpoint import Checkpoint
+from coordinator.checkpoint import Checkpoint, card_of
 from coordinator.form import refuse_other_rate
-from coordinator.history import Row, flat
+from coordinator.history import Row
 from coordinator.invitations import addressed, groups_of
+from coordinator.inviting import fewest_present, open_record, reinvited
 from coordinator.journal import Journal
 from coordinator.live_round import LiveRound, Tools
 from coordinator.measures import Figures
-from coordinator.membership import Member, num_selected, select
+from coordinator.membership import Member
 from coordinator.model_process import BuiltModel, ModelProcess
 from coordinator.options import RunOptions
 from coordinator.rounds import Round, RoundRecord, Step, suspect
 from coordinator.run_folder import RunFolder
 from coordinator.session import DeclineCame, Event, Interrupted, Session, UpdateCame, Watch
 from coordinator.spares import Spares
+from coordinator.story import sizes_of, tell_closed, tell_opened, tell_retried, why_not_reached
 from coordinator.strategies import Aggregate, first_states
 from coordinator.view import Phase, RunView, describe
-from coordinator.wording import described, listed, measured, reasons
+from coordinator.wording import described, listed
 
 logger = logging.getLogger(__name__)
 
@@ -348,27 +348,13 @@ class Run:
 
     def _open(self, mode: Mode) -> LiveRound:
         if mode == "train":
-            self._await_workers(self._fewest_present())
-        state, options, admission = self._committed, self._options, self._admission
-        number = state.round_number + 1
-        fraction = options.fraction if mode == "train" else 1.0
-        selected = select(admission.trainers, fraction, (options.seed, number, state.next_attempt))
-        evaluators = tuple(admission.evaluators)
-        num_examples = admission.num_examples(selected + evaluators)
-        record = RoundRecord(
-            run_id=state.run_id,
-            round_number=number,
-            first_attempt=state.next_attempt,
-            attempt=state.next_attempt,
-            mode=mode,
-            selected=selected,
-            evaluators=evaluators,
-            num_examples=num_examples,
-            scale_exponent=scale_exponent(sum(num_examples[worker] for worker in selected)),
+            self._await_workers(fewest_present(self._options))
+        record = open_record(
+            self._committed,
+            self._options,
+            self._admission,
+            is_training=mode == "train",
             part_bytes=PART_BYTES,
-            quorum=options.needed,
-            deadline_seconds=options.deadline_seconds,
-            grace_seconds=options.grace_seconds,
         )
         the_round = Round(record, self._session.clock.now())
         return self._announce(self._living(the_round, self._new_aggregate(record)))
@@ -388,23 +374,10 @@ class Run:
             self._tools, self._committed, the_round, self._settings, self._options.rounds, aggregate
         )
 
-    def _fewest_present(self) -> int:
-        """The least number of present workers of which the fraction invites a quorum."""
-        number = self._options.needed
-        while num_selected(self._options.fraction, number) < self._options.needed:
-            number += 1
-        return number
-
     def _announce(self, live: LiveRound) -> LiveRound:
-        """Tell the story of an attempt that begins, and send it."""
+        """Let an attempt begin."""
         self._live = live
-        record, invited = live.record, listed(live.round.unanswered)
-        again = f", attempt {record.attempt}" if record.attempt > record.first_attempt else ""
-        if record.mode == "train":
-            rounds = self._options.rounds
-            logger.info("Round %d of %d%s: %s invited.", record.round_number, rounds, again, invited)
-        else:
-            logger.info("Measuring the model of round %d: %s invited.", record.round_number - 1, invited)
+        tell_opened(live.round, self._options.rounds)
         live.send()
         return live
 
@@ -417,44 +390,16 @@ class Run:
         the_round, record = live.round, live.record
         self._session.look_for_absent(the_round.unanswered)
         if not self._has_attempts(record):
-            raise QuorumNotReached(
-                f"Round {record.round_number} has {the_round.num_accepted} of {record.quorum} updates after "
-                f"{record.attempt - record.first_attempt + 1} attempts. No answer: "
-                f"{listed(the_round.unanswered) or 'none'}; rejected: {reasons(the_round.rejected) or 'none'}. "
-                f"The model of round {record.round_number - 1} is saved; the same command goes on from there."
-            )
-        logger.warning(
-            "Round %d has %d of %d updates; trying again without waiting for %s.",
-            record.round_number,
-            the_round.num_accepted,
-            record.quorum,
-            listed(the_round.unanswered) or "anyone",
-        )
+            raise QuorumNotReached(why_not_reached(the_round))
+        tell_retried(the_round)
         accepted = {worker: the_round.answers[worker] for worker in the_round.accepted}
         evaluators = tuple(self._admission.evaluators)
-        next_record = the_round.next_attempt(self._reinvited(the_round), evaluators)
+        next_record = the_round.next_attempt(reinvited(the_round, self._options, self._admission), evaluators)
         now = self._session.clock.now()
         return self._announce(live.again(Round(next_record, now, accepted), live.aggregate))
 
     def _has_attempts(self, record: RoundRecord) -> bool:
         return record.attempt - record.first_attempt < self._options.retries
-
-    def _reinvited(self, the_round: Round) -> dict[str, int]:
-        """Who is invited to the next attempt: present workers that have not been accepted, as many as before."""
-        record = the_round.record
-        candidates = [worker for worker in self._admission.trainers if worker not in the_round.accepted]
-        wanted = len(record.selected) - the_round.num_accepted
-        if self._options.fraction < 1 and len(candidates) > wanted > 0:
-            seed = (self._options.seed, record.round_number, record.attempt + 1)
-            candidates = list(select(candidates, wanted / len(candidates), seed))
-        room = capacity(record.scale_exponent) - sum(record.num_examples.values())
-        chosen: dict[str, int] = {}
-        for worker, number in self._admission.num_examples(candidates).items():
-            extra = number - record.num_examples.get(worker, 0)
-            if extra <= room:
-                room -= extra
-                chosen[worker] = number
-        return chosen
 
     def _leave_out(self, live: LiveRound, reason: str) -> LiveRound:
         """With these updates the model fails: the one that made it so is rejected, and the others are asked again.
@@ -465,13 +410,13 @@ class Run:
         the_round, record = live.round, live.record
         accepted = {worker: the_round.answers[worker] for worker in the_round.accepted}
         culprit = suspect(accepted)
-        sizes = ", ".join(f"{worker} {answer.largest:.3g}" for worker, answer in accepted.items())
+        sizes = sizes_of(accepted)
         if culprit is None or not self._has_attempts(record):
             raise ModelDiverged(
-                f"Round {record.round_number} is not committed: {reason}. Largest change of a weight: {sizes[:500]}. "
+                f"Round {record.round_number} is not committed: {reason}. Largest change of a weight: {sizes}. "
                 f"The model of round {record.round_number - 1} stays. Try a lower --learning-rate."
             )
-        why = f"with its update {reason} (largest changes: {sizes[:500]})"
+        why = f"with its update {reason} (largest changes: {sizes})"
         logger.warning("Round %d without %s: %s.", record.round_number, culprit, why)
         without = the_round.without(culprit, why, self._session.clock.now())
         if live.aggregate is not None:
@@ -489,7 +434,7 @@ class Run:
         self._folder.commit(closed, self._check if live.aggregate else lambda _aside: None)
         self._state, self._live = closed, None
         live.end()
-        self._tell_closed(live.round, seconds)
+        tell_closed(live.round, closed.history, seconds)
         self._save()
         self._folder.write_history(closed.history, at_most_each_second=True)
 
@@ -565,47 +510,12 @@ class Run:
 
     # --- what follows --------------------------------------------------------------------------------------
 
-    def _tell_closed(self, the_round: Round, seconds: float) -> None:
-        record, history = the_round.record, self._committed.history
-        if record.mode == "train":
-            if the_round.unanswered:
-                logger.warning("Late in round %d: %s.", record.round_number, listed(the_round.unanswered))
-            logger.info(
-                "Round %d closed after %.1f s with %d of %d updates%s.",
-                record.round_number,
-                seconds,
-                the_round.num_accepted,
-                len(record.selected),
-                measured(history[-1].metrics),
-            )
-        last = history[-2] if record.mode == "train" else history[-1]
-        if last.test:
-            logger.info(
-                "The model of round %d on the workers' test images%s.", last.round, measured(last.test)
-            )
-        if last.central:
-            logger.info(
-                "The model of round %d on the central test images%s.", last.round, measured(last.central)
-            )
-
     def _save(self) -> None:
         """Have model.keras and curves.png follow; the newest state wins."""
         state = self._committed
-        last = state.history[-1]
         if len(state.classes) < 2:
             return  # nobody has joined: there is nothing to say which class is which
-        card = ModelCard(
-            task=state.task,
-            classes=state.classes,
-            run_id=state.run_id,
-            round_number=state.round_number,
-            saved_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            num_examples=last.num_examples,
-            shape=state.input_shape,
-            metrics={name: value for name, value in flat(last).items() if isinstance(value, float)},
-            training=self._options.training,
-            inputs=state.inputs,
-        )
+        card = card_of(state, self._options.training)
         self._models.save(self._folder.checkpoint, self._folder.model, card)
 
     def _finish(self, outcome: Outcome | None) -> None:

@@ -119,7 +119,7 @@ class TimedRun(Run):
 
 
 def coordinate(
-    amqp_url: str, weights: int, workers: list[str], rounds: int, precision: Precision
+    amqp_url: str, weights: int, workers: list[str], rounds: int, precision: Precision, strategy: str
 ) -> dict[str, Any]:
     """Play the rounds in this process and measure them."""
     started, models, log = time.monotonic(), NoModels(weights), logs.configure()
@@ -132,6 +132,7 @@ def coordinate(
             rounds=rounds,
             grace_seconds=60,
             precision=precision,
+            strategy=strategy,
         )
         link.open()
         run = TimedRun(link, options, models, stop=stop.event, log=log)  # type: ignore[arg-type]
@@ -177,9 +178,19 @@ def take_part(amqp_url: str, names: list[str], *, is_swarm: bool) -> None:
 @click.option("--swarm", type=int, default=0, help="Logical workers in one process.")
 @click.option("--rounds", type=int, default=3, show_default=True)
 @click.option("--precision", type=click.Choice(["float32", "float16", "int8"]), default="float32")
+@click.option(
+    "--strategy", default="fedavg", help="Of all but fedavg the result is another than is expected."
+)
 @click.option("--be", hidden=True, help="Be this worker (used by this script itself).")
 def main(
-    amqp_url: str, weights: int, workers: int, swarm: int, rounds: int, precision: Precision, be: str | None
+    amqp_url: str,
+    weights: int,
+    workers: int,
+    swarm: int,
+    rounds: int,
+    precision: Precision,
+    strategy: str,
+    be: str | None,
 ) -> None:
     """Measure the transport."""
     swarm_names = [f"swarm.{number}" for number in range(1, swarm + 1)]
@@ -193,7 +204,7 @@ def main(
         for name in names + (["swarm"] if swarm else [])
     ]
     try:
-        print(json.dumps(coordinate(amqp_url, weights, names + swarm_names, rounds, precision)))
+        print(json.dumps(coordinate(amqp_url, weights, names + swarm_names, rounds, precision, strategy)))
         for process in processes:
             process.wait(_START_SECONDS)
     finally:

@@ -60,7 +60,7 @@ POINTS: dict[str, tuple[str, str]] = {
     "sent": ("coordinator.invitations", "Invitation.send"),
     "fetch": ("coordinator.fetching", "Assembly.place"),
     "settle": ("coordinator.live_round", "LiveRound._settle"),
-    "average": ("coordinator.strategies.mean", "MeanAggregate.next_weights"),
+    "average": ("coordinator.live_round", "LiveRound.closed"),
     "checkpoint": ("coordinator.run_folder", "write_checkpoint"),
     "fsync": ("os", "fsync"),
     "release": ("coordinator.journal", "Journal.release"),
@@ -161,6 +161,15 @@ def undisturbed(workers: dict[str, int], *, rounds: int, size: int, seed: int = 
         for worker, num_examples in workers.items():
             total.add(update_of(weights, worker_seed(seed, round_number, worker)), num_examples)
         weights = next_weights(FedAvg(), weights, total, ())
+    return weights
+
+
+def undisturbed_median(workers: dict[str, int], *, rounds: int, size: int, seed: int = 0) -> Vector:
+    """The same with the coordinate-wise median, by numpy's own."""
+    weights = first_weights(size, seed)
+    for round_number in range(1, rounds + 1):
+        updates = [update_of(weights, worker_seed(seed, round_number, worker)) for worker in workers]
+        weights = (np.median(updates, axis=0).astype(FLOAT32) + weights).astype(FLOAT32)
     return weights
 
 

@@ -4,10 +4,10 @@ import signal
 
 import pytest
 
-from tests.faults.actors import Break
+from tests.faults.actors import Break, undisturbed, undisturbed_median
 from tests.faults.conftest import MakeStage
 from tests.faults.forwarder import Forwarder
-from tests.faults.stage import MANY_PARTS, SMALL_PARTS, Stage
+from tests.faults.stage import MANY_PARTS, SMALL_PARTS, WORKERS, Stage
 
 STEPS = {
     "before the first checkpoint": Break(point="checkpoint"),
@@ -31,13 +31,15 @@ IN_PARTS = {
 }
 
 
-def assert_goes_on(stage: Stage, wanted: Break) -> None:
+def assert_goes_on(stage: Stage, wanted: Break, strategy: str) -> None:
     workers = stage.workers()
-    first = stage.coordinator(breaks=(wanted,))
+    first = stage.coordinator(breaks=(wanted,), run={"strategy": strategy})
     assert first.ended() == -signal.SIGKILL, stage.story
-    second = stage.coordinator()
+    second = stage.coordinator(run={"strategy": strategy})
     assert [actor.ended() for actor in [second, *workers]] == [0, 0, 0, 0], stage.story
-    stage.assert_same_bits()
+    expected = undisturbed_median if strategy == "median" else undisturbed
+    stage.assert_bits(expected(WORKERS, rounds=3, size=stage.size), 3)
+    assert not (stage.out / "updates").exists(), "what was spooled is removed"
     stage.assert_nobody_trained_twice()
     assert "loss" in stage.checkpoint.history[-1].test, stage.story
     model = (stage.out / "model.keras").read_text()
@@ -46,18 +48,25 @@ def assert_goes_on(stage: Stage, wanted: Break) -> None:
     assert stage.leftovers() == {}, stage.story
 
 
+BOTH_KINDS = pytest.mark.parametrize("strategy", ["fedavg", "median"])  # a sum, and every update side by side
+
+
+@BOTH_KINDS
 @pytest.mark.parametrize("step", STEPS)
-def test_a_killed_coordinator_goes_on_and_nobody_trains_twice(stage: Stage, step: str) -> None:
+def test_a_killed_coordinator_goes_on_and_nobody_trains_twice(stage: Stage, step: str, strategy: str) -> None:
     """Killed at this step. The broker gives back what was not acknowledged, and the folder says what is committed;
     the same command line ends with the same bits, and no worker trains a round twice because of it."""
-    assert_goes_on(stage, STEPS[step])
+    assert_goes_on(stage, STEPS[step], strategy)
 
 
+@BOTH_KINDS
 @pytest.mark.parametrize("step", IN_PARTS)
-def test_a_coordinator_killed_among_parts_goes_on(vhost: str, make_stage: MakeStage, step: str) -> None:
+def test_a_coordinator_killed_among_parts_goes_on(
+    vhost: str, make_stage: MakeStage, step: str, strategy: str
+) -> None:
     """Killed with a transfer half done. Half a round start is thrown away and sent whole; half a fetched update is
     given back by the broker and fetched from the start: nothing is mixed, nothing counts twice."""
-    assert_goes_on(make_stage(vhost, size=MANY_PARTS, patches=SMALL_PARTS), IN_PARTS[step])
+    assert_goes_on(make_stage(vhost, size=MANY_PARTS, patches=SMALL_PARTS), IN_PARTS[step], strategy)
 
 
 def test_held_updates_survive_a_dropped_link_and_then_a_kill(vhost: str, make_stage: MakeStage) -> None:
