@@ -1,4 +1,4 @@
-"""The README tells the truth: every command and option in it exists."""
+"""The READMEs tell the truth: every command, option, target and file in them exists."""
 
 import re
 from pathlib import Path
@@ -11,11 +11,16 @@ import coordinator.cli
 import worker.cli
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+READMES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]
+README = READMES[0].read_text(encoding="utf-8")
+TEXTS = {path: path.read_text(encoding="utf-8") for path in READMES}
+EVERYTHING = "\n".join(TEXTS.values())
 GROUPS: dict[str, click.Group] = {
     "broker": broker.cli.main, "coordinator": coordinator.cli.main, "worker": worker.cli.main,
 }  # fmt: skip
-SHOWN = re.findall(r"(?:^|[`$] ?)((?:broker|coordinator|worker) [a-z][a-z-]+[^`#\n]*)", README, re.MULTILINE)
+SHOWN = re.findall(
+    r"(?:^|[`$] ?)((?:broker|coordinator|worker) [a-z][a-z-]+[^`#\n]*)", EVERYTHING, re.MULTILINE
+)
 
 
 @pytest.mark.parametrize("line", sorted(set(SHOWN)))
@@ -36,7 +41,7 @@ def test_the_first_command_comes_early() -> None:
 def test_every_make_target_in_the_readme_exists() -> None:
     """`make X` is a target of the Makefile."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    assert set(re.findall(r"make ([a-z][a-z-]+)", README)) - {"and"} <= targets
+    assert set(re.findall(r"make ([a-z][a-z-]+)", EVERYTHING)) - {"and"} <= targets
 
 
 def test_every_exit_code_is_explained() -> None:
@@ -45,7 +50,19 @@ def test_every_exit_code_is_explained() -> None:
         assert code in README
 
 
-def test_every_link_leads_to_a_file() -> None:
-    """Relative links are checked."""
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_to_a_file(path: Path) -> None:
+    """Relative links are checked, from where they stand."""
+    for target in re.findall(r"\]\((?!http)([^)#]+)", TEXTS[path]):
+        assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("room", ["broker", "coordinator", "worker", "deploy", "tests"])
+def test_every_room_has_a_readme_that_the_first_one_leads_to(room: str) -> None:
+    """Whoever carries on finds the reasons and the rules in the repository."""
+    assert f"({room}/README.md" in README
+
+
+def test_the_first_readme_is_read_in_one_go() -> None:
+    """What it is, the first run, the commands, operating: the rest stands in the rooms."""
+    assert len(README.splitlines()) <= 160
