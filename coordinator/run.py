@@ -16,7 +16,7 @@ import numpy as np
 
 from broker import names
 from broker.card import ModelCard
-from broker.errors import LinkLost, ModelDiverged, QuorumNotReached, WarrenError
+from broker.errors import Interrupted, LinkLost, ModelDiverged, QuorumNotReached, RunStopped
 from broker.likeness import common_inputs, is_other_scale, scale_difference, shape_difference
 from broker.link import Delivery, Link, outgoing, upload_queue
 from broker.logs import LogContext
@@ -54,7 +54,7 @@ from coordinator.membership import Member, Roster, num_selected, select
 from coordinator.model_process import BuiltModel, ModelProcess
 from coordinator.options import RunOptions
 from coordinator.rounds import Round, RoundRecord, Step, Verdict, suspect
-from coordinator.session import Interrupted, Session, Watch
+from coordinator.session import Session, Watch
 from coordinator.strategies import first_states, next_weights
 from coordinator.view import Phase, RunView, describe
 from coordinator.wording import described, listed, measured, reasons
@@ -68,10 +68,6 @@ _HISTORY_SECONDS = 1.0
 _SAVE_SECONDS = 300.0
 _REUNION_SECONDS = 5.0
 _REASON_LENGTH = 2000
-
-
-class _Stopped(WarrenError):
-    """A person asked this run to end before its last round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +159,7 @@ class Run:
             if self._committed.round_number > 0 and not self._is_measured():
                 self._play_round("evaluate")
             outcome = "stopped" if self._is_to_stop else "done"
-        except _Stopped:
+        except RunStopped:
             outcome = "stopped"
         except Interrupted:
             outcome = None
@@ -346,7 +342,7 @@ class Run:
                     "Start more workers, or lower --workers."
                 )
             if self._is_to_stop:
-                raise _Stopped("Stopped while it waited for workers.")
+                raise RunStopped("Stopped while it waited for workers.")
             if time.monotonic() - self._session.roll_called_at >= _ROLL_CALL_SECONDS:
                 self._session.call_roll()
             self._turn()
@@ -717,10 +713,10 @@ class Run:
 
         Raises:
             Interrupted: `stop` was set.
-            _Stopped: A person gave the run up.
+            RunStopped: A person gave the run up.
         """
         if self._is_to_stop_now:
-            raise _Stopped("Stopped in the middle of a round.")
+            raise RunStopped("Stopped in the middle of a round.")
         self._session.turn(self, self._patience())
         if self._opened is not None and self._session.claim.is_held:
             self._look_after(self._opened)
