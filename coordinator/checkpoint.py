@@ -278,9 +278,9 @@ def _version_in(header: object) -> str:
 
 
 def _not_ours(path: Path, reason: str, writer: str = "") -> CheckpointError:
-    by = f" It was written by Warren {writer}; this is {release() or 'another'}." if writer else ""
+    by = f" Warren {writer} wrote it; this is Warren {release()}." if writer else ""
     return CheckpointError(
         f"{path} can't be used: {reason}.{by} Expected a file that this version of `coordinator run` wrote. "
-        f"Restore it from a copy, go on with {f'Warren {writer}' if writer else 'the version that wrote it'}, "
+        f"Restore it from a copy, go on with the version that wrote it{f' (Warren {writer})' if writer else ''}, "
         "or choose another --out."
     )

@@ -1,4 +1,4 @@
-"""Whoever speaks so that this coordinator can't understand it: told by name, and answered in words that it understands."""
+"""Whoever speaks so that this coordinator can't understand it: told by name, and answered in words that it knows."""
 
 import logging
 

@@ -4,7 +4,7 @@ import importlib
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from worker.tensorflow import load_keras
 
 Array = npt.NDArray[Any]
 
+_CURRENT = ""  # in sys.path: where this process works at that moment
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _RETURNS = "Expected (x_train, y_train), (x_test, y_test), and after them, if you like, the classes"
 
@@ -116,12 +117,16 @@ def _load_arrays(path: Path) -> tuple[dict[str, Array], list[str]]:
 
 @contextmanager
 def _current_directory_importable() -> Iterator[None]:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
+    """Look in the current folder, too, and last: a person's random.py or keras.py there stands in for nobody else's."""
+    if _CURRENT in sys.path:
+        yield
+        return
+    sys.path.append(_CURRENT)
     try:
         yield
     finally:
-        sys.path.remove(here)
+        with suppress(ValueError):  # a function may have changed the path
+            sys.path.remove(_CURRENT)
 
 
 def _from_arrays(arrays: Mapping[str, Array], name: str, given: Declared | None) -> Layout:

@@ -176,9 +176,9 @@ class Postbox(threading.Thread):
     def _heed(self, exc: ProtocolError, envelope: Envelope, delivery: Delivery) -> bool:
         """Deal with what can't be read; whether that is all, and nothing need go to `dead`.
 
-        What is of another version may come from a coordinator of now, or be left from before an upgrade: it ends nothing,
-        and can't be answered so that its sender would understand it. A newer coordinator is told once more who is there,
-        and refuses this worker by name. A round start of this version that has a field too many is declined.
+        What is of another version may come from a coordinator of now, or be left from before an upgrade: it ends
+        nothing, and can't be answered so that its sender would understand it. A newer coordinator is told once more who
+        is there, and refuses this worker by name. A round start of this version with a field too many is declined.
         """
         worker = delivery.queue.removeprefix("worker.")
         if isinstance(exc, OtherVersion):

@@ -345,7 +345,10 @@ def apply_patches(options: Options) -> None:
     defaults = Claim.__init__.__kwdefaults__
     assert "wait_seconds" in defaults
     defaults["wait_seconds"] = options.claim_seconds
-    for place, value in {"coordinator.session:WAIT_SECONDS": options.claim_seconds, **options.patches}.items():
+    for place, value in {
+        "coordinator.session:WAIT_SECONDS": options.claim_seconds,
+        **options.patches,
+    }.items():
         module, name = place.split(":")
         patch(importlib.import_module(module), name, value)
 
