@@ -80,8 +80,8 @@ def _call(spec: str) -> Any:
         if not _is_missing(exc, module_name, function_name):
             raise _failure(spec, exc) from exc
         raise DataError(
-            f"Can't find the data function {spec!r}: {exc}. Expected MODULE:FUNCTION importable from the "
-            "current folder. Check both names, or the path if a path was meant."
+            f"Can't find the data function {spec!r}: {exc}{_origin(exc)}. Expected MODULE:FUNCTION importable from "
+            "the current folder. Check both names, or the path if a path was meant."
         ) from exc
     except (Exception, SystemExit) as exc:
         raise _failure(spec, exc) from exc
@@ -96,6 +96,12 @@ def _is_missing(exc: ModuleNotFoundError | AttributeError, module: str, function
     if isinstance(exc, ModuleNotFoundError):
         return exc.name is not None and (module == exc.name or module.startswith(f"{exc.name}."))
     return exc.name == function and getattr(exc.obj, "__name__", None) == module
+
+
+def _origin(exc: Exception) -> str:
+    """Where a module without the function was found: an installed one, perhaps, of the same name."""
+    file = getattr(exc.obj, "__file__", None) if isinstance(exc, AttributeError) else None
+    return f" ({file})" if file else ""
 
 
 def _failure(spec: str, exc: BaseException) -> DataError:

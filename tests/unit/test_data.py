@@ -1,7 +1,10 @@
 """One participant's data: every layout that is promised opens, all else gets one line that helps."""
 
 import logging
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -345,6 +348,38 @@ def test_a_function_of_a_module_in_the_current_folder_gives_data(
     for spec in ("warren_test_data:missing", "warren_no_module:load"):
         with pytest.raises(DataError, match="Can't find the data function"):
             open_data(spec)
+
+
+_SHADOWED = """
+import sys
+from worker.data import open_data
+try:
+    open_data("colorsys:load")
+except Exception as exc:
+    print(exc)
+print(open_data("persons_data:load").num_train_examples, "" in sys.path)
+"""
+
+
+def test_files_beside_a_data_function_stand_in_for_nobody_elses(tmp_path: Path) -> None:
+    """A keras.py or random.py in the current folder is left alone, by what is imported later, too; nor does the
+    folder stay importable."""
+    for name in ("numpy", "keras", "tensorflow", "random", "json", "wave", "colorsys", "broker", "worker"):
+        (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('{name}.py was imported')\n")
+    (tmp_path / "persons_data.py").write_text(
+        "import wave, colorsys, numpy as np\n"
+        "def load():\n    return (np.zeros((4, 2)), [0, 1, 0, 1]), (np.zeros((2, 2)), [0, 1])\n"
+    )
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", _SHADOWED], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": root},
+    )  # fmt: skip
+    assert done.stderr == ""
+    error, found = done.stdout.splitlines()
+    assert "module 'colorsys' has no attribute 'load' (" in error
+    assert str(tmp_path) not in error
+    assert found == "4 False"
 
 
 @pytest.mark.parametrize(
