@@ -5,6 +5,8 @@ Contents:
     names       worker names, queue names, and who may act for whom
     tensors     weights as one float32 vector, cut into parts
     codec       msgpack, the only file that imports it
+    fields      dataclasses to plain values and back
+    versions    which wire is spoken here, and what is said to another version
     messages    what travels, one frozen dataclass per message
     transfer    a vector cut into parts, encoded, and put together again
     link        the seam: what a role may ask of a broker
@@ -13,6 +15,7 @@ Contents:
     inbox       deliveries judged by form and sender
     claim       the proof of being the one reader of a queue
     mail        publishing that outlives a lost connection
+    archive     the one reader of a .keras archive
     card        what a saved model says about itself
     allowlist   which parts of Keras a model may be made of
     loss        a compiled loss: its name, and how it wants labels
@@ -26,7 +29,8 @@ Contents:
     container   a broker in a container
     server      a broker to work with: found, contained, or private
     command     what the three command lines share
-    web         what the two pages share
+    web         what the two pages share; static/page.css is how they look alike
+    disk        what must outlive a power cut
     logs        the story on stderr
     cli         the command `broker`
 """

@@ -6,6 +6,8 @@ from urllib.parse import urlsplit
 
 from broker.errors import UsageError
 
+LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})  #: names of this machine
+
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _SAFE = re.compile(r"(?:[^\s\x00-\x1f\x7f/?#\[\]@%]|%[0-9A-Fa-f]{2})*")  #: needs no percent-encoding
 _PLACE = re.compile(r"(?P<host>\[[^\]]*\]|[^:/?#]*)(?P<port>:[^/?#]*)?(?P<path>[^?#]*)(?P<query>\?[^#]*)?")

@@ -2,11 +2,11 @@
 
 import json
 import math
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from broker.archive import add_text, read_text
 from broker.errors import ModelError, ProtocolError
 from broker.fields import from_plain
 from broker.tensors import InputFacts
@@ -108,13 +108,7 @@ def write_card(path: Path, card: ModelCard) -> None:
     Raises:
         ModelError: The file isn't a Keras model, or has a card already.
     """
-    try:
-        with zipfile.ZipFile(path, "a") as archive:
-            if "config.json" not in archive.namelist() or MEMBER in archive.namelist():
-                raise ModelError(f"{str(path)!r} is not a freshly saved Keras model, so it gets no card.")
-            archive.writestr(MEMBER, card.to_json())
-    except (OSError, zipfile.BadZipFile) as exc:
-        raise ModelError(f"Can't write the card into {str(path)!r}: {exc}.") from exc
+    add_text(path, MEMBER, card.to_json())
 
 
 def read_card(path: Path) -> ModelCard | None:
@@ -123,15 +117,8 @@ def read_card(path: Path) -> ModelCard | None:
     Raises:
         ModelError: The file can't be read, or its card is wrong.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if MEMBER not in archive.namelist():
-                return None
-            if archive.getinfo(MEMBER).file_size > _MAX_BYTES:
-                raise ModelError(f"The card in {str(path)!r} is larger than {_MAX_BYTES} bytes.")
-            return ModelCard.from_json(archive.read(MEMBER).decode())
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as exc:
-        raise ModelError(f"Can't read the model {str(path)!r}: {exc}. Expected a .keras file.") from exc
+    text = read_text(path, MEMBER, _MAX_BYTES)
+    return None if text is None else ModelCard.from_json(text)
 
 
 def _all_are(values: object, kind: type) -> bool:

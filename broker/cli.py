@@ -10,7 +10,7 @@ from urllib.parse import quote, urlsplit
 import click
 
 from broker import accounts, probe, server
-from broker.address import without_password
+from broker.address import LOCAL_HOSTS, without_password
 from broker.command import (
     CommandGroup,
     amqp_url_option,
@@ -25,7 +25,6 @@ from broker.names import COORDINATOR
 logger = logging.getLogger(__name__)
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-_LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 _MEGABYTE = 1_000_000
 
 
@@ -159,7 +158,7 @@ def invite(name: str, amqp_url: str, management_url: str | None, home: Path, log
     management = _management(amqp_url, management_url, home)
     password = accounts.invite(management, probe.vhost_of(amqp_url), name)
     host, _ = probe.host_and_port(amqp_url)
-    if host in _LOCAL_HOSTS:
+    if host in LOCAL_HOSTS:
         logger.info("the address says %s: put the name that others know this machine by in its place", host)
     click.echo(_with_login(amqp_url, name, password))
     logger.info(

@@ -16,8 +16,16 @@ WarrenError                    1  (never raised itself)
 ├── ModelError                 5  the model can't be used
 │   └── ModelDiverged          5  the model no longer answers with numbers
 ├── CheckpointError            5  the run's folder can't be read or written
+├── Interrupted                1  told to stop in mid-run; a command line ends with 128 + the signal's number instead
+├── RunStopped                 1  a person ended the run; caught where it is played, never shown
 └── ProtocolError              1  a received message is wrong; it is copied to the queue `dead`, never fatal
+    └── OtherVersion           1  it is of a version of the wire that this side does not speak
 """
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from broker.versions import Envelope
 
 EXIT_DONE = 0  #: the work is done, or was stopped on request
 EXIT_BUG = 1  #: a fault in Warren itself; the traceback is shown
@@ -106,5 +114,34 @@ class CheckpointError(WarrenError):
     exit_code = EXIT_DATA
 
 
+class Interrupted(WarrenError):
+    """Told to stop in the middle of a run; the same command line goes on with it."""
+
+
+class RunStopped(WarrenError):
+    """A person asked a run to end before its last round; its last model is kept."""
+
+
 class ProtocolError(WarrenError):
-    """A received message is not what the protocol says; it goes to the queue `dead`."""
+    """A received message is not what the protocol says; it goes to the queue `dead`.
+
+    Attributes:
+        envelope: What could be read of the message, if anything.
+    """
+
+    def __init__(self, text: str, envelope: "Envelope | None" = None) -> None:
+        super().__init__(text)
+        self.envelope = envelope
+
+
+class OtherVersion(ProtocolError):
+    """A message is of a version of the wire that this side does not speak.
+
+    Attributes:
+        envelope: Who speaks, what about, and in which version.
+    """
+
+    envelope: "Envelope"
+
+    def __init__(self, text: str, envelope: "Envelope") -> None:
+        super().__init__(text, envelope)

@@ -1,11 +1,15 @@
-"""Dataclasses to plain values and back: fields are exact and typed, on the wire and in the run's folder alike."""
+"""Dataclasses to plain values and back: typed, no field too many, and none too few but those that have a default.
+
+So that a new field is no flag day, one with a default may be missing; and on the wire one that has its default's value
+is left out, for a reader that is older does not know it. What a default means never changes within a version.
+"""
 
 import dataclasses
 import functools
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any, Literal
 
@@ -16,22 +20,36 @@ from broker.tensors import Array, as_dtype
 
 _MAX_TEXT = 16 * 1024 * 1024
 _MAX_COUNT = 2**53
+_MAX_NAMES = 5
+_MAX_NAME = 60
 
 #: As the last field of a message it isn't copied on its way: the codec gives back a view of the body.
 Binary = bytes | memoryview
 
 
-def to_plain(value: Any) -> Any:
-    """A dataclass, or what may stand in one, as maps, lists, numbers, texts and bytes."""
+def to_plain(value: Any, *, without_defaults: bool = False) -> Any:
+    """A dataclass, or what may stand in one, as maps, lists, numbers, texts and bytes.
+
+    Args:
+        value: What is to travel or to be kept.
+        without_defaults: Leave out fields that have their default's value.
+    """
+    plain = functools.partial(to_plain, without_defaults=without_defaults)
     if isinstance(value, np.ndarray):
         return [value.dtype.name, list(value.shape), value.astype(value.dtype.newbyteorder("<")).tobytes()]
-    if dataclasses.is_dataclass(value):
-        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        defaults = _defaults(type(value)) if without_defaults else {}
+        fields = ((name, getattr(value, name)) for name in _hints(type(value)))
+        return {name: plain(each) for name, each in fields if not _is_default(defaults, name, each)}
     if isinstance(value, tuple):
-        return [to_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, dict):
-        return {name: to_plain(each) for name, each in value.items()}
+        return {name: plain(each) for name, each in value.items()}
     return value.value if isinstance(value, Enum) else value
+
+
+def _is_default(defaults: dict[str, Any], name: str, value: object) -> bool:
+    return name in defaults and type(defaults[name]) is type(value) and bool(defaults[name] == value)
 
 
 @functools.cache
@@ -40,17 +58,47 @@ def _hints(kind: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
+@functools.cache
+def _defaults(kind: type) -> dict[str, Any]:
+    """The defaults of a dataclass's fields; of what a factory makes, one to compare with."""
+    fields = [field for field in dataclasses.fields(kind) if field.init]
+    made = {
+        field.name: field.default_factory()
+        for field in fields
+        if field.default_factory is not dataclasses.MISSING
+    }
+    return made | {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+
+
 def from_plain(kind: type, value: object, where: str) -> Any:
-    """Build a dataclass from a map with exactly its fields.
+    """Build a dataclass from a map of its fields; one that has a default may be missing.
 
     Raises:
-        ProtocolError: A field is missing, extra, mistyped, or out of bounds.
+        ProtocolError: A field is missing, unknown, mistyped, or out of bounds.
     """
     hints = _hints(kind)
-    if not isinstance(value, dict) or value.keys() != hints.keys():
-        received = sorted(map(str, value)) if isinstance(value, dict) else type(value).__name__
-        raise ProtocolError(f"{where}: expected the fields {sorted(hints)}, got {received}.")
-    return kind(**{name: _typed(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
+    if not isinstance(value, dict):
+        raise ProtocolError(f"{where}: expected a map of fields, got {type(value).__name__}.")
+    if not value.keys() <= hints.keys():
+        raise ProtocolError(
+            f"{where}: this version of Warren knows no {_listed(value.keys() - hints.keys())}. "
+            "Upgrade the older side."
+        )
+    if missing := hints.keys() - value.keys() - _defaults(kind).keys():
+        raise ProtocolError(f"{where}: expected the fields {sorted(hints)}; missing are {_listed(missing)}.")
+    return kind(
+        **{
+            name: _typed(hint, value[name], f"{where}.{name}")
+            for name, hint in hints.items()
+            if name in value
+        }
+    )
+
+
+def _listed(names: Iterable[object]) -> str:
+    """Some names in words; whoever sent them may have sent many, and long ones."""
+    shown = sorted(repr(name)[:_MAX_NAME] for name in names)
+    return ", ".join(shown[:_MAX_NAMES]) + (", …" if len(shown) > _MAX_NAMES else "")
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:

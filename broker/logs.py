@@ -2,11 +2,14 @@
 
 import json
 import logging
+import re
 import sys
 from typing import Literal, TextIO
 
 LogFormat = Literal["text", "json"]
 
+# What TensorFlow's C++ side says about CPU features and missing GPUs, whatever the log level.
+_CHATTER = re.compile(r"WARNING: All log messages before absl|[IWE]\d{4} \d\d:|\d{4}-\d\d-\d\d .*: [IWE] ")
 _CHATTY = ("pika", "tensorflow", "absl", "h5py", "matplotlib", "PIL", "werkzeug")
 
 
@@ -77,3 +80,8 @@ def configure(*, verbose: bool = False, log_format: LogFormat = "text") -> LogCo
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.CRITICAL if name == "pika" else logging.ERROR)
     return context
+
+
+def is_chatter(line: str) -> bool:
+    """Whether TensorFlow wrote this line of stderr, and it says nothing to anybody."""
+    return _CHATTER.match(line) is not None

@@ -10,12 +10,10 @@ from http.client import HTTPException
 from typing import Any, cast
 from urllib.parse import quote, unquote, urlsplit
 
-from broker.address import check_management_url
+from broker.address import LOCAL_HOSTS, check_management_url
 from broker.errors import BrokerError, BrokerUnreachable, LoginRefused
 
 Fields = dict[str, Any]  #: one JSON object of the API, as RabbitMQ documents it
-
-_LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +45,7 @@ class Management:
         self._authorization = f"Basic {base64.b64encode(login.encode()).decode()}"
         self._timeout_seconds = timeout_seconds
         # A proxy of the network knows nothing of this machine's own ports.
-        handlers = [urllib.request.ProxyHandler({})] if parts.hostname in _LOCAL_HOSTS else []
+        handlers = [urllib.request.ProxyHandler({})] if parts.hostname in LOCAL_HOSTS else []
         self._opener = urllib.request.build_opener(*handlers)
 
     # What there is

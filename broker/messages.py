@@ -1,21 +1,22 @@
 """What travels, one frozen dataclass per message; its docstring says who sends it, when, and what a repeat means.
 
-A body is a msgpack map of the fields, with `type` and `version` beside them. Fields are exact: a missing, extra or
-mistyped one is a ProtocolError, and the delivery goes to the queue `dead`.
+A body is a msgpack map of the fields, with `type` and `version` beside them. One that has its default's value may be
+left out, and is: so a new field with a default is no flag day. A missing one without, an unknown or a mistyped one is a
+ProtocolError, and the delivery goes to the queue `dead`. What holds between two versions is said in `broker.versions`.
 """
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from broker import codec, names
-from broker.errors import ProtocolError
+from broker.errors import OtherVersion, ProtocolError
 from broker.fields import Binary, from_plain, require, to_plain
 from broker.scores import AnswerCounts
 from broker.tensors import Array, InputFacts, TensorSpec
+from broker.versions import VERSION, read_envelope
 
-VERSION = 2
 _FIRST_LAUNCH = 1
 
 ClassWeight = Literal["none", "balanced"]
@@ -42,11 +43,11 @@ class TrainingSettings:
 
     epochs: int
     batch_size: int
-    learning_rate: float | None
-    class_weight: ClassWeight
-    examples_per_class: int | None
+    learning_rate: float | None = None
+    class_weight: ClassWeight = "none"
+    examples_per_class: int | None = None
     seed: int
-    deterministic: bool
+    deterministic: bool = False
     precision: Precision = "float32"
     epochs_before: int = 0
 
@@ -112,12 +113,12 @@ class RoundStart(Message):
     model: str
     settings: TrainingSettings
     layout: tuple[TensorSpec, ...]
-    inputs: InputFacts | None
-    integers: tuple[Array, ...]
+    inputs: InputFacts | None = None
+    integers: tuple[Array, ...] = ()
     scale_exponent: int
     part_bytes: int
-    parts: int
-    weights: bytes | None
+    parts: int = 0
+    weights: bytes | None = None
     digest: str
     last_round: int
     deadline_seconds: float
@@ -127,6 +128,11 @@ class RoundStart(Message):
         """What a worker says it holds once it has all of this."""
         return Held(run_id=self.run_id, round_number=self.round_number, attempt=self.attempt)
 
+    @property
+    def transfer_id(self) -> str:
+        """In every `Part` that carries this round start's weights."""
+        return f"attempt-{self.attempt}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part(Message):
@@ -135,7 +141,7 @@ class Part(Message):
     A repeat with the same transfer_id and index holds the same bytes.
 
     Attributes:
-        transfer_id: Which transfer it belongs to: the round start's attempt, or the upload's random id.
+        transfer_id: Which transfer it belongs to: `RoundStart.transfer_id`, or the upload's random id.
         precision: Of the trainable values; see `transfer.Encoding`.
     """
 
@@ -145,7 +151,7 @@ class Part(Message):
     transfer_id: str
     index: int
     count: int
-    precision: Precision
+    precision: Precision = "float32"
     data: Binary
 
     def __post_init__(self) -> None:
@@ -177,13 +183,14 @@ class Refused(Message):
     """Coordinator to a worker that can't take part, with the reason; the worker ends with it.
 
     Attributes:
-        token: Of the worker's newest `joined`. A worker ignores what answers another process, of before its restart.
+        token: Of the worker's newest `joined`; empty if that had none. A worker ignores what answers another process,
+            of before its restart.
     """
 
     TYPE: ClassVar[str] = "refused"
     worker: str
     reason: str
-    token: str
+    token: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,13 +222,13 @@ class Joined(Message):
     classes: tuple[str, ...]
     num_examples: int
     examples_per_class: tuple[int, ...]
-    num_test_examples: int
-    evaluate_only: bool
-    task: str | None
-    held: Held | None
+    num_test_examples: int = 0
+    evaluate_only: bool = False
+    task: str | None = None
+    held: Held | None = None
     announced: str | None = None
     inputs: InputFacts | None = None
-    token: str
+    token: str = ""
 
     def __post_init__(self) -> None:
         require(names.is_worker(self.worker), "a worker's name", self.worker)
@@ -251,7 +258,7 @@ class Progress(Message):
     epochs: int
     batch: int
     batches: int
-    metrics: dict[str, float]
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,16 +287,16 @@ class UpdateAnnounced(Message):
     attempt: int
     upload_id: str
     num_examples: int
-    metrics: dict[str, float]
-    states: dict[str, Array]
-    global_metrics: dict[str, float]
-    global_states: dict[str, Array]
-    counts: AnswerCounts | None
-    num_test_examples: int
-    precision: Precision
-    scales: tuple[float, ...]
-    parts: int
-    update: bytes | None
+    metrics: dict[str, float] = field(default_factory=dict)
+    states: dict[str, Array] = field(default_factory=dict)
+    global_metrics: dict[str, float] = field(default_factory=dict)
+    global_states: dict[str, Array] = field(default_factory=dict)
+    counts: AnswerCounts | None = None
+    num_test_examples: int = 0
+    precision: Precision = "float32"
+    scales: tuple[float, ...] = ()
+    parts: int = 0
+    update: bytes | None = None
     digest: str
     seconds: float
 
@@ -314,13 +321,13 @@ class Launch(Message):
 
     Attributes:
         options: What `coordinator launch` takes, by option name.
-        reply_to: The queue that wants a LaunchAnswered, or None; plain JSON may leave it out.
+        reply_to: The queue that wants a LaunchAnswered, or None.
     """
 
     TYPE: ClassVar[str] = "launch"
     task: str
-    options: dict[str, str]
-    reply_to: str | None
+    options: dict[str, str] = field(default_factory=dict)
+    reply_to: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -334,7 +341,7 @@ class LaunchAnswered(Message):
 
     TYPE: ClassVar[str] = "launch-answered"
     run: str
-    reason: str | None
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -368,46 +375,54 @@ _MESSAGES: dict[str, type[Message]] = {
 
 def encode(message: Message) -> bytes:
     """The message's body as it travels."""
-    return codec.pack({"type": message.TYPE, "version": VERSION, **to_plain(message)})
+    return codec.pack({"type": message.TYPE, "version": VERSION, **to_plain(message, without_defaults=True)})
 
 
 def decode(body: bytes, content_type: str | None = None) -> Message:
     """The message in a body; plain JSON is taken for `launch` alone.
 
     Raises:
-        ProtocolError: It is not exactly one of ours, in a version that we speak.
+        OtherVersion: It is of a version that we don't speak.
+        ProtocolError: It is not one of ours.
     """
     if content_type == "application/json":
-        return _decode_json(body)
+        return _decode_value(_launch_in(body))
     return _decode_value(codec.unpack(body))
 
 
-def _decode_json(body: bytes) -> Message:
+def _launch_in(body: bytes) -> dict[str, object]:
+    """The fields of a launch that a person typed: the version may be left out, and the first one will do."""
     try:
         value = json.loads(body[: codec.MAX_BODY_BYTES])
     except (ValueError, RecursionError) as exc:
         raise ProtocolError(f"Expected JSON. {exc}") from exc
-    if isinstance(value, dict) and value.get("type") == Launch.TYPE:
-        value = {"reply_to": None, "version": VERSION, **value}  # a person types no queue's name
-        if value["version"] == _FIRST_LAUNCH and type(value["version"]) is int:
-            value["version"] = VERSION  # this message is what it was
-    message = _decode_value(value)
-    if not isinstance(message, Launch):
-        raise ProtocolError(f"Only a launch may be JSON, got {message.TYPE}.")
-    return message
+    if not isinstance(value, dict) or value.get("type") != Launch.TYPE:
+        raise ProtocolError("Only a launch may be JSON.")
+    told = value.get("version", VERSION)
+    is_first = type(told) is int and told == _FIRST_LAUNCH  # this message is what it was
+    return {**value, "version": VERSION if is_first else told}
 
 
 def _decode_value(value: object) -> Message:
     if not isinstance(value, dict):
         raise ProtocolError(f"Expected a map, got {type(value).__name__}.")
-    kind = _MESSAGES.get(value.pop("type", None)) if isinstance(value.get("type"), str) else None
-    version = value.pop("version", None)
-    if kind is None:
-        raise ProtocolError("Expected a message type of ours.")
-    if version != VERSION or isinstance(version, bool):
+    envelope = read_envelope(value)
+    if envelope is None:
         raise ProtocolError(
-            f"Expected version {VERSION} of {kind.TYPE}, got {version!r}. Upgrade the older side."
+            f"Expected a message of type and version, got {value.get('type')!r:.40} and {value.get('version')!r:.40}."
         )
-    message = from_plain(kind, value, kind.TYPE)
+    kind = _MESSAGES.get(envelope.type)
+    if envelope.version != VERSION:
+        raise OtherVersion(
+            f"Expected version {VERSION} of {envelope.type}, got {envelope.version}. Upgrade the older side.",
+            envelope,
+        )
+    if kind is None:
+        raise ProtocolError(f"Expected a message type of ours, got {envelope.type!r}.")
+    fields = {name: each for name, each in value.items() if name not in ("type", "version")}
+    try:
+        message = from_plain(kind, fields, kind.TYPE)
+    except ProtocolError as exc:
+        raise ProtocolError(str(exc), envelope) from exc
     assert isinstance(message, Message)  # noqa: S101 - from_plain returns an instance of its first argument
     return message

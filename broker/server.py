@@ -12,7 +12,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from broker import probe
-from broker.address import without_password
+from broker.address import LOCAL_HOSTS, without_password
 from broker.command import management_url_for
 from broker.container import Container, running_engine
 from broker.errors import BrokerError, BrokerUnreachable, LoginRefused
@@ -38,7 +38,6 @@ _OTHER_PORTS = range(5673, 5700)  # tried in turn when the standard port is take
 _TURN_SECONDS = 120.0
 _READY_SECONDS = 60.0
 _REFUSED_SECONDS = 5.0  #: how long a login is refused until that is believed
-_LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 # A policy's name is the badge that a person sees beside the queue at the management page.
 _POLICY = "warren: deleted when nobody reads it for 14 days"
@@ -151,7 +150,7 @@ def _reachable_or_new(
     answer = probe.ask(amqp_url)
     if answer is Answer.READY:
         return _found(amqp_url, management_url, home)
-    if urlsplit(amqp_url).hostname not in _LOCAL_HOSTS:
+    if urlsplit(amqp_url).hostname not in LOCAL_HOSTS:
         raise _unusable(amqp_url, answer)
     wanted = _somewhere(amqp_url, answer, management_port, home)
     return _contained(wanted, home) or _private(wanted)
@@ -178,7 +177,7 @@ def _found(amqp_url: str, management_url: str | None, home: Path) -> Running:
 def _own_at(amqp_url: str, home: Path) -> PrivateBroker | Container | None:
     """The broker at this address, if `up` started it."""
     host, port = probe.host_and_port(amqp_url)
-    if host not in _LOCAL_HOSTS:
+    if host not in LOCAL_HOSTS:
         return None
     container = Container.recorded(home)
     if container is not None and container.port == port:

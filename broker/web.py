@@ -8,15 +8,19 @@ import threading
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from flask import Blueprint
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
+from broker.address import LOCAL_HOSTS
 from broker.errors import UsageError
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
-LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 ANY_ADDRESS = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - compared with, not listened on
+SHARED = Blueprint(
+    "shared", __name__, static_folder="static", static_url_path="/shared"
+)  #: the style sheet of both
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (
@@ -105,7 +109,7 @@ def is_own_name(header: str, host: str) -> bool:
         name = (urlsplit(f"//{header}").hostname or "").lower()
     except ValueError:
         return False
-    if name in LOCAL_NAMES or name == host.lower():
+    if name in LOCAL_HOSTS or name == host.lower():
         return bool(name)
     return host in ANY_ADDRESS and (_is_address(name) or name == socket.gethostname().lower())
 

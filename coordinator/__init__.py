@@ -20,6 +20,7 @@ Contents, from the pure to the wire:
     journal        deliveries held until a checkpoint covers them
     invitations    the round start on its way
     fetching       the parts of one announced update
+    strangers      whoever speaks another version: refused by name
     session        the place at the broker: its queue, its claim, who is there
     run            the rounds over the broker
     wording        how the log says things

@@ -8,10 +8,11 @@ from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from broker import names
-from broker.errors import BrokerError, NobodyServes
+from broker.errors import BrokerError, NobodyServes, OtherVersion, ProtocolError
 from broker.inbox import Inbox, may_answer
 from broker.link import Delivery, Link, outgoing, reply_queue
 from broker.messages import Launch, LaunchAnswered, Message, StatusAsked, StatusTold
+from broker.versions import Envelope, difference
 
 ANSWER_SECONDS = 10.0  #: a question that nobody has read by then is dropped by the broker
 
@@ -25,7 +26,7 @@ class Asker:
         self._link = link
         self._queue = queue
         self._stop = stop
-        self._inbox = Inbox(link, may_answer)
+        self._inbox = Inbox(link, may_answer, self._heed)
 
     def launch(self, task: str, options: dict[str, str]) -> LaunchAnswered:
         """Ask for a run.
@@ -56,8 +57,22 @@ class Asker:
             if isinstance(answer, kind):
                 return answer
         raise NobodyServes(
-            f"The coordinator did not answer within {ANSWER_SECONDS:g} s. It may be aggregating; ask again."
+            f"The coordinator did not answer within {ANSWER_SECONDS:g} s. It may be aggregating: ask again; or older "
+            "than this command: its log then says so."
         )
+
+    @staticmethod
+    def _heed(exc: ProtocolError, envelope: Envelope, _delivery: Delivery) -> bool:
+        """An answer of another version is an answer, too.
+
+        Raises:
+            NobodyServes: Always, for nobody understands each other.
+        """
+        if isinstance(exc, OtherVersion):
+            raise NobodyServes(
+                f"No answer: {difference('the coordinator', envelope.version, 'this command')}."
+            ) from exc
+        return False
 
     def _hear(self) -> Message | None:
         event = self._link.receive(0.2)

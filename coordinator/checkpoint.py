@@ -1,9 +1,11 @@
 """The run's state on disk: what is committed for ever, and the round that is open.
 
 A file is a magic line, the length of a msgpack header, the header, raw little-endian arrays, and the XXH3-128 of all
-before it. A torn or foreign file is named, never loaded.
+before it. A torn or foreign file is named, never loaded; one of another format is named with the Warren that wrote it.
+A field of the header that has a default may be missing: files that were written before it came are read.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +21,7 @@ from broker.card import ModelCard
 from broker.errors import CheckpointError, ProtocolError
 from broker.fields import from_plain, to_plain
 from broker.tensors import FLOAT32, Array, InputFacts, Layout, Sections, Vector, vector_size
+from broker.versions import release
 from coordinator.files import Chunk, write_atomically
 from coordinator.history import Row, flat
 from coordinator.rounds import Answer, RoundRecord
@@ -26,8 +29,12 @@ from coordinator.rounds import Answer, RoundRecord
 CHECKPOINT_FILE = "checkpoint"
 ROUND_FILE = "open-round"
 
-_CHECKPOINT_MAGIC = b"warren checkpoint 3\n"
-_ROUND_MAGIC = b"warren open round 3\n"
+_FORMAT = 3
+_OLD_FORMATS = {2: "0.1.0"}  # by which Warren; since format 3 the header says it
+_CHECKPOINT_MAGIC = f"warren checkpoint {_FORMAT}\n".encode()
+_ROUND_MAGIC = f"warren open round {_FORMAT}\n".encode()
+_MAGIC = re.compile(rb"warren (?:checkpoint|open round) ([1-9][0-9]{0,2})\n")
+_VERSION = re.compile(r"[0-9A-Za-z.+-]{1,40}")
 _DIGEST_BYTES = 16
 _HEADER_LIMIT = 256 * 1024 * 1024
 
@@ -98,7 +105,11 @@ class OpenRound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _CheckpointHeader:
-    """What a checkpoint holds besides its vectors."""
+    """What a checkpoint holds besides its vectors.
+
+    Attributes:
+        written_by: The version of Warren, for a later one that can't read this format.
+    """
 
     run_id: str
     task: str
@@ -111,8 +122,9 @@ class _CheckpointHeader:
     layout: Layout
     integers: tuple[Array, ...]
     history: tuple[Row, ...]
-    inputs: InputFacts | None
+    inputs: InputFacts | None = None
     num_states: int
+    written_by: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +133,7 @@ class _RoundHeader:
 
     record: RoundRecord
     answers: dict[str, Answer]
+    written_by: str = ""
 
 
 def write_checkpoint(
@@ -139,8 +152,9 @@ def write_checkpoint(
     header = {
         name: to_plain(getattr(checkpoint, name))
         for name in _CheckpointHeader.__slots__
-        if name not in ("history", "num_states")
+        if name not in ("history", "num_states", "written_by")
     }
+    header["written_by"] = release()
     header["history"] = [row.plain for row in checkpoint.history]
     header["num_states"] = len(checkpoint.strategy_state)
     arrays = [checkpoint.vector, *checkpoint.strategy_state]
@@ -162,7 +176,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         states = vectors[size:].reshape(header.num_states, Sections(header.layout).num_trainable)
     except ValueError as exc:
         raise _not_ours(file, f"its vectors have another size ({exc})") from exc
-    fields = {name: getattr(header, name) for name in _CheckpointHeader.__slots__ if name != "num_states"}
+    names = set(_CheckpointHeader.__slots__) - {"num_states", "written_by"}
+    fields = {name: getattr(header, name) for name in names}
     fields["history"] = list(header.history)
     return Checkpoint(**fields, vector=vectors[:size], strategy_state=tuple(states))
 
@@ -175,7 +190,7 @@ def write_open_round(
     Raises:
         CheckpointError: It can't be written; the former one is intact.
     """
-    header = to_plain(_RoundHeader(record=record, answers=answers))
+    header = to_plain(_RoundHeader(record=record, answers=answers, written_by=release()))
     _write(folder / ROUND_FILE, _ROUND_MAGIC, header, arrays)
 
 
@@ -197,7 +212,8 @@ def _typed(kind: type, content: dict[str, Any], file: Path) -> Any:
     try:
         return from_plain(kind, content, file.name)
     except ProtocolError as exc:
-        raise _not_ours(file, f"its header is not one of this version ({exc})") from exc
+        writer = _version_in(content)
+        raise _not_ours(file, f"its header is not one of this version ({exc})", writer) from exc
 
 
 def _write(
@@ -230,7 +246,8 @@ def _read(path: Path, magic: bytes) -> tuple[dict[str, Any], NDArray[np.uint8]]:
     start = len(magic) + 8
     if content.size < start + _DIGEST_BYTES or content[: len(magic)].tobytes() != magic:
         found = content[: len(magic)].tobytes().partition(b"\n")[0].decode("ascii", "replace")
-        raise _not_ours(path, f"it begins with {found!r}, not with {magic.decode().strip()!r}")
+        reason = f"it begins with {found!r}, not with {magic.decode().strip()!r}"
+        raise _not_ours(path, reason, _writer_of(content))
     body, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:].tobytes()
     if xxhash.xxh3_128_digest(body.data) != digest:
         raise _not_ours(path, "it is torn: its checksum does not match")
@@ -243,8 +260,30 @@ def _read(path: Path, magic: bytes) -> tuple[dict[str, Any], NDArray[np.uint8]]:
     return header, body[start + length :].copy()
 
 
-def _not_ours(path: Path, reason: str) -> CheckpointError:
+def _writer_of(content: NDArray[np.uint8]) -> str:
+    """Which Warren wrote a file of another format, as far as can be known; empty if it can't."""
+    match = _MAGIC.match(content[:64].tobytes())
+    if match is None or int(match[1]) == _FORMAT:
+        return ""
+    if int(match[1]) < _FORMAT:
+        return _OLD_FORMATS.get(int(match[1]), "")
+    start = match.end() + 8
+    length = int.from_bytes(content[match.end() : start].tobytes(), "little")
+    try:
+        return _version_in(codec.unpack(content[start:][:length].tobytes(), limit=_HEADER_LIMIT))
+    except ProtocolError:
+        return ""
+
+
+def _version_in(header: object) -> str:
+    told = header.get("written_by") if isinstance(header, dict) else None
+    return told if isinstance(told, str) and _VERSION.fullmatch(told) else ""
+
+
+def _not_ours(path: Path, reason: str, writer: str = "") -> CheckpointError:
+    by = f" Warren {writer} wrote it; this is Warren {release()}." if writer else ""
     return CheckpointError(
-        f"{path} can't be used: {reason}. Expected a file that this version of `coordinator run` wrote. "
-        "Restore it from a copy, go on with the version that wrote it, or choose another --out."
+        f"{path} can't be used: {reason}.{by} Expected a file that this version of `coordinator run` wrote. "
+        f"Restore it from a copy, go on with the version that wrote it{f' (Warren {writer})' if writer else ''}, "
+        "or choose another --out."
     )

@@ -19,7 +19,7 @@ from broker.command import (
     management_url_option,
     read_environment,
 )
-from broker.errors import EXIT_SIGNAL, BrokerUnreachable, UsageError
+from broker.errors import EXIT_SIGNAL, BrokerUnreachable, Interrupted, UsageError
 from broker.logs import LogContext
 from broker.management import Management
 from broker.rabbitmq import LinkSettings, RabbitLink
@@ -30,7 +30,6 @@ from coordinator.launching import as_texts, launch_options, make_options, run_op
 from coordinator.model_process import ModelProcess
 from coordinator.options import RunOptions
 from coordinator.run import Run, Summary
-from coordinator.session import Interrupted
 from coordinator.table import status_text
 
 _FILE = click.Path(path_type=Path)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO
 
+from broker.disk import sync
 from broker.errors import CheckpointError, NameInUse, WarrenError
 
 Chunk = bytes | memoryview
@@ -34,7 +35,7 @@ def write_atomically(
             os.fsync(stream.fileno())
         check(aside)
         aside.replace(path)
-        _sync_folder(path.parent)
+        sync(path.parent)
     except OSError as exc:
         aside.unlink(missing_ok=True)
         raise CheckpointError(
@@ -44,14 +45,6 @@ def write_atomically(
     except WarrenError:
         aside.unlink(missing_ok=True)
         raise
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def make_folder(folder: Path) -> None:

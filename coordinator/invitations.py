@@ -15,11 +15,6 @@ from coordinator.rounds import RoundRecord
 _MOST_READERS = 250  #: names in one BCC header; more than 131,064 bytes of headers closes the connection
 
 
-def transfer_id(attempt: int) -> str:
-    """The id of the parts of a round start."""
-    return f"attempt-{attempt}"
-
-
 class Invitation:
     """One round start, ready to be sent as often as workers ask for it."""
 
@@ -85,7 +80,7 @@ class Invitation:
             Part(
                 run_id=self._record.run_id,
                 round_number=self._record.round_number,
-                transfer_id=transfer_id(self._record.attempt),
+                transfer_id=self._start.transfer_id,
                 index=index,
                 count=len(self._places),
                 precision="float32",

@@ -12,15 +12,16 @@ import signal
 import sys
 import threading
 import traceback
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
-from broker.allowlist import MAX_JSON_BYTES, check_model_json
+from broker.allowlist import check_model_json
+from broker.archive import read_config
 from broker.card import ModelCard, read_card, write_card
+from broker.disk import sync
 from broker.errors import ModelError, UsageError, WarrenError
 from broker.fields import to_plain
 from broker.kinds import apply_kinds, layout_of
@@ -40,6 +41,8 @@ Request = dict[str, Any]
 
 def main() -> None:
     """Serve requests until stdin ends."""
+    # Last, so that a person's json.py or broker.py here stands in for nobody else's; "" is where this process works.
+    sys.path.append("")
     # Ctrl-C and a stop of the whole group are the coordinator's to handle; the end of stdin is ours.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -125,15 +128,22 @@ def _call(source: str) -> Any:
         ModelError: The module or the function raised.
     """
     module_name, name = source.split(":")
-    function = getattr(_import(module_name), name, None)
+    module = _import(module_name)
+    function = getattr(module, name, None)
     if not callable(function):
         raise UsageError(
-            f"Module {module_name} has no function {name!r}. Expected MODULE:FUNCTION as the task."
+            f"Module {module_name} has no function {name!r}. Expected MODULE:FUNCTION as the task.{_origin(module)}"
         )
     try:
         return function()
     except Exception as exc:  # a person's own code may raise anything
         raise ModelError(f"{source} raised {_one_line(exc)}") from exc
+
+
+def _origin(module: Any) -> str:
+    """Where a module was found: another one than was meant, if the person's own has the name of an installed one."""
+    file = getattr(module, "__file__", None)
+    return f" The module is {file}." if file else ""
 
 
 def _import(module_name: str) -> Any:
@@ -158,23 +168,11 @@ def _load(path: Path) -> Any:
 
     if not path.is_file():
         raise UsageError(f"There is no model file {str(path)!r}.")
-    check_model_json(_config_in(path))
+    read_config(path)
     try:
         return keras.saving.load_model(path, safe_mode=True)
     except Exception as exc:  # whatever Keras's layers raise means a wrong file
         raise ModelError(f"Keras can't load {path.name}: {_one_line(exc)}") from exc
-
-
-def _config_in(path: Path) -> str:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.getinfo("config.json").file_size > MAX_JSON_BYTES:
-                raise ModelError(
-                    f"The model in {path.name} has a config of more than {MAX_JSON_BYTES} bytes."
-                )
-            return archive.read("config.json").decode()
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as exc:
-        raise ModelError(f"{path.name} is no model saved by Keras 3 as .keras. {_one_line(exc)}") from exc
 
 
 def _to_json(model: Any) -> str:
@@ -280,19 +278,11 @@ def _put_in_place(model: Any, path: Path, card: ModelCard) -> None:
     try:
         model.save(aside)
         write_card(aside, card)
-        _fsync(aside)
+        sync(aside)
         aside.replace(path)
-        _fsync(path.parent)
+        sync(path.parent)
     except OSError as exc:
         raise ModelError(f"Can't save {path}: {_one_line(exc)}") from exc
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _one_line(exc: Exception) -> str:

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import numpy as np
 from broker.card import ModelCard
 from broker.errors import CheckpointError, DataError, ModelError, ProtocolError, UsageError, WarrenError
 from broker.fields import from_plain, to_plain
+from broker.logs import is_chatter
 from broker.tensors import Array, InputFacts, Layout, TensorSpec, Vector, flatten
 from coordinator.form import has_schedule
 from coordinator.tasks import Task
@@ -29,8 +29,6 @@ log = logging.getLogger(__name__)
 _ERRORS: dict[str, type[WarrenError]] = {
     kind.__name__: kind for kind in (ModelError, UsageError, DataError, CheckpointError, ProtocolError)
 }
-# What TensorFlow's C++ side says about CPU features and missing GPUs, whatever the log level.
-_CHATTER = re.compile(r"(WARNING: All log messages before absl|[IWE]\d{4} \d\d:|\d{4}-\d\d-\d\d .*: [IWE] )")
 _CLOSE_SECONDS = 15
 
 
@@ -254,7 +252,7 @@ class _Child:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "coordinator.keras_child"],
+            [sys.executable, "-P", "-m", "coordinator.keras_child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -313,7 +311,7 @@ class _Child:
     def _relay_stderr(self) -> None:
         """Show what the child says, except TensorFlow's chatter."""
         for line in _pipe(self._process.stderr):
-            if not _CHATTER.match(line):
+            if not is_chatter(line):
                 self._last_lines.append(line.strip())
                 sys.stderr.write(line)
 
@@ -331,7 +329,11 @@ def _pipe(stream: IO[str] | None) -> IO[str]:
 
 
 def _environment() -> dict[str, str]:
-    """This process's own, with a quiet TensorFlow, and with this very package to be found."""
+    """This process's own, with a quiet TensorFlow, and with this very package to be found.
+
+    An empty entry of PYTHONPATH would put the current folder before everything.
+    """
     root = str(Path(__file__).resolve().parent.parent)
-    path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    path = os.pathsep.join([root, *filter(None, given)])
     return os.environ | {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": path}

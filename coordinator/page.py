@@ -82,6 +82,7 @@ def create_app(serving: Serving, *, host: str, token: str, stop: threading.Event
     app.register_error_handler(HTTPException, _explain)
     app.register_error_handler(WarrenError, _explain_ours)
     app.register_blueprint(_pages)
+    app.register_blueprint(web.SHARED)
     return app
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from broker import names
-from broker.errors import LinkLost, ModelDiverged, QuorumNotReached, WarrenError
+from broker.errors import Interrupted, LinkLost, ModelDiverged, QuorumNotReached, RunStopped
 from broker.likeness import scale_difference
 from broker.link import Link, outgoing
 from broker.logs import LogContext
@@ -32,7 +32,7 @@ from coordinator.model_process import BuiltModel, ModelProcess
 from coordinator.options import RunOptions
 from coordinator.rounds import Round, RoundRecord, Step, suspect
 from coordinator.run_folder import RunFolder
-from coordinator.session import DeclineCame, Event, Interrupted, Session, UpdateCame, Watch
+from coordinator.session import DeclineCame, Event, Session, UpdateCame, Watch
 from coordinator.spares import Spares
 from coordinator.story import sizes_of, tell_closed, tell_opened, tell_retried, why_not_reached
 from coordinator.strategies import Aggregate, first_states
@@ -45,10 +45,6 @@ _LONGEST_WAIT_SECONDS = 0.5
 _SAVE_SECONDS = 300.0
 _TELL_SECONDS = 30.0
 _REUNION_SECONDS = 5.0
-
-
-class _Stopped(WarrenError):
-    """A person asked this run to end before its last round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +124,7 @@ class Run:
                 self._begin_with(built)
             self._play_rounds()
             outcome = "stopped" if self._is_to_stop else "done"
-        except _Stopped:
+        except RunStopped:
             outcome = "stopped"
         except Interrupted:
             outcome = None
@@ -293,7 +289,7 @@ class Run:
                     "Start more workers, or lower --workers."
                 )
             if self._is_to_stop:
-                raise _Stopped("Stopped while it waited for workers.")
+                raise RunStopped("Stopped while it waited for workers.")
             self._session.call_roll_if_due()
             self._turn()
 
@@ -462,10 +458,10 @@ class Run:
 
         Raises:
             Interrupted: `stop` was set.
-            _Stopped: A person gave the run up.
+            RunStopped: A person gave the run up.
         """
         if self._is_to_stop_now:
-            raise _Stopped("Stopped in the middle of a round.")
+            raise RunStopped("Stopped in the middle of a round.")
         self._decide(self._session.next_event(self._patience()))
         if self._live is not None and self._session.claim.is_held:
             self._live.look_after()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from broker import web
+from broker.address import LOCAL_HOSTS
 from broker.errors import NameInUse
 from broker.logs import LogContext
 from broker.rabbitmq import RabbitLink
@@ -88,6 +89,6 @@ def _locked(runs: Path, stop: threading.Event) -> Iterator[None]:
 
 def _announce(announce: Callable[[str], None], address: str, place: Place, token: str) -> None:
     announce(f"The network's page is open at {address}")
-    if place.host not in web.LOCAL_NAMES:
+    if place.host not in LOCAL_HOSTS:
         logger.warning("Listening on %s: whoever reaches this address can look.", place.host)
         announce(f"From other machines, launching and stopping needs the token {token}")

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from broker.errors import LinkLost, NobodyServes, UsageError, WarrenError
+from broker.errors import Interrupted, LinkLost, NobodyServes, UsageError, WarrenError
 from broker.link import Link
 from broker.logs import LogContext
 from broker.messages import Launch, LaunchAnswered
@@ -23,7 +23,7 @@ from coordinator.membership import Member
 from coordinator.model_process import ModelProcess
 from coordinator.options import RunOptions
 from coordinator.run import Run
-from coordinator.session import Interrupted, Session
+from coordinator.session import Session
 from coordinator.shelf import LaunchRecord, Shelf, time_text, write_launch
 from coordinator.showcase import Showcase
 from coordinator.tasks import BUILT_IN, Task, TaskDefaults, resolve

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from broker import names
 from broker.claim import WAIT_SECONDS, Claim
-from broker.errors import BrokerError, LinkLost, WarrenError
+from broker.errors import BrokerError, Interrupted, LinkLost
 from broker.inbox import Inbox, may_send_to_coordinator
 from broker.link import Connection, Delivery, Link, coordinator_queue, dead_queue, outgoing
 from broker.mail import Mail
@@ -30,6 +30,7 @@ from broker.messages import (
 )
 from coordinator.clock import ConnectedClock
 from coordinator.membership import Member, Roster
+from coordinator.strangers import Strangers
 from coordinator.view import Sighting
 
 logger = logging.getLogger(__name__)
@@ -40,10 +41,6 @@ _ROLL_CALL_SECONDS = 30.0
 _MOST_LOOKED_AFTER = 50  #: asking for one queue's readers takes a third of a millisecond
 
 Watch = Callable[[Message], None]
-
-
-class Interrupted(WarrenError):
-    """Told to stop in the middle of a run; the same command line goes on with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +112,7 @@ class Session:
         self.stop = stop
         self.is_lasting = is_lasting
         self.mail = Mail(link, stop)
-        self.inbox = Inbox(link, may_send_to_coordinator)
+        self.inbox = Inbox(link, may_send_to_coordinator, Strangers(self.mail).heed)
         self.claim = Claim(link, names.COORDINATOR, wait_seconds=None if standby else WAIT_SECONDS)
         self.clock = ConnectedClock(link.seconds_still)
         self.roster = Roster()

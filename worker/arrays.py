@@ -4,7 +4,7 @@ import importlib
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from worker.tensorflow import load_keras
 
 Array = npt.NDArray[Any]
 
+_CURRENT = ""  # in sys.path: where this process works at that moment
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _RETURNS = "Expected (x_train, y_train), (x_test, y_test), and after them, if you like, the classes"
 
@@ -79,8 +80,8 @@ def _call(spec: str) -> Any:
         if not _is_missing(exc, module_name, function_name):
             raise _failure(spec, exc) from exc
         raise DataError(
-            f"Can't find the data function {spec!r}: {exc}. Expected MODULE:FUNCTION importable from the "
-            "current folder. Check both names, or the path if a path was meant."
+            f"Can't find the data function {spec!r}: {exc}{_origin(exc)}. Expected MODULE:FUNCTION importable from "
+            "the current folder. Check both names, or the path if a path was meant."
         ) from exc
     except (Exception, SystemExit) as exc:
         raise _failure(spec, exc) from exc
@@ -95,6 +96,12 @@ def _is_missing(exc: ModuleNotFoundError | AttributeError, module: str, function
     if isinstance(exc, ModuleNotFoundError):
         return exc.name is not None and (module == exc.name or module.startswith(f"{exc.name}."))
     return exc.name == function and getattr(exc.obj, "__name__", None) == module
+
+
+def _origin(exc: Exception) -> str:
+    """Where a module without the function was found: an installed one, perhaps, of the same name."""
+    file = getattr(exc.obj, "__file__", None) if isinstance(exc, AttributeError) else None
+    return f" ({file})" if file else ""
 
 
 def _failure(spec: str, exc: BaseException) -> DataError:
@@ -116,12 +123,16 @@ def _load_arrays(path: Path) -> tuple[dict[str, Array], list[str]]:
 
 @contextmanager
 def _current_directory_importable() -> Iterator[None]:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
+    """Look in the current folder, too, and last: a person's random.py or keras.py there stands in for nobody else's."""
+    if _CURRENT in sys.path:
+        yield
+        return
+    sys.path.append(_CURRENT)
     try:
         yield
     finally:
-        sys.path.remove(here)
+        with suppress(ValueError):  # a function may have changed the path
+            sys.path.remove(_CURRENT)
 
 
 def _from_arrays(arrays: Mapping[str, Array], name: str, given: Declared | None) -> Layout:

@@ -19,9 +19,10 @@ from typing import IO, Any
 from flask import Blueprint, Flask, Request, Response, abort, current_app, jsonify, render_template, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
+from broker.address import LOCAL_HOSTS
 from broker.command import Stop
 from broker.errors import DataError, ModelError
-from broker.web import HEADERS, LOCAL_NAMES, PageServer, address_of, is_own_name, is_own_page, listen
+from broker.web import HEADERS, SHARED, PageServer, address_of, is_own_name, is_own_page, listen
 from worker.clinic_model import ModelSource, describe
 from worker.reading import Wanted, read_xray
 
@@ -64,6 +65,7 @@ def create_app(source: ModelSource, host: str = "127.0.0.1") -> Flask:
     app.after_request(_add_headers)
     app.register_error_handler(HTTPException, _explain)
     app.register_blueprint(_pages)
+    app.register_blueprint(SHARED)
     return app
 
 
@@ -83,7 +85,7 @@ def run_clinic(model: Path, host: str, port: int, announce: Callable[[str], None
     with Stop() as stop, listen(host, port) as listener:
         source = ModelSource(model)
         _log.info("Answering with %s", describe(source.current(), model)["name"])
-        if host not in LOCAL_NAMES:
+        if host not in LOCAL_HOSTS:
             _log.warning("Listening on %s: whoever reaches this address can use the page", host)
         with PageServer(create_app(source, host), listener):
             announce(f"The clinic is open at {address_of(listener, host)}")

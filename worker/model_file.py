@@ -1,12 +1,12 @@
 """A saved model is opened here, and only after its description has been found harmless."""
 
-import json
 import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from broker.archive import read_config
 from broker.card import ModelCard, read_card
 from broker.errors import DataError, ModelError
 from broker.head import num_outputs
@@ -14,10 +14,7 @@ from broker.likeness import PIXELS, is_other_scale, scale_difference
 from broker.tensors import InputFacts
 from worker.images import Shape
 from worker.layout import first_line
-from worker.safe_model import check_config
 from worker.tensorflow import load_keras
-
-_MAX_CONFIG_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -43,7 +40,8 @@ def load_model(path: Path) -> LoadedModel:
     Raises:
         ModelError: It is missing, damaged, not a Keras file, or holds what isn't built into Keras.
     """
-    check_config(_without_object_ids(_read_config(path)))
+    _check_name(path)
+    read_config(path)
     card = read_card(path)
     keras = load_keras()
     try:
@@ -75,39 +73,12 @@ def check_scale(card: ModelCard | None, inputs: InputFacts | None, shape: Shape)
     return difference
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _check_name(path: Path) -> None:
     expected = "Expected a model saved by Keras as FILE.keras."
     if not path.is_file():
         raise ModelError(f"There is no model at {str(path)!r}. {expected} Check the path.")
     if path.suffix != ".keras":
         raise ModelError(f"Can't load the model {str(path)!r}: its name ends in {path.suffix!r}. {expected}")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.getinfo("config.json").file_size > _MAX_CONFIG_BYTES:
-                raise ModelError(
-                    f"The description in {str(path)!r} is larger than {_MAX_CONFIG_BYTES} bytes."
-                )
-            config = json.loads(archive.read("config.json"))
-    except (OSError, KeyError, ValueError, EOFError, RecursionError, zipfile.BadZipFile) as exc:
-        raise ModelError(
-            f"{str(path)!r} is damaged or not a Keras model: {first_line(exc)} {expected}"
-        ) from exc
-    if not isinstance(config, dict):
-        raise ModelError(f"{str(path)!r} is not a Keras model: its description is no JSON object. {expected}")
-    return config
-
-
-def _without_object_ids(value: Any) -> Any:
-    """The description without the numbers that tell shared objects apart: any is harmless."""
-    if isinstance(value, list):
-        return [_without_object_ids(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    return {
-        name: _without_object_ids(item)
-        for name, item in value.items()
-        if name != "shared_object_id" or type(item) is not int
-    }
 
 
 def _input_shape(model: Any, path: Path) -> Shape:

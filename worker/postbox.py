@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from broker import names
 from broker.claim import Claim
-from broker.errors import DataError, ProtocolError
+from broker.errors import DataError, OtherVersion, ProtocolError
 from broker.inbox import Inbox, may_send_to_worker
 from broker.link import Connection, Delivery, Link, outgoing
 from broker.mail import Mail
@@ -26,6 +26,7 @@ from broker.messages import (
     UploadAgain,
 )
 from broker.tensors import Vector
+from broker.versions import VERSION, Envelope, difference
 from worker.failures import told
 from worker.jobs import Desk, RoundJob
 from worker.receiving import Incoming, check_start
@@ -65,7 +66,7 @@ class Postbox(threading.Thread):
         self._wish_to_end = stop
         self._task = task
         self._acks_early = acks_early
-        self._inbox = Inbox(link, may_send_to_worker)
+        self._inbox = Inbox(link, may_send_to_worker, self._heed)
         self._mail = Mail(link, stop)
         self._incoming: dict[str, Incoming] = {}
         self._shared: tuple[Held, Vector] | None = None
@@ -74,6 +75,7 @@ class Postbox(threading.Thread):
         self._repeat_seconds = _FIRST_REPEAT_SECONDS
         self._token = secrets.token_hex(8)
         self._refusal: DataError | None = None
+        self._told_versions: set[int] = set()
         self._claim = Claim(link, names.worker_queue(next(iter(participants))))
         self.ending = threading.Event()
         self.has_joined = threading.Event()
@@ -171,6 +173,36 @@ class Postbox(threading.Thread):
         if self._refusal is not None:
             raise self._refusal
 
+    def _heed(self, exc: ProtocolError, envelope: Envelope, delivery: Delivery) -> bool:
+        """Deal with what can't be read; whether that is all, and nothing need go to `dead`.
+
+        What is of another version may come from a coordinator of now, or be left from before an upgrade: it ends
+        nothing, and can't be answered so that its sender would understand it. A newer coordinator is told once more who
+        is there, and refuses this worker by name. A round start of this version with a field too many is declined.
+        """
+        worker = delivery.queue.removeprefix("worker.")
+        if isinstance(exc, OtherVersion):
+            if envelope.type not in (Refused.TYPE, Ping.TYPE):  # these are answers to a process of before
+                self._on_other_version(worker, envelope)
+            return True
+        held = _held_in(envelope)
+        if envelope.type == RoundStart.TYPE and held is not None:
+            self._let_go(worker)
+            self._desk.decline(worker, held, str(exc))
+        return False
+
+    def _on_other_version(self, worker: str, envelope: Envelope) -> None:
+        if envelope.version not in self._told_versions:
+            self._told_versions.add(envelope.version)
+            logger.warning(
+                "Left unread, a %s: %s. If it is not from before an upgrade, this worker takes part in nothing.",
+                envelope.type,
+                difference("the coordinator", envelope.version, "this worker"),
+            )
+        if envelope.version > VERSION and envelope.type in (RollCall.TYPE, RoundStart.TYPE):
+            self._to_join.add(worker)
+            self._repeat_at = 0.0
+
     def _give_up(self, worker: str, message: Message, delivery: Delivery, error: Exception) -> None:
         """Put a message that can't be taken out of the way; a round that it was for is declined, not left open."""
         if not isinstance(error, ProtocolError):
@@ -213,7 +245,7 @@ class Postbox(threading.Thread):
 
     def _on_refused(self, refused: Refused) -> None:
         """The end, once it is acknowledged; what answers a former process, with data since mended, is ignored."""
-        if refused.token == self._token:
+        if refused.token in ("", self._token):
             self._refusal = DataError(refused.reason)
         else:
             logger.debug("Ignored what a former process was told: %s", refused.reason)
@@ -280,6 +312,13 @@ class Postbox(threading.Thread):
         older = self._incoming.pop(worker, None)
         if older is not None:
             self._link.ack(older.held)
+
+
+def _held_in(envelope: Envelope) -> Held | None:
+    run_id, number, attempt = envelope.run_id, envelope.round_number, envelope.attempt
+    if run_id is None or number is None or attempt is None:
+        return None
+    return Held(run_id=run_id, round_number=number, attempt=attempt)
 
 
 def _order(held: Held) -> tuple[int, int]:

@@ -55,7 +55,7 @@ class Incoming:
         size = vector_size(start.layout)
         fits = spare is not None and (spare.shape, spare.dtype) == ((size,), FLOAT32)
         self.vector: Vector = spare if spare is not None and fits else _reserved(size)
-        self._assembly = Assembly(self.vector, f"attempt-{start.attempt}", start.part_bytes)
+        self._assembly = Assembly(self.vector, start.transfer_id, start.part_bytes)
         self._is_inline = start.parts == 0
         if self._is_inline:
             self._take_inline()

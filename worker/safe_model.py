@@ -5,11 +5,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from broker.allowlist import MAX_INPUT_ELEMENTS, check_config, check_model_json
+from broker.allowlist import MAX_INPUT_ELEMENTS, check_model_json
 from broker.errors import ModelError
 from worker.tensorflow import load_keras
-
-__all__ = ["MAX_PARAMETERS", "build_model", "check_config"]
 
 MAX_PARAMETERS = 2**29  #: 2 GiB of float32; the optimizer may hold that three times more
 

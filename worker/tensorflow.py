@@ -2,16 +2,13 @@
 
 import logging
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
-_CHATTER = re.compile(
-    rb"^(WARNING: All log messages before absl|[IWE]\d{4} \d\d:|\d{4}-\d\d-\d\d .*: [IWE] )"
-)
+from broker.logs import is_chatter
 
 
 def load_keras() -> ModuleType:
@@ -67,5 +64,5 @@ def _without_chatter() -> Iterator[None]:
             os.close(kept)
             held.seek(0)
             for line in held:
-                if not _CHATTER.match(line):
+                if not is_chatter(line.decode(errors="replace")):
                     os.write(2, line)

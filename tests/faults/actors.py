@@ -27,7 +27,7 @@ from broker import logs
 from broker.card import ModelCard
 from broker.claim import Claim
 from broker.command import Stop
-from broker.errors import EXIT_SIGNAL, BrokerUnreachable, WarrenError
+from broker.errors import EXIT_SIGNAL, BrokerUnreachable, Interrupted, WarrenError
 from broker.messages import RoundStart
 from broker.private import wait_until
 from broker.rabbitmq import LinkSettings, RabbitLink
@@ -38,7 +38,6 @@ from coordinator.files import lock_folder, make_folder, write_atomically
 from coordinator.model_process import BuiltModel, ModelProcess
 from coordinator.options import RunOptions
 from coordinator.run import Run
-from coordinator.session import Interrupted
 from coordinator.strategies.averages import FedAvg
 from coordinator.tasks import Task, TaskDefaults, resolve
 from tests.steps import next_weights
@@ -326,7 +325,7 @@ class BreakPoint:
         *parents, name = path.split(".")
         for parent in parents:
             owner = getattr(owner, parent)
-        setattr(owner, name, self._around(getattr(owner, name)))
+        patch(owner, name, self._around(getattr(owner, name)))
 
     def _around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **more: Any) -> Any:
@@ -354,11 +353,24 @@ class BreakPoint:
 def apply_patches(options: Options) -> None:
     """Shorten what the tests can't wait for."""
     defaults = Claim.__init__.__kwdefaults__
+    assert "wait_seconds" in defaults
     defaults["wait_seconds"] = options.claim_seconds
-    importlib.import_module("coordinator.session").WAIT_SECONDS = options.claim_seconds  # type: ignore[attr-defined]
-    for place, value in options.patches.items():
+    for place, value in {
+        "coordinator.session:WAIT_SECONDS": options.claim_seconds,
+        **options.patches,
+    }.items():
         module, name = place.split(":")
-        setattr(importlib.import_module(module), name, value)
+        patch(importlib.import_module(module), name, value)
+
+
+def patch(owner: Any, name: str, value: object) -> None:
+    """Set what is there already: a constant that has moved would be patched where nobody reads it.
+
+    Raises:
+        AttributeError: It is not there.
+    """
+    getattr(owner, name)
+    setattr(owner, name, value)
 
 
 # --- the two roles ---------------------------------------------------------------------------------------------

@@ -124,10 +124,10 @@ def test_a_worker_that_crashes_while_it_answers_says_so_and_goes_on(stage: Stage
 
 
 def test_an_update_that_can_not_be_uploaded_is_declined(vhost: str, make_stage: MakeStage) -> None:
-    """A bug on the way out (here: the precision of the upload is none) is told like one in training."""
+    """A bug on the way out (here: a part that can not be encoded) is told like one in training."""
     stage = make_stage(vhost, size=MANY_PARTS, patches=SMALL_PARTS)
     stage.workers("w2", "w3", once=False)
-    broken = stage.worker("w1", once=False, patches={"broker.transfer:as_bytes": 0})
+    broken = stage.worker("w1", once=False, patches={"worker.uploading:encode_message": 0})
     coordinator = stage.coordinator(rounds=1, run={"deadline_seconds": 3600.0})
     assert coordinator.ended(40) == 4, stage.story
     coordinator.says("w1: TypeError: 'int' object is not callable")

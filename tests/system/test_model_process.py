@@ -5,8 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 from broker.card import ModelCard, read_card
 from broker.errors import CheckpointError, ModelError, UsageError
 from broker.kinds import layout_of
+from broker.private import wait_until
 from broker.tensors import InputFacts, flatten, vector_size
 from coordinator.checkpoint import CHECKPOINT_FILE, Checkpoint, write_checkpoint
 from coordinator.form import refuse_other_rate
@@ -221,13 +221,6 @@ def commit(folder: Path, built: BuiltModel, value: float, rounds: int = 3) -> Pa
         ),
     )
     return folder / CHECKPOINT_FILE
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
@@ -462,6 +455,29 @@ def test_a_failed_save_is_told_at_the_flush(process: ModelProcess, tmp_path: Pat
     assert not (tmp_path / "model.keras").exists()
 
 
+SHADOWS = ("broker", "coordinator", "worker", "json", "queue", "numpy", "keras", "xxhash", "random")
+
+
+def test_files_in_the_current_folder_stand_in_for_nobody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A person's own broker.py or json.py is left alone, and MODULE:FUNCTION is still found beside them.
+
+    Also with the empty entry that `export PYTHONPATH=$PYTHONPATH:/more` leaves.
+    """
+    for name in SHADOWS:
+        (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('{name}.py was imported')\n")
+    (tmp_path / "beside_them.py").write_text(textwrap.dedent(MODELS))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f":{os.environ['PYTHONPATH']}:")
+    with ModelProcess() as process:
+        assert process.build(function("good", "beside_them"), seed=1).num_classes == 2
+        with pytest.raises(
+            UsageError, match=r"json has no function 'build'.*The module is .*json.__init__\.py"
+        ):
+            process.build(function("build", "json"), seed=1)
+
+
 def test_a_child_that_dies_is_replaced(process: ModelProcess) -> None:
     """When the child is killed over a request, that request fails with its end, and the next one works."""
     with pytest.raises(ModelError, match="exit code 9"):
@@ -470,11 +486,11 @@ def test_a_child_that_dies_is_replaced(process: ModelProcess) -> None:
 
 
 _COORDINATOR = """
-import sys, time
+import sys, threading
 from coordinator.model_process import ModelProcess
 process = ModelProcess()
 print(process._child._process.pid, "tensorflow" in sys.modules, "keras" in sys.modules, flush=True)
-time.sleep(600)
+threading.Event().wait(600)
 """
 
 
@@ -484,10 +500,10 @@ def test_the_child_ends_with_a_killed_coordinator(tmp_path: Path) -> None:
         assert parent.stdout is not None
         child, has_tensorflow, has_keras = parent.stdout.readline().split()
         assert (has_tensorflow, has_keras) == ("False", "False")
-        wait_until(lambda: _ignores_interrupts(int(child)), 30)
+        assert wait_until(lambda: _ignores_interrupts(int(child)), 30)
         os.kill(int(child), signal.SIGINT)
         parent.send_signal(signal.SIGKILL)
-    wait_until(lambda: not _is_running(int(child)), 30)
+    assert wait_until(lambda: not _is_running(int(child)), 30)
 
 
 def _ignores_interrupts(pid: int) -> bool:

@@ -144,6 +144,7 @@ def test_a_model_opens_with_its_card_and_with_plain_keras(model_path: Path) -> N
 
 
 def test_a_card_of_another_model_is_refused(tmp_path: Path) -> None:
+    """A card whose shape or number of classes isn't the model's would give wrong names to right answers."""
     for changes in ({"shape": (8, 8, 1)}, {"classes": ("a", "b", "c")}):
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.keras"
         build(2, "categorical_crossentropy").save(path)  # type: ignore[attr-defined]
@@ -186,6 +187,7 @@ def test_evaluate_prints_exactly_the_promised_keys_and_no_chatter(model_path: Pa
 
 
 def test_data_of_other_classes_is_refused_by_name(model_path: Path, xrays: Path, tmp_path: Path) -> None:
+    """Exit code 5, and one line that names both sides' classes."""
     (tmp_path / "cats").symlink_to(xrays / "test" / "NORMAL")
     (tmp_path / "dogs").symlink_to(xrays / "test" / "PNEUMONIA")
     result = worker("evaluate", model_path, "--data", tmp_path)

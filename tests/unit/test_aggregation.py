@@ -121,6 +121,7 @@ def test_a_sum_in_used_memory_is_the_sum_in_fresh_memory() -> None:
 
 
 def test_no_updates_have_no_mean() -> None:
+    """Dividing by no examples is an error of the caller, not a model of NaN."""
     with pytest.raises(ValueError, match="no mean"):
         next(UpdateSum(trainable(3), 40).mean_chunks())
 

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 
+from broker import codec
 from broker.errors import CheckpointError, ModelError
 from broker.tensors import InputFacts, Layout, TensorSpec
 from coordinator.checkpoint import (
@@ -147,5 +149,56 @@ def test_a_file_of_another_version_is_refused_with_its_version(tmp_path: Path) -
     write_checkpoint(tmp_path, STATE)
     file = tmp_path / CHECKPOINT_FILE
     file.write_bytes(file.read_bytes().replace(b"warren checkpoint 3", b"warren checkpoint 2", 1))
-    with pytest.raises(CheckpointError, match=r"'warren checkpoint 2'.*the version that wrote it"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"'warren checkpoint 2'.*Warren 0\.1\.0 wrote it.*the version that wrote it \(Warren 0",
+    ):
+        read_checkpoint(tmp_path)
+
+
+def test_a_file_of_a_later_format_is_refused_with_the_warren_that_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who wrote it stands in its header; where that can't be read, it is refused all the same."""
+    monkeypatch.setattr("coordinator.checkpoint.release", lambda: "7.1")
+    write_checkpoint(tmp_path, STATE)
+    write_open_round(tmp_path, RECORD, {}, [])
+    monkeypatch.undo()
+    for name, read in ((CHECKPOINT_FILE, read_checkpoint), (ROUND_FILE, read_open_round)):
+        file = tmp_path / name
+        for number in (b"4", b"12"):
+            later = file.read_bytes().replace(b" 3\n", b" " + number + b"\n", 1)
+            (tmp_path / "later").mkdir(exist_ok=True)
+            (tmp_path / "later" / name).write_bytes(later)
+            with pytest.raises(CheckpointError, match=r"Warren 7\.1 wrote it"):
+                read(tmp_path / "later")
+            (tmp_path / "later" / name).write_bytes(later[:60])
+            with pytest.raises(CheckpointError, match="the version that wrote it, or choose"):
+                read(tmp_path / "later")
+
+
+def rewritten(folder: Path, **changes: object) -> None:
+    """A checkpoint with another header, its digest right."""
+    write_checkpoint(folder, STATE)
+    file = folder / CHECKPOINT_FILE
+    content, start = file.read_bytes(), len(b"warren checkpoint 3\n") + 8
+    length = int.from_bytes(content[start - 8 : start], "little")
+    header = {**codec.unpack(content[start : start + length]), **changes}
+    packed = codec.pack({name: value for name, value in header.items() if value is not ...})
+    body = content[: start - 8] + len(packed).to_bytes(8, "little") + packed + content[start + length : -16]
+    file.write_bytes(body + xxhash.xxh3_128_digest(body))
+
+
+def test_a_checkpoint_without_a_newer_field_is_read(tmp_path: Path) -> None:
+    """One that was written before a field came has that field's default."""
+    rewritten(tmp_path, written_by=..., inputs=...)
+    back = read_checkpoint(tmp_path)
+    assert back.inputs is None
+    assert back.vector.tobytes() == STATE.vector.tobytes()
+
+
+def test_a_checkpoint_with_a_field_too_many_is_refused_with_the_warren_that_wrote_it(tmp_path: Path) -> None:
+    """What it says can't be kept, so it would be lost at the next round."""
+    rewritten(tmp_path, median=True, written_by="0.9")
+    with pytest.raises(CheckpointError, match=r"knows no 'median'.*Warren 0\.9 wrote it"):
         read_checkpoint(tmp_path)

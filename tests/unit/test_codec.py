@@ -17,10 +17,12 @@ def fields(**last: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("data", [b"", b"small", LARGE, memoryview(LARGE)])
 def test_a_map_is_packed_to_the_bytes_of_msgpack(data: Any) -> None:
+    """Large data takes a shorter way, to the same bytes."""
     assert codec.pack(fields(data=data)) == msgpack.packb(fields(data=bytes(data)), use_bin_type=True)
 
 
 def test_large_data_at_the_end_comes_back_as_a_view() -> None:
+    """A part's values are not copied: they still lie in the body that arrived."""
     body = codec.pack(fields(data=LARGE))
     value = codec.unpack(body)
     assert value == fields(data=LARGE)
@@ -41,6 +43,7 @@ def test_large_data_at_the_end_comes_back_as_a_view() -> None:
     ],
 )
 def test_other_large_bodies_are_read_as_msgpack_reads_them(value: Any) -> None:
+    """Whatever isn't large data at the end of a map takes msgpack's own way."""
     assert codec.unpack(msgpack.packb(value)) == value
 
 
@@ -57,5 +60,6 @@ def test_other_large_bodies_are_read_as_msgpack_reads_them(value: Any) -> None:
     ],
 )
 def test_a_large_body_that_is_not_ours_is_refused(body: bytes) -> None:
+    """Cut, too long, of other keys, or promising more than there is: a ProtocolError each time."""
     with pytest.raises(ProtocolError):
         codec.unpack(body)

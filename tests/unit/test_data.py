@@ -1,7 +1,10 @@
 """One participant's data: every layout that is promised opens, all else gets one line that helps."""
 
 import logging
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +107,7 @@ def test_a_set_to_evaluate_on_is_taken_whole(tmp_path: Path) -> None:
 
 
 def test_a_set_with_a_test_part_only_can_be_evaluated_but_not_trained_on(tmp_path: Path) -> None:
+    """All of it is measured on; to train, it asks for a train/ folder."""
     write_folders(tmp_path / "test", {"a": 4, "b": 3})
     assert open_data(str(tmp_path), for_training=False, shape=SMALL).num_test_examples == 7
     with pytest.raises(DataError, match="under train/"):
@@ -130,6 +134,7 @@ def test_images_that_cannot_be_decoded_are_skipped_and_named_once(
 
 
 def test_a_class_left_without_a_readable_image_is_refused(tmp_path: Path) -> None:
+    """What can't be decoded doesn't count, and a class with nothing left is named."""
     write_folders(tmp_path, {"a": 5, "b": 3})
     for path in (tmp_path / "b").iterdir():
         path.write_bytes(b"broken")
@@ -153,6 +158,7 @@ def test_a_folder_that_is_no_data_set_is_refused(tmp_path: Path, counts: dict[st
 
 
 def test_train_and_test_need_the_same_classes(tmp_path: Path) -> None:
+    """Otherwise a test image's label would mean another class; both lists are named."""
     write_folders(tmp_path / "train", {"a": 3, "b": 3})
     write_folders(tmp_path / "test", {"a": 3, "c": 3})
     with pytest.raises(DataError, match=r"expected \['a', 'b'\], found \['a', 'c'\]"):
@@ -160,6 +166,7 @@ def test_train_and_test_need_the_same_classes(tmp_path: Path) -> None:
 
 
 def test_images_do_not_fit_a_model_for_numbers(tmp_path: Path) -> None:
+    """A picture has height, width and channels; what a model takes that wants a row of numbers is named."""
     data = open_data(str(write_folders(tmp_path, {"a": 3, "b": 3})), shape=SMALL)
     with pytest.raises(DataError, match=r"the model takes \(30,\)"):
         data.train((30,))
@@ -178,6 +185,7 @@ def test_images_do_not_fit_a_model_for_numbers(tmp_path: Path) -> None:
     ],
 )
 def test_the_patient_is_read_from_the_name(name: str, patient: str) -> None:
+    """The two ways that the Kermany set names patients; any other name is a patient of its own."""
     assert patient_of(name) == patient
 
 
@@ -197,6 +205,7 @@ def test_an_npz_is_opened_and_gets_a_channel_axis(tmp_path: Path) -> None:
 
 
 def test_an_npz_without_test_has_a_tenth_of_each_class_held_out(tmp_path: Path) -> None:
+    """2 of each digit's 20 are tested on, and the other 180 trained on."""
     x, y = digits(200)
     data = open_data(str(write_npz(tmp_path / "d.npz", x_train=x, y_train=y)))
     assert data.is_held_out
@@ -215,6 +224,7 @@ def test_an_npz_without_test_has_a_tenth_of_each_class_held_out(tmp_path: Path) 
     ],
 )
 def test_numbers_are_kept_small(tmp_path: Path, given: type, kept: type) -> None:
+    """uint8 where no value is lost by it, else float32, which is what Keras computes with."""
     x = np.array([[0, 1], [1, 0]] * 5).astype(given)
     data = open_data(str(write_npz(tmp_path / "d.npz", x_train=x, y_train=np.array([0, 1] * 5))))
     assert data.train((2,)).x.dtype == kept
@@ -270,6 +280,7 @@ def test_arrays_that_do_not_fit_are_refused(
 
 
 def test_a_label_that_only_the_test_part_has_is_refused(tmp_path: Path) -> None:
+    """It can't be learned, so it is named."""
     x = np.zeros((3, 2))
     path = write_npz(
         tmp_path / "d.npz", x_train=x, y_train=np.array([0, 1, 1]), x_test=x, y_test=np.array([0, 1, 2])
@@ -307,12 +318,14 @@ def test_large_labels_are_exact(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 cut"])
 def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, content: bytes) -> None:
+    """Empty, text, or a cut zip file: one line that says what was expected."""
     (tmp_path / "d.npz").write_bytes(content)
     with pytest.raises(DataError, match=r"Expected an \.npz"):
         open_data(str(tmp_path / "d.npz"))
 
 
 def test_a_mismatch_with_the_model_names_both_shapes(tmp_path: Path) -> None:
+    """What the examples are, and what the model takes."""
     x, y = digits(20, 2)
     data = open_data(str(write_npz(tmp_path / "d.npz", x_train=x, y_train=y)))
     with pytest.raises(DataError, match=r"\(28, 28\); the model takes \(224, 224, 3\)"):
@@ -335,6 +348,38 @@ def test_a_function_of_a_module_in_the_current_folder_gives_data(
     for spec in ("warren_test_data:missing", "warren_no_module:load"):
         with pytest.raises(DataError, match="Can't find the data function"):
             open_data(spec)
+
+
+_SHADOWED = """
+import sys
+from worker.data import open_data
+try:
+    open_data("colorsys:load")
+except Exception as exc:
+    print(exc)
+print(open_data("persons_data:load").num_train_examples, "" in sys.path)
+"""
+
+
+def test_files_beside_a_data_function_stand_in_for_nobody_elses(tmp_path: Path) -> None:
+    """A keras.py or random.py in the current folder is left alone, by what is imported later, too; nor does the
+    folder stay importable."""
+    for name in ("numpy", "keras", "tensorflow", "random", "json", "wave", "colorsys", "broker", "worker"):
+        (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('{name}.py was imported')\n")
+    (tmp_path / "persons_data.py").write_text(
+        "import wave, colorsys, numpy as np\n"
+        "def load():\n    return (np.zeros((4, 2)), [0, 1, 0, 1]), (np.zeros((2, 2)), [0, 1])\n"
+    )
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", _SHADOWED], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": root},
+    )  # fmt: skip
+    assert done.stderr == ""
+    error, found = done.stdout.splitlines()
+    assert "module 'colorsys' has no attribute 'load' (" in error
+    assert str(tmp_path) not in error
+    assert found == "4 False"
 
 
 @pytest.mark.parametrize(
@@ -383,6 +428,7 @@ def test_a_data_function_may_give_classes(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_missing_path_is_refused() -> None:
+    """The path is named as it was given."""
     with pytest.raises(DataError, match="no data at '/nowhere/at/all'"):
         open_data("/nowhere/at/all")
 
@@ -443,6 +489,7 @@ def test_names_for_labels_are_declared_with_the_data_or_by_hand(tmp_path: Path) 
 def test_declared_classes_that_do_not_fit_are_refused(
     tmp_path: Path, declared: np.ndarray | None, given: str | None, match: str
 ) -> None:
+    """Too few for the labels, named twice, at odds with --classes, or no whole number."""
     path = lacking(tmp_path, [1, 2], **({} if declared is None else {"classes": declared}))
     with pytest.raises(DataError, match=match):
         open_data(str(path), classes=parse_classes(given))
@@ -501,6 +548,7 @@ def test_parts_of_different_scales_are_told(
 
 
 def test_images_are_of_any_shape_and_of_8_bits(tmp_path: Path) -> None:
+    """They are resized to what the model takes, so they promise no shape, and always 0 to 255."""
     data = open_data(str(write_folders(tmp_path, {"a": 3, "b": 3})), shape=SMALL)
     assert data.inputs == InputFacts(shape=None, dtype="uint8", low=0, high=255)
 
@@ -585,6 +633,7 @@ def test_a_split_keeps_the_layout_and_shares_the_files(tmp_path: Path) -> None:
 
 
 def test_a_split_into_arrays_keeps_what_was_given(tmp_path: Path) -> None:
+    """Each site has all four arrays, its share of them, and the labels' own dtype."""
     x, y = digits(40)
     source = write_npz(
         tmp_path / "d.npz", x_train=x, y_train=y.astype(np.uint8), x_test=x[:20], y_test=y[:20]

@@ -50,6 +50,7 @@ def test_an_archive_is_unpacked_once(nowhere: Path) -> None:
 def test_an_archive_that_reaches_outside_or_is_cut_leaves_nothing(
     nowhere: Path, names: list[str] | None
 ) -> None:
+    """It is refused, the cache stays empty, and nothing is written beside it."""
     if names:
         write_tar(nowhere / "chest_xray.tar", names)
     else:
@@ -61,6 +62,7 @@ def test_an_archive_that_reaches_outside_or_is_cut_leaves_nothing(
 
 
 def test_an_npz_and_an_unpacked_folder_are_used_where_they_lie(nowhere: Path) -> None:
+    """Data that is there is neither copied nor fetched."""
     (nowhere / "mnist.npz").touch()
     (nowhere / "chest_xray" / "train").mkdir(parents=True)
     assert find_data("mnist", nowhere / "cache") == nowhere / "mnist.npz"
@@ -70,6 +72,7 @@ def test_an_npz_and_an_unpacked_folder_are_used_where_they_lie(nowhere: Path) ->
 def test_without_data_and_network_a_made_up_set_is_announced(
     nowhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """One line on stderr says that the set is made up and why; stdout stays the result's."""
     monkeypatch.delenv("WARREN_DATA")
     monkeypatch.setattr(demo_data, "write_digits", lambda path: path.touch())
     assert find_data("mnist", nowhere / "cache").is_file()
@@ -93,6 +96,7 @@ def test_made_up_xrays_are_named_and_laid_out_as_the_real_ones(nowhere: Path) ->
 
 
 def test_the_same_seed_makes_the_same_pictures() -> None:
+    """Bit for bit, so that two people's demos learn from one made-up set."""
     one, two = (make_xray(32, has_pneumonia=True, rng=np.random.default_rng(5)) for _ in range(2))
     assert np.array_equal(one, two)
     assert make_digit(7, np.random.default_rng(5)).shape == (28, 28)

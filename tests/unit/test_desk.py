@@ -56,6 +56,7 @@ def answered(desk: Desk) -> KeptUpdate:
 
 
 def test_an_announced_update_gives_its_memory_to_the_weights_after_the_next() -> None:
+    """Once its round is over, once, and only to a model of its size: fresh pages are dear."""
     desk = Desk()
     update = answered(desk)
     update.note_announced()
@@ -71,6 +72,7 @@ def test_an_announced_update_gives_its_memory_to_the_weights_after_the_next() ->
 
 
 def test_nothing_is_held_once_the_run_is_over() -> None:
+    """A worker that waits for the next run holds no model's memory."""
     desk = Desk()
     answered(desk).note_announced()
     desk.close("w", START.run_id, None)
@@ -79,6 +81,7 @@ def test_nothing_is_held_once_the_run_is_over() -> None:
 
 @pytest.mark.parametrize("again", [False, True])
 def test_an_update_that_is_being_uploaded_keeps_its_memory(again: bool) -> None:
+    """Weights received into it would change what is on its way."""
     desk = Desk()
     update = answered(desk)
     if again:

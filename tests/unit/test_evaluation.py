@@ -105,11 +105,13 @@ def test_more_classes_have_no_auc_and_absent_ones_do_not_count() -> None:
 
 
 def test_nothing_to_evaluate_on_is_refused() -> None:
+    """An accuracy of no examples is an error, not NaN."""
     with pytest.raises(DataError, match="no example"):
         evaluate(AnswersAsTold(), Examples(x=np.empty((0, 2)), y=np.empty(0, np.int64)), CLASSES)
 
 
 def test_classes_must_be_the_models_in_its_order() -> None:
+    """The same names in the same order, however their accents are encoded; a model without names takes any."""
     check_classes(CLASSES, CLASSES)
     check_classes(None, ("a", "b"))
     check_classes(
@@ -131,6 +133,7 @@ def write_model(path: Path) -> Path:
 
 
 def test_a_card_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    """A model has none before, and afterwards the very one."""
     path = write_model(tmp_path / "m.keras")
     assert read_card(path) is None
     write_card(path, CARD)
@@ -199,6 +202,7 @@ def test_a_file_that_is_no_model_ends_in_one_line(tmp_path: Path, content: bytes
 def test_a_model_with_another_description_is_refused_before_keras_sees_it(
     tmp_path: Path, config: str
 ) -> None:
+    """No JSON object, no JSON, or a part that isn't allowed: exit code 5 and one line."""
     with zipfile.ZipFile(tmp_path / "m.keras", "w") as archive:
         archive.writestr("config.json", config)
     result = CliRunner().invoke(main, ["predict", str(tmp_path / "m.keras"), "x.png"], catch_exceptions=False)

@@ -101,6 +101,7 @@ def test_images_outside_the_class_folders_are_told(tmp_path: Path, caplog: pytes
 
 
 def test_nothing_is_said_when_nothing_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A clean folder makes no warning."""
     for name in "ab":
         images(tmp_path / name)
     open_data(str(tmp_path), shape=SMALL)
@@ -128,6 +129,7 @@ def test_links_in_a_circle_end(tmp_path: Path) -> None:
 
 
 def test_files_with_pages_are_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One line with their number, not one a file."""
     for name in "ab":
         images(tmp_path / name)
         tifffile.imwrite(tmp_path / name / "x.tif", np.zeros((2, 8, 8), np.uint8), photometric="minisblack")
@@ -259,6 +261,7 @@ def test_without_test_val_is_the_test_part(
 
 
 def test_val_beside_test_is_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """There is one test part; what is not used is counted in one line."""
     for part in ("train", "test", "val"):
         for name in "ab":
             images(tmp_path / part / name)
@@ -267,6 +270,7 @@ def test_val_beside_test_is_left_out_and_told(tmp_path: Path, caplog: pytest.Log
 
 
 def test_two_folders_for_one_part_are_refused(tmp_path: Path) -> None:
+    """train and Train might hold the same images: nobody guesses, both are named."""
     for part in ("train", "Train", "test"):
         for name in "ab":
             images(tmp_path / part / name)
@@ -345,6 +349,7 @@ def test_classes_txt_is_read_as_any_editor_writes_it(tmp_path: Path, content: by
     ],
 )
 def test_a_wrong_classes_txt_is_one_line(tmp_path: Path, content: bytes, match: str) -> None:
+    """A name twice (also in two encodings), one class alone, or no UTF-8: each is named."""
     for name in "ab":
         images(tmp_path / name)
     (tmp_path / "classes.txt").write_bytes(content)
@@ -374,6 +379,7 @@ def test_a_folder_may_lack_declared_classes(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_declared_classes_are_one_line(tmp_path: Path, classes: str, code: int, said: str) -> None:
+    """Wrong usage is exit code 2; classes that the data doesn't have are exit code 5."""
     for name in "ab":
         images(tmp_path / "set" / name)
     result = run("split", tmp_path / "set", "--into", 2, "--out", tmp_path / "sites", "--classes", classes)
@@ -382,6 +388,7 @@ def test_wrong_declared_classes_are_one_line(tmp_path: Path, classes: str, code:
 
 
 def test_classes_declared_twice_must_agree(tmp_path: Path) -> None:
+    """--classes and classes.txt in another order are refused, and both are shown."""
     for name in "ab":
         images(tmp_path / "set" / name)
     (tmp_path / "set" / "classes.txt").write_text("a\nb\n")

@@ -37,6 +37,7 @@ def test_a_softmax_is_taken_as_it_is() -> None:
 
 
 def test_one_sigmoid_is_the_probability_of_class_1() -> None:
+    """p becomes (1 − p, p)."""
     assert read("probability", [0.25], [1.0]) == [[0.75, 0.25], [0, 1]]
 
 

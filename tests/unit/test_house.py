@@ -1,6 +1,7 @@
-"""The three floors: who may import whom, read from the source with `ast`."""
+"""The rules of the house, read from the source with `ast`: the three floors, and what stands in one place alone."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -8,6 +9,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
+from broker import errors
 
 ROOT = Path(__file__).parents[2]
 FLOORS = ("broker", "worker", "coordinator")
@@ -66,6 +69,75 @@ def test_one_file_imports_pika_and_one_msgpack() -> None:
 def test_dicom_is_read_in_one_place() -> None:
     """What pydicom says may quote a patient's tags; the file that keeps it in is the only one that hears it."""
     assert users_of("pydicom") == {"worker/dicom.py", "worker/dicom_codecs.py"}
+
+
+def test_archives_are_opened_in_one_place_a_kind() -> None:
+    """A `.keras` file is read within limits by `broker.archive` alone; others do no more than name zipfile's errors."""
+    allowed = {"broker/archive.py", "worker/arrays.py", "worker/model_file.py"}
+    assert users_of("zipfile") == allowed
+    for name in allowed - {"broker/archive.py"}:
+        assert "ZipFile(" not in (ROOT / name).read_text(encoding="utf-8"), name
+
+
+def sleeps(path: Path) -> bool:
+    """Whether a file calls time.sleep, by whatever name."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+    is_called = any(call.attr == "sleep" and ast.unparse(call.value) in ("time", "asyncio") for call in calls)
+    return is_called or bool(imported(path) & {"time.sleep", "asyncio.sleep"})
+
+
+def test_nothing_sleeps() -> None:
+    """The product waits so that it can be stopped; a test waits for what is to come, and no longer."""
+    assert [str(path) for path in everything() if sleeps(path)] == []
+
+
+def everything() -> list[Path]:
+    return [path for folder in (*FLOORS, "deploy", "tests") for path in sources(folder)]
+
+
+def cases_in(path: Path) -> Iterator[ast.FunctionDef]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            yield node
+
+
+def test_every_test_states_its_rule() -> None:
+    """In a docstring: the name says what happens, the rule says why that is right."""
+    bare = [
+        f"{path.name}:{test.name}"
+        for path in sources("tests")
+        for test in cases_in(path)
+        if not ast.get_docstring(test)
+    ]
+    assert bare == []
+
+
+def classes_by_base() -> dict[str, set[str]]:
+    """Every class of the product and its bases' names."""
+    return {
+        node.name: {ast.unparse(base).rsplit(".", 1)[-1] for base in node.bases}
+        for floor in FLOORS
+        for path in sources(floor)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    }
+
+
+def test_every_error_of_ours_stands_in_the_one_tree() -> None:
+    """The docstring of `broker.errors` draws all of them, each below its base and with its exit code."""
+    lines = re.findall(r"^([│├└─ ]*)(\w+) +(\d)  .+$", errors.__doc__ or "", re.MULTILINE)
+    drawn = [(len(lead) // 4, name, int(code)) for lead, name, code in lines]
+    ours, bases = {"WarrenError"}, classes_by_base()
+    while more := {name for name, its in bases.items() if its & ours} - ours:
+        ours |= more
+    assert {name for _, name, _ in drawn} == ours
+    above: list[str] = []
+    for depth, name, code in drawn:
+        kind = getattr(errors, name)
+        above[depth:] = [name]
+        assert kind.exit_code == code, name
+        assert depth == 0 or kind.__base__.__name__ == above[depth - 1], name
 
 
 def test_nothing_imports_pickle() -> None:

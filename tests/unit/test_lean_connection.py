@@ -53,6 +53,7 @@ def marshalled(bodies: list[bytes]) -> bytes:
 
 @pytest.mark.parametrize("largest", [1, 7, 8, 500, 1008, 100_000])
 def test_messages_come_whole_however_the_stream_is_cut(largest: int) -> None:
+    """Bodies, heartbeats and the count of bytes are the same, whatever pieces TCP delivers."""
     generator = random.Random(largest)
     bodies = [generator.randbytes(size) for size in (0, 1, BODY_LENGTH, 5 * BODY_LENGTH + 1, 3)]
     stream = marshalled(bodies)
@@ -68,6 +69,7 @@ def test_messages_come_whole_however_the_stream_is_cut(largest: int) -> None:
 
 
 def test_a_frame_without_its_end_is_an_error_as_it_is_in_pika() -> None:
+    """A stream out of step is never read on."""
     stream = marshalled([b"x" * 10]).replace(b"x" * 10 + b"\xce", b"x" * 10 + b"\x00")
     with pytest.raises(pika.exceptions.InvalidFrameError):
         Connection()._on_data_available(stream)
@@ -75,6 +77,7 @@ def test_a_frame_without_its_end_is_an_error_as_it_is_in_pika() -> None:
 
 @pytest.mark.parametrize("size", [0, 1, BODY_LENGTH, 5 * BODY_LENGTH + 1])
 def test_a_message_is_cut_into_the_frames_that_pika_makes(size: int) -> None:
+    """What goes out is to the byte what pika itself would send."""
     body = bytes(size)
     method = pika.spec.Basic.Publish(exchange="warren", routing_key="key")
     theirs, ours = Connection(), Connection()

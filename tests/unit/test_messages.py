@@ -1,4 +1,4 @@
-"""Every message comes back as it was, looks as it always did, and is refused when a single field is off."""
+"""Every message comes back as it was, looks as it always did, and is refused when a field is wrong or unknown."""
 
 import contextlib
 import dataclasses
@@ -13,10 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker import codec, messages
-from broker.errors import ProtocolError
+from broker.errors import OtherVersion, ProtocolError
+from broker.fields import to_plain
 from broker.messages import Held, Message, TrainingSettings, decode, encode
 from broker.scores import AnswerCounts
 from broker.tensors import InputFacts, TensorSpec
+from broker.versions import VERSION
 
 GOLDEN = Path(__file__).parent / "golden"
 SETTINGS = TrainingSettings(
@@ -99,21 +101,94 @@ def test_json_is_taken_for_a_launch_alone() -> None:
 
 
 def fields_of(message: Message) -> dict[str, Any]:
-    value: dict[str, Any] = codec.unpack(encode(message))
+    """Every field as it would travel, those too that have their default's value."""
+    body = codec.pack({"type": message.TYPE, "version": VERSION, **to_plain(message)})
+    value: dict[str, Any] = codec.unpack(body)
     return value
 
 
+#: What a message can't do without. All else has a default: a new field must have one, or another version of the wire.
+NEEDED: dict[str, set[str]] = {
+    "roll-call": set(),
+    "ping": {"token"},
+    "round-start": {
+        "run_id", "round_number", "attempt", "mode", "task", "classes", "model", "settings", "layout", "scale_exponent",
+        "part_bytes", "digest", "last_round", "deadline_seconds",
+    },
+    "part": {"run_id", "round_number", "transfer_id", "index", "count", "data"},
+    "round-closed": {"run_id", "round_number"},
+    "upload-again": {"run_id", "round_number", "worker", "upload_id"},
+    "refused": {"worker", "reason"},
+    "run-finished": {"run_id", "rounds", "outcome"},
+    "joined": {"worker", "classes", "num_examples", "examples_per_class"},
+    "left": {"worker"},
+    "progress": {"worker", "run_id", "round_number", "epoch", "epochs", "batch", "batches"},
+    "update-announced": {
+        "worker", "run_id", "round_number", "attempt", "upload_id", "num_examples", "digest", "seconds",
+    },
+    "declined": {"worker", "run_id", "round_number", "attempt", "reason"},
+    "launch": {"task"},
+    "launch-answered": {"run"},
+    "status-asked": {"reply_to"},
+    "status-told": {"state"},
+}  # fmt: skip
+
+
 SPOILERS: dict[str, Callable[[dict[str, Any], str], None]] = {
-    "missing": lambda value, name: value.pop(name) and None,
     "mistyped": lambda value, name: value.update({name: ["no", {"such": 1}]}),
     "boolean": lambda value, name: value.update({name: 3.5 if isinstance(value[name], bool) else True}),
 }
 
 
 @each_message
+def test_a_field_may_be_missing_where_it_has_a_default(message: Message) -> None:
+    """Then it is as if it had been sent with that; one without a default is named. So a new field is no flag day."""
+    for name in fields_of(message).keys() - {"type", "version"}:
+        value = fields_of(message)
+        del value[name]
+        if name in NEEDED[message.TYPE]:
+            with pytest.raises(ProtocolError, match=name):
+                decode(codec.pack(value))
+        else:
+            changed: Any = message
+            assert same(
+                decode(codec.pack(value)), dataclasses.replace(changed, **{name: default_of(changed, name)})
+            )
+
+
+def default_of(message: Any, name: str) -> Any:
+    field: Any = next(field for field in dataclasses.fields(message) if field.name == name)
+    return field.default if field.default is not dataclasses.MISSING else field.default_factory()
+
+
+def test_a_setting_that_is_left_out_is_its_default() -> None:
+    """Also inside a message: what an older coordinator doesn't know of, a newer worker does without."""
+    start = next(example for example in EXAMPLES if isinstance(example, messages.RoundStart))
+    value = fields_of(start)
+    value["settings"] = {"epochs": 1, "batch_size": 2, "seed": 0}
+    decoded = decode(codec.pack(value))
+    assert isinstance(decoded, messages.RoundStart)
+    assert decoded.settings == TrainingSettings(
+        epochs=1, batch_size=2, learning_rate=None, class_weight="none", examples_per_class=None, seed=0,
+        deterministic=False, precision="float32", epochs_before=0,
+    )  # fmt: skip
+
+
+@each_message
+def test_what_has_its_defaults_value_does_not_travel(message: Message) -> None:
+    """So an older reader, which refuses fields that it doesn't know, takes a newer message that uses none of them."""
+    needed = NEEDED[message.TYPE]
+    kept = {name: getattr(message, name) for name in needed}
+    sent = codec.unpack(encode(type(message)(**kept)))
+    assert sent.keys() == needed | {"type", "version"}
+    if "settings" in sent:
+        assert sent["settings"].keys() == {"epochs", "batch_size", "seed", "learning_rate"}
+
+
+@each_message
 @pytest.mark.parametrize("how", SPOILERS)
-def test_a_missing_or_mistyped_field_is_refused(message: Message, how: str) -> None:
-    """Fields are exact; no default stands in for what was left out."""
+def test_a_mistyped_field_is_refused(message: Message, how: str) -> None:
+    """Whether it has a default or not: a wrong value is never replaced."""
     for name in fields_of(message):
         value = fields_of(message)
         SPOILERS[how](value, name)
@@ -123,16 +198,21 @@ def test_a_missing_or_mistyped_field_is_refused(message: Message, how: str) -> N
 
 @each_message
 def test_an_extra_field_is_refused(message: Message) -> None:
-    """What we don't know we don't read."""
-    with pytest.raises(ProtocolError):
+    """What we don't know we don't read; it is named, and however many there are, the reason is short."""
+    with pytest.raises(ProtocolError, match="knows no 'extra'"):
         decode(codec.pack({**fields_of(message), "extra": 1}))
+    many = {f"{number:0100}": number for number in range(1000)}
+    with pytest.raises(ProtocolError) as refused:
+        decode(codec.pack({**fields_of(message), **many}))
+    assert len(str(refused.value)) < 1000
 
 
 @pytest.mark.parametrize("version", [0, 1, 3, "2", None, True])
 def test_another_version_is_refused_and_said_so(version: object) -> None:
-    """The reason tells which side to upgrade."""
-    with pytest.raises(ProtocolError, match="version"):
+    """The reason tells what was expected; only what can be a version is taken for one."""
+    with pytest.raises(ProtocolError, match="version") as refused:
         decode(codec.pack({"type": "left", "version": version, "worker": "w"}))
+    assert isinstance(refused.value, OtherVersion) == (version in (1, 3) and version is not True)
 
 
 @given(st.binary(max_size=300))

@@ -52,6 +52,7 @@ def test_iid_sites_are_as_large_when_classes_do_not_divide() -> None:
 
 
 def test_another_seed_deals_otherwise() -> None:
+    """The first site of seed 1 isn't that of seed 2."""
     labels = np.repeat([0, 1], 50)
     assert not np.array_equal(partition(labels, None, 2, seed=1)[0], partition(labels, None, 2, seed=2)[0])
 
@@ -90,11 +91,13 @@ def test_too_many_sites_are_refused_with_the_largest_number() -> None:
     "scheme", ["", "IID", "iid:2", "dirichlet", "dirichlet:0", "dirichlet:-1", "dirichlet:nan", "dirichlet:x"]
 )
 def test_an_unknown_scheme_is_refused(scheme: str) -> None:
+    """Another name, or an alpha that is no number above 0: the message shows how it is written."""
     with pytest.raises(UsageError, match=r"dirichlet:0\.5"):
         partition(np.array([0, 1]), None, 1, scheme)
 
 
 def test_no_site_is_refused() -> None:
+    """A set can't be cut into 0 sites."""
     with pytest.raises(UsageError, match="1 site or more"):
         partition(np.array([0, 1]), None, 0)
 
@@ -116,5 +119,6 @@ def test_the_slices_of_a_swarm_are_the_whole(count: int, parts: int) -> None:
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1/11", "2", "/2", "1/", "-1/2", "1.0/2", "a/b", "1/2/3", ""])
 def test_a_slice_that_is_none_is_refused(text: str) -> None:
+    """I/K needs 1 ≤ I ≤ K ≤ COUNT, both whole; the message says so."""
     with pytest.raises(UsageError, match=r"1 ≤ I ≤ K ≤ COUNT \(10\)"):
         parse_part(text, 10)

@@ -1,0 +1,23 @@
+"""What is kept out of the story on stderr, and what is not."""
+
+import pytest
+
+from broker.logs import is_chatter
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("WARNING: All log messages before absl::InitializeLog() is called are written to STDERR", True),
+        ("I0000 00:00:1751970000.123456    4242 port.cc:153] oneDNN custom operations are on.", True),
+        ("E0000 00:00:1751970000.123456    4242 cuda_executor.cc:1228] INTERNAL: no device", True),
+        ("2026-11-25 00:17:29.123456: I tensorflow/core/platform/cpu_feature_guard.cc:210] AVX2", True),
+        ("2026-11-25 00:17:29 INFO Round 1 of 5: hospital-1 invited.", False),
+        ("Traceback (most recent call last):", False),
+        ("I think so", False),
+        ("", False),
+    ],
+)
+def test_tensorflows_chatter_is_told_from_all_else(line: str, expected: bool) -> None:
+    """Its four forms, as TensorFlow 2.21 writes them; a story's line, a traceback and a person's words go through."""
+    assert is_chatter(line) is expected
