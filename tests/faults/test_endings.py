@@ -35,6 +35,28 @@ def test_a_refused_worker_takes_part_with_mended_data(stage: Stage) -> None:
     stage.assert_same_bits(rounds=2)
 
 
+@pytest.mark.parametrize(("version", "older"), [(1, "w3"), (3, "this coordinator")])
+def test_a_worker_of_another_version_is_refused_by_name_and_ends(
+    stage: Stage, version: int, older: str
+) -> None:
+    """Both logs say which side to upgrade, `dead` is empty, and the run is that of the others."""
+    speaks: dict[str, float] = {
+        "broker.messages:VERSION": version, "broker.versions:VERSION": version, "worker.postbox:VERSION": version,
+    }  # fmt: skip
+    workers = stage.workers("w1", "w2")
+    coordinator = stage.coordinator(rounds=2, run={"workers": 2, "quorum": 2})
+    other = stage.worker("w3", patches=speaks)
+    assert other.ended(30) == 5
+    other.says(
+        f"The coordinator refused w3: this worker speaks version {version} of the wire, the coordinator 2"
+    )
+    coordinator.says(
+        f"Refused w3: w3 speaks version {version} of the wire, this coordinator 2: upgrade {older}."
+    )
+    assert [actor.ended() for actor in [coordinator, *workers]] == [0, 0, 0], stage.story
+    assert drained(stage.link(), "dead") == []
+
+
 def test_a_refused_worker_takes_part_in_the_next_run(stage: Stage) -> None:
     """Nothing of the run that refused it is left in its queue for the next."""
     workers = stage.workers("w1", "w2")
