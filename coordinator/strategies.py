@@ -22,7 +22,12 @@ class Strategy(Protocol):
 
     Attributes:
         first_state: The value that each of the vectors that it carries from round to round is filled with at first.
+        worker_settings: What it needs of the workers' training, by the names that `worker.terms` knows.
     """
+
+    @property
+    def worker_settings(self) -> Mapping[str, float]:
+        """The coefficient of each term."""
 
     @property
     def first_state(self) -> tuple[float, ...]:
@@ -37,6 +42,7 @@ class FedAvg:
     """w + mean (McMahan et al. 2017, algorithm 1)."""
 
     first_state: ClassVar[tuple[float, ...]] = ()
+    worker_settings: ClassVar[Mapping[str, float]] = {}
 
     def step(self, weights: Doubles, mean: Doubles, state: tuple[Vector, ...]) -> Doubles:
         """Add the mean update."""
@@ -56,6 +62,7 @@ class FedAvgM:
     momentum: float = 0.9
     learning_rate: float = 1.0
     first_state: ClassVar[tuple[float, ...]] = (0.0,)
+    worker_settings: ClassVar[Mapping[str, float]] = {}
 
     def __post_init__(self) -> None:
         _require("fedavgm", "momentum", self.momentum, "from 0 to below 1", 0 <= self.momentum < 1)
@@ -85,6 +92,7 @@ class FedAdam:
     beta_1: float = 0.9
     beta_2: float = 0.99
     tau: float = 1e-3
+    worker_settings: ClassVar[Mapping[str, float]] = {}
 
     def __post_init__(self) -> None:
         _require("fedadam", "learning_rate", self.learning_rate, "above 0", self.learning_rate > 0)
@@ -105,8 +113,34 @@ class FedAdam:
         return weights + self.learning_rate * first / (np.sqrt(second) + self.tau)
 
 
-STRATEGIES: dict[str, type[FedAvg] | type[FedAvgM] | type[FedAdam]] = {
+@dataclass(frozen=True, slots=True)
+class FedProx:
+    """w + mean, of workers that train on F(w) + μ/2 · ‖w − wₜ‖² (Li et al. 2020, equation 2 and algorithm 2).
+
+    Attributes:
+        mu: μ, how strongly local training is held near the round's global weights wₜ; 0 is FedAvg.
+    """
+
+    mu: float = 0.01
+    first_state: ClassVar[tuple[float, ...]] = ()
+
+    def __post_init__(self) -> None:
+        _require("fedprox", "mu", self.mu, "from 0 to below 2^127", 0 <= self.mu < 2**127)
+
+    @property
+    def worker_settings(self) -> Mapping[str, float]:
+        """The proximal term is the workers' to add."""
+        return {"prox_mu": self.mu}
+
+    def step(self, weights: Doubles, mean: Doubles, state: tuple[Vector, ...]) -> Doubles:
+        """Add the mean update."""
+        del state
+        return weights + mean
+
+
+STRATEGIES: dict[str, type[FedAvg] | type[FedAvgM] | type[FedAdam] | type[FedProx]] = {
     "fedavg": FedAvg,
+    "fedprox": FedProx,
     "fedavgm": FedAvgM,
     "fedadam": FedAdam,
 }
