@@ -156,13 +156,13 @@ def test_a_second_round_is_not_traced_again(model_json: str, traces: list[str]) 
 
 
 def test_another_strength_of_a_term_is_not_traced_again(model_json: str, traces: list[str]) -> None:
-    """One trace without terms and one with them, whatever μ is, in whatever order the rounds come."""
+    """The step is traced without terms and with them, whatever μ is, in whatever order the rounds come."""
     model = LocalModel(model_json)
     weights = fixed_weights(model)
     for terms in ({}, {"prox_mu": 0.01}):
         train(model, weights, epochs=1, terms=terms)
     before = list(traces)
-    assert before.count("compute_metrics") == 2
+    assert before[-1] == "compute_metrics"
     for mu in (0.5, 0.0, 0.01):
         train(model, weights, epochs=1, terms={"prox_mu": mu})
     assert traces == before
@@ -171,7 +171,12 @@ def test_another_strength_of_a_term_is_not_traced_again(model_json: str, traces:
 def test_a_last_call_of_fewer_steps_is_not_traced_again(traces: list[str]) -> None:
     """Several steps in one call: the number of batches may differ from worker to worker of a swarm."""
     keras = load_keras()
-    made = keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(2)])
+    layers = [
+        keras.layers.Rescaling(1 / 255),
+        keras.layers.Flatten(),
+        keras.layers.Dense(2, activation="softmax"),
+    ]
+    made = keras.Sequential([keras.Input(SHAPE), *layers])
     made.compile("sgd", "mse", steps_per_execution=4)
     model = LocalModel(made.to_json())
     for batch_size in (3, 4, 5, 7, 30):
