@@ -18,6 +18,7 @@ from broker.tensors import Array, InputFacts, TensorSpec
 from broker.versions import VERSION, read_envelope
 
 _FIRST_LAUNCH = 1
+_MAX_TERMS = 16
 
 ClassWeight = Literal["none", "balanced"]
 Mode = Literal["train", "evaluate"]
@@ -39,6 +40,7 @@ class TrainingSettings:
         deterministic: Same seed, same data, same bits.
         precision: How the update's values travel.
         epochs_before: Local epochs in the rounds before this one: a learning rate's schedule goes on from there.
+        terms: What the strategy needs of the local gradient, by the name of the setting: `worker.terms` knows them.
     """
 
     epochs: int
@@ -50,6 +52,7 @@ class TrainingSettings:
     deterministic: bool = False
     precision: Precision = "float32"
     epochs_before: int = 0
+    terms: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(self.epochs_before >= 0, "epochs_before of at least 0", self)
@@ -57,6 +60,8 @@ class TrainingSettings:
         require(
             self.learning_rate is None or 0 < self.learning_rate < math.inf, "a learning rate above 0", self
         )
+        require(len(self.terms) <= _MAX_TERMS, f"at most {_MAX_TERMS} terms", len(self.terms))
+        require(all(abs(value) < 2**127 for value in self.terms.values()), "terms that float32 holds", self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -93,6 +93,7 @@ class RunOptions:
             deterministic=self.deterministic,
             precision=self.precision,
             epochs_before=epochs_before,
+            terms=dict(self.make_strategy().worker_settings),
         )
 
     @property

@@ -17,6 +17,8 @@ Contents:
     safe_model   a model from the wire, built only from allowed parts
     model_file   a model from a file, likewise
     inference    the one way to a model's answers: each example by itself
+    terms        what a strategy adds to the gradient
+    gradient_step one step of it, traced once
     training     local training and evaluation
     receiving    round starts put together from their parts
     uploading    an update on its way

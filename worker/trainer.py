@@ -13,6 +13,7 @@ import numpy as np
 from broker.messages import RoundStart
 from broker.tensors import Array, Sections, Vector, flatten_first, unflatten
 from worker.data import Dataset, Examples
+from worker.terms import require_known
 from worker.training import LocalModel, TrainingProgress
 from worker.uploading import Measured
 
@@ -101,6 +102,8 @@ class KerasTrainer:
     ) -> Trained | None:
         """Measure the global model, then train from it."""
         begun = time.monotonic()
+        if participant.trains_in(start):
+            require_known(start.settings.terms)
         model = self._model_for(start)
         seed = seed_of(start, participant.name)
         test = self._test_examples(participant, start, model, seed)

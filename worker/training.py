@@ -19,6 +19,7 @@ from broker.tensors import Array, Layout
 from worker.compiled_metrics import Kept, kept_by, measure_compiled
 from worker.data import Examples
 from worker.evaluation import score
+from worker.gradient_step import GradientSteps, Steps
 from worker.safe_model import build_model
 from worker.tensorflow import load_keras
 
@@ -139,7 +140,7 @@ class LocalModel:
         self._seeds = _seed_states(self._model)
         self._reading: _Reading
         self._pipelines: dict[tuple[int, np.dtype[Any]], Any] = {}
-        self._model.make_train_function()
+        self._gradient_steps = GradientSteps(self._model)
         self._test = _test_function(self._model)
 
     def _check_form(self) -> None:
@@ -180,13 +181,14 @@ class LocalModel:
             report: Called at most about twice a second, and at the end of each epoch.
 
         Raises:
-            ModelError: The weights don't fit, the answers are no longer numbers, or the model's learning rate
-                is a schedule and another is asked for.
+            ModelError: The weights don't fit, the answers are no longer numbers, the model's learning rate is
+                a schedule and another is asked for, or the settings name a term that isn't known here.
             DataError: The examples don't fit the model.
         """
         started = time.perf_counter()
         self._check_examples(examples)
         self._start_over(weights, settings, len(examples.y), seed)
+        run = self._gradient_steps.begin(settings.terms)
         example_weights = _example_weights(examples.y, settings.class_weight)
         labels = self._encode(examples.y)
         orders = np.random.default_rng([seed, 1])
@@ -196,7 +198,7 @@ class LocalModel:
             order = orders.permutation(len(examples.y))
             steps = _Steps(epoch=epoch, settings=settings, num_examples=len(order), stop=stop, report=report)
             reading = _Reading(examples.x, labels, example_weights, order, settings.batch_size)
-            finished, metrics = self._run_epoch(self._batches(reading, steps.batches), steps)
+            finished, metrics = self._run_epoch(run, self._batches(reading, steps.batches), steps)
             if not finished:
                 break
             kept = kept_by(self._model, metrics)
@@ -280,7 +282,7 @@ class LocalModel:
                 "Try without --learning-rate."
             ) from exc
 
-    def _run_epoch(self, batches: Any, steps: "_Steps") -> tuple[bool, dict[str, float]]:
+    def _run_epoch(self, run: Steps, batches: Any, steps: "_Steps") -> tuple[bool, dict[str, float]]:
         """Train on every batch, or until told to stop; returns whether it got to the end, and the metrics."""
         self._model.reset_metrics()
         logs: dict[str, Any] = {}
@@ -289,7 +291,7 @@ class LocalModel:
         for batch in range(0, steps.batches, stride):
             if steps.stop.is_set():
                 return False, _plain(logs)
-            logs = self._model.train_function(iterator)
+            logs = run(iterator, min(stride, steps.batches - batch))
             if time.monotonic() - last_report >= REPORT_SECONDS:
                 last_report = time.monotonic()
                 steps.report(steps.progress(min(batch + stride, steps.batches), _plain(logs)))

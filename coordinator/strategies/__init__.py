@@ -6,6 +6,7 @@ Contents:
     base          what a strategy and its aggregate are
     mean          what those share that need the mean alone: the exact sum
     averages      fedavg, fedavgm, fedadam
+    fedprox       fedprox
     side_by_side  what those share that need every update: the spool
     median        median
 """
@@ -20,12 +21,14 @@ from broker.errors import UsageError
 from broker.tensors import FLOAT32, Vector
 from coordinator.strategies.averages import FedAdam, FedAvg, FedAvgM
 from coordinator.strategies.base import Aggregate, Strategy
+from coordinator.strategies.fedprox import FedProx
 from coordinator.strategies.median import Median
 
 __all__ = ["STRATEGIES", "Aggregate", "Strategy", "first_states", "make_strategy"]
 
-STRATEGIES: dict[str, type[FedAvg] | type[FedAvgM] | type[FedAdam] | type[Median]] = {
+STRATEGIES: dict[str, type[FedAvg] | type[FedAvgM] | type[FedAdam] | type[FedProx] | type[Median]] = {
     "fedavg": FedAvg,
+    "fedprox": FedProx,
     "fedavgm": FedAvgM,
     "fedadam": FedAdam,
     "median": Median,

@@ -61,7 +61,12 @@ class Strategy(Protocol):
 
     Attributes:
         first_state: The value that each of the vectors, (T,), that it carries from round to round is filled with first.
+        worker_settings: What it needs of the workers' training, by the names that `worker.terms` knows.
     """
+
+    @property
+    def worker_settings(self) -> Mapping[str, float]:
+        """The coefficient of each term."""
 
     @property
     def first_state(self) -> tuple[float, ...]:

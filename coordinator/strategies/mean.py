@@ -26,6 +26,11 @@ class OfTheMean:
     """What such strategies share; they say `step`, and `first_state` if they carry vectors."""
 
     @property
+    def worker_settings(self) -> Mapping[str, float]:
+        """The workers train as ever."""
+        return {}
+
+    @property
     def first_state(self) -> tuple[float, ...]:
         """It carries nothing from round to round."""
         return ()

@@ -27,6 +27,11 @@ class SideBySide:
     """What such strategies share; they say how the values of one coordinate become one."""
 
     @property
+    def worker_settings(self) -> Mapping[str, float]:
+        """The workers train as ever."""
+        return {}
+
+    @property
     def first_state(self) -> tuple[float, ...]:
         """It carries nothing from round to round."""
         return ()

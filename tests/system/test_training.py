@@ -111,10 +111,10 @@ def noted(method: Callable[..., Any], name: str, seen: list[str]) -> Callable[..
 
 @pytest.fixture
 def traces(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Grows by one whenever TensorFlow runs Keras's Python again, which it does only to trace."""
+    """Grows whenever TensorFlow runs Keras's Python again, which it does only to trace; compute_metrics trains."""
     seen: list[str] = []
     kind = load_keras().Model
-    for name in ("train_step", "compute_loss"):
+    for name in ("compute_metrics", "compute_loss"):
         monkeypatch.setattr(kind, name, noted(getattr(kind, name), name, seen))
     return seen
 
@@ -149,10 +149,39 @@ def test_a_second_round_is_not_traced_again(model_json: str, traces: list[str]) 
     train(model, weights)
     model.evaluate(weights, examples(9))
     before = list(traces)
-    assert "train_step" in before
+    assert "compute_metrics" in before
     train(model, weights, batch_size=7, learning_rate=0.5, class_weight="balanced", epochs=1)
     model.evaluate(weights, examples(70))
     assert traces == before
+
+
+def test_another_strength_of_a_term_is_not_traced_again(model_json: str, traces: list[str]) -> None:
+    """The step is traced without terms and with them, whatever μ is, in whatever order the rounds come."""
+    model = LocalModel(model_json)
+    weights = fixed_weights(model)
+    for terms in ({}, {"prox_mu": 0.01}):
+        train(model, weights, epochs=1, terms=terms)
+    before = list(traces)
+    assert before[-1] == "compute_metrics"
+    for mu in (0.5, 0.0, 0.01):
+        train(model, weights, epochs=1, terms={"prox_mu": mu})
+    assert traces == before
+
+
+def test_a_last_call_of_fewer_steps_is_not_traced_again(traces: list[str]) -> None:
+    """Several steps in one call: the number of batches may differ from worker to worker of a swarm."""
+    keras = load_keras()
+    layers = [
+        keras.layers.Rescaling(1 / 255),
+        keras.layers.Flatten(),
+        keras.layers.Dense(2, activation="softmax"),
+    ]
+    made = keras.Sequential([keras.Input(SHAPE), *layers])
+    made.compile("sgd", "mse", steps_per_execution=4)
+    model = LocalModel(made.to_json())
+    for batch_size in (3, 4, 5, 7, 30):
+        train(model, fixed_weights(model), epochs=1, batch_size=batch_size)
+    assert traces.count("compute_metrics") == 1
 
 
 def test_a_round_leaves_nothing_behind(model: LocalModel) -> None:

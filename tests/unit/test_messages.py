@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from broker.versions import VERSION
 GOLDEN = Path(__file__).parent / "golden"
 SETTINGS = TrainingSettings(
     epochs=1, batch_size=2, learning_rate=0.5, class_weight="none", examples_per_class=None, seed=0,
-    deterministic=False,
+    deterministic=False, terms={"prox_mu": 0.25},
 )  # fmt: skip
 
 EXAMPLES: list[Message] = [
@@ -182,7 +183,7 @@ def test_what_has_its_defaults_value_does_not_travel(message: Message) -> None:
     sent = codec.unpack(encode(type(message)(**kept)))
     assert sent.keys() == needed | {"type", "version"}
     if "settings" in sent:
-        assert sent["settings"].keys() == {"epochs", "batch_size", "seed", "learning_rate"}
+        assert sent["settings"].keys() == {"epochs", "batch_size", "seed", "learning_rate", "terms"}
 
 
 @each_message
@@ -231,6 +232,18 @@ def test_a_flipped_bit_gives_a_message_or_a_protocol_error(message: Message, dat
     body[place] ^= 1 << data.draw(st.integers(0, 7))
     with contextlib.suppress(ProtocolError):
         decode(bytes(body))
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [{f"term_{number}": 1.0 for number in range(17)}, {"mu": math.inf}, {"mu": math.nan}, {"mu": -1e39}],
+)
+def test_terms_without_bounds_are_refused(terms: dict[str, float]) -> None:
+    """At most 16, each a number that the workers' float32 holds."""
+    value = fields_of(next(each for each in EXAMPLES if isinstance(each, messages.RoundStart)))
+    value["settings"]["terms"] = terms
+    with pytest.raises(ProtocolError, match="terms"):
+        decode(codec.pack(value))
 
 
 def test_deep_nesting_and_huge_lengths_are_refused_without_allocating() -> None:

@@ -1,14 +1,19 @@
 """Strategies against their formulas, in numbers that can be checked by hand."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from broker.errors import ModelDiverged, UsageError
 from broker.tensors import Kind, TensorSpec
 from coordinator.aggregation import UpdateSum, scale_exponent
+from coordinator.options import RunOptions
 from coordinator.strategies import STRATEGIES, first_states, make_strategy
 from coordinator.strategies.averages import FedAdam, FedAvg, FedAvgM
+from coordinator.strategies.fedprox import FedProx
 from coordinator.strategies.mean import OfTheMean
+from coordinator.tasks import resolve
 from tests.steps import next_weights
 
 
@@ -22,6 +27,25 @@ def total_of(*values: float, kinds: tuple[Kind, ...] = ("trainable",)) -> Update
 def test_fedavg_adds_the_mean_update() -> None:
     """1 + 0.5 = 1.5."""
     assert next_weights(FedAvg(), np.array([1.0], np.float32), total_of(0.5), ()) == [1.5]
+
+
+def test_fedprox_adds_the_mean_update_and_asks_the_workers_for_its_term() -> None:
+    """1 + 0.5 = 1.5, as fedavg; μ is the workers'."""
+    strategy = FedProx(mu=0.25)
+    assert next_weights(strategy, np.array([1.0], np.float32), total_of(0.5), ()) == [1.5]
+    assert strategy.worker_settings == {"prox_mu": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "terms"),
+    [("fedprox", {"mu": "0.01"}, {"prox_mu": 0.01}), ("fedprox", {"mu": "0"}, {"prox_mu": 0.0}), ("fedavg", {}, {})],
+)  # fmt: skip
+def test_what_a_strategy_needs_of_the_workers_travels_with_a_round(
+    name: str, options: dict[str, str], terms: dict[str, float]
+) -> None:
+    """From the command line's KEY=VALUE to the settings of every round."""
+    asked = RunOptions(task=resolve("mnist"), out=Path("out"), strategy=name, strategy_options=options)
+    assert asked.settings(1).terms == asked.settings(7).terms == terms
 
 
 def test_fedavgm_carries_its_velocity() -> None:
@@ -40,7 +64,9 @@ def test_fedadam_makes_one_step_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize(
-    "strategy", [FedAvg(), FedAvgM(), FedAdam(learning_rate=0.1)], ids=lambda each: type(each).__name__
+    "strategy",
+    [FedAvg(), FedAvgM(), FedAdam(learning_rate=0.1), FedProx(mu=0.1)],
+    ids=lambda each: type(each).__name__,
 )
 def test_a_strategy_moves_trainable_weights_alone(strategy: OfTheMean) -> None:
     """Statistics take the workers' mean whatever the momentum, and frozen weights stay, round after round."""
@@ -78,7 +104,7 @@ def test_an_option_that_is_not_there_or_no_number_is_refused(options: dict[str, 
     [
         ("fedavgm", "momentum", "2"), ("fedavgm", "momentum", "-0.1"), ("fedavgm", "learning_rate", "0"),
         ("fedadam", "beta_1", "1.5"), ("fedadam", "beta_2", "1"), ("fedadam", "learning_rate", "-3"),
-        ("fedadam", "tau", "0"),
+        ("fedadam", "tau", "0"), ("fedprox", "mu", "-0.1"), ("fedprox", "mu", "1e39"),
     ],
 )  # fmt: skip
 def test_an_option_out_of_range_is_refused_with_its_name(name: str, option: str, value: str) -> None:
