@@ -57,6 +57,7 @@ _REFUSALS = 3  #: refused logins in a row that are believed
 _PIECE_SECONDS = 0.5  #: how often a wait looks at the wish to stop
 _STOP_SECONDS = 2.0  #: how long a confirm is waited for after that
 _CONFIRM_SECONDS = 5.0  #: a message unconfirmed for so long: the broker takes none now
+_CONFIRM_LIMIT_SECONDS = 60.0  #: then its connection is given up
 _UNCONFIRMED = "a message is unconfirmed"  #: why messages are not taken
 _NOT_EQUIVALENT = 406  #: AMQP's PRECONDITION_FAILED
 
@@ -220,7 +221,7 @@ class _Wire(threading.Thread):
         self.first_error: BrokerError | None = None
         self.num_refused = 0
         self.ready = threading.Event()
-        self.is_blocked = False
+        self.is_blocked, self.unblocked_at = False, float("-inf")
         self._parameters = settings.parameters(role)
         self._on_ready, self._on_lost = on_ready, on_lost
         self._outage, self._alarm = f"no connection to {role}", f"an alarm at {role}"
@@ -337,7 +338,7 @@ class _Wire(threading.Thread):
         logger.warning("The broker takes no messages now (%s); waiting.", frame.method.reason)
 
     def _on_unblocked(self, _connection: Any, _frame: Any) -> None:
-        self.is_blocked = False
+        self.is_blocked, self.unblocked_at = False, time.monotonic()
         self.standstill.end(self._alarm)
         logger.info("The broker takes messages again.")
 
@@ -439,7 +440,6 @@ class _Unconfirmed:
 
     message_id: str
     future: Future[Any]
-    sent_at: float
 
 
 class _Confirms:
@@ -450,26 +450,31 @@ class _Confirms:
         self.waiting: dict[int, _Unconfirmed] = {}  # the oldest first
         self.returned: dict[str, str] = {}
         self.is_watched = False
+        self._oldest_since = 0.0
 
     def add(self, message_id: str, future: Future[Any]) -> None:
         """Note a message that is about to be published."""
-        self.waiting[self.next_tag] = _Unconfirmed(message_id, future, time.monotonic())
+        if not self.waiting:
+            self._oldest_since = time.monotonic()
+        self.waiting[self.next_tag] = _Unconfirmed(message_id, future)
         self.next_tag += 1
 
     @property
     def age(self) -> float:
-        """For how many seconds the oldest one has waited."""
-        oldest = next(iter(self.waiting.values()), None)
-        return time.monotonic() - oldest.sent_at if oldest else 0.0
+        """For how many seconds the oldest one has been that: on a slow network each has its turn."""
+        return time.monotonic() - self._oldest_since if self.waiting else 0.0
 
     def settle(self, frame: Any) -> None:
         """The broker confirmed or refused one, or all up to it."""
         tag, is_ack = frame.method.delivery_tag, frame.method.NAME == "Basic.Ack"
         tags = [each for each in self.waiting if each <= tag] if frame.method.multiple else [tag]
+        oldest = next(iter(self.waiting), None)
         for each in tags:
             unconfirmed = self.waiting.pop(each, None)
             if unconfirmed is not None:
                 self._answer(unconfirmed, is_ack)
+        if oldest not in self.waiting:
+            self._oldest_since = time.monotonic()
 
     def _answer(self, unconfirmed: _Unconfirmed, is_ack: bool) -> None:
         key = self.returned.pop(unconfirmed.message_id, None)
@@ -491,7 +496,7 @@ class RabbitLink:
         self._events: queue.SimpleQueue[Delivery | Connection] = queue.SimpleQueue()
         self._early: list[Delivery] | None = None
         self._standstill = Standstill()
-        self._is_slow_told = False
+        self._is_slow_told, self._slow_told_at = False, float("-inf")
         self._declared: dict[str, Queue] = {}
         self._consumed: dict[str, int] = {}
         self._consumer_tags: dict[str, str] = {}
@@ -581,12 +586,21 @@ class RabbitLink:
         if not confirms.is_watched:
             return
         age = confirms.age
+        if not wire.is_blocked and min(age, time.monotonic() - wire.unblocked_at) >= _CONFIRM_LIMIT_SECONDS:
+            # A cluster that has its majority back may confirm nothing more on an old connection.
+            wire.restart(f"a message was not confirmed within {_CONFIRM_LIMIT_SECONDS:g} s")
+            return
         if age >= _CONFIRM_SECONDS:
-            if not (wire.is_blocked or self._standstill.is_on):
-                self._is_slow_told = True
-                logger.warning("The broker has not confirmed a message for %.0f s; waiting.", age)
+            self._tell_slow(wire, age)
             self._standstill.begin(_UNCONFIRMED, seconds_ago=age)
         wire.later(max(_PIECE_SECONDS, _CONFIRM_SECONDS - age), partial(self._watch, wire, confirms))
+
+    def _tell_slow(self, wire: _Wire, age: float) -> None:
+        """Once, and again after a while: with a slow network it comes to this at each part."""
+        is_news = time.monotonic() - self._slow_told_at > _CONFIRM_LIMIT_SECONDS
+        if is_news and not (wire.is_blocked or self._standstill.is_on):
+            self._slow_told_at, self._is_slow_told = time.monotonic(), True
+            logger.warning("The broker has not confirmed a message for %.0f s; waiting.", age)
 
     def _on_return(self, _channel: Any, method: Any, properties: Any, _body: bytes) -> None:
         self._confirms.returned[properties.message_id] = method.routing_key
@@ -616,7 +630,7 @@ class RabbitLink:
     def _settle(self, future: Future[Any]) -> BrokerError | None:
         """Why one message reached no queue, or not all of its queues; that does not hold back the rest."""
         try:
-            self._publisher.wait(future, 60.0, seconds_after_stop=_STOP_SECONDS)
+            self._publisher.wait(future, _CONFIRM_LIMIT_SECONDS, seconds_after_stop=_STOP_SECONDS)
         except (Unroutable, PublishRefused) as exc:
             return exc
         return None

@@ -9,7 +9,7 @@ import pika
 import pytest
 
 from broker import names, rabbitmq
-from broker.errors import DeclareRefused
+from broker.errors import DeclareRefused, LinkLost
 from broker.link import Connection, Link, Queue, coordinator_queue, dead_queue, upload_queue, worker_queue
 from broker.management import Management, Rights
 from broker.rabbitmq import LinkSettings, RabbitLink
@@ -231,3 +231,22 @@ def test_a_message_that_nobody_confirms_stops_the_clock_from_its_start(
         forwarder.restore()
         wait_until(lambda: link.takes_messages, 20)
         assert posted.exception(5) is not None  # lost with its connection
+
+
+def test_a_connection_that_confirms_nothing_more_is_given_up(
+    make_link: MakeRabbitLink, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A cluster that had lost its majority, and has it back, may never confirm what an old connection published (seen
+    with three nodes of RabbitMQ 3.10). The link publishes on a new one, and receives as before."""
+    monkeypatch.setattr(rabbitmq, "_CONFIRM_SECONDS", 0.3)
+    monkeypatch.setattr(rabbitmq, "_CONFIRM_LIMIT_SECONDS", 1.0)
+    link = make_link()
+    link.declare([coordinator_queue()])
+    link.consume(["coordinator"], prefetch=10)
+    with monkeypatch.context() as patch:
+        patch.setattr(link, "_on_confirm", lambda *_: None)  # the broker's confirms are lost
+        assert isinstance(link.post(message("coordinator", b"1")).exception(10), LinkLost)
+    wait_until(lambda: link.takes_messages, 10)
+    link.publish([message("coordinator", b"2")])
+    assert [next_delivery(link).body, next_delivery(link).body] == [b"1", b"2"]
+    assert sum("Connecting anew" in each.getMessage() for each in caplog.records) == 1
