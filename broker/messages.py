@@ -188,8 +188,7 @@ class Refused(Message):
     """Coordinator to a worker that can't take part, with the reason; the worker ends with it.
 
     Attributes:
-        token: Of the worker's newest `joined`; empty if that had none. A worker ignores what answers another process,
-            of before its restart.
+        token: Of the worker's newest `joined`. A worker ignores what answers another process, of before its restart.
     """
 
     TYPE: ClassVar[str] = "refused"

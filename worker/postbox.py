@@ -245,7 +245,7 @@ class Postbox(threading.Thread):
 
     def _on_refused(self, refused: Refused) -> None:
         """The end, once it is acknowledged; what answers a former process, with data since mended, is ignored."""
-        if refused.token in ("", self._token):
+        if refused.token == self._token:
             self._refusal = DataError(refused.reason)
         else:
             logger.debug("Ignored what a former process was told: %s", refused.reason)
