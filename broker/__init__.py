@@ -3,7 +3,10 @@
 Contents:
     errors      every error that a user can meet, and its exit code
     names       worker names, queue names, and who may act for whom
-    tensors     weights as one float32 vector, cut into parts
+    tensors     weights as one float32 vector: trainable ones, statistics, frozen ones
+    kinds       which of these a Keras model's weights are
+    scores      counts of a classifier's answers that add up over workers
+    likeness    whether sites hold the same kind of examples
     codec       msgpack, the only file that imports it
     fields      dataclasses to plain values and back
     versions    which wire is spoken here, and what is said to another version
@@ -13,6 +16,7 @@ Contents:
     memory      a Link inside one process, for unit tests
     rabbitmq    the Link over RabbitMQ, the only file that imports pika
     inbox       deliveries judged by form and sender
+    standstill  since when the broker takes no messages
     claim       the proof of being the one reader of a queue
     mail        publishing that outlives a lost connection
     archive     the one reader of a .keras archive
@@ -24,6 +28,7 @@ Contents:
     allocator   what makes large parts cheap to receive
     management  RabbitMQ's management API: policies, users, permissions
     accounts    least-privilege accounts for workers
+    address     a broker's address, checked and shown without its password
     probe       what answers at an AMQP address
     private     a rabbitmq-server of one's own
     container   a broker in a container

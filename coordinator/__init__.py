@@ -2,9 +2,13 @@
 
 Contents, from the pure to the wire:
     aggregation    the exact weighted sum of updates, in int64 fixed point
-    strategies     how the mean update becomes the next global model
+    exact_sum      a sum of doubles without rounding, for statistics
+    measures       what several workers measured, put together
+    strategies     what a round collects, and how it becomes the next global model
     rounds         one round as a state machine: who answered, what counts, when it closes
     membership     who joined, who is away, who is selected
+    admission      who may take part in one run
+    inviting       who is invited to a round, and to another attempt
     history        one row a round, and history.csv
     checkpoint     the committed state and the open round, on disk
     tasks          the table of named tasks
@@ -12,9 +16,12 @@ Contents, from the pure to the wire:
     model_process  the child process that holds Keras, seen from here
     keras_child    the child process itself
     form           whether workers can train a model, found out in the child
+    trial          whether a model still answers with numbers, tried in the child before a commit
     curves         curves.png; drawn by the child
     options        what a person asks of one run, checked once
     identity       run.json: which run a folder holds
+    run_folder     one run's folder: all that is fsynced
+    spares         large arrays of one round, used again in the next
     files          files that are whole or not there
     clock          time that stands still while the connection is lost
     journal        deliveries held until a checkpoint covers them
@@ -22,7 +29,9 @@ Contents, from the pure to the wire:
     fetching       the parts of one announced update
     strangers      whoever speaks another version: refused by name
     session        the place at the broker: its queue, its claim, who is there
-    run            the rounds over the broker
+    live_round     the open round with all that belongs to it
+    run            the rounds over the broker: asks for the next event, and decides
+    story          what the log tells of a run
     wording        how the log says things
     view           what a person sees of workers and runs, as plain values
     launching      the options of a run, wherever it is asked for

@@ -19,10 +19,12 @@ Contents:
     inference    the one way to a model's answers: each example by itself
     terms        what a strategy adds to the gradient
     gradient_step one step of it, traced once
+    compiled_metrics a model's own metrics, and what of them adds up over workers
     training     local training and evaluation
     receiving    round starts put together from their parts
     uploading    an update on its way
     trainer      the answer to one round start
+    failures     what of an exception is told to the coordinator
     jobs         what is to be done next, handed from thread to thread
     postbox      the thread that hears
     participation the thread that trains and uploads

@@ -140,6 +140,15 @@ def test_every_error_of_ours_stands_in_the_one_tree() -> None:
         assert depth == 0 or kind.__base__.__name__ == above[depth - 1], name
 
 
+@pytest.mark.parametrize("floor", FLOORS)
+def test_every_file_is_on_its_floor_s_contents_page(floor: str) -> None:
+    """A newcomer finds what there is in one place."""
+    page = (ROOT / floor / "__init__.py").read_text(encoding="utf-8")
+    listed = set(re.findall(r"[a-z_0-9]+", page))
+    rooms = {path.stem if path.suffix else path.name for path in (ROOT / floor).iterdir()}
+    assert rooms - {"__init__", "__main__", "__pycache__", "static", "templates", "README"} <= listed | {"py"}
+
+
 def test_nothing_imports_pickle() -> None:
     """Nothing that arrives is ever run."""
     for package in ("pickle", "marshal", "shelve", "dill", "cloudpickle"):
