@@ -39,6 +39,7 @@ _END_SECONDS = 5.0
 _FIRST_REPEAT_SECONDS = 0.5
 _LONGEST_REPEAT_SECONDS = 10.0
 _MOST_AT_ONCE = 200
+_TOKEN_BYTES = 8
 
 
 class Postbox(threading.Thread):
@@ -73,7 +74,7 @@ class Postbox(threading.Thread):
         self._to_join: set[str] = set()
         self._repeat_at = 0.0
         self._repeat_seconds = _FIRST_REPEAT_SECONDS
-        self._token = secrets.token_hex(8)
+        self._token = secrets.token_hex(_TOKEN_BYTES)
         self._refusal: DataError | None = None
         self._told_versions: set[int] = set()
         self._claim = Claim(link, names.worker_queue(next(iter(participants))))
