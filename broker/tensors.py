@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -159,6 +159,12 @@ class Sections:
             begin += spec.size
 
 
+@lru_cache(maxsize=8)
+def sections_of(layout: Layout) -> Sections:
+    """The sections of a layout, worked out once: every update of a run asks for the same."""
+    return Sections(layout)
+
+
 def vector_size(layout: Layout) -> int:
     """How many float values a model of this layout has."""
     return sum(spec.size for spec in layout if spec.is_float)
@@ -174,7 +180,7 @@ def flatten_first(weights: Sequence[Array], layout: Layout, size: int) -> Vector
     """The first so many values of the vector, whole tensors: with `Sections.num_up` what travels up."""
     vector = np.empty(size, FLOAT32)
     begin = 0
-    for position in Sections(layout).order:
+    for position in sections_of(layout).order:
         if begin == size:
             break
         weight = np.asarray(weights[position], FLOAT32)
@@ -189,7 +195,7 @@ def unflatten(layout: Layout, vector: Vector, integers: Sequence[Array]) -> list
     Raises:
         ProtocolError: The vector or the integer arrays do not fit the layout.
     """
-    sections = Sections(layout)
+    sections = sections_of(layout)
     if vector.shape != (sections.size,):
         raise ProtocolError(f"Expected {sections.size} float values, got {vector.shape}.")
     weights: dict[int, Array] = {}

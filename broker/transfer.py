@@ -12,7 +12,7 @@ import xxhash
 from broker.errors import ProtocolError
 from broker.fields import Binary
 from broker.messages import Part, Precision
-from broker.tensors import FLOAT32, PART_BYTES, Layout, Sections, Vector, as_bytes
+from broker.tensors import FLOAT32, PART_BYTES, Layout, Vector, as_bytes, sections_of
 
 _CODES: dict[Precision, str] = {"float32": "<f4", "float16": "<f2", "int8": "<i1"}
 _FLOAT16_LIMIT = 65504.0
@@ -42,7 +42,7 @@ class Encoding:
     @classmethod
     def of(cls, vector: Vector, layout: Layout, precision: Precision) -> Self:
         """What an update's sender decides; int8 wants finite trainable values."""
-        sections = Sections(layout)
+        sections = sections_of(layout)
         tensors = sections.tensors if precision == "int8" else ()
         scales = tuple(_scale_of(vector[place]) for place in tensors)
         return cls(precision=precision, num_trainable=sections.num_trainable, tensors=tensors, scales=scales)
@@ -54,7 +54,7 @@ class Encoding:
         Raises:
             ProtocolError: These are no scales of such a model.
         """
-        sections = Sections(layout)
+        sections = sections_of(layout)
         tensors = sections.tensors if precision == "int8" else ()
         if len(scales) != len(tensors) or not all(0 < scale <= _LARGEST_SCALE for scale in scales):
             raise ProtocolError(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.tensors import Layout, Sections, Vector
+from broker.tensors import Layout, Sections, Vector, sections_of
 from coordinator.exact_sum import Doubles, ExactSum, Integers, two_product
 
 LIMIT = 2.0**16  #: the largest |value| of a trainable weight's update
@@ -43,7 +43,7 @@ def capacity(exponent: int) -> int:
 
 def examine(update: Vector, layout: Layout) -> tuple[float, str | None]:
     """The largest |Δ| of an update, and why its values can't be accepted, or None. NaN fails every comparison."""
-    sections = Sections(layout)
+    sections = sections_of(layout)
     trainable, statistics = update[: sections.num_trainable], update[sections.num_trainable :]
     largest = 0.0
     for chunk in _chunks(trainable):
@@ -86,7 +86,7 @@ class UpdateSum:
         self.layout = layout
         self.exponent = exponent
         self.num_examples = 0
-        self._sections = sections = Sections(layout)
+        self._sections = sections = sections_of(layout)
         self.values: Integers = np.zeros(sections.num_trainable, np.int64) if values is None else values
         self.statistics = ExactSum(sections.num_up - sections.num_trainable + self._num_variances)
 

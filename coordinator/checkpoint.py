@@ -20,7 +20,7 @@ from broker import codec
 from broker.card import ModelCard
 from broker.errors import CheckpointError, ProtocolError
 from broker.fields import from_plain, to_plain
-from broker.tensors import FLOAT32, Array, InputFacts, Layout, Sections, Vector, vector_size
+from broker.tensors import FLOAT32, Array, InputFacts, Layout, Vector, sections_of, vector_size
 from broker.versions import release
 from coordinator.files import Chunk, write_atomically
 from coordinator.history import Row, flat
@@ -173,7 +173,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         size = vector_size(header.layout)
         vectors = body.view(FLOAT32)
-        states = vectors[size:].reshape(header.num_states, Sections(header.layout).num_trainable)
+        states = vectors[size:].reshape(header.num_states, sections_of(header.layout).num_trainable)
     except ValueError as exc:
         raise _not_ours(file, f"its vectors have another size ({exc})") from exc
     names = set(_CheckpointHeader.__slots__) - {"num_states", "written_by"}

@@ -44,6 +44,8 @@ class ExactSum:
 
     def add_product(self, factor: float | Doubles, values: Doubles) -> None:
         """Add factor · values, shape (S,), without rounding the products (Dekker 1971, "TwoProduct")."""
+        if not values.size:
+            return  # most models have no statistics
         product, error = two_product(factor, values)
         self.add(product)
         self.add(error)

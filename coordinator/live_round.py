@@ -16,7 +16,7 @@ from broker.messages import (
     UpdateAnnounced,
     UploadAgain,
 )
-from broker.tensors import FLOAT32, Layout, Sections
+from broker.tensors import FLOAT32, Layout, sections_of
 from coordinator.aggregation import capacity, examine
 from coordinator.checkpoint import Checkpoint
 from coordinator.fetching import Fetcher
@@ -83,12 +83,12 @@ class LiveRound:
         self._settings = settings
         self._last_round = last_round
         self._invitation = Invitation(the_round.record, base, settings, last_round=last_round)
-        self._staging = tools.spares.take(Sections(base.layout).size if aggregate else 0, FLOAT32)
+        self._staging = tools.spares.take(sections_of(base.layout).size if aggregate else 0, FLOAT32)
         session = tools.session
         self._fetcher = Fetcher(
             session.link,
             session.inbox,
-            self._staging[: Sections(base.layout).num_up],
+            self._staging[: sections_of(base.layout).num_up],
             base.layout,
             the_round.record.part_bytes,
             session.stop,
@@ -293,6 +293,6 @@ class LiveRound:
 
 def _travelled(precision: Precision, layout: Layout) -> int:
     """The bytes of an update's values on the wire."""
-    sections = Sections(layout)
+    sections = sections_of(layout)
     statistics = sections.num_up - sections.num_trainable
     return sections.num_trainable * _ITEM_BYTES[precision] + statistics * FLOAT32.itemsize

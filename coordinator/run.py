@@ -17,7 +17,7 @@ from broker.likeness import scale_difference
 from broker.link import Link, outgoing
 from broker.logs import LogContext
 from broker.messages import Mode, Outcome, Refused, RunFinished, TrainingSettings
-from broker.tensors import INLINE_BYTES, PART_BYTES, Array, InputFacts, Sections
+from broker.tensors import INLINE_BYTES, PART_BYTES, Array, InputFacts, sections_of
 from coordinator.admission import Admission
 from coordinator.checkpoint import Checkpoint, card_of
 from coordinator.form import refuse_other_rate
@@ -243,7 +243,7 @@ class Run:
             layout=model.layout,
             vector=model.vector,
             integers=tuple(model.integers),
-            strategy_state=first_states(self._tools.strategy, Sections(model.layout).num_trainable),
+            strategy_state=first_states(self._tools.strategy, sections_of(model.layout).num_trainable),
             history=[Row(round=0)],
         )
 

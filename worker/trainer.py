@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from broker.messages import RoundStart
-from broker.tensors import Array, Sections, Vector, flatten_first, unflatten
+from broker.tensors import Array, Vector, flatten_first, sections_of, unflatten
 from worker.data import Dataset, Examples
 from worker.terms import require_known
 from worker.training import LocalModel, TrainingProgress
@@ -152,7 +152,7 @@ class KerasTrainer:
 
 def _difference(trained: list[Array], weights: Vector, start: RoundStart) -> Vector:
     """What travels up, float32 of shape (U,): statistics are no steps from a former value, and go as they are."""
-    sections = Sections(start.layout)
+    sections = sections_of(start.layout)
     vector = flatten_first(trained, start.layout, sections.num_up)
     moved = vector[: sections.num_trainable]
     np.subtract(moved, weights[: sections.num_trainable], out=moved)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.errors import CheckpointError
-from broker.tensors import Layout, Sections, Vector
+from broker.tensors import Layout, Vector, sections_of
 from coordinator.aggregation import UpdateSum
 from coordinator.exact_sum import Doubles
 from coordinator.spares import Spares
@@ -41,7 +41,7 @@ class OfTheMean:
 
     def collect(self, layout: Layout, exponent: int, _place: Path, spares: Spares) -> Aggregate:
         """The exact sum."""
-        values = spares.take(Sections(layout).num_trainable, np.int64)
+        values = spares.take(sections_of(layout).num_trainable, np.int64)
         return MeanAggregate(self, UpdateSum(layout, exponent, values))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.errors import CheckpointError
-from broker.tensors import FLOAT32, Layout, Sections, Vector
+from broker.tensors import FLOAT32, Layout, Vector, sections_of
 from coordinator.exact_sum import Doubles
 from coordinator.files import make_folder
 from coordinator.spares import Spares
@@ -63,7 +63,7 @@ class Spool:
 
     def __init__(self, strategy: SideBySide, layout: Layout, place: Path) -> None:
         self._strategy = strategy
-        self._sections = Sections(layout)
+        self._sections = sections_of(layout)
         self._place = place
         self._examples: dict[str, int] = {}
         self._unsynced: set[str] = set()
