@@ -20,9 +20,8 @@ from broker.tensors import Layout, Sections, Vector, sections_of
 from coordinator.exact_sum import Doubles, ExactSum, Integers, two_product
 
 LIMIT = 2.0**16  #: the largest |value| of a trainable weight's update
-STATISTIC_LIMIT = (
-    2.0**63
-)  #: the largest |statistic|: its square times 2^40 examples is within ExactSum's reach
+#: The largest |statistic|: its square times 2^40 examples is within ExactSum's reach.
+STATISTIC_LIMIT = 2.0**63
 RESERVE_BITS = 2  #: how much more than the examples invited at first a round can take, as a power of two
 _SUM_BITS = 44
 _CHUNK = 1 << 16  #: values at a time: the scratch arrays stay in the processor's cache

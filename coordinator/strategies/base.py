@@ -83,6 +83,20 @@ class Strategy(Protocol):
         """
 
 
+class Plain:
+    """A strategy that asks nothing of the workers and carries nothing from round to round, unless it says so."""
+
+    @property
+    def worker_settings(self) -> Mapping[str, float]:
+        """The workers train as ever."""
+        return {}
+
+    @property
+    def first_state(self) -> tuple[float, ...]:
+        """No vectors."""
+        return ()
+
+
 def require(strategy: str, option: str, value: float, expected: str, holds: bool) -> None:
     """Raise a UsageError unless an option's value is as expected."""
     if not holds:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,31 +12,17 @@ from broker.tensors import Layout, Vector, sections_of
 from coordinator.aggregation import UpdateSum
 from coordinator.exact_sum import Doubles
 from coordinator.spares import Spares
-from coordinator.strategies.base import Aggregate, check_finite
+from coordinator.strategies.base import Aggregate, Plain, check_finite
 
 
-class Step(Protocol):
-    """A step value by value, so that it runs over chunks."""
-
-    def step(self, weights: Doubles, mean: Doubles, state: tuple[Vector, ...]) -> Doubles:
-        """The next trainable weights from the present ones and the mean update; `state` is changed in place."""
-
-
-class OfTheMean:
+class OfTheMean(Plain):
     """What such strategies share; they say `step`, and `first_state` if they carry vectors."""
 
-    @property
-    def worker_settings(self) -> Mapping[str, float]:
-        """The workers train as ever."""
-        return {}
-
-    @property
-    def first_state(self) -> tuple[float, ...]:
-        """It carries nothing from round to round."""
-        return ()
-
     def step(self, weights: Doubles, mean: Doubles, state: tuple[Vector, ...]) -> Doubles:
-        """The next trainable weights from the present ones and the mean update; `state` is changed in place."""
+        """The next trainable weights from the present ones and the mean update; `state` is changed in place.
+
+        Value by value, for it is given one chunk after the other.
+        """
         raise NotImplementedError
 
     def collect(self, layout: Layout, exponent: int, _place: Path, spares: Spares) -> Aggregate:
@@ -48,7 +34,7 @@ class OfTheMean:
 class MeanAggregate:
     """The exact sum of a round's updates, and the step that its mean makes."""
 
-    def __init__(self, strategy: Step, total: UpdateSum) -> None:
+    def __init__(self, strategy: OfTheMean, total: UpdateSum) -> None:
         self._strategy = strategy
         self.total = total
 

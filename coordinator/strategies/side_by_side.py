@@ -4,7 +4,6 @@ So memory stays bounded whatever the model and the number of workers, each updat
 and the upload queues are emptied as for a sum. What is acknowledged is on disk before.
 """
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,28 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from broker.disk import sync
 from broker.errors import CheckpointError
 from broker.tensors import FLOAT32, Layout, Vector, sections_of
 from coordinator.exact_sum import Doubles
 from coordinator.files import make_folder
 from coordinator.spares import Spares
-from coordinator.strategies.base import Aggregate, check_finite
+from coordinator.strategies.base import Aggregate, Plain, check_finite
 
 _VALUES_AT_ONCE = 1 << 22  #: of all updates together: 16 MB
 
 
-class SideBySide:
+class SideBySide(Plain):
     """What such strategies share; they say how the values of one coordinate become one."""
-
-    @property
-    def worker_settings(self) -> Mapping[str, float]:
-        """The workers train as ever."""
-        return {}
-
-    @property
-    def first_state(self) -> tuple[float, ...]:
-        """It carries nothing from round to round."""
-        return ()
 
     def combine(self, values: NDArray[np.float32]) -> Doubles:
         """One value for each coordinate.
@@ -93,9 +83,10 @@ class Spool:
 
     def save(self) -> list[NDArray[Any]]:
         """See to it that every file is on disk for good."""
-        for path in [*(self._place / worker for worker in sorted(self._unsynced)), self._place]:
-            if self._unsynced:
-                _sync(path)
+        for worker in sorted(self._unsynced):
+            sync(self._place / worker)
+        if self._unsynced:
+            sync(self._place)
         self._unsynced.clear()
         return []
 
@@ -144,11 +135,3 @@ class Spool:
     def end(self, _spares: Spares) -> None:
         """Remove the files."""
         shutil.rmtree(self._place, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
