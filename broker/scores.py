@@ -68,9 +68,10 @@ def flaw_in_counts(counts: AnswerCounts, num_classes: int, num_examples: int) ->
     examples, right = counts.per_class
     used, *binned = counts.bins
     is_possible = (
-        (counts.per_class >= 0).all() and (right <= examples).all() and examples.sum() == num_examples
+        (counts.per_class >= 0).all() and (right <= examples).all()
+        and (examples <= num_examples).all() and examples.sum() == num_examples  # a sum alone may wrap
         and (counts.bins >= 0).all() and (used < NUM_BINS).all() and len(np.unique(used)) == len(used)
-        and (not used.size or all(each.sum() == n for each, n in zip(binned, examples, strict=False)))
+        and (np.array_equal(np.sum(binned, axis=1), examples) if num_classes == 2 else not used.size)
     )  # fmt: skip
     return None if is_possible else f"expected counts of {num_examples} test examples, got others"
 

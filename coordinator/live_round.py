@@ -121,7 +121,7 @@ class LiveRound:
             LinkLost: The connection went away; the broker still has everything.
         """
         journal = self._tools.journal
-        verdict, reason = self.round.judge(update)
+        verdict, reason = self.round.judge(update, self._base.num_classes)
         if verdict is not Verdict.ACCEPTED or not self.round.trains(update.worker):
             self._bury_if_wrong(delivery, update, verdict, reason)
             journal.hold(delivery)

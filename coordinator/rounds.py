@@ -155,27 +155,32 @@ class Round:
             update.attempt >= self.record.first_attempt
         )
 
-    def judge(self, update: UpdateAnnounced) -> tuple[Verdict, str | None]:
-        """Judge an announcement by its form, before its parts are fetched; changes nothing."""
+    def judge(self, update: UpdateAnnounced, num_classes: int) -> tuple[Verdict, str | None]:
+        """Judge an announcement by its form, before its parts are fetched; changes nothing.
+
+        Args:
+            update: As it came over the wire.
+            num_classes: The model's.
+        """
         if not self.is_current(update) or update.worker in self.answers:
             return Verdict.DISCARDED, None
         if update.worker not in self.record.invited:
             return Verdict.DISCARDED, None
-        flaw = self._flaw_in(update)
+        flaw = self._flaw_in(update, num_classes)
         return (Verdict.REJECTED, flaw) if flaw else (Verdict.ACCEPTED, None)
 
     def trains(self, worker: str) -> bool:
         """Whether this round takes an update of weights from this worker."""
         return self.record.mode == "train" and worker in self.record.selected
 
-    def _flaw_in(self, update: UpdateAnnounced) -> str | None:
+    def _flaw_in(self, update: UpdateAnnounced, num_classes: int) -> str | None:
         trains = self.trains(update.worker)
         declared = self.record.num_examples.get(update.worker, 0)
         if trains and not 1 <= update.num_examples <= declared:
             return f"expected 1 to {declared} examples as declared, got {update.num_examples}"
         if not trains and (update.parts or update.update is not None):
             return "expected metrics alone, got weights"
-        return _flaw_in_measures(update)
+        return _flaw_in_measures(update, num_classes)
 
     def settle(
         self,
@@ -301,7 +306,7 @@ def suspect(answers: Mapping[str, Answer]) -> str | None:
     return worker if largest >= _FAR_LARGER * second else None
 
 
-def _flaw_in_measures(update: UpdateAnnounced) -> str | None:
+def _flaw_in_measures(update: UpdateAnnounced, num_classes: int) -> str | None:
     num_metrics = max(
         len(each) for each in (update.metrics, update.global_metrics, update.states, update.global_states)
     )
@@ -317,7 +322,7 @@ def _flaw_in_measures(update: UpdateAnnounced) -> str | None:
         return f"expected at least 0 test examples, got {update.num_test_examples}"
     if update.counts is None:
         return None
-    return flaw_in_counts(update.counts, update.counts.per_class.shape[-1], update.num_test_examples)
+    return flaw_in_counts(update.counts, num_classes, update.num_test_examples)
 
 
 def _is_finite(state: Array) -> bool:

@@ -31,7 +31,7 @@ def update(worker: str, **changes: object) -> UpdateAnnounced:
 
 def accept(the_round: Round, *workers: str, now: float = 0.0) -> None:
     for worker in workers:
-        assert the_round.judge(update(worker)) == (Verdict.ACCEPTED, None)
+        assert the_round.judge(update(worker), 2) == (Verdict.ACCEPTED, None)
         the_round.settle(update(worker), Verdict.ACCEPTED, None, now)
 
 
@@ -97,8 +97,8 @@ def test_the_next_attempt_keeps_what_was_accepted() -> None:
 def test_what_belongs_elsewhere_is_discarded_and_changes_nothing(changes: dict[str, object]) -> None:
     """Late, early, or of another run: normal, and never in the mean."""
     the_round = Round(RECORD, 0.0)
-    assert the_round.judge(update("stranger")) == (Verdict.DISCARDED, None)
-    assert the_round.judge(update("a", **changes)) == (Verdict.DISCARDED, None)
+    assert the_round.judge(update("stranger"), 2) == (Verdict.DISCARDED, None)
+    assert the_round.judge(update("a", **changes), 2) == (Verdict.DISCARDED, None)
     assert the_round.answers == {}
 
 
@@ -106,7 +106,7 @@ def test_the_first_accepted_update_of_a_worker_counts_and_a_second_is_discarded(
     """At least once on the wire, in effect once."""
     the_round = Round(RECORD, 0.0)
     accept(the_round, "a")
-    assert the_round.judge(update("a", upload_id="second"))[0] is Verdict.DISCARDED
+    assert the_round.judge(update("a", upload_id="second"), 2)[0] is Verdict.DISCARDED
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_the_first_accepted_update_of_a_worker_counts_and_a_second_is_discarded(
 )  # fmt: skip
 def test_a_wrong_announcement_is_rejected_with_its_reason(changes: dict[str, object]) -> None:
     """More examples than declared, or a metric that isn't finite."""
-    verdict, reason = Round(RECORD, 0.0).judge(update("a", **changes))
+    verdict, reason = Round(RECORD, 0.0).judge(update("a", **changes), 2)
     assert verdict is Verdict.REJECTED
     assert reason and "expected" in reason
 
@@ -128,9 +128,9 @@ def test_an_evaluating_worker_never_counts_towards_the_quorum() -> None:
     """Its metrics are taken, its weights would be refused, and the round waits for two that train."""
     record = replace(RECORD, evaluators=("e",))
     the_round = Round(record, 0.0)
-    assert the_round.judge(update("e"))[0] is Verdict.REJECTED
+    assert the_round.judge(update("e"), 2)[0] is Verdict.REJECTED
     measured = update("e", parts=0, num_examples=0)
-    assert the_round.judge(measured)[0] is Verdict.ACCEPTED
+    assert the_round.judge(measured, 2)[0] is Verdict.ACCEPTED
     the_round.settle(measured, Verdict.ACCEPTED, None, 0.0)
     accept(the_round, "a")
     assert the_round.num_accepted == 1
@@ -173,7 +173,7 @@ def test_the_attempt_after_a_spoiled_one_asks_all_but_the_culprit_again() -> Non
     again = the_round.without("b", "the model answers NaN", 1.0)
     assert (again.record.attempt, again.record.selected, again.unanswered) == (2, ("a", "c"), ["a", "c"])
     assert again.rejected == {"b": "the model answers NaN"}
-    assert again.judge(update("b", attempt=2)) == (Verdict.DISCARDED, None)
+    assert again.judge(update("b", attempt=2), 2) == (Verdict.DISCARDED, None)
 
 
 @pytest.mark.parametrize(
@@ -189,18 +189,20 @@ def test_the_attempt_after_a_spoiled_one_asks_all_but_the_culprit_again() -> Non
             "num_test_examples": 3,
         },
         {"counts": replace(COUNTS, per_class=np.array([[2, 1], [3, 0]])), "num_test_examples": 3},
+        {"counts": replace(COUNTS, per_class=np.array(3)), "num_test_examples": 3},
+        {"counts": replace(COUNTS, per_class=np.array([[2, 1, 0], [1, 1, 0]])), "num_test_examples": 3},
     ],
 )
 def test_measures_that_can_not_be_are_rejected(changes: dict[str, Any]) -> None:
-    """Sums that are no numbers, and counts of more examples than there were."""
-    verdict, reason = Round(RECORD, 0.0).judge(update("a", **changes))
+    """Sums that are no numbers, and counts of more examples than there were, or of classes that the model lacks."""
+    verdict, reason = Round(RECORD, 0.0).judge(update("a", **changes), 2)
     assert verdict is Verdict.REJECTED
     assert reason
 
 
 def test_counts_that_add_up_are_accepted() -> None:
     """Two of class 0, one of class 1, one answer of each right."""
-    assert Round(RECORD, 0.0).judge(update("a", counts=COUNTS, num_test_examples=3)) == (
+    assert Round(RECORD, 0.0).judge(update("a", counts=COUNTS, num_test_examples=3), 2) == (
         Verdict.ACCEPTED,
         None,
     )

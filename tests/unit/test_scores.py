@@ -86,8 +86,11 @@ COUNTS = count_answers(two_classes(np.array([0.2, 0.7, 0.9])), np.array([0, 1, 0
         (replace(COUNTS, bins=COUNTS.bins + 1), 3),
         (replace(COUNTS, bins=COUNTS.bins + np.array([[4096], [0], [0]], np.int32)), 3),
         (replace(COUNTS, bins=COUNTS.bins[:, [0, 0, 0]]), 3),
+        (replace(COUNTS, bins=COUNTS.bins[:, :0]), 3),
+        (replace(COUNTS, per_class=np.array([[2**62] * 4 + [3], [0] * 5]), bins=COUNTS.bins[:, :0]), 3),
     ],
 )
 def test_counts_that_can_not_be_are_found(counts: AnswerCounts, num_examples: int) -> None:
     """Each would spoil the sum, or be of no example."""
-    assert flaw_in_counts(counts, 2, num_examples) is not None
+    num_classes = max(counts.per_class.shape[1], 2)
+    assert flaw_in_counts(counts, num_classes, num_examples) is not None
