@@ -237,6 +237,9 @@ class Joined(Message):
     def __post_init__(self) -> None:
         require(names.is_worker(self.worker), "a worker's name", self.worker)
         require(0 <= self.num_examples < 2**40, "a number of examples", self.num_examples)
+        if self.inputs is not None:
+            low, high = self.inputs.low, self.inputs.high
+            require(-math.inf < low <= high < math.inf, "a finite range of its examples", (low, high))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

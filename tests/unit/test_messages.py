@@ -246,6 +246,16 @@ def test_terms_without_bounds_are_refused(terms: dict[str, float]) -> None:
         decode(codec.pack(value))
 
 
+@pytest.mark.parametrize("ends", [(0.0, math.nan), (-math.inf, 1.0), (2.0, 1.0)])
+def test_a_range_of_examples_that_is_none_is_refused(ends: tuple[float, float]) -> None:
+    """Taken for what the examples are like, NaN would be what every new model is tried with."""
+    low, high = ends
+    joined = next(each for each in EXAMPLES if isinstance(each, messages.Joined))
+    inputs = InputFacts(shape=(2,), dtype="float32", low=low, high=high)
+    with pytest.raises(ProtocolError, match="range"):
+        dataclasses.replace(joined, inputs=inputs)
+
+
 def test_deep_nesting_and_huge_lengths_are_refused_without_allocating() -> None:
     """A header that promises 4 GB, and a thousand lists in each other."""
     for body in (
