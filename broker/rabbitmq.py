@@ -607,15 +607,21 @@ class RabbitLink:
 
     def publish(self, batch: Sequence[Outgoing]) -> None:
         """Publish in order, a window of them under way at once; returns once the broker has them all."""
-        underway: list[tuple[int, Future[Any]]] = []
+        underway: deque[tuple[int, Future[Any]]] = deque()
+        underway_bytes = 0
         missed: BrokerError | None = None
         for message in batch:
             body = message.encoded()
-            while underway and _is_full(underway, len(body)):
-                missed = self._settle(underway.pop(0)[1]) or missed
+            while underway and (
+                len(underway) >= _WINDOW_MESSAGES or underway_bytes + len(body) > _WINDOW_BYTES
+            ):
+                size, oldest = underway.popleft()
+                underway_bytes -= size
+                missed = self._settle(oldest) or missed
             future: Future[Any] = Future()
             self._publisher.send(partial(self._publish_one, message, body), future)
             underway.append((len(body), future))
+            underway_bytes += len(body)
         for _, future in underway:
             missed = self._settle(future) or missed
         if missed is not None:
@@ -1002,13 +1008,6 @@ def _then_close(channel: Any, act: Callable[[], None], _answer: Any) -> None:
     """Act on the broker's answer, then close the channel that asked."""
     act()
     channel.close()
-
-
-def _is_full(underway: list[tuple[int, Future[Any]]], size: int) -> bool:
-    under_way_bytes = sum(each for each, future in underway if not future.done())
-    return len(underway) >= _WINDOW_MESSAGES or (
-        under_way_bytes > 0 and under_way_bytes + size > _WINDOW_BYTES
-    )
 
 
 def _declare(each: Queue, channel: Any, made: Callable[[Any], None]) -> None:

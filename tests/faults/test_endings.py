@@ -25,9 +25,13 @@ def refused(stage: Stage) -> Actor:
 
 
 def test_a_refused_worker_takes_part_with_mended_data(stage: Stage) -> None:
-    """The refusal is acknowledged before the worker ends: started again with other data, it is in the same run."""
+    """The refusal is acknowledged before the worker ends: started again with other data, it is in the same run.
+
+    It comes after the roll call, to which it would say a second time that it is there, and be refused twice.
+    """
     workers = stage.workers("w1", "w2")
     coordinator = stage.coordinator(rounds=2)
+    coordinator.says("Waiting for workers: 2 of 3 joined (w1, w2)")
     refused(stage)
     assert drained(stage.link(), "worker.w3") == []
     mended = stage.worker("w3")
