@@ -9,8 +9,6 @@ from urllib.parse import quote, urlsplit
 
 import click
 
-from broker import accounts, probe, server
-from broker.address import LOCAL_HOSTS, without_password
 from broker.command import (
     CommandGroup,
     amqp_url_option,
@@ -18,9 +16,11 @@ from broker.command import (
     management_url_option,
     read_environment,
 )
+from broker.hosting import accounts, probe, server
+from broker.hosting.management import Fields, Management
+from broker.link.address import LOCAL_HOSTS, without_password
 from broker.logs import LogContext
-from broker.management import Fields, Management
-from broker.names import COORDINATOR
+from broker.wire.names import COORDINATOR
 
 logger = logging.getLogger(__name__)
 

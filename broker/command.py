@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import click
 
 from broker import logs
-from broker.address import check_amqp_url, check_management_url
 from broker.errors import EXIT_SIGNAL, WarrenError
+from broker.link.address import check_amqp_url, check_management_url
 
 DEFAULT_AMQP_URL = "amqp://guest:guest@localhost:5672/%2F"
 _MANAGEMENT_PORT = 15672

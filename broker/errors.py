@@ -22,10 +22,7 @@ WarrenError                    1  (never raised itself)
     └── OtherVersion           1  it is of a version of the wire that this side does not speak
 """
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from broker.versions import Envelope
+from broker.envelope import Envelope
 
 EXIT_DONE = 0  #: the work is done, or was stopped on request
 EXIT_BUG = 1  #: a fault in Warren itself; the traceback is shown
@@ -129,7 +126,7 @@ class ProtocolError(WarrenError):
         envelope: What could be read of the message, if anything.
     """
 
-    def __init__(self, text: str, envelope: "Envelope | None" = None) -> None:
+    def __init__(self, text: str, envelope: Envelope | None = None) -> None:
         super().__init__(text)
         self.envelope = envelope
 
@@ -141,7 +138,7 @@ class OtherVersion(ProtocolError):
         envelope: Who speaks, what about, and in which version.
     """
 
-    envelope: "Envelope"
+    envelope: Envelope
 
-    def __init__(self, text: str, envelope: "Envelope") -> None:
+    def __init__(self, text: str, envelope: Envelope) -> None:
         super().__init__(text, envelope)

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 from flask import Blueprint
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
-from broker.address import LOCAL_HOSTS
 from broker.errors import UsageError
+from broker.link.address import LOCAL_HOSTS
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication

@@ -9,8 +9,6 @@ from typing import Any
 
 import click
 
-from broker import server
-from broker.address import without_password
 from broker.command import (
     CommandGroup,
     Stop,
@@ -20,17 +18,19 @@ from broker.command import (
     read_environment,
 )
 from broker.errors import EXIT_SIGNAL, BrokerUnreachable, Interrupted, UsageError
+from broker.hosting import server
+from broker.hosting.management import Management
+from broker.link.address import without_password
+from broker.link.rabbitmq.rabbit_link import LinkSettings, RabbitLink
 from broker.logs import LogContext
-from broker.management import Management
-from broker.rabbitmq import LinkSettings, RabbitLink
-from coordinator.asking import Asker, asking
-from coordinator.console import Console
 from coordinator.files import lock_folder, make_folder
+from coordinator.keras.process import ModelProcess
 from coordinator.launching import as_texts, launch_options, make_options, run_options
-from coordinator.model_process import ModelProcess
 from coordinator.options import RunOptions
-from coordinator.run import Run, Summary
-from coordinator.table import status_text
+from coordinator.play.run import Run, Summary
+from coordinator.terminal.client import Asker, asking
+from coordinator.terminal.console import Console
+from coordinator.terminal.status_text import status_text
 
 _FILE = click.Path(path_type=Path)
 _CONNECT = click.option(
@@ -171,18 +171,18 @@ def serve(
     Exit codes: 0 stopped, 2 usage, or the port or the coordinator's place is taken, 3 broker unreachable or
     login refused, 128 + signal interrupted in the middle of a run.
     """
-    from coordinator.service import (  # late: Flask comes with it; no other command needs that
-        Place,
+    from coordinator.page.server import (  # late: Flask comes with it; no other command needs that
+        ServeOptions,
         serve_page,
     )
 
-    place = Place(host=host, port=port, runs=runs, token=token)
+    asked = ServeOptions(host=host, port=port, runs=runs, token=token)
     url = server.known_management_url(amqp_url, management_url, server.default_home())
     facts = {"address": without_password(amqp_url), "management": Management(url).address}
     with Stop() as stop:
         link = _link(amqp_url, "coordinator", connect_seconds, stop)
         try:
-            serve_page(link, place, facts, stop.event, log, click.echo)
+            serve_page(link, asked, facts, stop.event, log, click.echo)
         except Interrupted as exc:
             click.echo(
                 "Stopped in the middle of a run; the next `coordinator serve` goes on with it.", err=True

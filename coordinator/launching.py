@@ -8,8 +8,8 @@ import click
 
 from broker.errors import UsageError
 from coordinator import tasks
+from coordinator.learning.strategies import STRATEGIES
 from coordinator.options import RunOptions
-from coordinator.strategies import STRATEGIES
 
 _FILE = click.Path(path_type=Path)
 _Function = TypeVar("_Function", bound=Callable[..., Any])

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from broker.errors import UsageError
-from broker.messages import ClassWeight, Precision, TrainingSettings
-from coordinator.membership import num_selected
-from coordinator.strategies import Strategy, make_strategy
+from broker.wire.messages import ClassWeight, Precision, TrainingSettings
+from coordinator.learning.membership import num_selected
+from coordinator.learning.strategies import Strategy, make_strategy
 from coordinator.tasks import Task
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from broker.errors import UsageError
-from broker.messages import ClassWeight
+from broker.wire.messages import ClassWeight
 
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
@@ -48,7 +48,7 @@ class Task:
 
 
 def _built_in(name: str, builder: str, num_classes: int, defaults: TaskDefaults) -> Task:
-    source = f"coordinator.models:{builder}"
+    source = f"coordinator.keras.task_models:{builder}"
     return Task(name=name, kind="builder", source=source, defaults=defaults, num_classes=num_classes)
 
 

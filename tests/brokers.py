@@ -11,10 +11,10 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from broker import private
 from broker.errors import BrokerUnreachable
-from broker.management import Management
-from broker.private import PrivateBroker, free_ports
+from broker.hosting import private
+from broker.hosting.management import Management
+from broker.hosting.private import PrivateBroker, free_ports
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, *, what: str = "the condition") -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from broker.card import ModelCard, write_card
+from broker.model.card import ModelCard, write_card
 from deploy.synthetic import make_xray
 from tests.brokers import wait_until
-from worker.images import Pixels
+from worker.data.images import Pixels
 from worker.tensorflow import load_keras
 
 CLASSES = ("NORMAL", "PNEUMONIA")

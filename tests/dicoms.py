@@ -11,7 +11,7 @@ from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 
-from worker.images import Pixels
+from worker.data.images import Pixels
 
 SECRETS = (
     "Hospital^Secret",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from broker.errors import DeclareRefused, Unroutable
-from broker.link import (
+from broker.link.seam import (
     Connection,
     Delivery,
     Link,
@@ -295,7 +295,7 @@ class LinkContract:
     def test_a_tag_from_before_a_lost_connection_is_void(
         self, make_link: MakeLink, drop: Callable[[Link], None]
     ) -> None:
-        """Held messages come again after a reconnect, and acknowledging by the old tag changes nothing."""
+        """RoundKey messages come again after a reconnect, and acknowledging by the old tag changes nothing."""
         link = make_link()
         link.declare([coordinator_queue()])
         link.consume(["coordinator"], prefetch=10)

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from broker.tensors import Vector
-from coordinator.aggregation import UpdateSum
-from coordinator.strategies.mean import MeanAggregate, OfTheMean
+from broker.wire.tensors import Vector
+from coordinator.learning.aggregation import UpdateSum
+from coordinator.learning.strategies.mean import MeanAggregate, OfTheMean
 
 
 def next_weights(strategy: OfTheMean, weights: Vector, total: UpdateSum, state: tuple[Vector, ...]) -> Vector:

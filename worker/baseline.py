@@ -5,17 +5,17 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker.card import ModelCard, write_card
 from broker.errors import DataError
-from broker.kinds import layout_of
-from broker.messages import ClassWeight, TrainingSettings
-from broker.tensors import Array
+from broker.model.card import ModelCard, write_card
+from broker.model.kinds import layout_of
+from broker.wire.messages import ClassWeight, TrainingSettings
+from broker.wire.tensors import Array
 from worker.console import Console
-from worker.data import Dataset
-from worker.evaluation import Evaluation, check_classes, evaluate
-from worker.inference import Inference
-from worker.model_file import LoadedModel
-from worker.training import LocalModel, be_deterministic
+from worker.data.data_set import Dataset
+from worker.learning.evaluation import Evaluation, check_classes, evaluate
+from worker.learning.inference import Inference
+from worker.learning.saved_model import LoadedModel
+from worker.learning.training import LocalModel, be_deterministic
 
 logger = logging.getLogger(__name__)
 

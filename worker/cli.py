@@ -10,18 +10,18 @@ import click
 from broker.command import CommandGroup, Stop, amqp_url_option, log_options, read_environment
 from broker.errors import EXIT_DONE, DataError, UsageError
 from broker.logs import LogContext
-from broker.names import check_name
+from broker.wire.names import check_name
 from worker.baseline import BaselineOptions, save_alone, train_alone
-from worker.classes import parse_classes
-from worker.data import Dataset, open_data
-from worker.evaluation import check_classes, evaluate, format_evaluation
-from worker.inference import Inference
-from worker.model_file import LoadedModel, check_scale, load_model
-from worker.partition import parse_part
-from worker.prediction import predict
-from worker.service import LinkTo, take_part
-from worker.split import format_table, split
-from worker.trainer import Participant
+from worker.data.classes import parse_classes
+from worker.data.data_set import Dataset, open_data
+from worker.data.partition import parse_part
+from worker.data.split import format_table, split
+from worker.learning.evaluation import check_classes, evaluate, format_evaluation
+from worker.learning.inference import Inference
+from worker.learning.prediction import predict
+from worker.learning.saved_model import LoadedModel, check_scale, load_model
+from worker.rounds.participant import Participant
+from worker.rounds.start import LinkTo, take_part
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ def clinic_command(model: Path, port: int, host: str, log: LogContext) -> None:
     worker clinic --model runs/demo/model.keras --port 8080
     curl -F image=@x-ray.png http://127.0.0.1:5001/predict
     """
-    from worker.clinic import run_clinic  # late: Flask comes with it, and no other command needs that
+    from worker.clinic.app import run_clinic  # late: Flask comes with it, and no other command needs that
 
     run_clinic(model, host, port, click.echo)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from broker import private
+from broker.hosting import private
 from tests.bench.memory import peak_megabytes
 from tests.bench.peers.install import python_of
 from tests.brokers import started_broker

@@ -20,20 +20,20 @@ import click
 
 from broker import logs
 from broker.command import Stop
-from broker.messages import Precision, RoundStart
-from broker.rabbitmq import LinkSettings, RabbitLink
-from broker.tensors import TensorSpec, Vector
-from coordinator.model_process import BuiltModel
+from broker.link.rabbitmq.rabbit_link import LinkSettings, RabbitLink
+from broker.wire.messages import Precision, RoundStart
+from broker.wire.tensors import TensorSpec, Vector
+from coordinator.keras.process import BuiltModel
 from coordinator.options import RunOptions
-from coordinator.run import Run
+from coordinator.play.run import Run
 from coordinator.tasks import Task, TaskDefaults
 from tests.bench.memory import peak_megabytes
 from tests.bench.moments import tell
 from tests.bench.workload import expected_scale, multiple_of, synthetic
 from worker.console import Console
-from worker.participation import Participation
-from worker.trainer import Participant, Report, Trained
-from worker.uploading import Measured
+from worker.rounds.participant import Participant, Report, Trained
+from worker.rounds.uploading import Measured
+from worker.rounds.worker_loop import WorkerLoop
 
 TASK = Task(name="transport", kind="builder", source="none:none", defaults=TaskDefaults())
 CLASSES = ("no", "yes")
@@ -158,7 +158,7 @@ def take_part(amqp_url: str, names: list[str], *, is_swarm: bool) -> None:
     log = logs.configure()
     with Stop() as stop:
         link.open()
-        Participation(
+        WorkerLoop(
             link,
             [Participant(name=name, data=NoData()) for name in names],  # type: ignore[arg-type]
             Echo(),

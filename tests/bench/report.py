@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from broker.management import Management
+from broker.hosting.management import Management
 from tests.bench.peers.install import PINS
 from tests.brokers import started_broker
 

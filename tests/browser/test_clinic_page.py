@@ -13,7 +13,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-from broker.card import write_card
+from broker.model.card import write_card
 from tests.browser.chromium import (
     axe_faults,
     be_dark,
@@ -26,7 +26,7 @@ from tests.browser.chromium import (
 )
 from tests.clinics import CLASSES, card, replace_file, running_clinic, save_trained_model, save_xray
 from tests.dicoms import SECRETS, dicom
-from worker.model_file import load_model
+from worker.learning.saved_model import load_model
 
 SECONDS = 30
 

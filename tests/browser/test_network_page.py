@@ -22,7 +22,7 @@ from tests.browser.chromium import (
     screenshot,
 )
 from tests.servings import TASK, Lab, Process
-from worker.model_file import load_model
+from worker.learning.saved_model import load_model
 
 NAMES = ("hospital-north", "hospital-south", "hospital-west")
 

@@ -1,6 +1,6 @@
 """Real processes for the fault tests: a coordinator or a worker as the command line makes it, with numpy for Keras.
 
-What is under test is the product's own: Run, Participation, the RabbitMQ link, the files. Stand-ins are the model
+What is under test is the product's own: Run, WorkerLoop, the RabbitMQ link, the files. Stand-ins are the model
 process, the data, and the training, whose update depends on (weights, seed, round, worker) alone; with `data` in the
 options these three are the product's own too, and TensorFlow trains. A break point kills the process, or holds it,
 before or after the n-th call of a function; it is patched in here, never in the product.
@@ -24,28 +24,28 @@ import click
 import numpy as np
 
 from broker import logs
-from broker.card import ModelCard
-from broker.claim import Claim
 from broker.command import Stop
 from broker.errors import EXIT_SIGNAL, BrokerUnreachable, Interrupted, WarrenError
-from broker.messages import RoundStart
-from broker.private import wait_until
-from broker.rabbitmq import LinkSettings, RabbitLink
-from broker.tensors import FLOAT32, InputFacts, Layout, TensorSpec, Vector
-from coordinator.aggregation import UpdateSum, scale_exponent
-from coordinator.checkpoint import read_checkpoint
+from broker.hosting.private import wait_until
+from broker.link.rabbitmq.rabbit_link import LinkSettings, RabbitLink
+from broker.link.single_reader import SingleReader
+from broker.model.card import ModelCard
+from broker.wire.messages import RoundStart
+from broker.wire.tensors import FLOAT32, InputFacts, Layout, TensorSpec, Vector
 from coordinator.files import lock_folder, make_folder, write_atomically
-from coordinator.model_process import BuiltModel, ModelProcess
+from coordinator.folder.checkpoint import read_checkpoint
+from coordinator.keras.process import BuiltModel, ModelProcess
+from coordinator.learning.aggregation import UpdateSum, scale_exponent
+from coordinator.learning.strategies.averages import FedAvg
 from coordinator.options import RunOptions
-from coordinator.run import Run
-from coordinator.strategies.averages import FedAvg
+from coordinator.play.run import Run
 from coordinator.tasks import Task, TaskDefaults, resolve
 from tests.steps import next_weights
 from worker.console import Console
-from worker.data import open_data
-from worker.participation import Participation
-from worker.trainer import KerasTrainer, Participant, Report, Trained, seed_of
-from worker.uploading import Measured
+from worker.data.data_set import open_data
+from worker.rounds.participant import KerasTrainer, Participant, Report, Trained, seed_of
+from worker.rounds.uploading import Measured
+from worker.rounds.worker_loop import WorkerLoop
 
 TASK = Task(name="stand-in", kind="builder", source="stand_in:model", defaults=TaskDefaults())
 CLASSES = ("no", "yes")
@@ -54,21 +54,21 @@ _STEP_SECONDS = 0.05
 
 #: Where a break point may be: module, and function or method.
 POINTS: dict[str, tuple[str, str]] = {
-    "open-round": ("coordinator.run_folder", "write_open_round"),
-    "send-part": ("coordinator.invitations", "Invitation.part"),
-    "sent": ("coordinator.invitations", "Invitation.send"),
-    "fetch": ("coordinator.fetching", "Assembly.place"),
-    "settle": ("coordinator.live_round", "LiveRound._settle"),
-    "average": ("coordinator.live_round", "LiveRound.closed"),
-    "checkpoint": ("coordinator.run_folder", "write_checkpoint"),
+    "open-round": ("coordinator.folder.run_folder", "write_open_round"),
+    "send-part": ("coordinator.play.round_start", "Invitation.part"),
+    "sent": ("coordinator.play.round_start", "Invitation.send"),
+    "fetch": ("coordinator.play.fetching", "Assembly.place"),
+    "settle": ("coordinator.play.live_round", "LiveRound._settle"),
+    "average": ("coordinator.play.live_round", "LiveRound.closed"),
+    "checkpoint": ("coordinator.folder.run_folder", "write_checkpoint"),
     "fsync": ("os", "fsync"),
-    "release": ("coordinator.journal", "Journal.release"),
-    "closed": ("coordinator.live_round", "LiveRound._tell_closed"),
-    "save": ("coordinator.run", "Run._save"),
-    "finish": ("coordinator.run", "Run._finish"),
+    "release": ("coordinator.play.unacknowledged", "Unacknowledged.release"),
+    "closed": ("coordinator.play.live_round", "LiveRound._tell_closed"),
+    "save": ("coordinator.play.run", "Run._save"),
+    "finish": ("coordinator.play.run", "Run._finish"),
     "train": ("tests.faults.actors", "NumpyTrainer.answer"),
-    "upload-part": ("worker.uploading", "KeptUpdate.part"),
-    "announce": ("worker.uploading", "KeptUpdate.announcement"),
+    "upload-part": ("worker.rounds.uploading", "KeptUpdate.part"),
+    "announce": ("worker.rounds.uploading", "KeptUpdate.announcement"),
 }
 
 
@@ -147,7 +147,7 @@ def update_of(weights: Vector, seed: int) -> Vector:
 
 
 def worker_seed(seed: int, round_number: int, worker: str) -> int:
-    """`worker.trainer.seed_of` without a round start."""
+    """`worker.rounds.participant.seed_of` without a round start."""
     text = f"{seed}/{round_number}/{worker}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
@@ -352,11 +352,11 @@ class BreakPoint:
 
 def apply_patches(options: Options) -> None:
     """Shorten what the tests can't wait for."""
-    defaults = Claim.__init__.__kwdefaults__
+    defaults = SingleReader.__init__.__kwdefaults__
     assert "wait_seconds" in defaults
     defaults["wait_seconds"] = options.claim_seconds
     for place, value in {
-        "coordinator.session:WAIT_SECONDS": options.claim_seconds,
+        "coordinator.presence.session:WAIT_SECONDS": options.claim_seconds,
         **options.patches,
     }.items():
         module, name = place.split(":")
@@ -397,7 +397,7 @@ def play_coordinator(options: Options, link: RabbitLink, stop: Stop, log: logs.L
 
 
 def play_worker(options: Options, link: RabbitLink, stop: Stop, log: logs.LogContext) -> int:
-    """As `worker.service.take_part` does it."""
+    """As `worker.rounds.start.take_part` does it."""
     participants = []
     for name in options.names:
         data: Any = (
@@ -406,7 +406,7 @@ def play_worker(options: Options, link: RabbitLink, stop: Stop, log: logs.LogCon
         participants.append(Participant(name=name, data=data, evaluate_only=options.evaluate_only))
     link.open()
     try:
-        Participation(
+        WorkerLoop(
             link,
             participants,
             KerasTrainer() if options.data else NumpyTrainer(options),

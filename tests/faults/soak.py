@@ -22,20 +22,20 @@ from types import FrameType
 import click
 import numpy as np
 
-from broker.link import Outgoing
-from broker.private import PrivateBroker, wait_until
-from broker.tensors import Vector
+from broker.hosting.private import PrivateBroker, wait_until
+from broker.link.seam import Outgoing
+from broker.wire.tensors import Vector
 from tests.brokers import ALARMS, control, fresh_vhost, started_broker
 from tests.faults.actors import undisturbed
 from tests.faults.forwarder import Forwarder
 from tests.faults.stage import MANY_PARTS, SMALL_PARTS, WORKERS, Actor, Stage, passed
 
 QUICK = SMALL_PARTS | {
-    "broker.rabbitmq:_HEARTBEAT_SECONDS": 2,
-    "broker.rabbitmq:_LONGEST_DELAY_SECONDS": 2,
-    "coordinator.session:_ROLL_CALL_SECONDS": 3,
-    "coordinator.live_round:_PRESENCE_SECONDS": 1,
-    "coordinator.journal:LONGEST_SECONDS": 2,
+    "broker.link.rabbitmq.rabbit_link:_HEARTBEAT_SECONDS": 2,
+    "broker.link.rabbitmq.rabbit_link:_LONGEST_DELAY_SECONDS": 2,
+    "coordinator.presence.session:_ROLL_CALL_SECONDS": 3,
+    "coordinator.play.live_round:_PRESENCE_SECONDS": 1,
+    "coordinator.play.unacknowledged:LONGEST_SECONDS": 2,
 }
 
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker import accounts
-from broker.management import Management
-from broker.messages import Declined, Left, RoundClosed, RunFinished, encode
+from broker.hosting import accounts
+from broker.hosting.management import Management
+from broker.wire.messages import Declined, Left, RoundClosed, RunFinished, encode
 from tests.brokers import wait_until
 from tests.faults.conftest import MakeStage
 from tests.faults.stage import MANY_PARTS, SMALL_PARTS, WORKERS, drained

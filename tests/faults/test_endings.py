@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from broker.link import Queue, coordinator_queue, dead_queue, outgoing, worker_queue
-from broker.messages import Refused
+from broker.link.seam import Queue, coordinator_queue, dead_queue, outgoing, worker_queue
+from broker.wire.messages import Refused
 from tests.faults.conftest import MakeStage
 from tests.faults.stage import MANY_PARTS, SMALL_PARTS, Actor, Stage, drained, passed
 
@@ -45,10 +45,12 @@ def test_a_worker_of_another_version_is_refused_by_name_and_ends(
 ) -> None:
     """Both logs say which side to upgrade, `dead` is empty, and the run is that of the others."""
     speaks: dict[str, float] = {
-        "broker.messages:VERSION": version, "broker.versions:VERSION": version, "worker.postbox:VERSION": version,
-    }  # fmt: skip
+        "broker.wire.messages:VERSION": version,
+        "broker.wire.versions:VERSION": version,
+        "worker.rounds.listener:VERSION": version,
+    }
     if version == 1:
-        speaks["worker.postbox:_TOKEN_BYTES"] = 0  # there were no tokens in version 1
+        speaks["worker.rounds.listener:_TOKEN_BYTES"] = 0  # there were no tokens in version 1
     coordinator = stage.coordinator(rounds=2, run={"workers": 2, "quorum": 2})
     other = stage.worker("w3", patches=speaks)
     assert other.ended(30) == 5
@@ -155,7 +157,7 @@ def test_an_update_that_can_not_be_uploaded_is_declined(vhost: str, make_stage: 
     """A bug on the way out (here: a part that can not be encoded) is told like one in training."""
     stage = make_stage(vhost, size=MANY_PARTS, patches=SMALL_PARTS)
     stage.workers("w2", "w3", once=False)
-    broken = stage.worker("w1", once=False, patches={"worker.uploading:encode_message": 0})
+    broken = stage.worker("w1", once=False, patches={"worker.rounds.uploading:encode_message": 0})
     coordinator = stage.coordinator(rounds=1, run={"deadline_seconds": 3600.0})
     assert coordinator.ended(40) == 4, stage.story
     coordinator.says("w1: TypeError: 'int' object is not callable")

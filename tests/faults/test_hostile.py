@@ -16,19 +16,19 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from broker.claim import Claim
-from broker.inbox import may_send_to_coordinator
-from broker.link import Link, Outgoing, upload_queue, worker_queue
+from broker.link.memory import MemoryBroker, MemoryLink
+from broker.link.seam import Link, Outgoing, upload_queue, worker_queue
+from broker.link.single_reader import SingleReader
+from broker.link.validator import may_send_to_coordinator
 from broker.logs import LogContext
-from broker.memory import MemoryBroker, MemoryLink
-from broker.messages import Held, Joined, Launch, Message, Part, UpdateAnnounced, decode, encode
-from broker.transfer import Digest
-from coordinator import fetching, run
-from coordinator.aggregation import UpdateSum
+from broker.wire.messages import Joined, Launch, Message, Part, RoundKey, UpdateAnnounced, decode, encode
+from broker.wire.transfer import Digest
+from coordinator.learning.aggregation import UpdateSum
+from coordinator.learning.rounds import Verdict
+from coordinator.learning.strategies.mean import MeanAggregate
 from coordinator.options import RunOptions
-from coordinator.rounds import Verdict
-from coordinator.run import Run
-from coordinator.strategies.mean import MeanAggregate
+from coordinator.play import fetching, run
+from coordinator.play.run import Run
 from tests.faults.actors import (
     CLASSES,
     TASK,
@@ -40,9 +40,9 @@ from tests.faults.actors import (
     worker_seed,
 )
 from tests.unit.test_messages import EXAMPLES
-from worker.jobs import DeclineJob, Desk
-from worker.postbox import Postbox
-from worker.trainer import Participant
+from worker.rounds.hand_over import DeclineJob, HandOver
+from worker.rounds.listener import Listener
+from worker.rounds.participant import Participant
 
 SIZE = 20_000  #: floats: 5 parts of 16 KiB, too large to ride inside an announcement
 PART_BYTES = 16 * 1024
@@ -200,7 +200,7 @@ class OpenRound:
         self.opened.round.answers.clear()
         self.total.values[:] = 0
         self.total.num_examples = 0
-        self.run._tools.journal.release()
+        self.run._tools.unacknowledged.release()
         for name in WORKERS:
             self.link.purge(f"upload.{name}")
             self.link.purge(f"worker.{name}")
@@ -235,7 +235,7 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenRoun
 
 
 def dead_of(opened: OpenRound) -> int:
-    return opened.run._session.inbox.num_dead
+    return opened.run._session.validator.num_dead
 
 
 def test_junk_in_the_coordinators_queue_is_dead(opened: OpenRound) -> None:
@@ -420,23 +420,23 @@ class Listening:
         coordinator.declare([replace(worker_queue("dead"), name="dead", keys=("dead",))])
         self.link.declare([worker_queue("w1"), upload_queue("w1")])
         self.link.consume(["worker.w1"], prefetch=0)
-        self.desk = Desk()
+        self.hand_over = HandOver()
         data: Any = StandInData(10)
         participants = {"w1": Participant(name="w1", data=data)}
-        self.postbox = Postbox(
-            self.link, participants, self.desk, threading.Event(), task=None, acks_early=False
+        self.listener = Listener(
+            self.link, participants, self.hand_over, threading.Event(), task=None, acks_early=False
         )
-        self.postbox._claim = Claim(self.link, "worker.w1")
+        self.listener._single_reader = SingleReader(self.link, "worker.w1")
 
     def take_all(self) -> None:
         while not self.link._events.empty():
-            self.postbox._on_delivery(self.link._events.get_nowait())  # type: ignore[arg-type]
+            self.listener._on_delivery(self.link._events.get_nowait())  # type: ignore[arg-type]
 
     def jobs(self) -> list[Any]:
         found = []
         while True:
             try:
-                found.append(self.desk.jobs.get_nowait())
+                found.append(self.hand_over.jobs.get_nowait())
             except queue.Empty:
                 return found
 
@@ -462,11 +462,11 @@ def test_whatever_comes_to_a_worker_it_goes_on_listening(
     @given(body=make(), account=st.sampled_from(["coordinator", "coordinator", "w2", "evil", None]))
     @many
     def judged(body: bytes, account: str | None) -> None:
-        before = listening.postbox._inbox.num_dead
+        before = listening.listener._validator.num_dead
         deliver(listening.broker, account, "worker.w1", body)
         listening.take_all()
         if account != "coordinator":
-            assert listening.postbox._inbox.num_dead == before + 1
+            assert listening.listener._validator.num_dead == before + 1
             assert not listening.jobs()
         listening.jobs()
         assert listening.broker.depth("worker.w1") == 0
@@ -490,7 +490,7 @@ def test_a_round_start_of_absurd_size_is_refused_before_memory_is_asked_for(shap
     )
     deliver(listening.broker, "coordinator", "worker.w1", encode(absurd))
     listening.take_all()
-    assert listening.postbox._inbox.num_dead == 1
+    assert listening.listener._validator.num_dead == 1
     assert "a model of at most" in str(listening.broker.stores["dead"].ready[-1].headers["reason"])
     (job,) = listening.jobs()
     assert isinstance(job, DeclineJob)
@@ -520,7 +520,7 @@ def test_memory_that_is_not_there_is_told_not_fatal(monkeypatch: pytest.MonkeyPa
 def test_a_held_round_of_a_forged_run_does_not_confuse(opened: OpenRound) -> None:
     """A worker that claims to hold a round nobody opened is sent the open one, and nothing else happens."""
     opened.say(
-        "w2", replace(joined("w2", 110), held=Held(run_id="x", round_number=9, attempt=9), announced="u9")
+        "w2", replace(joined("w2", 110), held=RoundKey(run_id="x", round_number=9, attempt=9), announced="u9")
     )
     opened.take_all()
     opened.assert_unmoved()

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from broker.private import PrivateBroker
+from broker.hosting.private import PrivateBroker
 from tests.brokers import started_broker
 from tests.faults.conftest import MakeStage
 from tests.faults.stage import MANY_PARTS, SMALL_PARTS, Stage
 
 TIMEOUT_SECONDS = 6
 #: A checkpoint of the partial sum after 2 s instead of 30, as the delivery timeout is 6 s instead of 30 minutes.
-QUICK: dict[str, float] = SMALL_PARTS | {"coordinator.journal:LONGEST_SECONDS": 2}
+QUICK: dict[str, float] = SMALL_PARTS | {"coordinator.play.unacknowledged:LONGEST_SECONDS": 2}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,9 @@ def test_training_that_blocks_python_costs_a_reconnect_at_most(vhost: str, make_
     """A C extension holds Python's lock for longer than three heartbeats (of 2 s here), so no thread can send one. The
     broker gives the connection up; afterwards the worker connects again, and its update counts: trained once."""
     stage = make_stage(
-        vhost, size=MANY_PARTS, patches=SMALL_PARTS | {"broker.rabbitmq:_HEARTBEAT_SECONDS": 2}
+        vhost,
+        size=MANY_PARTS,
+        patches=SMALL_PARTS | {"broker.link.rabbitmq.rabbit_link:_HEARTBEAT_SECONDS": 2},
     )
     workers = [*stage.workers("w1", "w2"), stage.worker("w3", holds_gil_seconds=8)]
     coordinator = stage.coordinator(rounds=1)
@@ -85,7 +87,9 @@ def test_busy_training_misses_no_heartbeat(vhost: str, make_stage: MakeStage) ->
     """The training thread computes in pure Python for four times the heartbeat (of 2 s here) without a pause. The link
     has a thread of its own, gets its turns, and the connection stays."""
     stage = make_stage(
-        vhost, size=MANY_PARTS, patches=SMALL_PARTS | {"broker.rabbitmq:_HEARTBEAT_SECONDS": 2}
+        vhost,
+        size=MANY_PARTS,
+        patches=SMALL_PARTS | {"broker.link.rabbitmq.rabbit_link:_HEARTBEAT_SECONDS": 2},
     )
     workers = [*stage.workers("w1", "w2"), stage.worker("w3", busy_seconds=7)]
     coordinator = stage.coordinator(rounds=1)

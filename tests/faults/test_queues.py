@@ -2,13 +2,13 @@
 
 import pytest
 
-from broker.management import Management
+from broker.hosting.management import Management
 from tests.brokers import wait_until
 from tests.faults.conftest import MakeStage
 from tests.faults.stage import MANY_PARTS, SMALL_PARTS, Stage
 
 #: The roll call comes every 30 s; here every 2 s.
-QUICK: dict[str, float] = SMALL_PARTS | {"coordinator.session:_ROLL_CALL_SECONDS": 2}
+QUICK: dict[str, float] = SMALL_PARTS | {"coordinator.presence.session:_ROLL_CALL_SECONDS": 2}
 
 
 @pytest.fixture

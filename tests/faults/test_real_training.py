@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broker.link import dead_queue, outgoing, upload_queue, worker_queue
-from broker.messages import Declined, Joined, Ping, RoundStart, TrainingSettings, decode
-from broker.rabbitmq import LinkSettings, RabbitLink
-from broker.tensors import TensorSpec
-from broker.transfer import Digest
+from broker.link.rabbitmq.rabbit_link import LinkSettings, RabbitLink
+from broker.link.seam import dead_queue, outgoing, upload_queue, worker_queue
+from broker.wire.messages import Declined, Joined, Ping, RoundStart, TrainingSettings, decode
+from broker.wire.tensors import TensorSpec
+from broker.wire.transfer import Digest
 from tests.brokers import wait_until
 
 SETTINGS = TrainingSettings(

@@ -13,10 +13,10 @@ import pika.exceptions
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel as Channel
 
-from broker.management import Management
-from broker.names import COORDINATOR, EXCHANGE
-from broker.private import PrivateBroker
-from broker.probe import vhost_of
+from broker.hosting.management import Management
+from broker.hosting.private import PrivateBroker
+from broker.hosting.probe import vhost_of
+from broker.wire.names import COORDINATOR, EXCHANGE
 from tests.brokers import wait_until
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from broker import probe
-from broker.management import Management
-from broker.private import PrivateBroker, free_ports
-from broker.probe import Answer
+from broker.hosting import probe
+from broker.hosting.management import Management
+from broker.hosting.private import PrivateBroker, free_ports
+from broker.hosting.probe import Answer
 from tests.brokers import need_rabbitmq
 
 _SECONDS = 100
@@ -337,7 +337,7 @@ def _path_without_engines(folder: Path) -> str:
 def test_without_anything_up_says_what_to_install(tmp_path: Path) -> None:
     """One clear message, exit code 3, and nothing half-written."""
     script = (
-        "import broker.private as private; private._PROGRAMS = (); "
+        "import broker.hosting.private as private; private._PROGRAMS = (); "
         "from broker.cli import main; main(prog_name='broker')"
     )
     port, _ = free_ports(2)

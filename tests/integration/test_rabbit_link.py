@@ -7,12 +7,21 @@ from urllib.parse import unquote, urlsplit
 
 import pika
 import pytest
+from broker.link.seam.rabbitmq import rabbit_link as rabbitmq
 
-from broker import names, rabbitmq
 from broker.errors import DeclareRefused, LinkLost
-from broker.link import Connection, Link, Queue, coordinator_queue, dead_queue, upload_queue, worker_queue
-from broker.management import Management, Rights
-from broker.rabbitmq import LinkSettings, RabbitLink
+from broker.hosting.management import Management, Rights
+from broker.link.rabbitmq.rabbit_link import LinkSettings, RabbitLink
+from broker.link.seam import (
+    Connection,
+    Link,
+    Queue,
+    coordinator_queue,
+    dead_queue,
+    upload_queue,
+    worker_queue,
+)
+from broker.wire import names
 from tests.brokers import wait_until
 from tests.faults.forwarder import Forwarder
 from tests.link_contract import LinkContract, message, next_delivery

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from broker.inbox import may_answer
-from broker.management import Management
-from broker.private import PrivateBroker
-from broker.probe import vhost_of
+from broker.hosting.management import Management
+from broker.hosting.private import PrivateBroker
+from broker.hosting.probe import vhost_of
+from broker.link.validator import may_answer
 from tests.brokers import wait_until
 from tests.servings import TASK, Lab
 
@@ -131,7 +131,7 @@ def test_a_port_in_use_is_one_line(lab: Lab) -> None:
 
 def test_only_the_coordinators_account_answers() -> None:
     """A worker can't pretend to be the coordinator that was asked."""
-    from broker.messages import LaunchAnswered, Left
+    from broker.wire.messages import LaunchAnswered, Left
 
     assert may_answer(LaunchAnswered(run="a", reason=None), "coordinator")
     assert not may_answer(LaunchAnswered(run="a", reason=None), "hospital-1")

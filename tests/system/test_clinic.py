@@ -18,14 +18,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from broker.card import write_card
 from broker.errors import DataError, ModelError
+from broker.model.card import write_card
 from tests.brokers import wait_until
 from tests.clinics import CLASSES, card, replace_file, running_clinic, save_trained_model, save_xray, xray
-from worker.clinic_model import open_classifier
-from worker.gradcam import GradCam
-from worker.inference import Inference
-from worker.model_file import load_model
+from worker.clinic.current_model import open_classifier
+from worker.clinic.gradcam import GradCam
+from worker.learning.inference import Inference
+from worker.learning.saved_model import load_model
 from worker.tensorflow import load_keras
 
 pytestmark = pytest.mark.filterwarnings(

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from broker.private import PrivateBroker
+from broker.hosting.private import PrivateBroker
 from deploy.demo_data import find_data
 from deploy.synthetic import XraySet, write_xrays
 from tests.brokers import at_vhost, fresh_vhost, wait_until
-from worker.split import split
+from worker.data.split import split
 
 BIN = Path(sys.executable).parent
 SECONDS = 240

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broker.messages import TrainingSettings
-from broker.tensors import Array
-from coordinator.measures import Measurement, pooled
-from coordinator.trial import work_out
+from broker.wire.messages import TrainingSettings
+from broker.wire.tensors import Array
+from coordinator.keras.trial import work_out
+from coordinator.learning.measures import Measurement, pooled
 from tests.system.test_training import fixed_weights, settings
-from worker.data import Examples
+from worker.data.data_set import Examples
+from worker.learning.training import LocalModel, TrainingResult
 from worker.tensorflow import load_keras
-from worker.training import LocalModel, TrainingResult
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:::(tensorflow|keras|google|h5py)"

@@ -11,16 +11,16 @@ import pytest
 from numpy.typing import NDArray
 
 from broker.errors import ModelError
-from broker.messages import RoundStart
-from broker.tensors import Array, flatten
+from broker.wire.messages import RoundStart
+from broker.wire.tensors import Array, flatten
 from tests.system.test_training import digest, settings
 from tests.unit.test_messages import EXAMPLES
-from worker.data import Examples, open_data
-from worker.gradient_step import GradientSteps
-from worker.safe_model import build_model
+from worker.data.data_set import Examples, open_data
+from worker.learning.gradient_step import GradientSteps
+from worker.learning.training import LocalModel, TrainingResult
+from worker.learning.wire_model import build_model
+from worker.rounds.participant import KerasTrainer, Participant, Trained
 from worker.tensorflow import load_keras
-from worker.trainer import KerasTrainer, Participant, Trained
-from worker.training import LocalModel, TrainingResult
 
 FEATURES, CLASSES = 6, 3
 START = next(message for message in EXAMPLES if isinstance(message, RoundStart))

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broker.ending import ending_of
-from broker.head import head_of
+from broker.model.ending import ending_of
+from broker.model.head import head_of
 from tests.clinics import running_clinic, save_xray
-from worker.clinic_model import open_classifier
-from worker.evaluation import auc_of, confusion_of
-from worker.gradcam import GradCam
-from worker.images import read_image
-from worker.inference import Inference
-from worker.model_file import load_model
+from worker.clinic.current_model import open_classifier
+from worker.clinic.gradcam import GradCam
+from worker.data.images import read_image
+from worker.learning.evaluation import auc_of, confusion_of
+from worker.learning.inference import Inference
+from worker.learning.saved_model import load_model
+from worker.learning.training import LocalModel
 from worker.tensorflow import load_keras
-from worker.training import LocalModel
 
 SHAPE = (24, 24, 1)
 

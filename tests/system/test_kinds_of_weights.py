@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from broker.errors import ModelError
-from broker.kinds import apply_kinds, layout_of
-from broker.tensors import FLOAT32, Array, Layout, Sections, Vector, flatten, flatten_first, unflatten
-from coordinator.aggregation import UpdateSum, scale_exponent
-from coordinator.strategies import first_states, make_strategy
-from coordinator.strategies.mean import OfTheMean
+from broker.model.kinds import apply_kinds, layout_of
+from broker.wire.tensors import FLOAT32, Array, Layout, Sections, Vector, flatten, flatten_first, unflatten
+from coordinator.learning.aggregation import UpdateSum, scale_exponent
+from coordinator.learning.strategies import first_states, make_strategy
+from coordinator.learning.strategies.mean import OfTheMean
 from tests.steps import next_weights
 from tests.system.test_training import settings
-from worker.data import Examples
-from worker.safe_model import build_model
+from worker.data.data_set import Examples
+from worker.learning.training import LocalModel
+from worker.learning.wire_model import build_model
 from worker.tensorflow import load_keras
-from worker.training import LocalModel
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:::(tensorflow|keras|google|h5py)"

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broker.card import ModelCard, read_card
 from broker.errors import CheckpointError, ModelError, UsageError
-from broker.kinds import layout_of
-from broker.private import wait_until
-from broker.tensors import InputFacts, flatten, vector_size
-from coordinator.checkpoint import CHECKPOINT_FILE, Checkpoint, write_checkpoint
-from coordinator.form import refuse_other_rate
-from coordinator.history import Row
-from coordinator.model_process import BuiltModel, ModelProcess
+from broker.hosting.private import wait_until
+from broker.model.card import ModelCard, read_card
+from broker.model.kinds import layout_of
+from broker.wire.tensors import InputFacts, flatten, vector_size
+from coordinator.folder.checkpoint import CHECKPOINT_FILE, Checkpoint, write_checkpoint
+from coordinator.folder.history import Row
+from coordinator.keras.form import refuse_other_rate
+from coordinator.keras.process import BuiltModel, ModelProcess
+from coordinator.keras.trial import made_up_examples
 from coordinator.tasks import Task, resolve
-from coordinator.trial import made_up_examples
 from worker.tensorflow import load_keras
 
 CLASSES = tuple("0123456789")
@@ -487,7 +487,7 @@ def test_a_child_that_dies_is_replaced(process: ModelProcess) -> None:
 
 _COORDINATOR = """
 import sys, threading
-from coordinator.model_process import ModelProcess
+from coordinator.keras.process import ModelProcess
 process = ModelProcess()
 print(process._child._process.pid, "tensorflow" in sys.modules, "keras" in sys.modules, flush=True)
 threading.Event().wait(600)

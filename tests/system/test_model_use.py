@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 from pydicom.uid import JPEGLosslessSV1
 
-from broker.card import ModelCard, write_card
 from broker.errors import ModelError
+from broker.model.card import ModelCard, write_card
 from deploy.synthetic import XraySet, write_xrays
 from tests.dicoms import SECRETS, dicom
-from worker.data import Examples, open_data
-from worker.evaluation import evaluate
-from worker.inference import Inference
-from worker.model_file import load_model
+from worker.data.data_set import Examples, open_data
+from worker.learning.evaluation import evaluate
+from worker.learning.inference import Inference
+from worker.learning.saved_model import load_model
 from worker.tensorflow import load_keras
 
 CLASSES = ("NORMAL", "PNEUMONIA")

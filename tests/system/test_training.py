@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from broker.errors import DataError, ModelError
-from broker.messages import TrainingSettings
-from broker.tensors import Array
-from worker.data import Examples
-from worker.safe_model import build_model
+from broker.wire.messages import TrainingSettings
+from broker.wire.tensors import Array
+from worker.data.data_set import Examples
+from worker.learning.training import LocalModel, TrainingProgress, TrainingResult
+from worker.learning.wire_model import build_model
 from worker.tensorflow import load_keras
-from worker.training import LocalModel, TrainingProgress, TrainingResult
 
 SHAPE = (24, 24, 1)
 

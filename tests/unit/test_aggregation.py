@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from broker.tensors import Kind, Layout, TensorSpec
-from coordinator.aggregation import LIMIT, UpdateSum, capacity, examine, scale_exponent
+from broker.wire.tensors import Kind, Layout, TensorSpec
+from coordinator.learning.aggregation import LIMIT, UpdateSum, capacity, examine, scale_exponent
 
 
 def layout_of(*sizes: tuple[int, Kind]) -> Layout:

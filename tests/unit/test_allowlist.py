@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from broker.allowlist import MAX_DEPTH, MAX_LAYERS, check_config, check_model_json
 from broker.errors import ModelError
+from broker.model.allowlist import MAX_DEPTH, MAX_LAYERS, check_config, check_model_json
 
 
 def part(module: str, class_name: str, **config: Any) -> dict[str, Any]:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from broker.allowlist import MAX_JSON_BYTES
-from broker.archive import CONFIG, read_config, read_text
 from broker.errors import ModelError
+from broker.model.allowlist import MAX_JSON_BYTES
+from broker.model.archive import CONFIG, read_config, read_text
 
 MODEL = {"class_name": "Sequential", "module": "keras", "registered_name": None, "config": {"layers": []}}
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import xxhash
 
-from broker import codec
 from broker.errors import CheckpointError, ModelError
-from broker.tensors import InputFacts, Layout, TensorSpec
-from coordinator.checkpoint import (
+from broker.wire import codec
+from broker.wire.tensors import InputFacts, Layout, TensorSpec
+from coordinator.folder.checkpoint import (
     CHECKPOINT_FILE,
     ROUND_FILE,
     Checkpoint,
@@ -19,10 +19,10 @@ from coordinator.checkpoint import (
     write_checkpoint,
     write_open_round,
 )
-from coordinator.history import Row
-from coordinator.rounds import Round, Verdict
-from coordinator.spares import Spares
-from coordinator.strategies import Aggregate, make_strategy
+from coordinator.folder.history import Row
+from coordinator.learning.rounds import Round, Verdict
+from coordinator.learning.spares import Spares
+from coordinator.learning.strategies import Aggregate, make_strategy
 from tests.unit.test_rounds import RECORD, update
 
 STATE = Checkpoint(
@@ -160,7 +160,7 @@ def test_a_file_of_a_later_format_is_refused_with_the_warren_that_it_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who wrote it stands in its header; where that can't be read, it is refused all the same."""
-    monkeypatch.setattr("coordinator.checkpoint.release", lambda: "7.1")
+    monkeypatch.setattr("coordinator.folder.checkpoint.release", lambda: "7.1")
     write_checkpoint(tmp_path, STATE)
     write_open_round(tmp_path, RECORD, {}, [])
     monkeypatch.undo()

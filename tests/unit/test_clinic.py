@@ -18,16 +18,16 @@ import tifffile
 from flask.testing import FlaskClient
 from PIL import Image
 
-from broker.card import ModelCard
 from broker.errors import ModelError, UsageError
+from broker.model.card import ModelCard
 from broker.web import address_of, is_own_name, listen
 from deploy.synthetic import make_xray
 from tests.dicoms import SECRETS, dicom, ramp
-from worker.clinic import MAX_UPLOAD_BYTES, create_app
-from worker.clinic_model import Classifier, ModelSource, describe
-from worker.gradcam import Look, heat_of
-from worker.images import Pixels
-from worker.reading import doubt_about, draw_heat
+from worker.clinic.app import MAX_UPLOAD_BYTES, create_app
+from worker.clinic.current_model import Classifier, ModelSource, describe
+from worker.clinic.gradcam import Look, heat_of
+from worker.clinic.report import doubt_about, draw_heat
+from worker.data.images import Pixels
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 

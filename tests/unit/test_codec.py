@@ -5,8 +5,8 @@ from typing import Any
 import msgpack
 import pytest
 
-from broker import codec
 from broker.errors import ProtocolError
+from broker.wire import codec
 
 LARGE = bytes(range(256)) * 400
 

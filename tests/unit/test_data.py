@@ -13,12 +13,12 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from broker.errors import DataError, UsageError
-from broker.tensors import InputFacts
-from worker.classes import parse_classes
+from broker.wire.tensors import InputFacts
 from worker.cli import main
-from worker.data import open_data, patient_of
-from worker.split import split
-from worker.trainer import Participant
+from worker.data.classes import parse_classes
+from worker.data.data_set import open_data, patient_of
+from worker.data.split import split
+from worker.rounds.participant import Participant
 
 SMALL = (8, 8, 1)
 RNG = np.random.default_rng(0)
@@ -352,7 +352,7 @@ def test_a_function_of_a_module_in_the_current_folder_gives_data(
 
 _SHADOWED = """
 import sys
-from worker.data import open_data
+from worker.data.data_set import open_data
 try:
     open_data("colorsys:load")
 except Exception as exc:

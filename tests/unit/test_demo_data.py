@@ -11,8 +11,8 @@ from broker.errors import DataError
 from deploy import demo_data
 from deploy.demo_data import find_data
 from deploy.synthetic import XraySet, make_digit, make_xray, write_xrays
-from worker.data import open_data
-from worker.layout import patient_of
+from worker.data.data_set import open_data
+from worker.data.listing import patient_of
 
 
 @pytest.fixture(autouse=True)

@@ -17,8 +17,8 @@ from pydicom.dataset import Dataset
 
 from broker.errors import DataError
 from tests.dicoms import ENCODERS, NATIVE, SECRETS, dicom, ramp, table
-from worker.dicom import coded_size, patient_of_dicom
-from worker.images import MAX_PIXELS, ImageFacts, facts_of, read_image
+from worker.data.dicom import coded_size, patient_of_dicom
+from worker.data.images import MAX_PIXELS, ImageFacts, facts_of, read_image
 
 SHAPE = (16, 20, 1)
 RAMP = ramp(12)

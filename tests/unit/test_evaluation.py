@@ -10,18 +10,18 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.card import MEMBER, ModelCard, read_card, write_card
 from broker.errors import DataError, ModelError
-from broker.head import Head
+from broker.model.card import MEMBER, ModelCard, read_card, write_card
+from broker.model.head import Head
 from worker.cli import main
-from worker.data import Examples
-from worker.evaluation import (
+from worker.data.data_set import Examples
+from worker.learning.evaluation import (
     auc_of,
     check_classes,
     evaluate,
     format_evaluation,
 )
-from worker.inference import cross_entropy
+from worker.learning.inference import cross_entropy
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 CARD = ModelCard(

@@ -14,8 +14,8 @@ from PIL import Image
 from broker.errors import DataError
 from tests.dicoms import SECRETS, dicom, ramp
 from worker.cli import main
-from worker.data import open_data
-from worker.split import split
+from worker.data.data_set import open_data
+from worker.data.split import split
 
 SMALL = (8, 8, 1)
 NFC, NFD = (unicodedata.normalize(form, "Pneumonía") for form in ("NFC", "NFD"))

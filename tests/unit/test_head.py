@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from broker.errors import ModelError
-from broker.head import Head, Reading, reading_of
-from broker.loss import encode_labels, loss_name, takes_class_numbers, takes_logits
+from broker.model.head import Head, Reading, reading_of
+from broker.model.loss import encode_labels, loss_name, takes_class_numbers, takes_logits
 
 OF_SEVERAL: tuple[Reading, ...] = ("shares", "logits", "binary logits", "nearest")
 OF_ONE: tuple[Reading, ...] = ("probability", "logit")

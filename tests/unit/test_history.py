@@ -4,8 +4,8 @@ import csv
 import io
 from dataclasses import replace
 
-from broker.fields import from_plain
-from coordinator.history import (
+from broker.wire.fields import from_plain
+from coordinator.folder.history import (
     Row,
     flat,
     history_text,
@@ -14,7 +14,7 @@ from coordinator.history import (
     with_measures,
     workers_text,
 )
-from coordinator.rounds import Answer, Round, Verdict
+from coordinator.learning.rounds import Answer, Round, Verdict
 from tests.unit.test_rounds import RECORD
 
 

@@ -14,12 +14,13 @@ from broker import errors
 
 ROOT = Path(__file__).parents[2]
 FLOORS = ("broker", "worker", "coordinator")
+MOST_IN_A_ROOM = 13
 PURE = (
-    "coordinator/aggregation.py", "coordinator/exact_sum.py", "coordinator/measures.py",
-    "coordinator/strategies/averages.py", "coordinator/strategies/median.py",
-    "coordinator/rounds.py", "coordinator/membership.py",
+    "coordinator/learning/aggregation.py", "coordinator/learning/exact_sum.py", "coordinator/learning/measures.py",
+    "coordinator/learning/strategies/averages.py", "coordinator/learning/strategies/median.py",
+    "coordinator/learning/rounds.py", "coordinator/learning/membership.py",
 )  # fmt: skip
-KERAS_IN_COORDINATOR = {"coordinator/models.py", "coordinator/keras_child.py"}
+KERAS_IN_COORDINATOR = {"coordinator/keras/task_models.py", "coordinator/keras/child.py"}
 
 
 def sources(floor: str) -> list[Path]:
@@ -62,20 +63,20 @@ def test_no_import_runs_up() -> None:
 
 def test_one_file_imports_pika_and_one_msgpack() -> None:
     """The seam to the broker and the wire's encoding are each in one place."""
-    assert users_of("pika") == {"broker/rabbitmq.py"}
-    assert users_of("msgpack") == {"broker/codec.py"}
+    assert users_of("pika") == {"broker/link/rabbitmq/rabbit_link.py"}
+    assert users_of("msgpack") == {"broker/wire/codec.py"}
 
 
 def test_dicom_is_read_in_one_place() -> None:
     """What pydicom says may quote a patient's tags; the file that keeps it in is the only one that hears it."""
-    assert users_of("pydicom") == {"worker/dicom.py", "worker/dicom_codecs.py"}
+    assert users_of("pydicom") == {"worker/data/dicom.py", "worker/data/dicom_codecs.py"}
 
 
 def test_archives_are_opened_in_one_place_a_kind() -> None:
-    """A `.keras` file is read within limits by `broker.archive` alone; others do no more than name zipfile's errors."""
-    allowed = {"broker/archive.py", "worker/arrays.py", "worker/model_file.py"}
+    """A `.keras` file is read within limits by one file alone; others do no more than name zipfile's errors."""
+    allowed = {"broker/model/archive.py", "worker/data/arrays.py", "worker/learning/saved_model.py"}
     assert users_of("zipfile") == allowed
-    for name in allowed - {"broker/archive.py"}:
+    for name in allowed - {"broker/model/archive.py"}:
         assert "ZipFile(" not in (ROOT / name).read_text(encoding="utf-8"), name
 
 
@@ -140,13 +141,59 @@ def test_every_error_of_ours_stands_in_the_one_tree() -> None:
         assert depth == 0 or kind.__base__.__name__ == above[depth - 1], name
 
 
+def contents(package: Path) -> list[str]:
+    """What a package's contents page lists, in its order."""
+    page = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8"))) or ""
+    return re.findall(r"^    ([a-z_0-9]+)/? +\S", page, re.MULTILINE)
+
+
+def packages() -> list[Path]:
+    """Floors, rooms, and rooms within rooms."""
+    return sorted(path.parent for floor in FLOORS for path in (ROOT / floor).rglob("__init__.py"))
+
+
+def inside(package: Path) -> set[str]:
+    files = {path.stem for path in package.glob("*.py")} - {"__init__", "__main__"}
+    return files | {path.parent.name for path in package.glob("*/__init__.py")}
+
+
+@pytest.mark.parametrize("package", packages(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_is_on_the_contents_page_of_its_room(package: Path) -> None:
+    """A newcomer finds what there is in one place, and no more in one room than can be overlooked."""
+    assert sorted(contents(package)) == sorted(inside(package))
+    assert len(inside(package)) <= MOST_IN_A_ROOM
+
+
+def modules_in(floor: str) -> dict[str, Path]:
+    """Every module of a floor by its dotted name."""
+    parts = {path: path.relative_to(ROOT).with_suffix("").parts for path in sources(floor)}
+    return {".".join(part for part in its if part != "__init__"): path for path, its in parts.items()}
+
+
 @pytest.mark.parametrize("floor", FLOORS)
-def test_every_file_is_on_its_floor_s_contents_page(floor: str) -> None:
-    """A newcomer finds what there is in one place."""
-    page = (ROOT / floor / "__init__.py").read_text(encoding="utf-8")
-    listed = set(re.findall(r"[a-z_0-9]+", page))
-    rooms = {path.stem if path.suffix else path.name for path in (ROOT / floor).iterdir()}
-    assert rooms - {"__init__", "__main__", "__pycache__", "static", "templates", "README"} <= listed | {"py"}
+def test_rooms_stand_on_each_other_in_the_order_of_the_contents_page(floor: str) -> None:
+    """No room knows what stands below it on the page, so there is no circle between rooms, either."""
+    modules, order = modules_in(floor), contents(ROOT / floor)
+    runs_up = [
+        f"{name} imports {used}"
+        for name, path in modules.items()
+        for used in imported(path) & modules.keys()
+        if "__main__" not in name
+        and name.count(".")
+        and used.count(".")
+        and order.index(used.split(".")[1]) > order.index(name.split(".")[1])
+    ]
+    assert runs_up == []
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_no_files_import_each_other_in_a_circle(floor: str) -> None:
+    """What a file rests on can be read before it: those that rest on nothing left are taken away, time and again."""
+    modules = modules_in(floor)
+    rests_on = {name: imported(path) & (modules.keys() - {name}) for name, path in modules.items()}
+    while free := {name for name, used in rests_on.items() if not used & rests_on.keys()}:
+        rests_on = {name: used for name, used in rests_on.items() if name not in free}
+    assert rests_on == {}
 
 
 def test_nothing_imports_pickle() -> None:
@@ -168,7 +215,7 @@ def test_the_learning_is_pure() -> None:
     forbidden = {"time", "datetime", "threading", "os", "pathlib", "pika", "tensorflow", "keras", "logging"}
     for name in PURE:
         assert not roots(ROOT / name) & forbidden, name
-        wire = {"broker.link", "broker.rabbitmq", "broker.memory"}
+        wire = {"broker.link.seam", "broker.link.rabbitmq.rabbit_link", "broker.link.memory"}
         assert not imported(ROOT / name) & wire, name
 
 

@@ -13,7 +13,7 @@ import tifffile
 from PIL import Image
 
 from broker.errors import DataError
-from worker.images import MAX_PIXELS, facts_of, read_image
+from worker.data.images import MAX_PIXELS, facts_of, read_image
 
 GRAY = (4, 6, 1)
 RAMP = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from broker.errors import CheckpointError, UsageError
+from coordinator.folder.run_index import LaunchRecord, RunIndex, read_launch, write_launch
 from coordinator.launching import as_texts, make_options, option_names, read_options
-from coordinator.shelf import LaunchRecord, Shelf, read_launch, write_launch
 
 NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
@@ -80,35 +80,35 @@ def save_run(place: Path, task: str, rounds: int, launched_at: str, outcome: str
 
 def test_runs_are_named_after_their_task_and_day(tmp_path: Path) -> None:
     """TASK-DATE-N, whatever a task's name holds."""
-    shelf = Shelf(tmp_path)
-    assert shelf.place_for("mnist", NOON).name == "mnist-20261125-1"
+    run_index = RunIndex(tmp_path)
+    assert run_index.place_for("mnist", NOON).name == "mnist-20261125-1"
     (tmp_path / "mnist-20261125-1").mkdir()
-    assert shelf.place_for("mnist", NOON).name == "mnist-20261125-2"
-    assert shelf.place_for("my.models:build", NOON).name == "my.models-build-20261125-1"
-    assert shelf.place_for("../../etc/x.keras", NOON).name == "x-20261125-1"
-    assert shelf.place_for("../..", NOON).parent == tmp_path
+    assert run_index.place_for("mnist", NOON).name == "mnist-20261125-2"
+    assert run_index.place_for("my.models:build", NOON).name == "my.models-build-20261125-1"
+    assert run_index.place_for("../../etc/x.keras", NOON).name == "x-20261125-1"
+    assert run_index.place_for("../..", NOON).parent == tmp_path
 
 
 def test_a_task_goes_on_from_the_newest_run_that_closed_a_round(tmp_path: Path) -> None:
     """A run that never closed a round has nothing to go on from."""
-    shelf = Shelf(tmp_path)
+    run_index = RunIndex(tmp_path)
     save_run(tmp_path / "a", "mnist", 5, "2026-11-24")
     save_run(tmp_path / "b", "mnist", 3, "2026-11-25")
     save_run(tmp_path / "c", "mnist", 0, "2026-11-26")
     save_run(tmp_path / "d", "other", 5, "2026-11-27")
-    assert shelf.last_model("mnist") == tmp_path / "b" / "model.keras"
-    assert shelf.last_model("chest-xray") is None
-    assert [each["id"] for each in shelf.summaries()] == ["d", "c", "b", "a"]
-    assert shelf.summaries()[0]["measures"] == {"accuracy": 0.75}
+    assert run_index.last_model("mnist") == tmp_path / "b" / "model.keras"
+    assert run_index.last_model("chest-xray") is None
+    assert [each["id"] for each in run_index.summaries()] == ["d", "c", "b", "a"]
+    assert run_index.summaries()[0]["measures"] == {"accuracy": 0.75}
 
 
 def test_the_run_without_an_outcome_is_the_unfinished_one(tmp_path: Path) -> None:
     """After a restart it goes on."""
-    shelf = Shelf(tmp_path)
+    run_index = RunIndex(tmp_path)
     save_run(tmp_path / "a", "mnist", 5, "2026-11-24")
-    assert shelf.unfinished() is None
+    assert run_index.unfinished() is None
     save_run(tmp_path / "b", "mnist", 2, "2026-11-25", outcome=None)
-    found = shelf.unfinished()
+    found = run_index.unfinished()
     assert found is not None
     assert found[0] == tmp_path / "b"
 
@@ -117,8 +117,8 @@ def test_the_run_without_an_outcome_is_the_unfinished_one(tmp_path: Path) -> Non
 def test_only_a_run_is_found(tmp_path: Path, name: str) -> None:
     """No name from an address leads out of the folder."""
     save_run(tmp_path / "a", "mnist", 5, "2026-11-24")
-    assert Shelf(tmp_path).find(name) is None
-    assert Shelf(tmp_path).find("a") == tmp_path / "a"
+    assert RunIndex(tmp_path).find(name) is None
+    assert RunIndex(tmp_path).find("a") == tmp_path / "a"
 
 
 def test_a_foreign_launch_file_is_named(tmp_path: Path) -> None:
@@ -133,4 +133,4 @@ def test_a_run_that_a_person_broke_is_left_out(tmp_path: Path) -> None:
     save_run(tmp_path / "a", "mnist", 5, "2026-11-24")
     save_run(tmp_path / "b", "mnist", 5, "2026-11-25")
     (tmp_path / "b" / "run.json").write_text("no json")
-    assert [each["id"] for each in Shelf(tmp_path).summaries()] == ["a"]
+    assert [each["id"] for each in RunIndex(tmp_path).summaries()] == ["a"]

@@ -8,7 +8,7 @@ import pika.frame
 import pytest
 from pika.channel import ContentFrameAssembler
 
-from broker.rabbitmq import _LeanConnection
+from broker.link.rabbitmq.rabbit_link import _LeanConnection
 
 CHANNEL = 3
 BODY_LENGTH = 1000  # of a frame, so that messages of a few kB have several

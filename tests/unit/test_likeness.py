@@ -2,8 +2,8 @@
 
 import pytest
 
-from broker.likeness import common_inputs, is_other_scale, scale_difference, shape_difference
-from broker.tensors import InputFacts
+from broker.model.likeness import common_inputs, is_other_scale, scale_difference, shape_difference
+from broker.wire.tensors import InputFacts
 
 BYTES = InputFacts(shape=(28, 28), dtype="uint8", low=0, high=255)
 UNIT = InputFacts(shape=(28, 28), dtype="float32", low=0, high=1)

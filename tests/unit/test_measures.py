@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from broker.scores import count_answers
-from broker.tensors import Array
-from coordinator.measures import Measurement, pooled
+from broker.wire.scores import count_answers
+from broker.wire.tensors import Array
+from coordinator.learning.measures import Measurement, pooled
 
 
 def measurement(

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from broker.errors import CheckpointError
-from broker.tensors import Kind, Layout, TensorSpec
-from coordinator.spares import Spares
-from coordinator.strategies import Aggregate, side_by_side
-from coordinator.strategies.median import Median
+from broker.wire.tensors import Kind, Layout, TensorSpec
+from coordinator.learning.spares import Spares
+from coordinator.learning.strategies import Aggregate, side_by_side
+from coordinator.learning.strategies.median import Median
 
 _KINDS: tuple[tuple[int, Kind], ...] = ((5, "trainable"), (1, "statistic"), (1, "variance"), (2, "frozen"))
 LAYOUT: Layout = tuple(TensorSpec(dtype="float32", shape=(size,), kind=kind) for size, kind in _KINDS)

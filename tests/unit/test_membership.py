@@ -1,8 +1,8 @@
 """Who takes part: what workers say of themselves, and who is selected."""
 
-from broker.messages import Joined
-from coordinator.admission import Admission
-from coordinator.membership import Roster, num_selected, select
+from broker.wire.messages import Joined
+from coordinator.learning.membership import Roster, num_selected, select
+from coordinator.play.admission import Admission
 
 
 def joined(worker: str, *, evaluate_only: bool = False, num_examples: int = 10) -> Joined:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from broker.link import Link
-from broker.memory import MemoryBroker, MemoryLink
+from broker.link.memory import MemoryBroker, MemoryLink
+from broker.link.seam import Link
 from tests.link_contract import LinkContract
 
 

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker import codec, messages
 from broker.errors import OtherVersion, ProtocolError
-from broker.fields import to_plain
-from broker.messages import Held, Message, TrainingSettings, decode, encode
-from broker.scores import AnswerCounts
-from broker.tensors import InputFacts, TensorSpec
-from broker.versions import VERSION
+from broker.wire import codec, messages
+from broker.wire.fields import to_plain
+from broker.wire.messages import Message, RoundKey, TrainingSettings, decode, encode
+from broker.wire.scores import AnswerCounts
+from broker.wire.tensors import InputFacts, TensorSpec
+from broker.wire.versions import VERSION
 
 GOLDEN = Path(__file__).parent / "golden"
 SETTINGS = TrainingSettings(
@@ -46,7 +46,7 @@ EXAMPLES: list[Message] = [
     messages.RunFinished(run_id="r", rounds=5, outcome="done"),
     messages.Joined(
         worker="w", classes=("a", "b"), num_examples=3, examples_per_class=(1, 2), num_test_examples=1,
-        evaluate_only=False, task=None, held=Held(run_id="r", round_number=1, attempt=1), token="t",
+        evaluate_only=False, task=None, held=RoundKey(run_id="r", round_number=1, attempt=1), token="t",
     ),
     messages.Left(worker="w"),
     messages.Progress(

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker import names
 from broker.errors import UsageError
+from broker.wire import names
 
 
 @pytest.mark.parametrize("name", ["a", "hospital-1", "0", "-", "x" * 48])

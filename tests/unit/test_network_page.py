@@ -10,21 +10,21 @@ from flask.testing import FlaskClient
 
 from broker import web
 from broker.errors import NobodyServes, UsageError
-from coordinator.page import TOKEN_HEADER, create_app
-from coordinator.shelf import Shelf
-from coordinator.showcase import Showcase
+from coordinator.folder.run_index import RunIndex
+from coordinator.page.app import TOKEN_HEADER, create_app
+from coordinator.page.snapshot import LatestSnapshot
 
 TOKEN = "correct-horse"
 LOCAL = {"REMOTE_ADDR": "127.0.0.1"}
 ELSEWHERE = {"REMOTE_ADDR": "192.0.2.7"}
 
 
-class FakeServing:
+class FakeScheduler:
     """Takes launches and remembers them."""
 
     def __init__(self, folder: Path) -> None:
-        self.shelf = Shelf(folder)
-        self.showcase = Showcase()
+        self.run_index = RunIndex(folder)
+        self.latest = LatestSnapshot()
         self.is_connected = True
         self.launched: list[tuple[str, dict[str, str]]] = []
         self.error: Exception | None = None
@@ -40,8 +40,8 @@ class FakeServing:
 
 
 @pytest.fixture
-def serving(tmp_path: Path) -> FakeServing:
-    return FakeServing(tmp_path)
+def scheduler(tmp_path: Path) -> FakeScheduler:
+    return FakeScheduler(tmp_path)
 
 
 @pytest.fixture
@@ -50,8 +50,8 @@ def stop() -> threading.Event:
 
 
 @pytest.fixture
-def client(serving: FakeServing, stop: threading.Event) -> FlaskClient:
-    app = create_app(serving, host="127.0.0.1", token=TOKEN, stop=stop)  # type: ignore[arg-type]
+def client(scheduler: FakeScheduler, stop: threading.Event) -> FlaskClient:
+    app = create_app(scheduler, host="127.0.0.1", token=TOKEN, stop=stop)  # type: ignore[arg-type]
     return app.test_client()
 
 
@@ -61,7 +61,7 @@ def launch(client: FlaskClient, origin: dict[str, str], **headers: str) -> int:
     return answer.status_code
 
 
-def test_this_machine_launches_without_a_token(client: FlaskClient, serving: FakeServing) -> None:
+def test_this_machine_launches_without_a_token(client: FlaskClient, scheduler: FakeScheduler) -> None:
     """Numbers and flags become the texts that a message holds."""
     body = {
         "task": "mnist",
@@ -70,19 +70,19 @@ def test_this_machine_launches_without_a_token(client: FlaskClient, serving: Fak
     answer = client.post("/api/launch", json=body, environ_base=LOCAL)
     assert (answer.status_code, answer.json) == (202, {"run": "mnist-1"})
     options = {"rounds": "3", "from-scratch": "true", "learning-rate": "0.5", "seed": "1"}
-    assert serving.launched == [("mnist", options)]
+    assert scheduler.launched == [("mnist", options)]
 
 
-def test_another_machine_needs_the_token(client: FlaskClient, serving: FakeServing) -> None:
+def test_another_machine_needs_the_token(client: FlaskClient, scheduler: FakeScheduler) -> None:
     """Also one behind a proxy on this machine."""
     assert launch(client, ELSEWHERE) == 403
     assert launch(client, ELSEWHERE, X_Warren_Token="wrong") == 403
     assert launch(client, LOCAL, X_Forwarded_For="192.0.2.7") == 403
-    assert serving.launched == []
+    assert scheduler.launched == []
     assert launch(client, ELSEWHERE, X_Warren_Token=TOKEN) == 202
 
 
-def test_another_sites_page_changes_nothing(client: FlaskClient, serving: FakeServing) -> None:
+def test_another_sites_page_changes_nothing(client: FlaskClient, scheduler: FakeScheduler) -> None:
     """Neither with a foreign Origin, nor as a browser marks it, nor by a form, nor under another name."""
     assert launch(client, LOCAL, Origin="https://evil.example") == 403
     assert launch(client, LOCAL, Sec_Fetch_Site="cross-site") == 403
@@ -91,7 +91,7 @@ def test_another_sites_page_changes_nothing(client: FlaskClient, serving: FakeSe
     assert form.status_code == 415
     text = client.post("/api/launch", data='{"task": "mnist"}', content_type="text/plain", environ_base=LOCAL)
     assert text.status_code == 415
-    assert serving.launched == []
+    assert scheduler.launched == []
     assert launch(client, LOCAL, Origin="http://localhost") == 202
 
 
@@ -111,11 +111,11 @@ def test_a_wrong_body_is_said_to_be_wrong(client: FlaskClient, body: Any) -> Non
     assert answer.json["error"]
 
 
-def test_errors_of_ours_are_answers(client: FlaskClient, serving: FakeServing) -> None:
+def test_errors_of_ours_are_answers(client: FlaskClient, scheduler: FakeScheduler) -> None:
     """Impossible is 400, not now is 503; both say why."""
-    serving.error = UsageError("busy")
+    scheduler.error = UsageError("busy")
     assert launch(client, LOCAL) == 400
-    serving.error = NobodyServes("away")
+    scheduler.error = NobodyServes("away")
     assert launch(client, LOCAL) == 503
     answer = client.post("/api/stop", json={"now": False}, environ_base=LOCAL)
     assert (answer.status_code, answer.json) == (400, {"error": "There is no run under way."})
@@ -124,9 +124,9 @@ def test_errors_of_ours_are_answers(client: FlaskClient, serving: FakeServing) -
 @pytest.mark.parametrize(
     "path", ["/runs/../x/model.keras", "/runs/none/model.keras", "/api/runs/none", "/runs/a/checkpoint"]
 )
-def test_only_a_runs_own_files_are_given(client: FlaskClient, serving: FakeServing, path: str) -> None:
+def test_only_a_runs_own_files_are_given(client: FlaskClient, scheduler: FakeScheduler, path: str) -> None:
     """No checkpoint, and nothing outside of --runs."""
-    place = serving.shelf.folder / "a"
+    place = scheduler.run_index.folder / "a"
     place.mkdir()
     (place / "run.json").write_text("{}")
     (place / "checkpoint").write_text("secret")
@@ -150,11 +150,11 @@ def test_the_page_asks_for_a_token_only_elsewhere(client: FlaskClient) -> None:
 
 
 def test_events_tell_the_state_at_once_and_the_connection_as_it_is(
-    client: FlaskClient, serving: FakeServing, stop: threading.Event
+    client: FlaskClient, scheduler: FakeScheduler, stop: threading.Event
 ) -> None:
     """A loop that waits for the broker shows nothing new; the stream says that the broker is away all the same."""
-    serving.showcase.show({"broker": {"is_connected": True}, "workers": []}, None, [])
-    serving.is_connected = False
+    scheduler.latest.show({"broker": {"is_connected": True}, "workers": []}, None, [])
+    scheduler.is_connected = False
     events = iter(client.get("/events", environ_base=LOCAL).response)
     assert b"retry" in next(events)  # type: ignore[arg-type]
     told = next(events)
@@ -167,12 +167,12 @@ def test_events_tell_the_state_at_once_and_the_connection_as_it_is(
 
 def test_the_showcase_counts_changes_alone() -> None:
     """The same state shown again wakes nobody."""
-    showcase = Showcase()
-    showcase.show({"a": 1}, None, [])
-    showcase.show({"a": 1}, None, [])
-    assert showcase.exhibit.version == 1
-    assert showcase.wait(0, 1.0).version == 1
-    assert showcase.wait(1, 0.01).version == 1
+    latest = LatestSnapshot()
+    latest.show({"a": 1}, None, [])
+    latest.show({"a": 1}, None, [])
+    assert latest.snapshot.version == 1
+    assert latest.wait(0, 1.0).version == 1
+    assert latest.wait(1, 0.01).version == 1
 
 
 @pytest.mark.parametrize(
@@ -197,5 +197,5 @@ def test_only_this_machines_names_are_its_own(header: str, host: str, is_own: bo
 
 def test_the_header_of_the_token_is_the_one_that_the_page_sends() -> None:
     """Two files agree."""
-    script = Path(__file__).parents[2] / "coordinator" / "static" / "network.js"
+    script = Path(__file__).parents[2] / "coordinator" / "page" / "static" / "network.js"
     assert f'headers["{TOKEN_HEADER}"]' in script.read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.errors import DataError, UsageError
-from worker.partition import deal_examples, parse_part, partition
+from worker.data.partition import deal_examples, parse_part, partition
 
 SCHEMES = st.sampled_from(["iid", "shards", "dirichlet:0.1", "dirichlet:100"])
 

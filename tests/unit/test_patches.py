@@ -30,7 +30,10 @@ def places() -> set[str]:
 
 def test_the_patched_constants_are_found() -> None:
     """The search below looks at something."""
-    assert {"coordinator.session:WAIT_SECONDS", "coordinator.live_round:_PRESENCE_SECONDS"} <= places()
+    assert {
+        "coordinator.presence.session:WAIT_SECONDS",
+        "coordinator.play.live_round:_PRESENCE_SECONDS",
+    } <= places()
 
 
 @pytest.mark.parametrize("place", sorted(places()))
@@ -46,7 +49,7 @@ def test_a_patched_constant_is_read_where_it_is_patched(place: str) -> None:
 def test_a_patch_of_what_is_not_there_fails() -> None:
     """Loudly, in the actor that was to have it."""
     with pytest.raises(AttributeError, match="_NO_SUCH_SECONDS"):
-        patch(importlib.import_module("coordinator.run"), "_NO_SUCH_SECONDS", 1.0)
+        patch(importlib.import_module("coordinator.play.run"), "_NO_SUCH_SECONDS", 1.0)
 
 
 def test_a_patch_sets_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +72,7 @@ def test_every_break_point_is_a_function_that_is_there(point: str) -> None:
 
 def test_a_break_point_that_is_not_there_fails_when_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not when a test has waited for it."""
-    monkeypatch.setitem(POINTS, "gone", ("coordinator.run", "Run._no_such_function"))
+    monkeypatch.setitem(POINTS, "gone", ("coordinator.play.run", "Run._no_such_function"))
     link: Any = None
     with pytest.raises(AttributeError):
         BreakPoint(Break(point="gone"), link).install()

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from broker import container, private, probe
-from broker.container import Container
 from broker.errors import BrokerError, BrokerUnreachable, UsageError
-from broker.management import Management
-from broker.private import PrivateBroker
+from broker.hosting import container, private, probe
+from broker.hosting.container import Container
+from broker.hosting.management import Management
+from broker.hosting.private import PrivateBroker
 
 
 def a_broker(home: Path, **fields: object) -> PrivateBroker:

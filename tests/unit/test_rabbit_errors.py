@@ -6,7 +6,7 @@ import pika.exceptions
 import pytest
 
 from broker.errors import BrokerError, LinkLost, LoginRefused, PublishRefused, Unroutable, WarrenError
-from broker.rabbitmq import LinkSettings, translate
+from broker.link.rabbitmq.rabbit_link import LinkSettings, translate
 
 URL = "amqp://guest:secret@localhost:5672/%2F"
 PLACES = {

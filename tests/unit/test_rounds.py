@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broker.messages import UpdateAnnounced
-from broker.scores import AnswerCounts
-from coordinator.rounds import Answer, Round, RoundRecord, Step, Verdict, suspect
+from broker.wire.messages import UpdateAnnounced
+from broker.wire.scores import AnswerCounts
+from coordinator.learning.rounds import Answer, Round, RoundRecord, Step, Verdict, suspect
 
 RECORD = RoundRecord(
     run_id="run", round_number=3, first_attempt=1, attempt=1, mode="train", selected=("a", "b", "c"), evaluators=(),

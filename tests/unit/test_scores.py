@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
 
-from broker.scores import AnswerCounts, count_answers, flaw_in_counts, pooled_measures
+from broker.wire.scores import AnswerCounts, count_answers, flaw_in_counts, pooled_measures
 
 
 def two_classes(scores: np.ndarray) -> np.ndarray:

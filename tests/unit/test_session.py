@@ -5,12 +5,12 @@ import threading
 import pytest
 
 from broker.errors import DeclareRefused
-from broker.link import coordinator_queue, outgoing, worker_queue
-from broker.memory import MemoryBroker, MemoryLink
-from broker.messages import Joined, Left, Message
-from broker.standstill import Standstill
-from coordinator.clock import ConnectedClock
-from coordinator.session import Session
+from broker.link.memory import MemoryBroker, MemoryLink
+from broker.link.seam import coordinator_queue, outgoing, worker_queue
+from broker.link.standstill import Standstill
+from broker.wire.messages import Joined, Left, Message
+from coordinator.presence.clock import ConnectedClock
+from coordinator.presence.session import Session
 
 
 def joined(worker: str) -> Joined:
@@ -129,11 +129,11 @@ def test_time_counts_only_with_the_claim_and_a_broker_that_takes_messages(place:
     other = MemoryLink(place.broker, "coordinator")
     other.consume(["coordinator"], prefetch=0)
     place.link.consume(["coordinator"], prefetch=0)
-    place.session.claim.begin(0)
+    place.session.single_reader.begin(0)
     assert seconds_counted() == 0
     other.close()
     place.take_all()
-    assert place.session.claim.is_held
+    assert place.session.single_reader.is_confirmed
     assert seconds_counted() == 10
     place.link.block()
     assert seconds_counted() == 0

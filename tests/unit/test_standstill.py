@@ -2,8 +2,8 @@
 
 import pytest
 
-from broker.standstill import Standstill
-from coordinator.clock import ConnectedClock
+from broker.link.standstill import Standstill
+from coordinator.presence.clock import ConnectedClock
 
 
 class Times:

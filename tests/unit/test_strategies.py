@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from broker.errors import ModelDiverged, UsageError
-from broker.tensors import Kind, TensorSpec
-from coordinator.aggregation import UpdateSum, scale_exponent
+from broker.wire.tensors import Kind, TensorSpec
+from coordinator.learning.aggregation import UpdateSum, scale_exponent
+from coordinator.learning.strategies import STRATEGIES, first_states, make_strategy
+from coordinator.learning.strategies.averages import FedAdam, FedAvg, FedAvgM
+from coordinator.learning.strategies.fedprox import FedProx
+from coordinator.learning.strategies.mean import OfTheMean
 from coordinator.options import RunOptions
-from coordinator.strategies import STRATEGIES, first_states, make_strategy
-from coordinator.strategies.averages import FedAdam, FedAvg, FedAvgM
-from coordinator.strategies.fedprox import FedProx
-from coordinator.strategies.mean import OfTheMean
 from coordinator.tasks import resolve
 from tests.steps import next_weights
 

@@ -16,16 +16,16 @@ def test_the_lab_keeps_the_labs_settings() -> None:
 
 
 def test_every_built_in_task_names_its_builder() -> None:
-    """A built-in name leads to a function of coordinator.models."""
+    """A built-in name leads to a function of coordinator.keras.task_models."""
     assert set(BUILT_IN) == {"chest-xray", "chest-xray-lab", "mnist"}
     assert {resolve(name).source for name in BUILT_IN} == {
-        "coordinator.models:chest_xray",
-        "coordinator.models:chest_xray_lab",
-        "coordinator.models:mnist",
+        "coordinator.keras.task_models:chest_xray",
+        "coordinator.keras.task_models:chest_xray_lab",
+        "coordinator.keras.task_models:mnist",
     }
 
 
-@pytest.mark.parametrize("name", ["mine:build", "a.b_c:d2", "coordinator.models:mnist"])
+@pytest.mark.parametrize("name", ["mine:build", "a.b_c:d2", "coordinator.keras.task_models:mnist"])
 def test_a_function_is_a_task(name: str) -> None:
     """MODULE:FUNCTION is taken as written, with the model's own learning rate, 1 epoch and batches of 32."""
     task = resolve(name)

@@ -9,9 +9,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from broker.errors import ProtocolError
-from broker.messages import Part, Precision
-from broker.tensors import Kind, Layout, Sections, TensorSpec, flatten, flatten_first, part_count, unflatten
-from broker.transfer import Assembly, Digest, Encoding, slices
+from broker.wire.messages import Part, Precision
+from broker.wire.tensors import (
+    Kind,
+    Layout,
+    Sections,
+    TensorSpec,
+    flatten,
+    flatten_first,
+    part_count,
+    unflatten,
+)
+from broker.wire.transfer import Assembly, Digest, Encoding, slices
 
 PART_BYTES = 64
 

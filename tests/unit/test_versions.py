@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker import codec, messages
 from broker.errors import DataError, NobodyServes, OtherVersion, ProtocolError
-from broker.fields import to_plain
-from broker.link import Outgoing, dead_queue, reply_queue
-from broker.memory import MemoryLink
-from broker.messages import (
+from broker.link.memory import MemoryLink
+from broker.link.seam import Outgoing, dead_queue, reply_queue
+from broker.wire import codec, messages
+from broker.wire.fields import to_plain
+from broker.wire.messages import (
     Launch,
     LaunchAnswered,
     Message,
@@ -23,11 +23,18 @@ from broker.messages import (
     StatusTold,
     decode,
 )
-from broker.versions import VERSION, Envelope, difference, encode_not_launched, encode_refused, read_envelope
-from coordinator.asking import asking
-from tests.unit.test_postbox import START, Hearing
+from broker.wire.versions import (
+    VERSION,
+    Envelope,
+    difference,
+    encode_not_launched,
+    encode_refused,
+    read_envelope,
+)
+from coordinator.terminal.client import asking
+from tests.unit.test_listener import START, Hearing
 from tests.unit.test_session import Place, joined
-from worker.jobs import DeclineJob
+from worker.rounds.hand_over import DeclineJob
 
 OLDER, NEWER = VERSION - 1, VERSION + 1
 REPLY = "reply.0123456789abcdef"
@@ -272,7 +279,7 @@ def test_a_newer_coordinator_is_told_who_is_there_and_refuses_by_name(hearing: H
     token = hearing.joined().token
     say(hearing.coordinator, "worker.w", of_version(NEWER, RollCall(), more=1))
     hearing.take_all()
-    hearing.postbox._join()
+    hearing.listener._join()
     (said,) = told(hearing.coordinator, "coordinator")
     assert (said["type"], said["version"], said["token"]) == ("joined", VERSION, token)
     envelope = Envelope(type="joined", version=VERSION, worker="w", token=said["token"])
@@ -298,7 +305,7 @@ def test_a_round_start_with_a_field_too_many_is_declined(hearing: Hearing) -> No
     say(hearing.coordinator, "worker.w", of_version(VERSION, START, settings=settings))
     hearing.take_all()
     assert hearing.is_all_acknowledged
-    job = hearing.desk.jobs.get_nowait()
+    job = hearing.hand_over.jobs.get_nowait()
     assert isinstance(job, DeclineJob)
     assert (job.worker, job.held) == ("w", START.held)
     assert "knows no 'mu'" in job.reason

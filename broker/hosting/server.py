@@ -1,0 +1,344 @@
+"""A broker to work with: one that is reachable, else a container, else a private process; and its end."""
+
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from broker.command import management_url_for
+from broker.errors import BrokerError, BrokerUnreachable, LoginRefused
+from broker.hosting import probe
+from broker.hosting.container import Container, running_engine
+from broker.hosting.management import Management
+from broker.hosting.private import PrivateBroker, find_program, free_ports, is_installed, wait_until
+from broker.hosting.probe import Answer
+from broker.link.address import LOCAL_HOSTS, without_password
+
+__all__ = [
+    "PrivateBroker",
+    "Running",
+    "can_be_up",
+    "down",
+    "known_management_url",
+    "recorded",
+    "set_policies",
+    "up",
+]
+
+logger = logging.getLogger(__name__)
+
+_MANAGEMENT_OFFSET = 10_000  # RabbitMQ's own: 5672 and 15672
+_OTHER_PORTS = range(5673, 5700)  # tried in turn when the standard port is taken
+_TURN_SECONDS = 120.0
+_READY_SECONDS = 60.0
+_REFUSED_SECONDS = 5.0  #: how long a login is refused until that is believed
+
+# A policy's name is the badge that a person sees beside the queue at the management page.
+_POLICY = "warren: deleted when nobody reads it for 14 days"
+_WORKER_QUEUES = r"^worker\.[a-z0-9-]{1,48}(\.[0-9]+)?$"
+# A laptop may stay closed over a holiday; a worker that never comes back must not fill the disk for ever.
+# Upload queues have no expiry: nobody reads them before the update is announced.
+_EXPIRES_MILLISECONDS = 14 * 24 * 3600 * 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A broker that is ready, and where it came from.
+
+    Attributes:
+        amqp_url: Its address, with the login.
+        management_url: Its management API's address, with the login.
+        kind: "found" was there already and is not ours; the others were started by `up`, now or earlier.
+    """
+
+    amqp_url: str
+    management_url: str
+    kind: Literal["found", "container", "private"]
+
+
+def up(
+    *, amqp_url: str, management_url: str | None, port: int | None, management_port: int | None, home: Path
+) -> Running:
+    """Find a broker or start one, and wait until it is ready.
+
+    Args:
+        amqp_url: Where one may run already; its port and login are those of a new one.
+        management_url: Of the one that may run already.
+        port: A private broker on exactly this port is wanted.
+        management_port: Where a new one shall have its management page.
+        home: The folder of everything that `up` starts.
+
+    Raises:
+        BrokerError: There is none, and none can be started; the message says what to do.
+    """
+    with _in_turn(home):
+        if port is not None:
+            running = _private(_on_port(amqp_url, port, management_port, home))
+        else:
+            running = _reachable_or_new(amqp_url, management_url, management_port, home)
+    _set_policies_on(running)
+    return running
+
+
+def can_be_up(amqp_url: str) -> bool:
+    """Whether `up` has something to work with; if not, rabbitmq-server must be installed first."""
+    is_reachable = probe.ask(amqp_url) is Answer.READY
+    return is_reachable or running_engine() is not None or is_installed()
+
+
+def down(home: Path, *, with_data: bool = False) -> list[str]:
+    """End every broker that `up` started in this home; the addresses of those that ran.
+
+    Raises:
+        BrokerError: The container engine could not take its container down.
+    """
+    ended = []
+    with _in_turn(home):
+        for broker in recorded(home):
+            if broker.is_running():
+                ended.append(without_password(broker.amqp_url))
+            broker.stop()
+            if with_data:
+                shutil.rmtree(broker.home)
+        container = Container.recorded(home)
+        if container is not None:
+            container.stop(home, with_data=with_data)
+            ended.append(without_password(container.amqp_url))
+        elif with_data and (stopped := Container.recorded(home, is_stopped=True)) is not None:
+            stopped.stop(home, with_data=True)
+    return ended
+
+
+def recorded(home: Path) -> list[PrivateBroker]:
+    """The private brokers that `up` ever started in this home, by port, whether they run or not."""
+    folders = sorted(
+        (folder for folder in home.glob("[0-9]*") if folder.is_dir()), key=lambda folder: int(folder.name)
+    )
+    return [broker for folder in folders if (broker := PrivateBroker.recorded(folder)) is not None]
+
+
+def default_home() -> Path:
+    """Where `up` keeps what it starts, unless it is told otherwise."""
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "warren"
+
+
+def known_management_url(amqp_url: str, management_url: str | None, home: Path) -> str:
+    """The management API of the broker at this address: as given, as `up` recorded it, or the usual port."""
+    if management_url:
+        return management_url
+    own = _own_at(amqp_url, home)
+    return own.management_url if own else management_url_for(amqp_url)
+
+
+def set_policies(management: Management, vhost: str) -> None:
+    """Set what Warren wants of every worker's queue: that it goes when nobody comes back for it."""
+    management.put_policy(
+        vhost, _POLICY, pattern=_WORKER_QUEUES, definition={"expires": _EXPIRES_MILLISECONDS}
+    )
+
+
+def _reachable_or_new(
+    amqp_url: str, management_url: str | None, management_port: int | None, home: Path
+) -> Running:
+    answer = probe.ask(amqp_url)
+    if answer is Answer.READY:
+        return _found(amqp_url, management_url, home)
+    if urlsplit(amqp_url).hostname not in LOCAL_HOSTS:
+        raise _unusable(amqp_url, answer)
+    wanted = _somewhere(amqp_url, answer, management_port, home)
+    return _contained(wanted, home) or _private(wanted)
+
+
+def _set_policies_on(running: Running) -> None:
+    try:
+        set_policies(Management(running.management_url), probe.vhost_of(running.amqp_url))
+    except BrokerError as exc:
+        if running.kind != "found":
+            raise
+        logger.warning("worker queues get no expiry: %s", exc)
+
+
+def _found(amqp_url: str, management_url: str | None, home: Path) -> Running:
+    own = _own_at(amqp_url, home)
+    if own is not None:
+        kind: Literal["container", "private"] = "private" if isinstance(own, PrivateBroker) else "container"
+        return Running(amqp_url=amqp_url, management_url=own.management_url, kind=kind)
+    url = management_url_for(amqp_url, management_url)
+    return Running(amqp_url=amqp_url, management_url=url, kind="found")
+
+
+def _own_at(amqp_url: str, home: Path) -> PrivateBroker | Container | None:
+    """The broker at this address, if `up` started it."""
+    host, port = probe.host_and_port(amqp_url)
+    if host not in LOCAL_HOSTS:
+        return None
+    container = Container.recorded(home)
+    if container is not None and container.port == port:
+        return container
+    private = PrivateBroker.recorded(home / str(port))
+    return private if private is not None and private.is_running() else None
+
+
+def _on_port(amqp_url: str, port: int, management_port: int | None, home: Path) -> PrivateBroker:
+    """The private broker of exactly this port, new or as it was recorded."""
+    known = PrivateBroker.recorded(home / str(port))
+    if known is not None and known.is_running():
+        return known
+    if not probe.is_free(port):
+        raise BrokerError(
+            f"Port {port} is taken by {_who_is_at(port)} that `broker up` did not start in {home}. "
+            f"Try another --port; or, if it is a broker you want, AMQP_URL=amqp://USER:PASSWORD@localhost:{port}/"
+        )
+    if known is None:
+        return _new(amqp_url, port, management_port, home)
+    return known if management_port is None else replace(known, management_port=management_port)
+
+
+def _who_is_at(port: int) -> str:
+    answer = probe.ask(f"amqp://localhost:{port}/")
+    return "something else than RabbitMQ" if answer is Answer.FOREIGN else "another broker"
+
+
+def _somewhere(amqp_url: str, answer: Answer, management_port: int | None, home: Path) -> PrivateBroker:
+    """A private broker on the address's own port, or, where that is taken, on the next free one."""
+    preferred = probe.host_and_port(amqp_url)[1]
+    for port in (preferred, *_OTHER_PORTS):
+        known = PrivateBroker.recorded(home / str(port))
+        if probe.is_free(port) or (known is not None and known.is_running()):
+            if port != preferred:
+                logger.warning("at %s is %s: another port is used", without_password(amqp_url), answer.value)
+            return _on_port(amqp_url, port, management_port, home)
+    raise BrokerError(
+        f"Port {preferred} and all of 5673 to 5699 are taken. Try `broker up --port` with a free one."
+    )
+
+
+def _new(amqp_url: str, port: int, management_port: int | None, home: Path) -> PrivateBroker:
+    user, password = probe.login_of(amqp_url)
+    return PrivateBroker(
+        home=home / str(port),
+        port=port,
+        management_port=management_port or _management_port_beside(port),
+        user=user,
+        password=password,
+        vhost=probe.vhost_of(amqp_url),
+    )
+
+
+def _management_port_beside(port: int) -> int:
+    usual = port + _MANAGEMENT_OFFSET
+    return usual if usual < 2**16 and probe.is_free(usual) else free_ports(1)[0]
+
+
+def _private(broker: PrivateBroker) -> Running:
+    if not broker.is_running():
+        find_program()
+        logger.info(
+            "starting a private rabbitmq-server on port %d; its files are in %s", broker.port, broker.home
+        )
+    broker.start(seconds=_READY_SECONDS)
+    return Running(amqp_url=broker.amqp_url, management_url=broker.management_url, kind="private")
+
+
+def _contained(wanted: PrivateBroker, home: Path) -> Running | None:
+    """The same broker in a container; None where no engine can, or a private one's data are there already."""
+    if wanted.is_running() or wanted.has_data:
+        return None
+    known = Container.recorded(home)
+    if (
+        known is not None
+        and known.port != wanted.port
+        and probe.ask(known.amqp_url, seconds=2) in (Answer.READY, Answer.REFUSED)
+    ):
+        logger.info("the container is in use at port %d: a second broker is a private one", known.port)
+        return None
+    engine = running_engine()
+    if engine is None:
+        return None
+    container = Container(
+        engine=engine,
+        port=wanted.port,
+        management_port=wanted.management_port,
+        user=wanted.user,
+        password=wanted.password,
+        vhost=wanted.vhost,
+    )
+    logger.info("starting a broker in a container with %s on port %d", engine, container.port)
+    try:
+        container.start(home)
+        _wait_for(container)
+    except LoginRefused:  # no reason for another broker: the data that are wanted are in this one
+        with suppress(BrokerError):
+            container.stop(home)
+        raise
+    except BrokerError as exc:
+        logger.warning("%s; trying a private rabbitmq-server instead", exc)
+        try:
+            container.stop(home)
+        except BrokerError:  # the engine can't even look: a private one takes over this port
+            Container.forget(home)
+        return None
+    return Running(amqp_url=container.amqp_url, management_url=container.management_url, kind="container")
+
+
+def _wait_for(container: Container) -> None:
+    management = Management(container.management_url, timeout_seconds=2)
+
+    def is_taken() -> bool:
+        return probe.ask(container.amqp_url, seconds=2) is not Answer.REFUSED
+
+    def is_ready() -> bool:
+        answer = probe.ask(container.amqp_url, seconds=2)
+        # Its listeners open last: the login is in its data, or never will be. Slowness looks the same, once.
+        if answer is Answer.REFUSED and not wait_until(is_taken, _REFUSED_SECONDS):
+            raise LoginRefused(
+                f"The broker in the container refused the login {without_password(container.amqp_url)}: its "
+                "data are of another one. Expected the login of its first start. Try that one in AMQP_URL, "
+                "or, to lose its data, `broker down --delete-data`."
+            )
+        return answer is Answer.READY and management.is_ready()
+
+    if not wait_until(is_ready, _READY_SECONDS):
+        raise BrokerUnreachable(
+            f"The broker in the container was not ready after {_READY_SECONDS:.0f} seconds."
+        )
+
+
+def _unusable(amqp_url: str, answer: Answer) -> BrokerError:
+    where = without_password(amqp_url)
+    if answer is Answer.REFUSED:
+        return LoginRefused(
+            f"The broker at {where} refused the login. Expected a user with its password and a right to "
+            f"the virtual host {probe.vhost_of(amqp_url)!r}. Try another AMQP_URL."
+        )
+    return BrokerUnreachable(
+        f"At {where} is {answer.value}. Expected a RabbitMQ broker; only one on this machine can be started. "
+        "Try another AMQP_URL, or none."
+    )
+
+
+@contextmanager
+def _in_turn(home: Path) -> Iterator[None]:
+    """Let one `up` or `down` at a time work in this home, so that two of them start one broker."""
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (home / "lock").open("w") as lock:
+        if not wait_until(lambda: _is_locked(lock.fileno()), _TURN_SECONDS):
+            raise BrokerError(
+                f"Another `broker up` or `broker down` is busy in {home}. Try again, or another --home."
+            )
+        yield
+
+
+def _is_locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

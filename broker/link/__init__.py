@@ -1,0 +1,12 @@
+"""How a role reaches the broker: the seam, what stands behind it, and what is built on it alone.
+
+Contents:
+    seam            what a role may ask of a broker
+    memory          a Link inside one process, for unit tests
+    validator       deliveries judged by form and sender
+    publisher       publishing that outlives a lost connection
+    single_reader   the proof of being the one reader of a queue
+    standstill      since when the broker takes no messages
+    address         a broker's address, checked and shown without its password
+    rabbitmq        the Link over RabbitMQ
+"""

@@ -1,0 +1,102 @@
+"""Deliveries judged by form and sender before a role sees them; what fails is copied to `dead` with the reason."""
+
+import logging
+from collections.abc import Callable
+
+from broker.envelope import Envelope
+from broker.errors import BrokerError, ProtocolError
+from broker.link.seam import Delivery, Link
+from broker.wire import messages, names
+from broker.wire.messages import Launch, LaunchAnswered, Message, Part, Ping, StatusAsked, StatusTold
+
+logger = logging.getLogger(__name__)
+
+MaySend = Callable[[Message | Envelope, str], bool]
+Heed = Callable[[ProtocolError, Envelope, Delivery], bool]
+
+
+class Validator:
+    """Opens deliveries.
+
+    Args:
+        link: Where they come from.
+        may_send: Whether an account may send this message to this role.
+        heed: Told of what can't be read of a sender who may send it, e.g. for it speaks another version; whether that
+            was dealt with, and it need not go to `dead`.
+
+    Attributes:
+        num_dead: How many were copied to `dead`.
+    """
+
+    def __init__(
+        self, link: Link, may_send: MaySend, heed: Heed = lambda _exc, _envelope, _delivery: False
+    ) -> None:
+        self._link = link
+        self._may_send = may_send
+        self._heed = heed
+        self.num_dead = 0
+
+    def open(self, delivery: Delivery, *, uploader: str | None = None) -> Message | None:
+        """The message of a delivery; None when it is not ours: then it is in `dead` and acknowledged.
+
+        Args:
+            delivery: As the broker gave it.
+            uploader: The worker whose upload queue it comes from: it holds parts alone, of that worker's account.
+        """
+        try:
+            message = messages.decode(delivery.body, delivery.content_type)
+            self._check_sender(message, delivery.user_id, uploader)
+        except ProtocolError as exc:
+            if not self._is_heeded(exc, delivery, uploader):
+                self.bury(delivery, str(exc))
+            self._link.ack([delivery])
+            return None
+        return message
+
+    def _is_heeded(self, exc: ProtocolError, delivery: Delivery, uploader: str | None) -> bool:
+        envelope, account = exc.envelope, delivery.user_id
+        if envelope is None or account is None or not self._may(envelope, account, uploader):
+            return False
+        return self._heed(exc, envelope, delivery)
+
+    def _check_sender(self, message: Message, account: str | None, uploader: str | None) -> None:
+        if account is None:
+            raise ProtocolError("Expected the sender's account in user_id, got none.")
+        if not self._may(message, account, uploader):
+            raise ProtocolError(f"The account {account!r} may not send this {message.TYPE}.")
+
+    def _may(self, message: Message | Envelope, account: str, uploader: str | None) -> bool:
+        if account == self._link.account:
+            return True
+        if uploader is not None:
+            return isinstance(message, Part | Envelope) and names.is_of(account, uploader)
+        return self._may_send(message, account)
+
+    def bury(self, delivery: Delivery, reason: str) -> None:
+        """Copy a delivery to `dead` with the reason, and count it."""
+        self.num_dead += 1
+        logger.warning(
+            "Rejected a message of %s in %s: %s", delivery.user_id or "nobody", delivery.queue, reason
+        )
+        try:
+            self._link.copy_to_dead(delivery, reason)
+        except BrokerError as exc:
+            logger.warning("There is no copy of it in %r: %s", names.DEAD, exc)
+
+
+def may_send_to_coordinator(message: Message | Envelope, account: str) -> bool:
+    """A worker's account speaks for that worker alone; only the coordinator's own account launches, asks and pings."""
+    worker = getattr(message, "worker", None)
+    if isinstance(message, Launch | StatusAsked | Ping) or (isinstance(message, Envelope) and worker is None):
+        return account == names.COORDINATOR
+    return isinstance(worker, str) and names.is_worker(worker) and names.is_of(account, worker)
+
+
+def may_send_to_worker(_message: Message | Envelope, account: str) -> bool:
+    """Rounds are taken from the coordinator's account alone (or the worker's own: a laptop)."""
+    return account == names.COORDINATOR
+
+
+def may_answer(message: Message | Envelope, account: str) -> bool:
+    """What was asked of the coordinator is answered by its account alone."""
+    return isinstance(message, LaunchAnswered | StatusTold | Envelope) and account == names.COORDINATOR

@@ -1,0 +1,12 @@
+"""What a model file may hold, what it says about itself, and how its outputs are meant.
+
+Contents:
+    allowlist   which parts of Keras a model may be made of
+    archive     the one reader of a .keras archive
+    card        what a saved model says about itself
+    kinds       which of these a Keras model's weights are
+    loss        a compiled loss: its name, and how it wants labels
+    ending      the activation that a model ends with
+    head        outputs read as probabilities, decided once from the model
+    likeness    whether sites hold the same kind of examples
+"""

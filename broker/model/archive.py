@@ -1,0 +1,79 @@
+"""The one reader of a `.keras` archive: read within limits, and checked before Keras sees any of it."""
+
+import lzma
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from broker.errors import ModelError
+from broker.model.allowlist import MAX_JSON_BYTES, check_model_json
+
+CONFIG = "config.json"  #: in it Keras describes the model
+
+_EXPECTED = "Expected a model saved by Keras as FILE.keras."
+#: Whatever a damaged, encrypted or foreign archive makes zipfile raise.
+_FAULTS = (
+    OSError, ValueError, KeyError, EOFError, RuntimeError, OverflowError, struct.error, zlib.error, lzma.LZMAError,
+    zipfile.BadZipFile, zipfile.LargeZipFile,
+)  # fmt: skip
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The model's description, found to hold nothing but allowed parts.
+
+    Args:
+        path: A file that is there.
+
+    Raises:
+        ModelError: It is damaged, not a Keras file, or holds what isn't built into Keras.
+    """
+    text = read_text(path, CONFIG, MAX_JSON_BYTES)
+    if text is None:
+        raise ModelError(f"{str(path)!r} is not a Keras model: it has no {CONFIG}. {_EXPECTED}")
+    return check_model_json(text)
+
+
+def read_text(path: Path, member: str, most: int) -> str | None:
+    """A text in the archive; None if there is no such member.
+
+    Args:
+        path: The archive.
+        member: The text's name in it.
+        most: As many bytes are allowed.
+
+    Raises:
+        ModelError: The archive can't be read, or the text is longer.
+    """
+    with _opened(path, "r") as archive:
+        if member not in archive.namelist():
+            return None
+        size = archive.getinfo(member).file_size  # zipfile reads no further than this
+        if size > most:
+            raise ModelError(f"{member} in {str(path)!r} has {size} bytes; {most} are allowed.")
+        return archive.read(member).decode()
+
+
+def add_text(path: Path, member: str, text: str) -> None:
+    """Add a text to a freshly saved model.
+
+    Raises:
+        ModelError: The file isn't a Keras model, or has such a text already.
+    """
+    with _opened(path, "a") as archive:
+        if CONFIG not in archive.namelist() or member in archive.namelist():
+            raise ModelError(f"{str(path)!r} is not a freshly saved Keras model, so it gets no {member}.")
+        archive.writestr(member, text)
+
+
+@contextmanager
+def _opened(path: Path, mode: Literal["r", "a"]) -> Iterator[zipfile.ZipFile]:
+    try:
+        with zipfile.ZipFile(path, mode) as archive:
+            yield archive
+    except _FAULTS as exc:
+        words = " ".join(str(exc).split())[:300] or type(exc).__name__
+        raise ModelError(f"{str(path)!r} can't be read as a Keras model: {words}. {_EXPECTED}") from exc

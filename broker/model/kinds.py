@@ -1,0 +1,60 @@
+"""Tells of a Keras model what each of its weights is to the training; coordinator and workers must agree."""
+
+from typing import Any
+
+from broker.errors import ModelError
+from broker.wire.tensors import Kind, Layout, TensorSpec
+
+_ADAPTED = "Normalization"  # its statistics are set by `adapt` alone, never by training
+
+
+def layout_of(model: Any) -> Layout:
+    """The layout of a Keras model's weights, in Keras's order (`model.weights`)."""
+    kinds = _kinds(model)
+    return tuple(
+        TensorSpec(
+            dtype=weight.dtype, shape=tuple(weight.shape), kind=_kind_of(weight, kinds.get(id(weight)))
+        )
+        for weight in model.weights
+    )
+
+
+def _kind_of(weight: Any, kind: Kind | None) -> Kind:
+    is_float = "float" in str(weight.dtype)
+    return (kind or "frozen") if is_float else "integer"
+
+
+def _kinds(model: Any) -> dict[int, Kind]:
+    """By the id of each variable. A layer that is frozen keeps its statistics, too: Keras then infers with it."""
+    kinds: dict[int, Kind] = {id(weight): "trainable" for weight in model.trainable_weights}
+    for layer in model._flatten_layers():  # Keras has no public way into wrappers and cells
+        if not layer.trainable or type(layer).__name__ == _ADAPTED:
+            continue
+        for weight in layer._non_trainable_variables:
+            kinds[id(weight)] = "statistic"
+        if getattr(layer, "moving_mean", None) is not None and hasattr(layer, "moving_variance"):
+            kinds[id(layer.moving_variance)] = "variance"
+    return kinds
+
+
+def apply_kinds(model: Any, layout: Layout) -> bool:
+    """Freeze and unfreeze single weights as the layout says, for Keras's JSON tells of whole layers only.
+
+    Returns:
+        Whether that changed anything: the model is to be compiled again then.
+
+    Raises:
+        ModelError: The layout is not that of this model.
+    """
+    present = layout_of(model)
+    if present == layout:
+        return False
+    for weight, spec in zip(model.weights, layout, strict=False):
+        if spec.kind in ("trainable", "frozen") and spec.is_float:
+            weight.trainable = spec.kind == "trainable"
+    if layout_of(model) != layout:
+        raise ModelError(
+            "The model's weights are not those that were announced: their shapes or what is trained of them differ. "
+            "Upgrade the older side."
+        )
+    return True

@@ -1,0 +1,437 @@
+"""What travels, one frozen dataclass per message; its docstring says who sends it, when, and what a repeat means.
+
+A body is a msgpack map of the fields, with `type` and `version` beside them. One that has its default's value may be
+left out, and is: so a new field with a default is no flag day. A missing one without, an unknown or a mistyped one is a
+ProtocolError, and the delivery goes to the queue `dead`. What holds between two
+versions is said in `broker.wire.versions`.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from broker.errors import OtherVersion, ProtocolError
+from broker.wire import codec, names
+from broker.wire.fields import Binary, from_plain, require, to_plain
+from broker.wire.scores import AnswerCounts
+from broker.wire.tensors import Array, InputFacts, TensorSpec
+from broker.wire.versions import VERSION, read_envelope
+
+_FIRST_LAUNCH = 1
+_MAX_TERMS = 16
+
+ClassWeight = Literal["none", "balanced"]
+Mode = Literal["train", "evaluate"]
+Precision = Literal["float32", "float16", "int8"]
+Outcome = Literal["done", "stopped", "failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSettings:
+    """How a worker trains: decided by the coordinator, the same for all.
+
+    Attributes:
+        epochs: Passes over the worker's own training examples in one round.
+        batch_size: Examples per gradient step.
+        learning_rate: Of the local optimizer; None keeps the compiled model's own.
+        class_weight: "balanced" makes every class weigh the same, n / (k · n_c).
+        examples_per_class: Train on so many random examples of each class; None means all.
+        seed: The run's seed.
+        deterministic: Same seed, same data, same bits.
+        precision: How the update's values travel.
+        epochs_before: Local epochs in the rounds before this one: a learning rate's schedule goes on from there.
+        terms: What the strategy needs of the local gradient, by the name of the setting: `worker.learning.terms` knows
+            them.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float | None = None
+    class_weight: ClassWeight = "none"
+    examples_per_class: int | None = None
+    seed: int
+    deterministic: bool = False
+    precision: Precision = "float32"
+    epochs_before: int = 0
+    terms: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(self.epochs_before >= 0, "epochs_before of at least 0", self)
+        require(self.epochs >= 1 and self.batch_size >= 1, "epochs and batch_size of at least 1", self)
+        require(
+            self.learning_rate is None or 0 < self.learning_rate < math.inf, "a learning rate above 0", self
+        )
+        require(len(self.terms) <= _MAX_TERMS, f"at most {_MAX_TERMS} terms", len(self.terms))
+        require(all(abs(value) < 2**127 for value in self.terms.values()), "terms that float32 holds", self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundKey:
+    """The round whose start a worker has received whole."""
+
+    run_id: str
+    round_number: int
+    attempt: int
+
+
+class Message:
+    """Root of all messages."""
+
+    TYPE: ClassVar[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RollCall(Message):
+    """Coordinator to all, when it starts or reconnects: who is there? A repeat is answered again."""
+
+    TYPE: ClassVar[str] = "roll-call"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ping(Message):
+    """A role to its own queue: whoever receives its own token is the one active reader of that queue."""
+
+    TYPE: ClassVar[str] = "ping"
+    token: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundStart(Message):
+    """Coordinator to the selected workers, when a round opens; again to one that lost it. A repeat is ignored.
+
+    Attributes:
+        model: Keras's JSON config of the model, its compile settings inside.
+        layout: The model's weights, in Keras's order, and what of them is trained.
+        inputs: What the examples of most sites are like: a site that differs says so.
+        integers: The integer weights, [dtype, shape, bytes] each; they are not averaged.
+        scale_exponent: The fixed-point scale of this round's sum is 2 ** scale_exponent.
+        parts: How many `Part`s follow with the float weights; 0 when `weights` holds them.
+        digest: `transfer.Digest` of the float weights' bytes, part by part.
+    """
+
+    TYPE: ClassVar[str] = "round-start"
+    run_id: str
+    round_number: int
+    attempt: int
+    mode: Mode
+    task: str
+    classes: tuple[str, ...]
+    model: str
+    settings: TrainingSettings
+    layout: tuple[TensorSpec, ...]
+    inputs: InputFacts | None = None
+    integers: tuple[Array, ...] = ()
+    scale_exponent: int
+    part_bytes: int
+    parts: int = 0
+    weights: bytes | None = None
+    digest: str
+    last_round: int
+    deadline_seconds: float
+
+    @property
+    def held(self) -> RoundKey:
+        """What a worker says it holds once it has all of this."""
+        return RoundKey(run_id=self.run_id, round_number=self.round_number, attempt=self.attempt)
+
+    @property
+    def transfer_id(self) -> str:
+        """In every `Part` that carries this round start's weights."""
+        return f"attempt-{self.attempt}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part(Message):
+    """One piece of a float32 vector, little-endian; of a round start (coordinator) or of an update (worker).
+
+    A repeat with the same transfer_id and index holds the same bytes.
+
+    Attributes:
+        transfer_id: Which transfer it belongs to: `RoundStart.transfer_id`, or the upload's random id.
+        precision: Of the trainable values; see `transfer.Encoding`.
+    """
+
+    TYPE: ClassVar[str] = "part"
+    run_id: str
+    round_number: int
+    transfer_id: str
+    index: int
+    count: int
+    precision: Precision = "float32"
+    data: Binary
+
+    def __post_init__(self) -> None:
+        require(0 <= self.index < self.count, "an index from 0 to count - 1", (self.index, self.count))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundClosed(Message):
+    """Coordinator to the invited whose update is not in, after the commit: stop training it. Repeats are ignored."""
+
+    TYPE: ClassVar[str] = "round-closed"
+    run_id: str
+    round_number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadAgain(Message):
+    """Coordinator to a worker whose announced parts are not all there: publish that update again."""
+
+    TYPE: ClassVar[str] = "upload-again"
+    run_id: str
+    round_number: int
+    worker: str
+    upload_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused(Message):
+    """Coordinator to a worker that can't take part, with the reason; the worker ends with it.
+
+    Attributes:
+        token: Of the worker's newest `joined`. A worker ignores what answers another process, of before its restart.
+    """
+
+    TYPE: ClassVar[str] = "refused"
+    worker: str
+    reason: str
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFinished(Message):
+    """Coordinator to all, when a run ends. A repeat is ignored."""
+
+    TYPE: ClassVar[str] = "run-finished"
+    run_id: str
+    rounds: int
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joined(Message):
+    """Worker to coordinator: when it starts, reconnects, or hears a roll call. The newest one counts.
+
+    Attributes:
+        num_examples: How many examples it trains on; an update may not claim more.
+        examples_per_class: The same, by class.
+        task: The one task it takes part in, or None for any.
+        held: The open round whose start it has whole, so that it isn't sent again.
+        announced: The upload_id of its update for that round, once announced: whoever has not got that asks again.
+        inputs: What its examples are like.
+        token: Random, of the worker's process; what answers this word to this worker alone carries it.
+    """
+
+    TYPE: ClassVar[str] = "joined"
+    worker: str
+    classes: tuple[str, ...]
+    num_examples: int
+    examples_per_class: tuple[int, ...]
+    num_test_examples: int = 0
+    evaluate_only: bool = False
+    task: str | None = None
+    held: RoundKey | None = None
+    announced: str | None = None
+    inputs: InputFacts | None = None
+    token: str = ""
+
+    def __post_init__(self) -> None:
+        require(names.is_worker(self.worker), "a worker's name", self.worker)
+        require(0 <= self.num_examples < 2**40, "a number of examples", self.num_examples)
+        if self.inputs is not None:
+            low, high = self.inputs.low, self.inputs.high
+            require(-math.inf < low <= high < math.inf, "a finite range of its examples", (low, high))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left(Message):
+    """Worker to coordinator: it stops on purpose. A repeat is ignored.
+
+    As durable as `joined`, which it takes back: a coordinator that starts later finds both, in their order.
+    """
+
+    TYPE: ClassVar[str] = "left"
+    worker: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress(Message):
+    """Worker to coordinator, transient, at most one a second: how far its training is."""
+
+    TYPE: ClassVar[str] = "progress"
+    worker: str
+    run_id: str
+    round_number: int
+    epoch: int
+    epochs: int
+    batch: int
+    batches: int
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateAnnounced(Message):
+    """Worker to coordinator, after the broker confirmed every part. The first accepted one counts.
+
+    Attributes:
+        upload_id: Random; in every part of this upload.
+        num_examples: Examples trained on: the update's weight in the mean. 0 when it only evaluated.
+        metrics: Of the local training's last epoch, loss and every compiled metric by its own name.
+        states: Of those metrics that are no mean over examples: what adds up over the workers, float64 of shape (k,).
+        global_metrics: Of the global model that the round began with, on the worker's own test examples.
+        global_states: The same for these.
+        counts: Of the global model's answers on the test examples; None when there are none.
+        num_test_examples: The weight of global_metrics.
+        scales: For int8: the value of one step in each trainable tensor, in Keras's order.
+        parts: Parts in the upload queue; 0 when `update` holds all, or there is none.
+        digest: `transfer.Digest` of the data of the parts, as they travel.
+        seconds: The worker's own time from the round start to the end of training.
+    """
+
+    TYPE: ClassVar[str] = "update-announced"
+    worker: str
+    run_id: str
+    round_number: int
+    attempt: int
+    upload_id: str
+    num_examples: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    states: dict[str, Array] = field(default_factory=dict)
+    global_metrics: dict[str, float] = field(default_factory=dict)
+    global_states: dict[str, Array] = field(default_factory=dict)
+    counts: AnswerCounts | None = None
+    num_test_examples: int = 0
+    precision: Precision = "float32"
+    scales: tuple[float, ...] = ()
+    parts: int = 0
+    update: bytes | None = None
+    digest: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declined(Message):
+    """Worker to coordinator: it can't answer this round (model refused, training failed), with the reason."""
+
+    TYPE: ClassVar[str] = "declined"
+    worker: str
+    run_id: str
+    round_number: int
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch(Message):
+    """Anyone with the coordinator's account to a serving coordinator: start this run. May be plain JSON.
+
+    A repeat finds the run under way, and is refused like any other launch then.
+
+    Attributes:
+        options: What `coordinator launch` takes, by option name.
+        reply_to: The queue that wants a LaunchAnswered, or None.
+    """
+
+    TYPE: ClassVar[str] = "launch"
+    task: str
+    options: dict[str, str] = field(default_factory=dict)
+    reply_to: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchAnswered(Message):
+    """Coordinator to whoever launched: whether the run was taken. Once for each Launch that names a queue.
+
+    Attributes:
+        run: The run's folder under --runs; empty when it was not taken.
+        reason: Why it was not taken; None when it was.
+    """
+
+    TYPE: ClassVar[str] = "launch-answered"
+    run: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusAsked(Message):
+    """Anyone with the coordinator's account to the coordinator: what goes on? Changes nothing."""
+
+    TYPE: ClassVar[str] = "status-asked"
+    reply_to: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusTold(Message):
+    """Coordinator to whoever asked: what goes on, as `coordinator status --json` prints it.
+
+    Attributes:
+        state: A JSON object.
+    """
+
+    TYPE: ClassVar[str] = "status-told"
+    state: str
+
+
+_MESSAGES: dict[str, type[Message]] = {
+    kind.TYPE: kind
+    for kind in (
+        RollCall, Ping, RoundStart, Part, RoundClosed, UploadAgain, Refused, RunFinished,
+        Joined, Left, Progress, UpdateAnnounced, Declined, Launch, LaunchAnswered, StatusAsked, StatusTold,
+    )
+}  # fmt: skip
+
+
+def encode(message: Message) -> bytes:
+    """The message's body as it travels."""
+    return codec.pack({"type": message.TYPE, "version": VERSION, **to_plain(message, without_defaults=True)})
+
+
+def decode(body: bytes, content_type: str | None = None) -> Message:
+    """The message in a body; plain JSON is taken for `launch` alone.
+
+    Raises:
+        OtherVersion: It is of a version that we don't speak.
+        ProtocolError: It is not one of ours.
+    """
+    if content_type == "application/json":
+        return _decode_value(_launch_in(body))
+    return _decode_value(codec.unpack(body))
+
+
+def _launch_in(body: bytes) -> dict[str, object]:
+    """The fields of a launch that a person typed: the version may be left out, and the first one will do."""
+    try:
+        value = json.loads(body[: codec.MAX_BODY_BYTES])
+    except (ValueError, RecursionError) as exc:
+        raise ProtocolError(f"Expected JSON. {exc}") from exc
+    if not isinstance(value, dict) or value.get("type") != Launch.TYPE:
+        raise ProtocolError("Only a launch may be JSON.")
+    told = value.get("version", VERSION)
+    is_first = type(told) is int and told == _FIRST_LAUNCH  # this message is what it was
+    return {**value, "version": VERSION if is_first else told}
+
+
+def _decode_value(value: object) -> Message:
+    if not isinstance(value, dict):
+        raise ProtocolError(f"Expected a map, got {type(value).__name__}.")
+    envelope = read_envelope(value)
+    if envelope is None:
+        raise ProtocolError(
+            f"Expected a message of type and version, got {value.get('type')!r:.40} and {value.get('version')!r:.40}."
+        )
+    kind = _MESSAGES.get(envelope.type)
+    if envelope.version != VERSION:
+        raise OtherVersion(
+            f"Expected version {VERSION} of {envelope.type}, got {envelope.version}. Upgrade the older side.",
+            envelope,
+        )
+    if kind is None:
+        raise ProtocolError(f"Expected a message type of ours, got {envelope.type!r}.")
+    fields = {name: each for name, each in value.items() if name not in ("type", "version")}
+    try:
+        message = from_plain(kind, fields, kind.TYPE)
+    except ProtocolError as exc:
+        raise ProtocolError(str(exc), envelope) from exc
+    assert isinstance(message, Message)  # noqa: S101 - from_plain returns an instance of its first argument
+    return message

@@ -1,0 +1,211 @@
+"""A float32 vector on its way: cut into parts, encoded with the precision asked for, and put together again."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import xxhash
+
+from broker.errors import ProtocolError
+from broker.wire.fields import Binary
+from broker.wire.messages import Part, Precision
+from broker.wire.tensors import FLOAT32, PART_BYTES, Layout, Vector, as_bytes, sections_of
+
+_CODES: dict[Precision, str] = {"float32": "<f4", "float16": "<f2", "int8": "<i1"}
+_FLOAT16_LIMIT = 65504.0
+_INT8_LIMIT = 127
+_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)  #: float32 loses its digits below it, and at last is zero
+_LARGEST_SCALE = 2.0**100  #: a larger one is no float32 any more once multiplied
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """How the values of one transfer are written down, little-endian, whatever part of them is at hand.
+
+    Statistics always travel as float32: they are few, and a variance must not be rounded below zero.
+
+    Attributes:
+        precision: Of the trainable values.
+        num_trainable: How many values, from the first, travel with that precision; the others as float32.
+        tensors: For int8: the place of each trainable tensor.
+        scales: For int8: the value of one step in each of these tensors.
+    """
+
+    precision: Precision = "float32"
+    num_trainable: int = 0
+    tensors: tuple[slice, ...] = ()
+    scales: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, vector: Vector, layout: Layout, precision: Precision) -> Self:
+        """What an update's sender decides; int8 wants finite trainable values."""
+        sections = sections_of(layout)
+        tensors = sections.tensors if precision == "int8" else ()
+        scales = tuple(_scale_of(vector[place]) for place in tensors)
+        return cls(precision=precision, num_trainable=sections.num_trainable, tensors=tensors, scales=scales)
+
+    @classmethod
+    def told(cls, layout: Layout, precision: Precision, scales: tuple[float, ...]) -> Self:
+        """What an update's receiver is told.
+
+        Raises:
+            ProtocolError: These are no scales of such a model.
+        """
+        sections = sections_of(layout)
+        tensors = sections.tensors if precision == "int8" else ()
+        if len(scales) != len(tensors) or not all(0 < scale <= _LARGEST_SCALE for scale in scales):
+            raise ProtocolError(
+                f"Expected {len(tensors)} scales of 0 to {_LARGEST_SCALE:g}, got {len(scales)}"
+                f"{f' from {min(scales)} to {max(scales)}' if scales else ''}."
+            )
+        return cls(precision=precision, num_trainable=sections.num_trainable, tensors=tensors, scales=scales)
+
+    def encode(self, vector: Vector, place: slice, generator: np.random.Generator) -> Binary:
+        """Write down one slice of a vector.
+
+        int8 rounds stochastically (Alistarh et al. 2017, "QSGD", section 3): v ≈ scale · q with E[scale · q] = v.
+
+        Args:
+            vector: float32, shape (P,); as float32 the data is a view of it.
+            place: What of it.
+            generator: Draws the rounding of int8.
+        """
+        if self.precision == "float32":
+            return as_bytes(vector[place])
+        coarse, exact = self._divided(place)
+        return self._encode_coarse(vector, coarse, generator) + bytes(as_bytes(vector[exact]))
+
+    def _encode_coarse(self, vector: Vector, place: slice, generator: np.random.Generator) -> bytes:
+        values = vector[place]
+        if self.precision == "float16":
+            return np.clip(values, -_FLOAT16_LIMIT, _FLOAT16_LIMIT).astype("<f2").tobytes()
+        steps = generator.random(values.size, np.float32)
+        for piece, scale in self._pieces(place):
+            steps[piece] += values[piece] / np.float32(scale)
+        return np.clip(np.floor(steps), -_INT8_LIMIT, _INT8_LIMIT).astype("<i1").tobytes()
+
+    def decode(self, data: Binary, place: slice, out: Vector) -> None:
+        """Read one slice of a vector into `out`, float32 of the slice's shape.
+
+        Raises:
+            ProtocolError: The data is not exactly so many values.
+        """
+        coarse, exact = self._divided(place)
+        num_coarse, num_exact = coarse.stop - coarse.start, exact.stop - exact.start
+        code = np.dtype(_CODES[self.precision])
+        cut = num_coarse * code.itemsize
+        if len(data) != cut + num_exact * FLOAT32.itemsize or num_coarse + num_exact != out.size:
+            raise ProtocolError(
+                f"Expected {out.size} values of {self.precision}, got {len(data)} bytes. The shapes differ."
+            )
+        out[:num_coarse] = np.frombuffer(data, code, num_coarse)
+        for piece, scale in self._pieces(coarse):
+            out[piece] *= np.float32(scale)
+        out[num_coarse:] = np.frombuffer(data, FLOAT32, num_exact, cut)
+
+    def _divided(self, place: slice) -> tuple[slice, slice]:
+        """A slice's part with the precision asked for, and the rest."""
+        middle = min(max(self.num_trainable, place.start), place.stop)
+        return slice(place.start, middle), slice(middle, place.stop)
+
+    def _pieces(self, place: slice) -> Iterator[tuple[slice, float]]:
+        """What a slice covers of each tensor, within the slice, with the tensor's scale."""
+        for tensor, scale in zip(self.tensors, self.scales, strict=True):
+            begin, end = max(tensor.start, place.start), min(tensor.stop, place.stop)
+            if begin < end:
+                yield slice(begin - place.start, end - place.start), scale
+
+
+PLAIN = Encoding()  #: every value as float32
+
+
+def _scale_of(values: Vector) -> float:
+    largest = float(max(np.max(values, initial=0.0), -np.min(values, initial=0.0)))
+    return max(largest / _INT8_LIMIT, _SMALLEST_SCALE)
+
+
+class Digest:
+    """SHA-256 over the XXH3-64 of each part in order of index, so that parts may come in any order.
+
+    It finds what was damaged or mixed up on the way. Against forgery it need not help: who may write the parts may
+    announce them, too. Every byte passes through it four times a round, and XXH3 is ten times as fast as CRC-32.
+    """
+
+    def __init__(self) -> None:
+        self._parts: dict[int, bytes] = {}
+
+    def add(self, index: int, data: Binary) -> None:
+        """Take one part's data."""
+        self._parts[index] = xxhash.xxh3_64_digest(data)
+
+    def hex(self) -> str:
+        """The digest of all parts taken."""
+        whole = hashlib.sha256()
+        for index in sorted(self._parts):
+            whole.update(self._parts[index])
+        return whole.hexdigest()
+
+
+def slices(size: int, part_bytes: int) -> Iterator[slice]:
+    """The places in a vector of `size` values that each part covers."""
+    step = part_bytes // FLOAT32.itemsize
+    return (slice(begin, min(begin + step, size)) for begin in range(0, size, step))
+
+
+class Assembly:
+    """Puts the parts of one transfer together, in whatever order and however often they come.
+
+    Args:
+        out: Where the values go, float32 of shape (P,); what it held before is overwritten.
+        transfer_id: Parts of another transfer are not taken.
+        part_bytes: Bytes of float32 values that one part covers.
+        encoding: How the values are written down.
+    """
+
+    def __init__(
+        self, out: Vector, transfer_id: str, part_bytes: int = PART_BYTES, encoding: Encoding = PLAIN
+    ) -> None:
+        self.transfer_id = transfer_id
+        self.digest = Digest()
+        self._out = out
+        self._encoding = encoding
+        self._step = part_bytes // FLOAT32.itemsize
+        self._count = math.ceil(out.size / self._step)
+        self._missing = set(range(self._count))
+
+    @property
+    def num_missing(self) -> int:
+        """How many parts were not placed yet."""
+        return len(self._missing)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every part was placed."""
+        return not self._missing
+
+    def place(self, part: Part) -> bool:
+        """Put one part where it belongs; False when it is of another transfer.
+
+        Raises:
+            ProtocolError: It does not fit.
+        """
+        if part.transfer_id != self.transfer_id:
+            return False
+        if part.count != self._count:
+            raise ProtocolError(f"Expected {self._count} parts, got a part of {part.count}.")
+        if part.precision != self._encoding.precision:
+            raise ProtocolError(f"Expected parts of {self._encoding.precision}, got {part.precision}.")
+        begin = part.index * self._step
+        place = slice(begin, min(begin + self._step, self._out.size))
+        self._encoding.decode(part.data, place, self._out[place])
+        self.digest.add(part.index, part.data)
+        self._missing.discard(part.index)
+        return True
+
+    def skip(self, part: object) -> None:
+        """Count a part that does not fit as seen, so that the rest of a flawed transfer is taken out, too."""
+        if isinstance(part, Part) and part.transfer_id == self.transfer_id:
+            self._missing.discard(part.index)

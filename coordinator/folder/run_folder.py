@@ -1,0 +1,100 @@
+"""One run's folder: everything in it that is fsynced, and in which order."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from coordinator.folder.checkpoint import (
+    CHECKPOINT_FILE,
+    Checkpoint,
+    OpenRound,
+    read_checkpoint,
+    read_open_round,
+    write_checkpoint,
+    write_open_round,
+)
+from coordinator.folder.history import Row, write_history
+from coordinator.folder.run_json import keep_identity
+from coordinator.learning.rounds import Answer, RoundRecord
+from coordinator.options import RunOptions
+
+_HISTORY_SECONDS = 1.0
+_UPDATES = "updates"
+
+
+class RunFolder:
+    """The folder of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._history_at = float("-inf")
+
+    @property
+    def checkpoint(self) -> Path:
+        """The committed state's file."""
+        return self.path / CHECKPOINT_FILE
+
+    @property
+    def model(self) -> Path:
+        """The Keras model that follows it."""
+        return self.path / "model.keras"
+
+    @property
+    def updates(self) -> Path:
+        """Where a round's aggregate may keep updates."""
+        return self.path / _UPDATES
+
+    def read(self) -> Checkpoint | None:
+        """The committed state; None in a new folder.
+
+        Raises:
+            CheckpointError: It can't be read, or is not ours.
+        """
+        return read_checkpoint(self.path) if self.checkpoint.exists() else None
+
+    def read_open_round(self, state: Checkpoint) -> OpenRound | None:
+        """The round that is open after a committed state; one that was closed or given up is none.
+
+        Raises:
+            CheckpointError: It can't be read, or is not ours.
+        """
+        opened = read_open_round(self.path)
+        following = state.run_id, state.round_number + 1, state.next_attempt
+        record = opened.record if opened else None
+        is_open = record and (record.run_id, record.round_number, record.first_attempt) == following
+        return opened if is_open else None
+
+    def keep_identity(self, options: RunOptions, state: Checkpoint | None) -> None:
+        """Write run.json, or hold the options against it.
+
+        Raises:
+            UsageError: The folder holds another task, strategy or seed.
+            CheckpointError: run.json can't be read or written.
+        """
+        keep_identity(options, closed_rounds=state.round_number if state else 0)
+
+    def commit(self, state: Checkpoint, check: Callable[[Path], None] = lambda _aside: None) -> None:
+        """Commit: until this returns the round is open, after it closed for ever.
+
+        Raises:
+            CheckpointError: It can't be written; the former one is intact.
+        """
+        write_checkpoint(self.path, state, check)
+
+    def keep_open(self, record: RoundRecord, answers: dict[str, Answer], arrays: list[NDArray[Any]]) -> None:
+        """Fsync the open round.
+
+        Raises:
+            CheckpointError: It can't be written; the former one is intact.
+        """
+        write_open_round(self.path, record, answers, arrays)
+
+    def write_history(self, rows: list[Row], *, at_most_each_second: bool = False) -> None:
+        """Bring history.csv and workers.csv up to date."""
+        if at_most_each_second and time.monotonic() - self._history_at <= _HISTORY_SECONDS:
+            return
+        self._history_at = time.monotonic()
+        write_history(self.path, rows)

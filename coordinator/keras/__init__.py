@@ -1,0 +1,10 @@
+"""Keras, in a child process: the models of the named tasks, saving, and trying before a commit.
+
+Contents:
+    process       the child process that holds Keras, seen from here
+    child         the child process itself
+    task_models   their Keras models; imported by the child process alone
+    form          whether workers can train a model, found out in the child
+    trial         whether a model still answers with numbers, tried in the child before a commit
+    curves        curves.png; drawn by the child
+"""

@@ -1,0 +1,302 @@
+"""The coordinator's child process, for the coordinator never imports TensorFlow: builds and saves the model.
+
+`coordinator.keras.process` starts it and talks to it: one JSON line a request on stdin, one JSON line a reply
+on stdout. It ends when its stdin does, so it never outlives a coordinator, even a killed one.
+"""
+
+import importlib
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import numpy as np
+
+from broker.disk import sync
+from broker.errors import ModelError, UsageError, WarrenError
+from broker.model.allowlist import check_model_json
+from broker.model.archive import read_config
+from broker.model.card import ModelCard, read_card, write_card
+from broker.model.kinds import apply_kinds, layout_of
+from broker.wire.fields import to_plain
+from broker.wire.tensors import Array, unflatten
+from coordinator.folder.history import flat
+from coordinator.keras.curves import draw_curves
+from coordinator.keras.form import check_form, check_training
+from coordinator.keras.trial import made_up_examples, unanswered, work_out
+
+if TYPE_CHECKING:
+    from coordinator.folder.checkpoint import Checkpoint
+
+_LAST_SECONDS = 10  # what a request under way may still take once stdin has ended
+
+Request = dict[str, Any]
+
+
+def main() -> None:
+    """Serve requests until stdin ends."""
+    # Last, so that a person's json.py or broker.py here stands in for nobody else's; "" is where this process works.
+    sys.path.append("")
+    # Ctrl-C and a stop of the whole group are the coordinator's to handle; the end of stdin is ours.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    replies = _claim_stdout()
+    requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+    done = threading.Event()
+    threading.Thread(target=_read, args=(requests, done), daemon=True).start()
+    while (request := requests.get()) is not None:
+        replies.write(json.dumps(_answer(request)) + "\n")
+        replies.flush()
+    done.set()
+
+
+def _claim_stdout() -> TextIO:
+    """Keep stdout for replies; what a person's model code prints goes to stderr."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return replies
+
+
+def _read(requests: "queue.SimpleQueue[Request | None]", done: threading.Event) -> None:
+    for line in sys.stdin:
+        requests.put(json.loads(line))
+    requests.put(None)
+    if not done.wait(_LAST_SECONDS):
+        os._exit(1)  # the coordinator is gone, and a request hangs
+
+
+def _answer(request: Request) -> dict[str, Any]:
+    try:
+        return {"result": _OPERATIONS[request["op"]](request)}
+    except WarrenError as exc:
+        return {"error": type(exc).__name__, "text": str(exc)}
+    except Exception as exc:  # noqa: BLE001 - a bug: its traceback is shown here, and its text there
+        traceback.print_exc()
+        return {"error": "bug", "text": f"{type(exc).__name__}: {exc}"}
+
+
+def _warm(_request: Request) -> dict[str, Any]:
+    """Import TensorFlow while the coordinator connects."""
+    import keras
+
+    return {"keras": keras.__version__}
+
+
+def _build(request: Request) -> dict[str, Any]:
+    """Make the model of a task and its initial weights."""
+    import keras
+
+    keras.utils.set_random_seed(request["seed"])
+    model = _load(Path(request["source"])) if request["kind"] == "file" else _call(request["source"])
+    check_form(model)
+    text = _to_json(model)
+    copy = _from_json(text)
+    _check_copy(model, copy)
+    apply_kinds(copy, layout_of(model))
+    warnings = check_training(copy)
+    if request["initial_model"] is not None:
+        _take_weights(model, Path(request["initial_model"]))
+    np.savez(request["weights_path"], *(_values(model)))
+    return {
+        "model_json": text,
+        "layout": [to_plain(spec) for spec in layout_of(model)],
+        "input_shape": list(model.input_shape[1:]),
+        "num_classes": max(int(model.output_shape[-1]), 2),
+        "num_parameters": int(model.count_params()),
+        "inputs": _trained_on(request["initial_model"]),
+        "warnings": warnings,
+    }
+
+
+def _trained_on(initial_model: str | None) -> dict[str, Any] | None:
+    """What the examples of a model to start from were like, if its card says so."""
+    card = read_card(Path(initial_model)) if initial_model is not None else None
+    return to_plain(card.inputs) if card is not None and card.inputs is not None else None
+
+
+def _call(source: str) -> Any:
+    """Call MODULE:FUNCTION.
+
+    Raises:
+        UsageError: There is no such module or function.
+        ModelError: The module or the function raised.
+    """
+    module_name, name = source.split(":")
+    module = _import(module_name)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise UsageError(
+            f"Module {module_name} has no function {name!r}. Expected MODULE:FUNCTION as the task.{_origin(module)}"
+        )
+    try:
+        return function()
+    except Exception as exc:  # a person's own code may raise anything
+        raise ModelError(f"{source} raised {_one_line(exc)}") from exc
+
+
+def _origin(module: Any) -> str:
+    """Where a module was found: another one than was meant, if the person's own has the name of an installed one."""
+    file = getattr(module, "__file__", None)
+    return f" The module is {file}." if file else ""
+
+
+def _import(module_name: str) -> Any:
+    try:
+        return importlib.import_module(module_name)
+    except Exception as exc:
+        if isinstance(exc, ModuleNotFoundError) and exc.name and module_name.startswith(exc.name):
+            raise UsageError(
+                f"There is no module {exc.name!r}. Try from its folder, or set PYTHONPATH."
+            ) from exc
+        raise ModelError(f"Importing {module_name} raised {_one_line(exc)}") from exc
+
+
+def _load(path: Path) -> Any:
+    """Load a .keras file whose config is allowed; Keras's safe mode stays on.
+
+    Raises:
+        UsageError: There is no such file.
+        ModelError: It is no model of built-in parts, or can't be read.
+    """
+    import keras
+
+    if not path.is_file():
+        raise UsageError(f"There is no model file {str(path)!r}.")
+    read_config(path)
+    try:
+        return keras.saving.load_model(path, safe_mode=True)
+    except Exception as exc:  # whatever Keras's layers raise means a wrong file
+        raise ModelError(f"Keras can't load {path.name}: {_one_line(exc)}") from exc
+
+
+def _to_json(model: Any) -> str:
+    """The model's JSON, checked as every worker checks it."""
+    try:
+        text = str(model.to_json())
+    except Exception as exc:  # a custom part that can't be written
+        raise ModelError(
+            f"The model can't be written as JSON, so it can't be sent: {_one_line(exc)}"
+        ) from exc
+    check_model_json(text)
+    return text
+
+
+def _from_json(text: str) -> Any:
+    import keras
+
+    try:
+        return keras.saving.deserialize_keras_object(check_model_json(text), safe_mode=True)
+    except Exception as exc:  # see _load
+        raise ModelError(f"Keras can't rebuild the model from its JSON: {_one_line(exc)}") from exc
+
+
+def _check_copy(model: Any, copy: Any) -> None:
+    """What the workers build must have the same weights in the same order."""
+    ours, theirs = ([tuple(weight.shape) for weight in each.weights] for each in (model, copy))
+    if ours != theirs:
+        raise ModelError(
+            f"The model changes when it is rebuilt from its JSON: {len(ours)} and {len(theirs)} weights."
+        )
+
+
+def _take_weights(model: Any, path: Path) -> None:
+    values = _values(_load(path))
+    shapes, received = [value.shape for value in _values(model)], [value.shape for value in values]
+    if shapes != received:
+        raise ModelError(
+            f"The weights of {path.name} don't fit the task's model. Expected {shapes}, received {received}."
+        )
+    _set_weights(model, values)
+
+
+def _values(model: Any) -> list[Array]:
+    return [weight.numpy() for weight in model.weights]
+
+
+def _set_weights(model: Any, values: list[Array]) -> None:
+    for weight, value in zip(model.weights, values, strict=True):
+        weight.assign(value)
+
+
+class _Keeper:
+    """Keeps the built model, for only its weights change from round to round."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._model: Any = None
+
+    def save(self, request: Request) -> dict[str, Any]:
+        """Write model.keras with its card, and curves.png beside it, each aside and then in place."""
+        from coordinator.folder.checkpoint import read_checkpoint
+
+        checkpoint = read_checkpoint(Path(request["checkpoint"]))
+        model = self._with_weights(checkpoint)
+        path = Path(request["model"])
+        _put_in_place(model, path, ModelCard.from_json(request["card"]))
+        draw_curves([flat(row) for row in checkpoint.history], path.with_name("curves.png"))
+        return {}
+
+    def check(self, request: Request) -> dict[str, Any]:
+        """Try a checkpoint's model on made-up examples; what the committed model can't answer either says nothing."""
+        from coordinator.folder.checkpoint import CHECKPOINT_FILE, read_checkpoint
+
+        path = Path(request["checkpoint"])
+        candidate = read_checkpoint(path)
+        examples = made_up_examples(candidate.input_shape, request["inputs"])
+        wrong = unanswered(self._with_weights(candidate), examples)
+        if wrong.any() and path.with_name(CHECKPOINT_FILE).exists():
+            former = self._with_weights(read_checkpoint(path.with_name(CHECKPOINT_FILE)))
+            wrong &= ~unanswered(former, examples)
+        reason = f"its model answers NaN or infinity to {wrong.sum()} of {len(wrong)} examples"
+        return {"reason": reason if wrong.any() else None}
+
+    def work_out(self, request: Request) -> dict[str, Any]:
+        """The results of compiled metrics from the sums that they keep."""
+        return {"metrics": work_out(self._built(request["model_json"]), request["states"])}
+
+    def _with_weights(self, checkpoint: "Checkpoint") -> Any:
+        model = self._built(checkpoint.model_json)
+        apply_kinds(model, checkpoint.layout)
+        _set_weights(model, unflatten(checkpoint.layout, checkpoint.vector, checkpoint.integers))
+        return model
+
+    def _built(self, text: str) -> Any:
+        if text != self._text:
+            self._model, self._text = _from_json(text), text
+        return self._model
+
+
+def _put_in_place(model: Any, path: Path, card: ModelCard) -> None:
+    """Save aside, fsync, rename: whoever opens the file finds a whole model, whenever the power goes."""
+    aside = path.with_name(f".aside-{path.name}")  # Keras wants the suffix .keras
+    try:
+        model.save(aside)
+        write_card(aside, card)
+        sync(aside)
+        aside.replace(path)
+        sync(path.parent)
+    except OSError as exc:
+        raise ModelError(f"Can't save {path}: {_one_line(exc)}") from exc
+
+
+def _one_line(exc: Exception) -> str:
+    return f"{type(exc).__name__}: {' '.join(str(exc).split())[:400]}"
+
+
+_KEEPER = _Keeper()
+_OPERATIONS: dict[str, Callable[[Request], dict[str, Any]]] = {
+    "warm": _warm,
+    "build": _build,
+    "save": _KEEPER.save,
+    "check": _KEEPER.check,
+    "work-out": _KEEPER.work_out,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,339 @@
+"""The coordinator's way to Keras: one child process builds and saves the model, so this one stays small."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import numpy as np
+
+from broker.errors import CheckpointError, DataError, ModelError, ProtocolError, UsageError, WarrenError
+from broker.logs import is_chatter
+from broker.model.card import ModelCard
+from broker.wire.fields import from_plain, to_plain
+from broker.wire.tensors import Array, InputFacts, Layout, TensorSpec, Vector, flatten
+from coordinator.keras.form import has_schedule
+from coordinator.tasks import Task
+
+log = logging.getLogger(__name__)
+
+_ERRORS: dict[str, type[WarrenError]] = {
+    kind.__name__: kind for kind in (ModelError, UsageError, DataError, CheckpointError, ProtocolError)
+}
+_CLOSE_SECONDS = 15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltModel:
+    """A task's model, ready to be sent.
+
+    Attributes:
+        model_json: Keras's JSON, compile settings inside.
+        layout: Its weights, in Keras's order.
+        vector: The initial float weights, shape (P,), in the order of `Sections`.
+        integers: The initial integer weights.
+        input_shape: Of one example.
+        inputs: What a model to start from was trained on, if it says so.
+    """
+
+    model_json: str
+    layout: Layout
+    vector: Vector
+    integers: list[Array]
+    input_shape: tuple[int, ...]
+    num_classes: int
+    num_parameters: int
+    inputs: InputFacts | None = None
+
+    @property
+    def has_schedule(self) -> bool:
+        """Whether its learning rate is a schedule, which no other rate can replace."""
+        return has_schedule(self.model_json)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Save:
+    checkpoint_path: Path
+    model_path: Path
+    card: ModelCard
+
+    def request(self) -> dict[str, Any]:
+        return {
+            "op": "save",
+            "checkpoint": str(self.checkpoint_path),
+            "model": str(self.model_path),
+            "card": self.card.to_json(),
+        }
+
+
+class ModelProcess:
+    """One child process with Keras in it; started at once, so that its slow import overlaps with connecting.
+
+    `build` waits for its answer. `save` does not: a thread hands over the newest state, and a state that was
+    overtaken before its turn is dropped. Should the child die, the next request starts another.
+    """
+
+    def __init__(self) -> None:
+        self._child = _Child()
+        self._talking = threading.Lock()  # one request at a time
+        self._changed = threading.Condition()  # guards the four below
+        self._next: _Save | None = None
+        self._is_saving = False
+        self._is_closed = False
+        self._error: WarrenError | None = None
+        self._saver = threading.Thread(target=self._save_newest, name="model-saver", daemon=True)
+        self._saver.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def build(self, task: Task, *, seed: int, initial_model: Path | None = None) -> BuiltModel:
+        """Build a task's model and its initial weights.
+
+        Args:
+            task: From `coordinator.tasks.resolve`.
+            seed: Of the initial weights.
+            initial_model: A .keras file whose weights to start from.
+
+        Raises:
+            UsageError: There is no such module, function or file.
+            ModelError: The model isn't compiled, isn't one that workers run, or its code raised.
+        """
+        with tempfile.TemporaryDirectory(prefix="warren-") as folder:
+            weights_path = Path(folder) / "weights.npz"
+            answer = self._ask(
+                {
+                    "op": "build",
+                    "kind": task.kind,
+                    "source": task.source,
+                    "seed": seed,
+                    "initial_model": None if initial_model is None else str(initial_model.resolve()),
+                    "weights_path": str(weights_path),
+                }
+            )
+            weights = _read_weights(weights_path)
+        layout = tuple(from_plain(TensorSpec, each, "layout") for each in answer["layout"])
+        for warning in answer["warnings"]:
+            log.warning("%s", warning)
+        vector, integers = flatten(weights, layout)
+        return BuiltModel(
+            model_json=answer["model_json"],
+            layout=layout,
+            vector=vector,
+            integers=integers,
+            input_shape=tuple(answer["input_shape"]),
+            num_classes=answer["num_classes"],
+            num_parameters=answer["num_parameters"],
+            inputs=from_plain(InputFacts, answer["inputs"], "inputs") if answer["inputs"] else None,
+        )
+
+    def check(self, candidate: Path, inputs: InputFacts | None) -> str | None:
+        """Why a checkpoint must not be committed: its model answers NaN or infinity where it didn't before.
+
+        Args:
+            candidate: A checkpoint that is written and not yet in its place.
+            inputs: What the workers' examples are like; the model is tried on made-up ones within their range.
+
+        Returns:
+            The reason, or None.
+
+        Raises:
+            ModelError: The process that would try it died.
+        """
+        facts = None if inputs is None else to_plain(inputs)
+        answer = self._ask({"op": "check", "checkpoint": str(candidate.resolve()), "inputs": facts})
+        reason: str | None = answer["reason"]
+        return reason
+
+    def work_out(self, model_json: str, sums: Mapping[str, Array]) -> dict[str, float]:
+        """The results of compiled metrics from the sums that they keep, float64 of shape (k,) each, by name."""
+        states = {name: [float(value) for value in state] for name, state in sums.items()}
+        answer = self._ask({"op": "work-out", "model_json": model_json, "states": states})
+        return {str(name): float(value) for name, value in answer["metrics"].items()}
+
+    def save(self, checkpoint_path: Path, model_path: Path, card: ModelCard) -> None:
+        """Have a checkpoint saved as a Keras model, curves.png beside it; returns at once.
+
+        Args:
+            checkpoint_path: Read when its turn comes.
+            model_path: Replaced whole, or not at all.
+            card: What the model says about itself.
+        """
+        with self._changed:
+            self._next = _Save(
+                checkpoint_path=checkpoint_path.resolve(), model_path=model_path.resolve(), card=card
+            )
+            self._changed.notify_all()
+
+    def flush(self, timeout_seconds: float) -> bool:
+        """Wait until everything asked for is saved.
+
+        Returns:
+            False if that took too long.
+
+        Raises:
+            WarrenError: The newest state could not be saved.
+        """
+        with self._changed:
+            is_saved = self._changed.wait_for(lambda: not (self._next or self._is_saving), timeout_seconds)
+            error, self._error = self._error, None
+        if error is not None:
+            raise error
+        return is_saved
+
+    def close(self) -> None:
+        """Let the save under way end, drop one that waits, and end the child. May be called twice."""
+        with self._changed:
+            self._next, self._is_closed = None, True
+            self._changed.notify_all()
+        self._saver.join(_CLOSE_SECONDS)
+        self._child.close()
+
+    def _save_newest(self) -> None:
+        while (save := self._take()) is not None:
+            error = self._try(save)
+            with self._changed:
+                self._is_saving, self._error = False, error
+                self._changed.notify_all()
+
+    def _take(self) -> _Save | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._next is not None or self._is_closed)
+            save, self._next = self._next, None
+            self._is_saving = save is not None
+            return save
+
+    def _try(self, save: _Save) -> WarrenError | None:
+        try:
+            self._ask(save.request())
+        except WarrenError as exc:
+            log.warning("%s not saved: %s", save.model_path.name, exc)
+            return exc
+        except Exception as exc:
+            # A thread's exception would be lost, and flush would wait for ever.
+            log.exception("%s not saved", save.model_path.name)
+            return ModelError(f"{save.model_path.name} could not be saved: {exc}")
+        return None
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        with self._talking:
+            if not self._child.is_alive:
+                self._child.close()
+                self._child = _Child()
+            answer = self._child.ask(request)
+        if "error" not in answer:
+            return dict(answer["result"])
+        if answer["error"] in _ERRORS:
+            raise _ERRORS[answer["error"]](answer["text"])
+        raise RuntimeError(f"The model process failed: {answer['text']}")
+
+
+def _read_weights(path: Path) -> list[Array]:
+    with np.load(path, allow_pickle=False) as archive:
+        return [archive[f"arr_{number}"] for number in range(len(archive.files))]
+
+
+class _Child:
+    """The process itself and its three pipes."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "coordinator.keras.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            env=_environment(),
+        )
+        self._last_lines: deque[str] = deque(maxlen=5)
+        self._relay = threading.Thread(target=self._relay_stderr, name="model-stderr", daemon=True)
+        self._relay.start()
+        self._send({"op": "warm"})
+        self._answers_to_skip = 1
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Send one request and wait for its answer.
+
+        Raises:
+            ModelError: The process died over it.
+        """
+        self._send(request)
+        line = ""
+        for _ in range(self._answers_to_skip + 1):
+            line = _pipe(self._process.stdout).readline()
+        self._answers_to_skip = 0
+        if not line.endswith("\n"):
+            raise ModelError(self._how_it_died())
+        return dict(json.loads(line))
+
+    def close(self) -> None:
+        """End its stdin, and it ends; one that doesn't is killed."""
+        try:
+            _pipe(self._process.stdin).close()
+        except BrokenPipeError:
+            log.debug("the model process had ended already")
+        try:
+            self._process.wait(_CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(_CLOSE_SECONDS)
+        self._relay.join(_CLOSE_SECONDS)
+        _pipe(self._process.stdout).close()
+        _pipe(self._process.stderr).close()
+
+    def _send(self, request: dict[str, Any]) -> None:
+        stdin = _pipe(self._process.stdin)
+        try:
+            stdin.write(json.dumps(request) + "\n")
+            stdin.flush()
+        except BrokenPipeError:
+            log.debug("the model process has ended")  # the missing answer tells the rest
+
+    def _relay_stderr(self) -> None:
+        """Show what the child says, except TensorFlow's chatter."""
+        for line in _pipe(self._process.stderr):
+            if not is_chatter(line):
+                self._last_lines.append(line.strip())
+                sys.stderr.write(line)
+
+    def _how_it_died(self) -> str:
+        self._relay.join(1)
+        code = self._process.wait(_CLOSE_SECONDS)
+        reason = f"killed by signal {-code}, perhaps for want of memory" if code < 0 else f"exit code {code}"
+        words = " ".join(self._last_lines)[-400:]
+        return f"The process that builds and saves the model ended ({reason}). {words}".strip()
+
+
+def _pipe(stream: IO[str] | None) -> IO[str]:
+    assert stream is not None  # noqa: S101 - Popen was asked for all three
+    return stream
+
+
+def _environment() -> dict[str, str]:
+    """This process's own, with a quiet TensorFlow, and with this very package to be found.
+
+    An empty entry of PYTHONPATH would put the current folder before everything.
+    """
+    root = str(Path(__file__).resolve().parents[2])
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    path = os.pathsep.join([root, *filter(None, given)])
+    return os.environ | {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": path}

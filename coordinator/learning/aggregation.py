@@ -1,0 +1,171 @@
+"""The exact weighted sum of updates: integers, so that the order in which they arrive changes nothing.
+
+FedAvg (McMahan et al. 2017, "Communication-Efficient Learning of Deep Networks from Decentralized Data", algorithm 1):
+w(t+1) = w(t) + Σ n_k · Δ_k / Σ n_k, with Δ_k = w_k − w(t). Integer addition has no rounding, so the same set of
+updates gives the same bits, before or after a crash.
+
+That is for the trainable weights. Statistics s (BatchNormalization's moving averages) are no weights: they travel as
+they are, and the next ones are Σ n_k · s_k / Σ n_k. A variance is pooled as of all examples together: the mean of the
+workers' variances, and the variance of their means besides (the law of total variance).
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from broker.wire.tensors import Layout, Sections, Vector, sections_of
+from coordinator.learning.exact_sum import Doubles, ExactSum, Integers, two_product
+
+LIMIT = 2.0**16  #: the largest |value| of a trainable weight's update
+#: The largest |statistic|: its square times 2^40 examples is within ExactSum's reach.
+STATISTIC_LIMIT = 2.0**63
+RESERVE_BITS = 2  #: how much more than the examples invited at first a round can take, as a power of two
+_SUM_BITS = 44
+_CHUNK = 1 << 16  #: values at a time: the scratch arrays stay in the processor's cache
+
+
+def scale_exponent(num_examples_invited: int) -> int:
+    """The exponent e of a round's scale 2^e = 2^(44 − ⌈log2 Σ n⌉).
+
+    With |Δ| ≤ 2^16 and Σ n within 2^2 times the invited, no sum passes 2^(16 + 44 + 2) = 2^62.
+    """
+    return _SUM_BITS - math.ceil(math.log2(max(num_examples_invited, 1)))
+
+
+def capacity(exponent: int) -> int:
+    """The largest Σ n that a sum of this scale can take without passing 2^62."""
+    return 1 << (_SUM_BITS + RESERVE_BITS - exponent)
+
+
+def examine(update: Vector, layout: Layout) -> tuple[float, str | None]:
+    """The largest |Δ| of an update, and why its values can't be accepted, or None. NaN fails every comparison."""
+    sections = sections_of(layout)
+    trainable, statistics = update[: sections.num_trainable], update[sections.num_trainable :]
+    largest = 0.0
+    for chunk in _chunks(trainable):
+        low, high = _span(chunk)
+        if not (low >= -LIMIT and high <= LIMIT):
+            return 0.0, f"expected finite values within ±{LIMIT:g}, got values from {low:g} to {high:g}"
+        largest = max(largest, -low, high)
+    return largest, _flaw_in_statistics(statistics, sections)
+
+
+def _flaw_in_statistics(statistics: Vector, sections: Sections) -> str | None:
+    low, high = _span(statistics)
+    if not (low >= -STATISTIC_LIMIT and high <= STATISTIC_LIMIT):
+        return f"expected finite statistics within ±{STATISTIC_LIMIT:g}, got ones from {low:g} to {high:g}"
+    lowest = min((_span(statistics[place])[0] for _, place in sections.variances), default=0.0)
+    return None if lowest >= 0 else f"expected variances of at least 0, got {lowest:g}"
+
+
+def _span(values: Vector) -> tuple[float, float]:
+    return (float(np.min(values)), float(np.max(values))) if values.size else (0.0, 0.0)
+
+
+class UpdateSum:
+    """Σ n_k · Δ_k of the trainable weights, scaled by 2^exponent and rounded once per update; Σ n_k · s_k beside it.
+
+    Attributes:
+        values: int64, shape (T,), for T trainable values; what they hold before anything was added does not count.
+        statistics: The sums of S statistics, and of a square for each of V variances.
+        num_examples: Σ n_k of what was added.
+    """
+
+    def __init__(self, layout: Layout, exponent: int, values: Integers | None = None) -> None:
+        """Begin a sum.
+
+        Args:
+            layout: Of the model.
+            exponent: The scale is 2^exponent.
+            values: Memory to use again for the trainable values' sum.
+        """
+        self.layout = layout
+        self.exponent = exponent
+        self.num_examples = 0
+        self._sections = sections = sections_of(layout)
+        self.values: Integers = np.zeros(sections.num_trainable, np.int64) if values is None else values
+        self.statistics = ExactSum(sections.num_up - sections.num_trainable + self._num_variances)
+
+    @property
+    def num_integers(self) -> int:
+        """How many integers it holds."""
+        return self.values.size + self.statistics.pieces.size
+
+    def restore(self, integers: Integers, num_examples: int) -> None:
+        """Go on with a sum as it was written: its values, and its statistics' pieces behind them."""
+        self.values = integers[: self.values.size]
+        self.statistics.pieces = integers[self.values.size :].reshape(self.statistics.pieces.shape)
+        self.num_examples = num_examples
+
+    @property
+    def _num_variances(self) -> int:
+        return sum(place.stop - place.start for _, place in self._sections.variances)
+
+    def add(self, update: Vector, num_examples: int) -> None:
+        """Add one judged update, float32 of shape (T + S,), with its weight."""
+        if self.num_examples + num_examples > capacity(self.exponent):
+            raise OverflowError("the sum's bounds were not kept")
+        self._add_trainable(update[: self.values.size], num_examples)
+        self._add_statistics(update[self.values.size :].astype(np.float64), num_examples)
+        self.num_examples += num_examples
+
+    def _add_trainable(self, update: Vector, num_examples: int) -> None:
+        is_first = self.num_examples == 0
+        factor = math.ldexp(num_examples, self.exponent)
+        doubles = np.empty(min(_CHUNK, update.size), np.float64)
+        integers = np.empty(doubles.shape, np.int64)
+        for begin in range(0, update.size, _CHUNK):
+            piece, place = update[begin : begin + _CHUNK], self.values[begin : begin + _CHUNK]
+            product, rounded = doubles[: piece.size], integers[: piece.size]
+            np.multiply(piece, factor, out=product, dtype=np.float64)
+            np.rint(product, out=product)
+            np.copyto(place if is_first else rounded, product, casting="unsafe")
+            if not is_first:
+                place += rounded
+
+    def _add_statistics(self, statistics: Doubles, num_examples: int) -> None:
+        squares = [
+            statistics[mean] ** 2 for mean, _ in self._sections.variances
+        ]  # exact: float32 has 24 bits
+        self.statistics.add_product(float(num_examples), np.concatenate([statistics, *squares]))
+
+    def mean_chunks(self) -> Iterator[tuple[slice, Doubles]]:
+        """The mean update Σ n_k Δ_k / Σ n_k of the trainable values in float64, chunk by chunk, each with its place."""
+        if self.num_examples == 0:
+            raise ValueError("there is no mean of no updates")
+        divisor = math.ldexp(self.num_examples, self.exponent)
+        for begin in range(0, self.values.size, _CHUNK):
+            place = slice(begin, min(begin + _CHUNK, self.values.size))
+            yield place, self.values[place] / divisor
+
+    def mean_statistics(self) -> Doubles:
+        """The next statistics, float64 of shape (S,).
+
+        A variance is Σ n v / Σ n + Σ n (m − m̄)² / Σ n, with m̄ = Σ n m / Σ n: as if all examples had been in one place.
+        """
+        total, rest = self.statistics.total_and_rest()
+        size = total.size - self._num_variances
+        result = total[:size] / self.num_examples
+        begin = size
+        for mean, place in self._sections.variances:
+            end = begin + place.stop - place.start
+            squares = ExactSum(end - begin, self.statistics.pieces[:, begin:end].copy())
+            result[place] += self._spread(squares, total[mean], rest[mean])
+            begin = end
+        return result
+
+    def _spread(self, squares: ExactSum, total: Doubles, rest: Doubles) -> Doubles:
+        """Σ n (m − c)² / Σ n with c ≈ m̄: Σ n m² − 2 c Σ n m + c² Σ n, where nearly everything cancels, exactly."""
+        centre = total / self.num_examples
+        for part in (total, rest):
+            squares.add_product(-2 * centre, part)
+        for part in two_product(centre, centre):
+            squares.add_product(float(self.num_examples), part)
+        return np.maximum(squares.total() / self.num_examples, 0)
+
+
+def _chunks(vector: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    return (vector[begin : begin + _CHUNK] for begin in range(0, vector.size, _CHUNK))

@@ -1,0 +1,278 @@
+"""The network's page and the JSON behind it: who is there, Launch training, and how the run learns.
+
+    GET  /                      the page
+    GET  /events                server-sent events: the state at once, and again whenever it has changed
+    GET  /api/state             {"broker", "workers", "run", "last_run", "tasks", "num_dead", "version"}
+    GET  /api/runs              {"runs": [...]}: every run under --runs, the newest first
+    GET  /api/runs/ID           the same of one run, with "history" (a row a round), "workers" (a row a worker)
+                                and "measure_names" (of which a row may have NAME, val_NAME and central_NAME)
+    POST /api/launch            {"task": "mnist", "options": {"rounds": 3, "from-scratch": true}}; 202 {"run": ID}
+    POST /api/stop              {"now": false}: end after the round under way, or at once; 202 {"run": ID}
+    GET  /runs/ID/FILE          model.keras, history.csv, workers.csv or curves.png
+    GET  /healthz               {"status": "ok", "is_connected": true}
+    GET  /metrics               for Prometheus
+
+Options are those of `coordinator launch`, by name. Without `workers` a run is launched with the workers that are
+present. Errors are JSON, {"error": "..."}: 400 not possible, 403 a foreign page or no token, 404, 415 not JSON, 503
+the coordinator waits for the broker. From another machine a POST needs the header X-Warren-Token.
+"""
+
+import hmac
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flask import Blueprint, Flask, Response, abort, current_app, jsonify, render_template, request, send_file
+from werkzeug.exceptions import HTTPException
+
+from broker import web
+from broker.errors import NobodyServes, UsageError, WarrenError
+from coordinator.folder.history import flat_workers, names_of_measures
+from coordinator.folder.run_index import read_rows
+from coordinator.learning.strategies import STRATEGIES
+from coordinator.page.prometheus import metrics_text
+from coordinator.page.scheduler import Scheduler
+from coordinator.page.snapshot import Snapshot
+from coordinator.play.status import describe_history
+
+TOKEN_HEADER = "X-Warren-Token"  # noqa: S105 - the header's name
+
+_FILES = {
+    "model.keras": "application/octet-stream",
+    "history.csv": "text/csv",
+    "workers.csv": "text/csv",
+    "curves.png": "image/png",
+}
+_MOST_BODY_BYTES = 64 * 1024
+_MOST_LISTENERS = 64  # each holds a thread; whoever comes later asks every two seconds
+_LOOK_SECONDS = 1.0
+_KEEP_ALIVE_SECONDS = 15.0
+
+_pages = Blueprint("network", __name__)
+
+
+class _Page:
+    """What the requests share."""
+
+    def __init__(self, scheduler: Scheduler, host: str, token: str, stop: threading.Event) -> None:
+        self.scheduler = scheduler
+        self.host = host
+        self.token = token
+        self.stop = stop
+        self.listeners = threading.BoundedSemaphore(_MOST_LISTENERS)
+
+
+def create_app(scheduler: Scheduler, *, host: str, token: str, stop: threading.Event) -> Flask:
+    """Make the page.
+
+    Args:
+        scheduler: What it shows, and whom it asks.
+        host: The address it listens on; requests under other names are refused.
+        token: What a request from another machine must know to change something.
+        stop: Set when the process ends: open event streams end, too.
+    """
+    app = Flask(__name__)
+    app.config.update(MAX_CONTENT_LENGTH=_MOST_BODY_BYTES, PAGE=_Page(scheduler, host, token, stop))
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # classes keep their order
+    app.before_request(_check_request)
+    app.after_request(_add_headers)
+    app.register_error_handler(HTTPException, _explain)
+    app.register_error_handler(WarrenError, _explain_ours)
+    app.register_blueprint(_pages)
+    app.register_blueprint(web.SHARED)
+    return app
+
+
+def _page() -> _Page:
+    page: _Page = current_app.config["PAGE"]
+    return page
+
+
+# What is shown
+
+
+@_pages.get("/")
+def _show_page() -> str:
+    return render_template("network.html", needs_token=not _is_local(), strategies=list(STRATEGIES))
+
+
+@_pages.get("/api/state")
+def _show_state() -> Response:
+    scheduler = _page().scheduler
+    return jsonify(_current(scheduler.latest.snapshot, is_connected=scheduler.is_connected))
+
+
+def _current(snapshot: Snapshot, *, is_connected: bool) -> dict[str, Any]:
+    """The state with the connection as it is now: a loop that waits for the broker shows nothing new."""
+    broker = {**snapshot.state.get("broker", {}), "is_connected": is_connected}
+    now = round(time.time(), 1)  # a browser's clock may be wrong
+    return {"version": snapshot.version, "now": now, **snapshot.state, "broker": broker}
+
+
+@_pages.get("/events")
+def _show_events() -> Response:
+    page = _page()
+    if not page.listeners.acquire(blocking=False):
+        abort(503, "Too many pages listen. Ask /api/state instead.")
+    response = Response(_events(page), mimetype="text/event-stream")
+    response.call_on_close(page.listeners.release)
+    return response
+
+
+def _events(page: _Page) -> Iterator[str]:
+    """The state at once, then every change; a comment now and then shows who has gone away."""
+    yield "retry: 1000\n\n"
+    told: tuple[int, bool] | None = None
+    told_at = time.monotonic()
+    while not page.stop.is_set():
+        snapshot = page.scheduler.latest.wait(told[0] if told else -1, _LOOK_SECONDS)
+        is_connected = page.scheduler.is_connected
+        if told != (snapshot.version, is_connected):
+            told, told_at = (snapshot.version, is_connected), time.monotonic()
+            yield f"id: {snapshot.version}\ndata: {json.dumps(_current(snapshot, is_connected=is_connected))}\n\n"
+        elif time.monotonic() - told_at > _KEEP_ALIVE_SECONDS:
+            told_at = time.monotonic()
+            yield ": still here\n\n"
+
+
+@_pages.get("/api/runs")
+def _show_runs() -> Response:
+    return jsonify({"runs": _page().scheduler.run_index.summaries()})
+
+
+@_pages.get("/api/runs/<run>")
+def _show_run(run: str) -> Response:
+    """Of the run under way from memory, of an earlier one from its files."""
+    scheduler = _page().scheduler
+    folder, snapshot = _folder(run), scheduler.latest.snapshot
+    summary = next((each for each in scheduler.run_index.summaries() if each["id"] == run), {"id": run})
+    if snapshot.run == run:
+        history, workers = describe_history(snapshot.history), flat_workers(snapshot.history)
+    else:
+        history, workers = read_rows(folder / "history.csv"), read_rows(folder / "workers.csv")
+    return jsonify(
+        {**summary, "history": history, "workers": workers, "measure_names": names_of_measures(history)}
+    )
+
+
+def _folder(run: str) -> Path:
+    folder = _page().scheduler.run_index.find(run)
+    if folder is None:
+        abort(404, f"There is no run {run!r}.")
+    return folder
+
+
+@_pages.get("/runs/<run>/<file>")
+def _send(run: str, file: str) -> Response:
+    path = _folder(run) / file
+    if file not in _FILES:
+        abort(404, f"There is no such file. Try one of {', '.join(_FILES)}.")
+    if not path.is_file():
+        abort(404, f"The run {run} has no {file} yet.")
+    name = f"{run}.keras" if file == "model.keras" else file
+    return send_file(
+        path.resolve(), _FILES[file], as_attachment=file != "curves.png", download_name=name, conditional=True
+    )
+
+
+@_pages.get("/healthz")
+def _show_health() -> Response:
+    return jsonify({"status": "ok", "is_connected": _page().scheduler.is_connected})
+
+
+@_pages.get("/metrics")
+def _show_metrics() -> Response:
+    scheduler = _page().scheduler
+    state = _current(scheduler.latest.snapshot, is_connected=scheduler.is_connected)
+    text, content_type = metrics_text(state)
+    return Response(text, content_type=content_type)
+
+
+# What is asked for
+
+
+@_pages.post("/api/launch")
+def _launch() -> tuple[Response, int]:
+    asked = _asked({"task", "options"})
+    task, options = asked.get("task"), asked.get("options", {})
+    if not isinstance(task, str) or not isinstance(options, dict):
+        abort(400, 'Expected {"task": "...", "options": {...}}.')
+    run = _page().scheduler.launch(
+        task, {str(name): _as_text(name, value) for name, value in options.items()}
+    )
+    return jsonify({"run": run}), 202
+
+
+def _as_text(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, str | int | float):
+        abort(400, f"Expected a text or a number for {name}, got {value!r}.")
+    return str(value)
+
+
+@_pages.post("/api/stop")
+def _stop() -> tuple[Response, int]:
+    is_now = _asked({"now"}).get("now", False)
+    if not isinstance(is_now, bool):
+        abort(400, 'Expected {"now": true} or {"now": false}.')
+    return jsonify({"run": _page().scheduler.stop_run(now=is_now)}), 202
+
+
+def _asked(fields: set[str]) -> dict[str, Any]:
+    """The request's JSON object; a form of another site can't send this type without being asked first."""
+    if request.mimetype != "application/json":
+        abort(415, "Expected the Content-Type application/json.")
+    asked = request.get_json(silent=True)
+    if not isinstance(asked, dict) or not asked.keys() <= fields:
+        abort(400, f"Expected a JSON object of {', '.join(sorted(fields))}.")
+    return asked
+
+
+# Safety
+
+
+def _check_request() -> None:
+    """Refuse other sites' pages, and changes from other machines without the token."""
+    page, headers = _page(), request.headers
+    if not web.is_own_name(headers.get("Host", ""), page.host):
+        abort(
+            403,
+            "This page answers under its own address only. Open the one that `coordinator serve` printed.",
+        )
+    if request.method in ("GET", "HEAD", "OPTIONS"):
+        return
+    if not web.is_own_page(headers.get("Origin"), headers.get("Sec-Fetch-Site"), headers["Host"]):
+        abort(403, "Another site's page may not ask for this.")
+    if not _is_local() and not hmac.compare_digest(
+        headers.get(TOKEN_HEADER, "").encode(), page.token.encode()
+    ):
+        abort(403, "From another machine this needs the token that `coordinator serve` printed.")
+
+
+def _is_local() -> bool:
+    """Whether the request comes from this machine itself, and through no proxy."""
+    is_forwarded = any(
+        name in request.headers for name in ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
+    )
+    return web.is_loopback(request.remote_addr) and not is_forwarded
+
+
+def _add_headers(response: Response) -> Response:
+    response.headers.update(web.HEADERS)
+    return response
+
+
+def _explain(exc: HTTPException) -> tuple[Response, int]:
+    """Any HTTP error as JSON, for the page and for programs."""
+    if getattr(exc, "original_exception", None):  # a bug: Flask has logged its traceback
+        return jsonify({"error": "A fault in the coordinator; its log tells more."}), exc.code or 500
+    return jsonify({"error": exc.description}), exc.code or 500
+
+
+def _explain_ours(exc: WarrenError) -> tuple[Response, int]:
+    code = 400 if isinstance(exc, UsageError) else 503 if isinstance(exc, NobodyServes) else 500
+    return jsonify({"error": str(exc)}), code

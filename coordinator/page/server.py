@@ -1,0 +1,94 @@
+"""From the command line to a coordinator that serves: the port, the folder, the broker, then the page and the loop."""
+
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from broker import web
+from broker.errors import NameInUse
+from broker.link.address import LOCAL_HOSTS
+from broker.link.rabbitmq.rabbit_link import RabbitLink
+from broker.logs import LogContext
+from coordinator.files import lock_folder
+from coordinator.folder.run_index import RunIndex
+from coordinator.page.app import create_app
+from coordinator.page.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """Where a coordinator serves.
+
+    Attributes:
+        runs: Each run gets a folder there.
+        token: What other machines need to launch and stop; None has one made.
+    """
+
+    host: str
+    port: int
+    runs: Path
+    token: str | None
+
+
+def serve_page(
+    link: RabbitLink,
+    asked: ServeOptions,
+    facts: Mapping[str, str],
+    stop: threading.Event,
+    log: LogContext,
+    announce: Callable[[str], None],
+) -> None:
+    """Serve until told to stop; everything is let go of in the reverse order.
+
+    Args:
+        link: Not yet open.
+        asked: Where.
+        facts: What the page says of the broker.
+        stop: The wish to end.
+        log: What this process is busy with.
+        announce: Told the address once the page answers.
+
+    Raises:
+        UsageError: The address can't be used, or another coordinator has this folder or virtual host.
+        BrokerError: The broker is unreachable, or refused the login.
+        Interrupted: Told to stop in the middle of a run.
+    """
+    token = asked.token or secrets.token_urlsafe(12)
+    run_index = RunIndex(asked.runs)
+    with web.listen(asked.host, asked.port) as listener, _locked(asked.runs, stop):
+        link.open()
+        try:
+            scheduler = Scheduler(link, run_index, facts, stop=stop, log=log)
+            app = create_app(scheduler, host=asked.host, token=token, stop=stop)
+            with web.PageServer(app, listener):
+                _announce(announce, web.address_of(listener, asked.host), asked, token)
+                try:
+                    scheduler.serve()
+                finally:
+                    stop.set()  # open event streams end
+        finally:
+            link.close()
+
+
+@contextmanager
+def _locked(runs: Path, stop: threading.Event) -> Iterator[None]:
+    """Hold the folder of runs for this process."""
+    try:
+        stream = lock_folder(runs, wait=False, stop=stop)
+    except NameInUse as exc:
+        raise NameInUse(f"Another coordinator serves the folder {runs}. Choose another --runs.") from exc
+    with stream:
+        yield
+
+
+def _announce(announce: Callable[[str], None], address: str, asked: ServeOptions, token: str) -> None:
+    announce(f"The network's page is open at {address}")
+    if asked.host not in LOCAL_HOSTS:
+        logger.warning("Listening on %s: whoever reaches this address can look.", asked.host)
+        announce(f"From other machines, launching and stopping needs the token {token}")

@@ -1,0 +1,112 @@
+"""Who may take part in one run: decided in one place, for whoever is on the roster."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+
+from broker.model.likeness import common_inputs, is_other_scale, scale_difference, shape_difference
+from broker.wire.tensors import InputFacts
+from coordinator.folder.checkpoint import Checkpoint
+from coordinator.learning.membership import Member, Roster
+from coordinator.play.log_text import listed
+
+logger = logging.getLogger(__name__)
+
+
+class Admission:
+    """Looks at the roster with one run's eyes; the roster itself is the session's.
+
+    Args:
+        roster: Everyone who joined.
+        task: The run's.
+
+    Attributes:
+        unfit: Workers that can't take part, with the reason.
+    """
+
+    def __init__(self, roster: Roster, task: str) -> None:
+        self.unfit: dict[str, str] = {}
+        self._roster = roster
+        self._task = task
+        self._known: set[str] = set()
+        self._odd: set[str] = set()
+
+    @property
+    def members(self) -> list[Member]:
+        """Everyone who may take part, present or not."""
+        return [each for each in self._roster.members.values() if self._may_take_part(each)]
+
+    @property
+    def trainers(self) -> list[str]:
+        """Present workers that train, sorted."""
+        return self._present(evaluate_only=False)
+
+    @property
+    def evaluators(self) -> list[str]:
+        """Present workers that only evaluate, sorted."""
+        return self._present(evaluate_only=True)
+
+    def _present(self, *, evaluate_only: bool) -> list[str]:
+        return sorted(
+            each.worker for each in self.members if each.is_present and each.evaluate_only == evaluate_only
+        )
+
+    def _may_take_part(self, member: Member) -> bool:
+        return member.task in (None, self._task) and member.worker not in self.unfit
+
+    def num_examples(self, workers: Iterable[str]) -> dict[str, int]:
+        """What each of these declared."""
+        return {worker: self._roster.members[worker].num_examples for worker in workers}
+
+    def consider(self, member: Member, state: Checkpoint | None) -> str | None:
+        """Look at a worker's newest word; why it can't take part, or None.
+
+        Args:
+            member: The worker.
+            state: The run's, once there is one.
+        """
+        self.unfit.pop(member.worker, None)
+        if not self._may_take_part(member) or state is None:
+            return None
+        reason = self._flaw_in(member, state)
+        if reason is not None:
+            self.unfit[member.worker] = reason
+        return reason
+
+    def is_new(self, worker: str) -> bool:
+        """Whether a worker takes part for the first time; it doesn't the next time."""
+        is_new = worker not in self._known
+        self._known.add(worker)
+        return is_new
+
+    def _flaw_in(self, member: Member, state: Checkpoint) -> str | None:
+        if state.classes and member.classes != state.classes:
+            return f"its classes are {listed(member.classes)}; this run's are {listed(state.classes)}"
+        if len(member.classes) != state.num_classes:
+            return f"it has {len(member.classes)} classes; the model of {state.task} has {state.num_classes}"
+        if member.inputs is None:
+            return None
+        return shape_difference(member.inputs, state.input_shape) or self._scale_flaw(member, state)
+
+    def _scale_flaw(self, member: Member, state: Checkpoint) -> str | None:
+        """Why its values can't be of this run; what is merely odd about them is said once."""
+        if member.inputs is None or state.inputs is None:
+            return None
+        difference = scale_difference(member.inputs, state.inputs)
+        if difference and is_other_scale(member.inputs, state.inputs, state.input_shape):
+            return f"{difference}. Bring them to one scale at every site"
+        if difference and member.worker not in self._odd:
+            self._odd.add(member.worker)
+            logger.warning("%s takes part, but %s.", member.worker, difference)
+        return None
+
+    def commonest_classes(self) -> tuple[str, ...]:
+        """The class names that most present workers have."""
+        counts = Counter(self._roster.members[worker].classes for worker in self.trainers)
+        return counts.most_common(1)[0][0]
+
+    def common_inputs(self) -> InputFacts | None:
+        """What most present workers' examples are like."""
+        members = self._roster.members
+        facts = {worker: members[worker].inputs for worker in self.trainers}
+        return common_inputs({worker: each for worker, each in facts.items() if each is not None})

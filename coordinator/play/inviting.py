@@ -1,0 +1,71 @@
+"""Who is invited to a round, and to another attempt at it: plain decisions over plain values."""
+
+from coordinator.folder.checkpoint import Checkpoint
+from coordinator.learning.aggregation import capacity, scale_exponent
+from coordinator.learning.membership import num_selected, select
+from coordinator.learning.rounds import Round, RoundRecord
+from coordinator.options import RunOptions
+from coordinator.play.admission import Admission
+
+
+def open_record(
+    state: Checkpoint, options: RunOptions, admission: Admission, *, is_training: bool, part_bytes: int
+) -> RoundRecord:
+    """What is fixed when the next round opens.
+
+    Args:
+        state: The committed one.
+        options: Of the run.
+        admission: Who may take part, and is there.
+        is_training: Whether it trains, or only measures the committed model.
+        part_bytes: Bytes of float32 values that one part of a transfer covers.
+    """
+    number = state.round_number + 1
+    fraction = options.fraction if is_training else 1.0
+    selected = select(admission.trainers, fraction, (options.seed, number, state.next_attempt))
+    evaluators = tuple(admission.evaluators)
+    num_examples = admission.num_examples(selected + evaluators)
+    return RoundRecord(
+        run_id=state.run_id,
+        round_number=number,
+        first_attempt=state.next_attempt,
+        attempt=state.next_attempt,
+        mode="train" if is_training else "evaluate",
+        selected=selected,
+        evaluators=evaluators,
+        num_examples=num_examples,
+        scale_exponent=scale_exponent(sum(num_examples[worker] for worker in selected)),
+        part_bytes=part_bytes,
+        quorum=options.needed,
+        deadline_seconds=options.deadline_seconds,
+        grace_seconds=options.grace_seconds,
+    )
+
+
+def fewest_present(options: RunOptions) -> int:
+    """The least number of present workers of which the fraction invites a quorum."""
+    number = options.needed
+    while num_selected(options.fraction, number) < options.needed:
+        number += 1
+    return number
+
+
+def reinvited(the_round: Round, options: RunOptions, admission: Admission) -> dict[str, int]:
+    """Who is invited to the next attempt, each with its examples.
+
+    Present workers that have not been accepted, as many as before, and no more than the round's sum has room for.
+    """
+    record = the_round.record
+    candidates = [worker for worker in admission.trainers if worker not in the_round.accepted]
+    wanted = len(record.selected) - the_round.num_accepted
+    if options.fraction < 1 and len(candidates) > wanted > 0:
+        seed = (options.seed, record.round_number, record.attempt + 1)
+        candidates = list(select(candidates, wanted / len(candidates), seed))
+    room = capacity(record.scale_exponent) - sum(record.num_examples.values())
+    chosen: dict[str, int] = {}
+    for worker, number in admission.num_examples(candidates).items():
+        extra = number - record.num_examples.get(worker, 0)
+        if extra <= room:
+            room -= extra
+            chosen[worker] = number
+    return chosen

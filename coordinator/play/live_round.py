@@ -1,0 +1,298 @@
+"""The open round with all that belongs to it: what was sent, what is collected, what the broker still holds for it."""
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from broker.link.seam import Delivery, outgoing, upload_queue
+from broker.wire import names
+from broker.wire.messages import (
+    Declined,
+    Precision,
+    RollCall,
+    RoundClosed,
+    TrainingSettings,
+    UpdateAnnounced,
+    UploadAgain,
+)
+from broker.wire.tensors import FLOAT32, Layout, sections_of
+from coordinator.folder.checkpoint import Checkpoint
+from coordinator.folder.history import row_of, with_measures
+from coordinator.folder.run_folder import RunFolder
+from coordinator.learning.aggregation import capacity, examine
+from coordinator.learning.measures import WorkOut
+from coordinator.learning.membership import Member
+from coordinator.learning.rounds import Round, RoundRecord, Verdict
+from coordinator.learning.spares import Spares
+from coordinator.learning.strategies import Aggregate, Strategy
+from coordinator.play.fetching import Fetcher
+from coordinator.play.round_start import Invitation, addressed, groups_of
+from coordinator.play.unacknowledged import Unacknowledged
+from coordinator.presence.session import Session
+
+logger = logging.getLogger(__name__)
+
+_PRESENCE_SECONDS = 5.0
+_REASON_LENGTH = 2000
+_ITEM_BYTES: dict[Precision, int] = {"float32": 4, "float16": 2, "int8": 1}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """What every round of a run is played with."""
+
+    session: Session
+    folder: RunFolder
+    unacknowledged: Unacknowledged
+    strategy: Strategy
+    spares: Spares
+
+
+class LiveRound:
+    """One attempt at a round.
+
+    Args:
+        tools: Of the run.
+        base: The committed state that it begins with.
+        the_round: Its answers so far.
+        settings: How the workers train.
+        last_round: The last one that is asked for.
+        aggregate: What its updates are collected in; None where it only measures.
+
+    Attributes:
+        round: Who answered, and what is to be done next.
+        update_bytes: What the accepted updates weighed on the wire.
+    """
+
+    def __init__(
+        self,
+        tools: Tools,
+        base: Checkpoint,
+        the_round: Round,
+        settings: TrainingSettings,
+        last_round: int,
+        aggregate: Aggregate | None,
+        update_bytes: int = 0,
+    ) -> None:
+        self.round = the_round
+        self.aggregate = aggregate
+        self.update_bytes = update_bytes
+        self._tools = tools
+        self._base = base
+        self._settings = settings
+        self._last_round = last_round
+        self._invitation = Invitation(the_round.record, base, settings, last_round=last_round)
+        self._staging = tools.spares.take(sections_of(base.layout).size if aggregate else 0, FLOAT32)
+        session = tools.session
+        self._fetcher = Fetcher(
+            session.link,
+            session.validator,
+            self._staging[: sections_of(base.layout).num_up],
+            base.layout,
+            the_round.record.part_bytes,
+            session.stop,
+        )
+        self._asked: set[str] = set()
+        self._presence_at = time.monotonic()
+
+    @property
+    def record(self) -> RoundRecord:
+        """What is fixed."""
+        return self.round.record
+
+    def send(self) -> None:
+        """Fsync the record, then let the round start go out to those who have not answered."""
+        self.keep()
+        self._invitation.send(self._tools.session.publisher, self.round.unanswered)
+        self._presence_at = self._tools.session.roll_called_at = time.monotonic()
+
+    def keep(self) -> None:
+        """Fsync the round as it is."""
+        arrays = self.aggregate.save() if self.aggregate else []
+        self._tools.folder.keep_open(self.record, self.round.answers, arrays)
+
+    # --- what comes in -------------------------------------------------------------------------------------
+
+    def take(self, delivery: Delivery, update: UpdateAnnounced) -> None:
+        """Judge an announced update, fetch it, add it, and hold its deliveries until a checkpoint covers them.
+
+        Raises:
+            LinkLost: The connection went away; the broker still has everything.
+        """
+        unacknowledged = self._tools.unacknowledged
+        verdict, reason = self.round.judge(update, self._base.num_classes)
+        if verdict is not Verdict.ACCEPTED or not self.round.trains(update.worker):
+            self._bury_if_wrong(delivery, update, verdict, reason)
+            unacknowledged.hold(delivery)
+            self._settle(update, verdict, reason, 0.0)
+            return
+        fetched = self._fetcher.fetch(update)
+        if not fetched.is_whole:
+            self.ask_again(update.worker, update.upload_id)
+            unacknowledged.hold(delivery, fetched.held)
+            return
+        largest, flaw = examine(fetched.vector, self._base.layout)
+        reason = fetched.flaw or flaw
+        verdict = Verdict.REJECTED if reason else Verdict.ACCEPTED
+        self._bury_if_wrong(delivery, update, verdict, reason)
+        unacknowledged.hold(delivery, fetched.held)
+        if verdict is Verdict.ACCEPTED and self.aggregate is not None:
+            self.aggregate.add(update.worker, fetched.vector, update.num_examples)
+            self.update_bytes += _travelled(update.precision, self._base.layout)
+        self._settle(update, verdict, reason, largest)
+
+    def _bury_if_wrong(
+        self, delivery: Delivery, update: UpdateAnnounced, verdict: Verdict, reason: str | None
+    ) -> None:
+        if verdict is Verdict.REJECTED:
+            self._tools.session.validator.bury(delivery, f"{update.worker}: {reason}")
+
+    def _settle(self, update: UpdateAnnounced, verdict: Verdict, reason: str | None, largest: float) -> None:
+        if verdict is Verdict.DISCARDED:
+            return
+        session = self._tools.session
+        self.round.settle(update, verdict, reason, session.clock.now(), largest=largest)
+        session.roster.set_present(update.worker, is_present=True)
+        logger.debug("%s: %s after %.1f s.", update.worker, verdict.value, update.seconds)
+
+    def decline(self, delivery: Delivery, declined: Declined) -> None:
+        """Go on without a worker that can't answer."""
+        if declined.attempt >= self.record.attempt and declined.worker not in self.round.answers:
+            reason = declined.reason[:_REASON_LENGTH]
+            logger.warning("%s can't answer: %s", declined.worker, reason)
+            self.round.decline(declined.worker, reason, self._tools.session.clock.now())
+        self._tools.unacknowledged.hold(delivery)
+
+    def ask_again(self, worker: str, upload_id: str) -> None:
+        """Have a worker publish an update again that is not all there."""
+        logger.warning("The update of %s is not all there; asking for it again.", worker)
+        session = self._tools.session
+        again = UploadAgain(
+            run_id=self.record.run_id,
+            round_number=self.record.round_number,
+            worker=worker,
+            upload_id=upload_id,
+        )
+        with session.until_link_is_back():
+            session.link.declare([upload_queue(worker)])
+            session.publisher.send([outgoing(again, names.worker_queue(worker))])
+
+    def greet(self, member: Member, *, takes_newcomers: bool) -> None:
+        """See to it that a worker that joined during the round takes part in it, once.
+
+        Args:
+            member: The worker, fit for this run.
+            takes_newcomers: Whether one that was not invited is.
+        """
+        worker = member.worker
+        if worker in self.round.answers or member.held == self._invitation.held:
+            self._asked.discard(worker)
+            if worker not in self.round.answers and member.announced is not None:
+                # Its announcement would have come before this word: the queue lost it.
+                self.ask_again(worker, member.announced)
+            return
+        session = self._tools.session
+        if worker not in self.record.invited:
+            if not takes_newcomers or not self._has_room(member) or session.look_for_absent([worker]):
+                return  # or its word had waited in the queue
+            self.round.invite(worker, member.num_examples, evaluate_only=member.evaluate_only)
+            self.keep()
+        elif worker not in self._asked:
+            # Its word may be older than the round start in its queue: asked now, it answers after that.
+            self._asked.add(worker)
+            session.publisher.try_send([outgoing(RollCall(), names.worker_queue(worker), is_transient=True)])
+            return
+        self._asked.discard(worker)
+        logger.info("Round %d is sent to %s.", self.record.round_number, worker)
+        self._invitation.send(session.publisher, [worker])
+
+    def _has_room(self, member: Member) -> bool:
+        record = self.record
+        invited = sum(record.num_examples[worker] for worker in record.selected)
+        return member.evaluate_only or invited + member.num_examples <= capacity(record.scale_exponent)
+
+    # --- looking after it ----------------------------------------------------------------------------------
+
+    def look_after(self) -> None:
+        """What time asks for: a checkpoint of what is held, who went away, a roll call."""
+        session, unacknowledged = self._tools.session, self._tools.unacknowledged
+        if unacknowledged.is_due:
+            self.keep()
+            unacknowledged.release()
+        now = time.monotonic()
+        if now - self._presence_at >= _PRESENCE_SECONDS:
+            self._presence_at = now
+            self.round.note_away(frozenset(session.look_for_absent(self.round.unanswered)))
+        if self.round.unanswered:
+            session.call_roll_if_due()
+
+    # --- its end -------------------------------------------------------------------------------------------
+
+    def again(self, the_round: Round, aggregate: Aggregate | None) -> "LiveRound":
+        """The next attempt, with an aggregate that holds what its accepted answers add up to."""
+        kept = self.update_bytes if aggregate is self.aggregate else 0
+        self._tools.spares.give(self._staging)
+        return LiveRound(
+            self._tools, self._base, the_round, self._settings, self._last_round, aggregate, kept
+        )
+
+    def closed(self, seconds: float, work_out: WorkOut) -> Checkpoint:
+        """What is to be committed; the new weights are computed in the staging memory, and are its owner then.
+
+        Args:
+            seconds: How long it was open.
+            work_out: See `measures.pooled`.
+
+        Raises:
+            ModelDiverged: The step gives NaN or infinity.
+        """
+        base = self._base
+        history = with_measures(base.history, self.round, work_out)
+        if self.aggregate is None:
+            return replace(base, next_attempt=self.record.attempt + 1, history=history)
+        state = tuple(vector.copy() for vector in base.strategy_state)
+        row = row_of(
+            self.round,
+            epochs=self._settings.epochs,
+            update_bytes=self.update_bytes,
+            seconds=seconds,
+            work_out=work_out,
+        )
+        return replace(
+            base,
+            round_number=self.record.round_number,
+            next_attempt=1,
+            vector=self.aggregate.next_weights(base.vector, state, self._staging),
+            strategy_state=state,
+            history=[*history, row],
+        )
+
+    def end(self) -> None:
+        """It is committed: acknowledge what it held, give memory back, and tell those whose update is not in."""
+        if self.aggregate is not None:
+            self.aggregate.end(self._tools.spares)
+            self._tools.spares.give(self._base.vector)  # the staging memory holds the new weights
+        self._tools.unacknowledged.release()
+        self._tell_closed()
+
+    def _tell_closed(self) -> None:
+        """The others drop their updates at the next round start."""
+        session, accepted = self._tools.session, set(self.round.accepted)
+        closed = RoundClosed(run_id=self.record.run_id, round_number=self.record.round_number)
+        for group in groups_of([worker for worker in self.record.invited if worker not in accepted]):
+            session.publisher.send([addressed(closed, group)])
+        self._purge(session.look_for_absent(self.round.unanswered))
+
+    def _purge(self, workers: Iterable[str]) -> None:
+        """So that one that is away for long finds no old rounds."""
+        for worker in workers:
+            with self._tools.session.until_link_is_back():
+                self._tools.session.link.purge(names.worker_queue(worker))
+
+
+def _travelled(precision: Precision, layout: Layout) -> int:
+    """The bytes of an update's values on the wire."""
+    sections = sections_of(layout)
+    statistics = sections.num_up - sections.num_trainable
+    return sections.num_trainable * _ITEM_BYTES[precision] + statistics * FLOAT32.itemsize

@@ -1,0 +1,41 @@
+"""How the coordinator's log says things: names, reasons, measures; no list floods a line."""
+
+from collections.abc import Iterable, Mapping
+
+from coordinator.folder.history import WELL_KNOWN
+from coordinator.learning.membership import Member
+
+_MOST_NAMES = 8
+_MOST_CLASSES = 10
+
+
+def listed(names: Iterable[str]) -> str:
+    """At most eight names, and how many more."""
+    every = list(names)
+    more = f" and {len(every) - _MOST_NAMES} more" if len(every) > _MOST_NAMES else ""
+    return ", ".join(every[:_MOST_NAMES]) + more
+
+
+def reasons(rejected: Mapping[str, str]) -> str:
+    """Who was rejected, and why."""
+    return "; ".join(f"{worker}: {reason}" for worker, reason in rejected.items())
+
+
+def described(member: Member) -> str:
+    """What a worker brings."""
+    if member.evaluate_only:
+        return f"evaluates on {member.num_test_examples} examples"
+    if len(member.classes) > _MOST_CLASSES:
+        return f"{member.num_examples} examples"
+    per_class = zip(member.classes, member.examples_per_class, strict=False)
+    return f"{member.num_examples} examples ({', '.join(f'{name} {count}' for name, count in per_class)})"
+
+
+def measured(figures: Mapping[str, float]) -> str:
+    """A clause with all measures, the best known first; nothing where there is none."""
+    names = [
+        *(name for name in WELL_KNOWN if name in figures),
+        *(name for name in figures if name not in WELL_KNOWN),
+    ]
+    shown = [f"{name.replace('_', ' ')} {figures[name]:.4f}" for name in names]
+    return f": {', '.join(shown)}" if shown else ""

@@ -1,0 +1,110 @@
+"""The round start on its way: one header and the parts of the global weights, published once for many workers."""
+
+from collections.abc import Iterator, Sequence
+
+from broker.link.publisher import Publisher
+from broker.link.seam import Outgoing, outgoing
+from broker.wire import names, transfer
+from broker.wire.messages import Message, Part, RoundKey, RoundStart, TrainingSettings
+from broker.wire.messages import encode as encode_message
+from broker.wire.tensors import INLINE_BYTES, as_bytes, part_count
+from broker.wire.transfer import Digest
+from coordinator.folder.checkpoint import Checkpoint
+from coordinator.learning.rounds import RoundRecord
+
+_MOST_READERS = 250  #: names in one BCC header; more than 131,064 bytes of headers closes the connection
+
+
+class Invitation:
+    """One round start, ready to be sent as often as workers ask for it."""
+
+    def __init__(
+        self, record: RoundRecord, base: Checkpoint, settings: TrainingSettings, *, last_round: int
+    ) -> None:
+        self._record = record
+        self._vector = base.vector
+        self._places = list(transfer.slices(base.vector.size, record.part_bytes))
+        is_inline = base.vector.nbytes <= INLINE_BYTES
+        self._start = RoundStart(
+            run_id=record.run_id,
+            round_number=record.round_number,
+            attempt=record.attempt,
+            mode=record.mode,
+            task=base.task,
+            classes=base.classes,
+            model=base.model_json,
+            settings=settings,
+            layout=base.layout,
+            inputs=base.inputs,
+            integers=base.integers,
+            scale_exponent=record.scale_exponent,
+            part_bytes=record.part_bytes,
+            parts=part_count(base.vector.nbytes, record.part_bytes),
+            weights=bytes(as_bytes(base.vector)) if is_inline else None,
+            digest=self._digest(is_inline=is_inline),
+            last_round=last_round,
+            deadline_seconds=record.deadline_seconds,
+        )
+
+    @property
+    def held(self) -> RoundKey:
+        """What a worker says it holds once it has all of this."""
+        return self._start.held
+
+    def _digest(self, *, is_inline: bool) -> str:
+        digest = Digest()
+        if is_inline:
+            digest.add(0, as_bytes(self._vector))
+        else:
+            for index, place in enumerate(self._places):
+                digest.add(index, as_bytes(self._vector[place]))
+        return digest.hex()
+
+    def send(self, publisher: Publisher, workers: Sequence[str]) -> None:
+        """Publish it to these workers."""
+        for group in groups_of(workers):
+            publisher.send(list(self._messages(group)))
+
+    def _messages(self, group: Sequence[str]) -> Iterator[Outgoing]:
+        yield addressed(self._start, group)
+        if self._start.weights is None:
+            first, *others = (names.worker_queue(worker) for worker in group)
+            for index in range(len(self._places)):
+                yield Outgoing(
+                    key=first, bcc=tuple(others), body=_PartBody(self, index), message_type=Part.TYPE
+                )
+
+    def part(self, index: int) -> bytes:
+        """One part's body, encoded when its turn comes."""
+        return encode_message(
+            Part(
+                run_id=self._record.run_id,
+                round_number=self._record.round_number,
+                transfer_id=self._start.transfer_id,
+                index=index,
+                count=len(self._places),
+                precision="float32",
+                data=as_bytes(self._vector[self._places[index]]),
+            )
+        )
+
+
+class _PartBody:
+    """Encodes one part when it is published, so that the model is not held twice."""
+
+    def __init__(self, invitation: Invitation, index: int) -> None:
+        self._invitation, self._index = invitation, index
+
+    def __call__(self) -> bytes:
+        return self._invitation.part(self._index)
+
+
+def groups_of(workers: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Cut a list of workers into what one publish can address."""
+    return (workers[begin : begin + _MOST_READERS] for begin in range(0, len(workers), _MOST_READERS))
+
+
+def addressed(message: Message, group: Sequence[str]) -> Outgoing:
+    """One message to a group of workers; none learns of the others."""
+    first, *others = (names.worker_queue(worker) for worker in group)
+    return outgoing(message, first, bcc=others)

@@ -1,0 +1,46 @@
+"""Deliveries that the broker keeps for us until a checkpoint covers them: the broker is the journal."""
+
+import time
+from collections.abc import Callable, Iterable
+
+from broker.link.seam import Delivery, Link
+
+MOST_HELD = 200  #: answers, below the prefetch of 256, so that held ones never stop the consumer
+#: RabbitMQ's delivery timeout (30 minutes) then never decides how long a round may last.
+LONGEST_SECONDS = 30.0
+
+
+class Unacknowledged:
+    """Holds deliveries, and acknowledges them after what they said is on disk."""
+
+    def __init__(self, link: Link, read_clock: Callable[[], float] = time.monotonic) -> None:
+        self._link = link
+        self._read_clock = read_clock
+        self._held: list[Delivery] = []
+        self._num_answers = 0
+        self._oldest_at = 0.0
+
+    def hold(self, answer: Delivery, parts: Iterable[Delivery] = ()) -> None:
+        """Keep an answer and its parts unacknowledged until the next checkpoint: their tags, not their bodies.
+
+        The parts were fetched, not consumed: any number of them may be held.
+        """
+        if not self._held:
+            self._oldest_at = self._read_clock()
+        self._num_answers += 1
+        self._held.extend(each.without_body() for each in (answer, *parts))
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a checkpoint should be written now."""
+        return bool(self._held) and (
+            self._num_answers >= MOST_HELD or self._read_clock() - self._oldest_at >= LONGEST_SECONDS
+        )
+
+    def release(self) -> None:
+        """Acknowledge everything held: a checkpoint covers it.
+
+        What was held before a reconnect came again with a new tag; the link ignores the void one.
+        """
+        held, self._held, self._num_answers = self._held, [], 0
+        self._link.ack(held)

@@ -1,0 +1,7 @@
+"""The coordinator's place at the broker: its queue, who is there, and who can't be understood.
+
+Contents:
+    session     the place at the broker: its queue, its single reader, who is there
+    strangers   whoever speaks another version: refused by name
+    clock       time that stands still while the connection is lost
+"""

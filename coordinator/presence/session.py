@@ -1,0 +1,330 @@
+"""The coordinator's place at the broker: its queue, its claim, who is there; one for a run, or for many in a row."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from broker.errors import BrokerError, Interrupted, LinkLost
+from broker.link.publisher import Publisher
+from broker.link.seam import Connection, Delivery, Link, coordinator_queue, dead_queue, outgoing
+from broker.link.single_reader import WAIT_SECONDS, SingleReader
+from broker.link.validator import Validator, may_send_to_coordinator
+from broker.wire import names
+from broker.wire.messages import (
+    Declined,
+    Joined,
+    Launch,
+    LaunchAnswered,
+    Left,
+    Message,
+    Ping,
+    Progress,
+    RollCall,
+    StatusAsked,
+    StatusTold,
+    UpdateAnnounced,
+)
+from coordinator.learning.membership import Member, Roster
+from coordinator.presence.clock import ConnectedClock
+from coordinator.presence.strangers import Strangers
+
+logger = logging.getLogger(__name__)
+
+PREFETCH = 256
+_PROBE_SECONDS = 2.0
+_ROLL_CALL_SECONDS = 30.0
+_MOST_LOOKED_AFTER = 50  #: asking for one queue's readers takes a third of a millisecond
+
+Watch = Callable[[Message], None]
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateCame:
+    """An update was announced; whoever plays acknowledges it."""
+
+    delivery: Delivery
+    update: UpdateAnnounced
+
+
+@dataclass(frozen=True, slots=True)
+class DeclineCame:
+    """A worker can't answer; whoever plays acknowledges it."""
+
+    delivery: Delivery
+    declined: Declined
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerCame:
+    """A worker said that it is there; news if it wasn't known to be."""
+
+    member: Member
+    is_news: bool
+
+
+Event = UpdateCame | DeclineCame | WorkerCame
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sighting:
+    """The last that was heard of a worker.
+
+    Attributes:
+        at: Seconds since 1970.
+    """
+
+    at: float
+    progress: Progress | None = None
+
+
+def refuse_launch(_launch: Launch) -> LaunchAnswered:
+    """What a coordinator says that plays one run only."""
+    return LaunchAnswered(
+        run="",
+        reason="This coordinator trains one run (`coordinator run`). Wait for its end, and start `coordinator serve`.",
+    )
+
+
+def tell_nothing() -> str:
+    """What a coordinator says that has nothing to tell."""
+    return "{}"
+
+
+class Session:
+    """The link with all that lasts longer than a run.
+
+    Args:
+        is_lasting: It stays between runs: a worker that does not fit a run may fit the next, and isn't sent away.
+        standby: Wait for ever behind another coordinator.
+        watch: Told every message that was accepted for form and sender.
+
+    Attributes:
+        roster: Everyone who joined since this process started.
+        sightings: When and with what each was heard last.
+        on_launch: Takes or refuses a launch.
+        tell: What goes on, as JSON.
+        errand: Done at every turn, e.g. what another thread asks for.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        *,
+        stop: threading.Event,
+        is_lasting: bool = False,
+        standby: bool = False,
+        watch: Watch = lambda _message: None,
+    ) -> None:
+        self.link = link
+        self.stop = stop
+        self.is_lasting = is_lasting
+        self.publisher = Publisher(link, stop)
+        self.validator = Validator(link, may_send_to_coordinator, Strangers(self.publisher).heed)
+        self.single_reader = SingleReader(
+            link, names.COORDINATOR, wait_seconds=None if standby else WAIT_SECONDS
+        )
+        self.clock = ConnectedClock(link.seconds_still)
+        self.roster = Roster()
+        self.sightings: dict[str, Sighting] = {}
+        self.roll_called_at = float("-inf")
+        self.on_launch: Callable[[Launch], LaunchAnswered] = refuse_launch
+        self.tell: Callable[[], str] = tell_nothing
+        self.errand: Callable[[], None] = lambda: None
+        self._watch = watch
+        self._has_begun = False
+        self._looked_after = 0
+        self._unseen: set[str] = set()  # known by a word that may have waited in the queue
+        self._probe: Future[None] | None = None
+        self._probed_at = float("-inf")
+
+    def begin(self) -> None:
+        """SingleReader the place of the one coordinator of this virtual host; a second call does nothing."""
+        if self._has_begun:
+            return
+        self._has_begun = True
+        self.link.declare([coordinator_queue(), dead_queue()])
+        self.link.consume([names.COORDINATOR], prefetch=PREFETCH)
+        self.single_reader.begin(time.monotonic())
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether this process is the one coordinator, and has asked who is there."""
+        return self.single_reader.is_confirmed and self.roll_called_at > float("-inf")
+
+    def next_event(self, patience_seconds: float) -> Event | None:
+        """What happened next; None when nothing did for so long, or nothing that concerns a run.
+
+        Raises:
+            Interrupted: `stop` was set.
+            NameInUse: Another coordinator works on this virtual host.
+        """
+        if self.stop.is_set():
+            raise Interrupted("Stopped. The same command line goes on where this run is.")
+        self.errand()
+        received = self.link.receive(patience_seconds)
+        event = None
+        if isinstance(received, Delivery):
+            event = self._on_delivery(received)
+        elif received is not None:
+            self._on_connection(received)
+        self.single_reader.check(time.monotonic(), is_idle=received is None)
+        if self.single_reader.is_confirmed and not self.is_ready:
+            self.call_roll()
+        self._keep_time()
+        return event
+
+    def _keep_time(self) -> None:
+        """Deadlines stand still without the claim; whether the broker takes messages is known by trying alone."""
+        if not self.single_reader.is_confirmed:
+            self.clock.lost()
+            return
+        self.clock.restored()
+        now = time.monotonic()
+        if now - self._probed_at >= _PROBE_SECONDS and (self._probe is None or self._probe.done()):
+            self._probed_at = now
+            self._probe = self.link.post(self.single_reader.ping())
+
+    def call_roll(self) -> None:
+        """Ask all workers to say that they are there."""
+        self.roll_called_at = time.monotonic()
+        self.link.post(outgoing(RollCall(), names.EVERY_WORKER, is_transient=True))
+
+    def call_roll_if_due(self) -> None:
+        """Ask again after half a minute: a queue may have been emptied or deleted."""
+        if time.monotonic() - self.roll_called_at >= _ROLL_CALL_SECONDS:
+            self.call_roll()
+
+    @contextmanager
+    def until_link_is_back(self) -> Iterator[None]:
+        """A link lost in the middle changes nothing: the delivery comes again after the reconnect.
+
+        Nor is a worker's queue that can't be used the coordinator's end: somebody else reads it exclusively, or made
+        it with other arguments.
+        """
+        try:
+            yield
+        except LinkLost as exc:
+            logger.debug("Given back to the broker: %s", exc)
+        except BrokerError as exc:
+            logger.warning("%s", exc)
+
+    # --- who is there --------------------------------------------------------------------------------------
+
+    def look_for_absent(self, workers: Iterable[str]) -> list[str]:
+        """Those of these workers whose queue nobody reads; told once each.
+
+        A broker that takes no messages does not know its queues' readers either.
+        """
+        workers = list(workers)
+        if not (workers and self.link.takes_messages):
+            return []
+        self._unseen.difference_update(workers)
+        absent: list[str] = []
+        with self.until_link_is_back():
+            unread = set(self.link.unread([*map(names.worker_queue, workers)]))
+            absent = [worker for worker in workers if names.worker_queue(worker) in unread]
+        for worker in absent:
+            member = self.roster.members.get(worker)
+            if member is not None and member.is_present:
+                logger.warning("%s went away without a word.", worker)
+            self.roster.set_present(worker, is_present=False)
+        return absent
+
+    def look_for_unseen(self) -> None:
+        """Find out who has gone of those who are known by a word alone: that may have waited for an hour."""
+        self.look_for_absent(sorted(self._unseen))
+
+    def look_after_present(self) -> None:
+        """Ask for some of those who count as present, the others in turn, so that a page shows who went away."""
+        present = [member.worker for member in self.roster.members.values() if member.is_present]
+        if self._looked_after >= len(present):
+            self._looked_after = 0
+        some = present[self._looked_after : self._looked_after + _MOST_LOOKED_AFTER]
+        self._looked_after += len(some)
+        self.look_for_absent(some)
+
+    def _see(self, message: Message) -> None:
+        worker = getattr(message, "worker", None)
+        if isinstance(worker, str):
+            former = self.sightings.get(worker)
+            progress = former.progress if former else None
+            if isinstance(message, Progress):
+                progress = message
+            self.sightings[worker] = Sighting(at=time.time(), progress=progress)
+
+    # --- what comes in -------------------------------------------------------------------------------------
+
+    def _on_connection(self, event: Connection) -> None:
+        if event is Connection.LOST:
+            self.single_reader.pause()
+        else:
+            self.single_reader.begin(time.monotonic())
+            self._unseen.update(self.roster.members)
+            self.call_roll()
+
+    def _on_delivery(self, delivery: Delivery) -> Event | None:
+        message = self.validator.open(delivery)
+        if message is None:
+            return None
+        self._watch(message)
+        self._see(message)
+        if isinstance(message, UpdateAnnounced):
+            return UpdateCame(delivery, message)
+        if isinstance(message, Declined):
+            return DeclineCame(delivery, message)
+        event = self._on_word(delivery, message)
+        self.link.ack([delivery])
+        return event
+
+    def _on_word(self, delivery: Delivery, message: Message) -> Event | None:
+        if isinstance(message, Joined):
+            return self._on_joined(message)
+        if isinstance(message, Left):
+            self._on_left(message)
+        elif isinstance(message, Ping):
+            self.single_reader.hear(message)
+        elif isinstance(message, Launch):
+            self._on_launch(delivery, message)
+        elif isinstance(message, StatusAsked):
+            self._reply(message.reply_to, StatusTold(state=self.tell()))
+        elif not isinstance(message, Progress):
+            self.validator.bury(delivery, f"A coordinator takes no {message.TYPE}.")
+        return None
+
+    def _on_joined(self, joined: Joined) -> Event:
+        known = self.roster.members.get(joined.worker)
+        member = self.roster.join(joined)
+        is_news = known is None or not known.is_present
+        if is_news:
+            self._unseen.add(member.worker)
+        return WorkerCame(member, is_news)
+
+    def _on_left(self, left: Left) -> None:
+        if left.worker in self.roster.members:
+            logger.info("%s left.", left.worker)
+            self.roster.set_present(left.worker, is_present=False)
+
+    def _on_launch(self, delivery: Delivery, launch: Launch) -> None:
+        """Without a queue for the answer, a person finds a refused launch in `dead`, with the reason."""
+        answer = self.on_launch(launch)
+        if answer.reason is not None:
+            logger.warning("Refused to launch %s: %s", launch.task, answer.reason)
+        if launch.reply_to is not None:
+            self._reply(launch.reply_to, answer)
+        elif answer.reason is not None:
+            self.validator.bury(delivery, answer.reason)
+
+    def _reply(self, queue: str, answer: Message) -> None:
+        if names.is_reply_queue(queue):
+            self.publisher.try_send([outgoing(answer, queue, is_transient=True)])
+
+    def forget(self, event: Event | None) -> None:
+        """What is left of a run that is over is acknowledged; who comes is told."""
+        if isinstance(event, UpdateCame | DeclineCame):
+            self.link.ack([event.delivery])
+        elif isinstance(event, WorkerCame) and event.is_news:
+            logger.info("%s joined.", event.member.worker)

@@ -1,0 +1,7 @@
+"""What a person at a terminal sees: the bar of a run, and the answers to `launch` and `status`.
+
+Contents:
+    console       the live bar of `coordinator run`
+    status_text   what `coordinator status` prints
+    client        `coordinator launch` and `status`: questions over the broker
+"""

@@ -1,0 +1,57 @@
+"""A live bar for the round under way, for the person who started `coordinator run` at a terminal."""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from coordinator.play.status import RunView
+
+_DRAW_SECONDS = 0.2
+_FORMAT = "{desc} |{bar:30}| {n_fmt} of {total_fmt} answered, {elapsed}"
+
+
+class Console:
+    """Draws how many have answered; nothing where stderr is no terminal, for the log's lines say it there.
+
+    Args:
+        look: The run as it is now.
+    """
+
+    def __init__(self, look: Callable[[], RunView]) -> None:
+        self._look = look
+        self._is_terminal = sys.stderr.isatty()
+        self._bar: Any = None
+        self._round: tuple[int, int] | None = None
+        self._drawn_at = float("-inf")
+
+    def draw(self) -> None:
+        """Bring the bar up to date; cheap to call at every turn."""
+        now = time.monotonic()
+        if not self._is_terminal or now - self._drawn_at < _DRAW_SECONDS:
+            return
+        self._drawn_at = now
+        view = self._look()
+        record = view.record
+        opened = (record.round_number, record.attempt) if record else None
+        if opened != self._round:
+            self.end()
+            self._round = opened
+            if record is not None:
+                self._begin(view, len(record.invited))
+        if self._bar is not None:
+            self._bar.n = len(view.answers)
+            self._bar.refresh()
+
+    def _begin(self, view: RunView, num_invited: int) -> None:
+        from tqdm import tqdm  # 50 ms that only a command with a bar shall pay
+
+        number = view.closed_rounds + 1
+        label = "measuring" if view.phase == "measuring" else f"round {number}/{view.rounds}"
+        self._bar = tqdm(desc=label, total=num_invited, bar_format=_FORMAT, leave=False)
+
+    def end(self) -> None:
+        """Take the bar away; the log has told how the round ended."""
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = None

@@ -1,0 +1,100 @@
+"""An update: what is none, and when its memory is received into again: once nothing reads it any more."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from broker.errors import ModelError
+from broker.wire.messages import Precision, RoundStart
+from broker.wire.tensors import FLOAT32, TensorSpec
+from tests.unit.test_messages import EXAMPLES
+from worker.rounds.hand_over import HandOver, RoundJob
+from worker.rounds.round_starts import Incoming
+from worker.rounds.uploading import KeptUpdate, Measured
+
+START = next(message for message in EXAMPLES if isinstance(message, RoundStart))
+MEASURED = Measured(
+    num_examples=3,
+    metrics={},
+    states={},
+    global_metrics={},
+    global_states={},
+    counts=None,
+    num_test_examples=0,
+    seconds=1.0,
+)
+
+
+def job(round_number: int) -> RoundJob:
+    start = replace(START, round_number=round_number)
+    return RoundJob(worker="w", start=start, weights=np.zeros(2, FLOAT32), held=start.held)
+
+
+def kept(the_job: RoundJob, precision: Precision, values: list[float]) -> KeptUpdate:
+    vector = np.array(values, FLOAT32)
+    return KeptUpdate(
+        "w",
+        the_job.held,
+        MEASURED,
+        vector,
+        layout=START.layout,
+        part_bytes=65536,
+        precision=precision,
+        seed=1,
+    )
+
+
+def answered(hand_over: HandOver) -> KeptUpdate:
+    """A worker that has trained round 1 and is about to upload."""
+    first = job(1)
+    hand_over.begin(first)
+    update = kept(first, "float32", [1, 1])
+    assert hand_over.keep(first, update)
+    assert hand_over.begin_upload(update)
+    return update
+
+
+def test_an_announced_update_gives_its_memory_to_the_weights_after_the_next() -> None:
+    """Once its round is over, once, and only to a model of its size: fresh pages are dear."""
+    hand_over = HandOver()
+    update = answered(hand_over)
+    update.note_announced()
+    assert hand_over.take_spare() is None, "the round is open: the update may be asked for again"
+    hand_over.begin(job(2))
+    spare = hand_over.take_spare()
+    assert spare is update.vector
+    start = replace(START, parts=1, weights=None)
+    assert Incoming(start, spare).vector is spare
+    larger = replace(start, layout=(TensorSpec(dtype="float32", shape=(3,), kind="trainable"),))
+    assert Incoming(larger, spare).vector.shape == (3,), "a model of another size gets its own"
+    assert hand_over.take_spare() is None, "it is given away once"
+
+
+def test_nothing_is_held_once_the_run_is_over() -> None:
+    """A worker that waits for the next run holds no model's memory."""
+    hand_over = HandOver()
+    answered(hand_over).note_announced()
+    hand_over.close("w", START.run_id, None)
+    assert hand_over.take_spare() is None
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_an_update_that_is_being_uploaded_keeps_its_memory(again: bool) -> None:
+    """Weights received into it would change what is on its way."""
+    hand_over = HandOver()
+    update = answered(hand_over)
+    if again:
+        update.note_announced()
+        assert hand_over.begin_upload(update)
+    hand_over.begin(job(2))
+    assert hand_over.take_spare() is None
+    assert not hand_over.begin_upload(update), "its round is over"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_int8_can_not_tell_of_a_training_that_has_diverged(value: float) -> None:
+    """The worker declines; as float32 the values travel, and the coordinator rejects them."""
+    with pytest.raises(ModelError, match="diverged"):
+        kept(job(1), "int8", [1, value])
+    kept(job(1), "float32", [1, value])

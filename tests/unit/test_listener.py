@@ -1,0 +1,156 @@
+"""What a worker hears: refusals of its own, and messages that can't be taken; over the in-memory link."""
+
+import threading
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from broker.errors import DataError
+from broker.link.memory import MemoryBroker, MemoryLink
+from broker.link.seam import coordinator_queue, dead_queue, outgoing, upload_queue, worker_queue
+from broker.wire.messages import Joined, Message, Part, Refused, RollCall, RoundStart, decode
+from broker.wire.transfer import Digest
+from tests.faults.actors import StandInData
+from tests.unit.test_messages import EXAMPLES
+from worker.rounds.hand_over import DeclineJob, HandOver, RoundJob
+from worker.rounds.listener import Listener
+from worker.rounds.participant import Participant
+from worker.rounds.round_starts import Incoming
+
+_DIGEST = Digest()
+_DIGEST.add(0, bytes(8))
+START = replace(
+    next(message for message in EXAMPLES if isinstance(message, RoundStart)), digest=_DIGEST.hex()
+)
+
+
+class Hearing:
+    """A worker's receiving side, one step at a time."""
+
+    def __init__(self) -> None:
+        broker = MemoryBroker()
+        self.broker = broker
+        self.coordinator, self.link = MemoryLink(broker, "coordinator"), MemoryLink(broker, "w")
+        self.coordinator.declare([coordinator_queue(), dead_queue()])
+        self.link.declare([worker_queue("w"), upload_queue("w")])
+        self.link.consume(["worker.w"], prefetch=0)
+        self.hand_over = HandOver()
+        data: Any = StandInData(10)
+        participants = {"w": Participant(name="w", data=data)}
+        self.listener = Listener(
+            self.link, participants, self.hand_over, threading.Event(), task=None, acks_early=False
+        )
+        self.listener._single_reader.begin(0)
+        self.take_all()
+
+    def say(self, message: Message) -> None:
+        self.coordinator.publish([outgoing(message, "worker.w")])
+
+    def take_all(self) -> None:
+        while not self.link._events.empty():
+            self.listener._turn()
+
+    def joined(self) -> Joined:
+        """What the worker says of itself next."""
+        self.say(RollCall())
+        self.take_all()
+        self.listener._join()
+        *_, last = self.coordinator.fetch("coordinator", 100)
+        message = decode(last.body)
+        assert isinstance(message, Joined)
+        return message
+
+    @property
+    def is_all_acknowledged(self) -> bool:
+        return not self.link._held and not self.broker.depth("worker.w")
+
+
+@pytest.fixture
+def hearing() -> Hearing:
+    return Hearing()
+
+
+def test_a_refusal_of_this_process_is_acknowledged_and_ends_it(hearing: Hearing) -> None:
+    """It carries the token that this process joined with; nothing of it is left for the next one."""
+    token = hearing.joined().token
+    hearing.say(Refused(worker="w", reason="other classes", token=token))
+    with pytest.raises(DataError, match="other classes"):
+        hearing.take_all()
+    assert hearing.is_all_acknowledged
+
+
+def test_a_refusal_of_another_process_is_acknowledged_and_ignored(hearing: Hearing) -> None:
+    """It answers a `joined` of before the data were mended."""
+    hearing.say(Refused(worker="w", reason="other classes", token="0123456789abcdef"))
+    hearing.take_all()
+    assert hearing.is_all_acknowledged
+    assert Hearing().joined().token != hearing.joined().token
+
+
+@pytest.mark.parametrize("error", [ValueError("no such dtype\nat all"), RecursionError(), OSError(5, "x")])
+def test_a_message_that_can_not_be_taken_is_put_away_and_its_round_declined(
+    hearing: Hearing, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Left unacknowledged it would end this worker at every start; left unanswered the coordinator would wait."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Incoming, "_take_inline", fail)
+        hearing.say(START)
+        hearing.take_all()
+    assert hearing.is_all_acknowledged
+    assert hearing.broker.depth("dead") == 1
+    job = hearing.hand_over.jobs.get_nowait()
+    assert isinstance(job, DeclineJob)
+    assert (job.worker, job.held) == ("w", START.held)
+    assert job.reason.startswith(type(error).__name__)
+    assert "at all" not in job.reason
+    hearing.say(START)
+    hearing.take_all()
+    assert isinstance(hearing.hand_over.jobs.get_nowait(), RoundJob)  # it goes on
+
+
+def test_a_part_that_can_not_be_taken_declines_the_round_that_it_belongs_to(hearing: Hearing) -> None:
+    """What came before of the same round start is acknowledged, too."""
+    start = replace(
+        START,
+        layout=(replace(START.layout[0], shape=(20_000,)),),
+        parts=2,
+        part_bytes=64 * 1024,
+        weights=None,
+    )
+    part = Part(
+        run_id="r", round_number=1, transfer_id="attempt-1", index=0, count=2, precision="float32",
+        data=bytes(64 * 1024),
+    )  # fmt: skip
+    hearing.say(start)
+    hearing.say(part)
+    hearing.take_all()
+    assert not hearing.is_all_acknowledged
+    hearing.say(replace(part, index=1, data=b"abc"))
+    hearing.take_all()
+    assert hearing.is_all_acknowledged
+    job = hearing.hand_over.jobs.get_nowait()
+    assert isinstance(job, DeclineJob)
+    assert job.held == start.held
+
+
+def test_a_failure_of_the_receiving_thread_ends_the_training_too(
+    hearing: Hearing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other thread raises it at once, and not after an hour of training for nobody."""
+    hearing.say(START)
+    hearing.take_all()
+    job = hearing.hand_over.jobs.get_nowait()
+    assert isinstance(job, RoundJob)
+
+    def fail() -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(hearing.listener, "_turn", fail)
+    hearing.listener.run()
+    assert job.stop.is_set()
+    assert isinstance(hearing.hand_over.failure, ZeroDivisionError)

@@ -1,0 +1,191 @@
+"""Whatever goes wrong while a worker answers is told to the coordinator, and the worker goes on."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from broker import logs
+from broker.errors import DataError
+from broker.hosting.private import wait_until
+from broker.link.memory import MemoryBroker, MemoryLink
+from broker.link.seam import Delivery, coordinator_queue, upload_queue, worker_queue
+from broker.wire import names
+from broker.wire.messages import Declined, Left, Message, RoundStart, UpdateAnnounced, decode
+from broker.wire.tensors import FLOAT32
+from tests.faults.actors import StandInData
+from tests.unit.test_messages import EXAMPLES
+from worker.console import Console
+from worker.learning.training import TrainingProgress
+from worker.rounds.failures import told
+from worker.rounds.hand_over import RoundJob
+from worker.rounds.participant import Participant, Report, Trained
+from worker.rounds.uploading import KeptUpdate, Measured
+from worker.rounds.worker_loop import WorkerLoop
+
+START = next(message for message in EXAMPLES if isinstance(message, RoundStart))
+PROGRESS = TrainingProgress(epoch=1, epochs=1, batch=1, batches=2, metrics={"loss": 0.5})
+
+
+class Trainer:
+    """In the place of Keras: raises what it is told to, or gives this update."""
+
+    def __init__(self, vector: list[float], errors: list[BaseException]) -> None:
+        self._vector = vector
+        self._errors = errors
+
+    def warm_up(self) -> None:
+        """Nothing to import."""
+
+    def answer(
+        self, participant: object, start: object, weights: object, stop: object, report: Report
+    ) -> Trained:
+        report(PROGRESS)
+        if self._errors:
+            raise self._errors.pop(0)
+        measured = Measured(num_examples=3, metrics={}, global_metrics={}, num_test_examples=0, seconds=1.0)
+        return Trained(vector=np.array(self._vector, FLOAT32), measured=measured)
+
+
+class Working:
+    """A worker's process without its receiving thread, and what its coordinator hears."""
+
+    def __init__(self, *errors: BaseException, vector: tuple[float, ...] = (1, 2), is_swarm: bool = False):
+        broker = MemoryBroker()
+        self.coordinator, self.link = MemoryLink(broker, "coordinator"), MemoryLink(broker, "w")
+        self.coordinator.declare([coordinator_queue()])
+        self.coordinator.consume([names.COORDINATOR], prefetch=0)
+        self.link.declare([worker_queue("w"), upload_queue("w")])
+        self.trainer = Trainer(list(vector), list(errors))
+        data: Any = StandInData(10)
+        self.worker_loop = WorkerLoop(
+            self.link,
+            [Participant(name=name, data=data) for name in ("w", "v")],
+            self.trainer,
+            stop=threading.Event(),
+            log=logs.configure(),
+            console=Console(),
+            is_swarm=is_swarm,
+        )
+
+    def answer(self, start: RoundStart = START, worker: str = "w") -> None:
+        job = RoundJob(worker=worker, start=start, weights=np.zeros(2, FLOAT32), held=start.held)
+        self.worker_loop._hand_over.begin(job)
+        self.worker_loop._turn()
+
+    def heard(self) -> Iterator[Message]:
+        """What was said, but for progress."""
+        while (told := self.coordinator.receive(0)) is not None:
+            assert isinstance(told, Delivery)
+            message = decode(told.body)
+            if message.TYPE not in ("progress", "ping", "joined"):
+                yield message
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_diverged_training_is_declined_where_int8_can_not_tell_it(deterministic: bool) -> None:
+    """NaN has no place among 8 bits."""
+    working = Working(vector=(1, float("nan")))
+    working.answer(
+        replace(START, settings=replace(START.settings, precision="int8", deterministic=deterministic))
+    )
+    (declined,) = working.heard()
+    assert isinstance(declined, Declined)
+    assert "diverged" in declined.reason
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("You must compile.\nMore."), "ValueError: You must compile."),
+        (KeyError("loss"), "KeyError: 'loss'"),
+        (MemoryError(), "MemoryError"),
+        (FileNotFoundError(2, "No such file or directory", "patients/Jane Doe.png"),
+         "FileNotFoundError: No such file or directory"),
+        (OSError("cannot identify 'patients/Jane Doe.png'"), "OSError"),
+        (DataError("the images can't be read"), "the images can't be read"),
+    ],
+)  # fmt: skip
+def test_whatever_training_raises_is_told_and_the_worker_goes_on(error: Exception, reason: str) -> None:
+    """Its kind and first line, no name of a file; the next round is answered."""
+    assert told(error) == reason
+    working = Working(error)
+    working.answer()
+    (declined,) = working.heard()
+    assert isinstance(declined, Declined)
+    assert (declined.worker, declined.round_number, declined.reason) == ("w", 1, reason)
+    working.answer()  # the same round again, for the coordinator tries it once more
+    assert [type(each) for each in working.heard()] == [UpdateAnnounced]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])
+def test_what_ends_a_process_is_not_declined(error: BaseException) -> None:
+    """A person's interrupt is no bug in training."""
+    working = Working(error)
+    with pytest.raises(type(error)):
+        working.answer()
+    assert list(working.heard()) == []
+
+
+def test_a_round_start_that_could_not_be_taken_is_declined() -> None:
+    """The receiving thread hands it over: it must not wait for the broker itself."""
+    working = Working()
+    working.worker_loop._hand_over.decline("w", START.held, "There is no memory here.")
+    working.worker_loop._turn()
+    (declined,) = working.heard()
+    assert isinstance(declined, Declined)
+    assert declined.reason == "There is no memory here."
+
+
+def test_one_update_that_can_not_be_sent_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A swarm publishes small updates together: the broken one is declined, the other announced."""
+    working = Working(is_swarm=True)
+    announcement = KeptUpdate.announcement
+
+    def broken(update: KeptUpdate) -> object:
+        if update.worker == "v":
+            raise OverflowError("too large")
+        return announcement(update)
+
+    monkeypatch.setattr(KeptUpdate, "announcement", broken)
+    working.answer(worker="v")
+    working.answer(worker="w")
+    working.worker_loop._turn()
+    said = {type(each): each.worker for each in working.heard()}  # type: ignore[attr-defined]
+    assert said == {Declined: "v", UpdateAnnounced: "w"}
+
+
+def test_progress_that_can_not_be_told_does_not_cost_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The terminal is gone, or a metric is no number: told once, and the update is sent."""
+    working = Working()
+    shown: list[TrainingProgress] = []
+
+    def show(progress: TrainingProgress) -> None:
+        shown.append(progress)
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(working.worker_loop._console, "show", show)
+    working.answer()
+    working.worker_loop._report(None, PROGRESS)  # type: ignore[arg-type]
+    assert [type(each) for each in working.heard()] == [UpdateAnnounced]
+    assert len(shown) == 1
+
+
+def test_a_process_that_ends_by_a_bug_says_left() -> None:
+    """The coordinator need not find out by itself."""
+    working = Working()
+    worker_loop = working.worker_loop
+
+    def warm_up() -> None:
+        assert wait_until(lambda: worker_loop._listener._single_reader.is_confirmed, 5)
+        raise ZeroDivisionError("a bug")
+
+    working.trainer.warm_up = warm_up  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError):
+        worker_loop.serve()
+    said = list(working.heard())
+    assert [each.worker for each in said if isinstance(each, Left)] == ["w", "v"]
+    assert isinstance(said[-1], Left)  # nothing is said after it

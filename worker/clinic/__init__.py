@@ -1,0 +1,8 @@
+"""The doctor's page: `worker clinic`.
+
+Contents:
+    app             the doctor's page: `worker clinic`
+    current_model   the model that answers, taken anew when it changes
+    report          what is said about one X-ray
+    gradcam         where a model looked
+"""

@@ -1,0 +1,237 @@
+"""Labelled arrays: an .npz, or what MODULE:FUNCTION returns, checked before it is used."""
+
+import importlib
+import sys
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from broker.errors import DataError
+from worker.data.classes import CLASSES_ARRAY, Declared, agree, declare_array, declare_labels, whole_labels
+from worker.data.listing import LabelledArrays, Labels, Listing, count_per_class, first_line
+from worker.tensorflow import load_keras
+
+Array = npt.NDArray[Any]
+
+_CURRENT = ""  # in sys.path: where this process works at that moment
+_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+_RETURNS = "Expected (x_train, y_train), (x_test, y_test), and after them, if you like, the classes"
+
+
+def read_npz(path: Path, given: Declared | None) -> Listing:
+    """Open x_train, y_train and, if they are there, x_test, y_test and classes.
+
+    Raises:
+        DataError: It is no such file, or its arrays don't fit together.
+    """
+    try:
+        arrays, names = _load_arrays(path)
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as exc:
+        raise DataError(
+            f"Can't read {str(path)!r} as arrays: {first_line(exc)} "
+            "Expected an .npz of plain numbers (no pickled objects); save it with "
+            "numpy.savez(FILE, x_train=..., y_train=..., x_test=..., y_test=...)."
+        ) from exc
+    has_test = "x_test" in arrays or "y_test" in arrays
+    missing = [name for name in _ARRAYS[: 4 if has_test else 2] if name not in arrays]
+    if missing:
+        raise DataError(
+            f"{str(path)!r} lacks {' and '.join(missing)}. Expected x_train, y_train and, for a test "
+            f"part, x_test, y_test. It holds {names}."
+        )
+    return _from_arrays(arrays, str(path), given)
+
+
+def call_function(spec: str, given: Declared | None) -> Listing:
+    """Call MODULE:FUNCTION, importable from the current folder.
+
+    Raises:
+        DataError: There is no such function, it fails, or it returns something else.
+    """
+    with _current_directory_importable():
+        result = _call(spec)
+    try:
+        (x_train, y_train), (x_test, y_test), *classes = result
+        (declared,) = classes or (None,)
+    except (TypeError, ValueError) as exc:
+        raise DataError(f"{spec!r} returned {type(result).__name__}. {_RETURNS}.") from exc
+    values = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
+    if declared is not None:
+        values[CLASSES_ARRAY] = declared
+    try:
+        arrays = {name: np.asarray(value) for name, value in values.items()}
+    except (TypeError, ValueError, RuntimeError) as exc:
+        raise DataError(f"{spec!r} returned what can't become arrays: {first_line(exc)} {_RETURNS}.") from exc
+    return _from_arrays(arrays, spec, given)
+
+
+def _call(spec: str) -> Any:
+    module_name, function_name = spec.split(":")
+    if module_name.split(".")[0] in ("keras", "tensorflow"):
+        load_keras()  # so that it comes without its chatter
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ModuleNotFoundError, AttributeError) as exc:
+        if not _is_missing(exc, module_name, function_name):
+            raise _failure(spec, exc) from exc
+        raise DataError(
+            f"Can't find the data function {spec!r}: {exc}{_origin(exc)}. Expected MODULE:FUNCTION importable from "
+            "the current folder. Check both names, or the path if a path was meant."
+        ) from exc
+    except (Exception, SystemExit) as exc:
+        raise _failure(spec, exc) from exc
+    try:
+        return function()
+    except (Exception, SystemExit) as exc:
+        raise _failure(spec, exc) from exc
+
+
+def _is_missing(exc: ModuleNotFoundError | AttributeError, module: str, function: str) -> bool:
+    """Whether it is the module or function itself that isn't there, not something that the module needs."""
+    if isinstance(exc, ModuleNotFoundError):
+        return exc.name is not None and (module == exc.name or module.startswith(f"{exc.name}."))
+    return exc.name == function and getattr(exc.obj, "__name__", None) == module
+
+
+def _origin(exc: Exception) -> str:
+    """Where a module without the function was found: an installed one, perhaps, of the same name."""
+    file = getattr(exc.obj, "__file__", None) if isinstance(exc, AttributeError) else None
+    return f" ({file})" if file else ""
+
+
+def _failure(spec: str, exc: BaseException) -> DataError:
+    return DataError(
+        f"The data function {spec!r} failed: {type(exc).__name__}: {first_line(exc)} "
+        "Run it in Python by itself to see where."
+    )
+
+
+def _load_arrays(path: Path) -> tuple[dict[str, Array], list[str]]:
+    """The arrays that count, and the names of all there are."""
+    with path.open("rb") as file:  # numpy leaves a file that it opened itself open when it is damaged
+        archive = np.load(file, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("it is one array alone")
+        wanted = [name for name in (*_ARRAYS, CLASSES_ARRAY) if name in archive.files]
+        return {name: archive[name] for name in wanted}, list(archive.files)
+
+
+@contextmanager
+def _current_directory_importable() -> Iterator[None]:
+    """Look in the current folder, too, and last: a person's random.py or keras.py there stands in for nobody else's."""
+    if _CURRENT in sys.path:
+        yield
+        return
+    sys.path.append(_CURRENT)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # a function may have changed the path
+            sys.path.remove(_CURRENT)
+
+
+def _from_arrays(arrays: Mapping[str, Array], name: str, given: Declared | None) -> Listing:
+    parts = [part for part in ("train", "test") if f"x_{part}" in arrays]
+    labels = {part: whole_labels(arrays[f"y_{part}"], f"y_{part} of {name!r}") for part in parts}
+    for part in parts:
+        _check_examples(arrays[f"x_{part}"], labels[part], part, name)
+    _check_shapes(arrays, name)
+    declared = agree(given, _declared_in(arrays, name), name)
+    classes = declared or _found_labels(list(labels.values()), name)
+    known = np.array(range(len(classes.names)) if classes.labels is None else classes.labels, np.int64)
+    found = {
+        part: LabelledArrays(
+            x=arrays[f"x_{part}"],
+            labels=_index_of(labels[part], known, classes, f"y_{part} of {name!r}"),
+            values=arrays[f"y_{part}"],
+        )
+        for part in parts
+    }
+    listing = Listing(classes=classes.names, train=found["train"], test=found.get("test"), declared=declared)
+    if declared is None:
+        _check_trained(listing, name)
+    return listing
+
+
+def _declared_in(arrays: Mapping[str, Array], name: str) -> Declared | None:
+    if CLASSES_ARRAY not in arrays:
+        return None
+    return declare_array(arrays[CLASSES_ARRAY], f"{CLASSES_ARRAY!r} of {name!r}")
+
+
+def _check_examples(x: Array, labels: Labels, part: str, name: str) -> None:
+    if x.dtype.kind not in "biuf":
+        raise DataError(
+            f"x_{part} of {name!r} needs real numbers, one shape for all examples. Received {x.dtype}."
+        )
+    if x.ndim < 2 or len(x) != len(labels) or not len(x):
+        raise DataError(
+            f"x_{part} and y_{part} of {name!r} need as many examples, one or more. "
+            f"Received shapes {x.shape} and {labels.shape}."
+        )
+    if x.dtype.kind == "f":
+        _check_finite(x, part, name)
+
+
+def _check_finite(x: Array, part: str, name: str) -> None:
+    ends = np.array([x.min(initial=0), x.max(initial=0)], np.float64)  # NaN comes through min and max
+    if not np.isfinite(ends).all():
+        raise DataError(f"x_{part} of {name!r} holds NaN or infinity. Remove or replace these examples.")
+    if np.abs(ends).max() > np.finfo(np.float32).max:
+        raise DataError(
+            f"x_{part} of {name!r} goes from {ends[0]:g} to {ends[1]:g}, beyond what float32 holds. Scale it."
+        )
+
+
+def _check_shapes(arrays: Mapping[str, Array], name: str) -> None:
+    if "x_test" not in arrays:
+        return
+    train, test = (arrays[f"x_{part}"].shape[1:] for part in ("train", "test"))
+    if train != test and (*train, 1) != test and train != (*test, 1):
+        raise DataError(
+            f"x_train and x_test of {name!r} need examples of one shape. Received {train} and {test}."
+        )
+
+
+def _found_labels(labels: list[Labels], name: str) -> Declared:
+    known = np.unique(np.concatenate(labels)).tolist()
+    if len(known) < 2:
+        raise DataError(
+            f"{name!r} needs two classes or more; every label is {known[0]}. Check the labels of y_train, "
+            "or name the classes with --classes."
+        )
+    return declare_labels(known, name)
+
+
+def _index_of(labels: Labels, known: Labels, classes: Declared, where: str) -> Labels:
+    index = np.searchsorted(known, labels).clip(max=len(known) - 1).astype(np.int64)
+    strange = labels[known[index] != labels]
+    if len(strange):
+        expected = (
+            f"0 to {len(known) - 1}, which the names {list(classes.names)} are for"
+            if classes.is_named
+            else f"{known.tolist()}"
+        )
+        raise DataError(
+            f"{where} has labels that are not in its declared classes: expected {expected}. "
+            f"Received {strange[0]}."
+        )
+    return index
+
+
+def _check_trained(listing: Listing, name: str) -> None:
+    """A label that only the test part has can't be learned."""
+    if listing.train is None:
+        return
+    counts = count_per_class(listing.train.labels, len(listing.classes))
+    empty = [label for label, count in zip(listing.classes, counts, strict=True) if not count]
+    if empty:
+        raise DataError(
+            f"{name!r} has no training example of the label {empty[0]}, but y_test has. Remove it there, or "
+            "name the classes with --classes."
+        )

@@ -1,0 +1,108 @@
+"""What a data set is before anything is decoded: files or arrays with their labels, in parts."""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from worker.data.classes import Declared
+
+Labels = npt.NDArray[np.int64]
+Array = npt.NDArray[Any]
+
+_PATIENT = re.compile(r"(person\d+|(?:NORMAL\d*-)?IM-\d+)(?=[-_.]|$)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ImageFiles:
+    """One part (train or test) of a folder of images.
+
+    Attributes:
+        paths: The files, sorted by class and name.
+        inner: Each one's path below its class folder.
+        labels: (n,) the class index of each.
+        patients: Whose picture each is, as far as that is known; any text that tells them apart.
+    """
+
+    paths: tuple[Path, ...]
+    inner: tuple[Path, ...]
+    labels: Labels
+    patients: tuple[str, ...] = ()
+
+    def grouped(self, patients: tuple[str, ...]) -> "ImageFiles":
+        """The same files with their patients."""
+        return replace(self, patients=patients)
+
+    def take(self, index: Labels) -> "ImageFiles":
+        """The files at these positions."""
+        return ImageFiles(
+            paths=tuple(self.paths[i] for i in index),
+            inner=tuple(self.inner[i] for i in index),
+            labels=self.labels[index],
+            patients=tuple(self.patients[i] for i in index),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LabelledArrays:
+    """One part (train or test) of a data set in arrays.
+
+    Attributes:
+        x: (n, ...) examples as they were given.
+        labels: (n,) the class index of each.
+        values: (n,) the labels as they were given.
+    """
+
+    x: Array
+    labels: Labels
+    values: Array
+
+    @property
+    def patients(self) -> None:
+        """Arrays don't tell whose examples they hold."""
+        return
+
+    def take(self, index: Labels) -> "LabelledArrays":
+        """The examples at these positions."""
+        return LabelledArrays(x=self.x[index], labels=self.labels[index], values=self.values[index])
+
+
+Subset = ImageFiles | LabelledArrays
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Listing:
+    """A data set as it lies there.
+
+    Attributes:
+        classes: Class names; labels are indices into it.
+        train: The training part; None if there is only test/.
+        test: The test part, if there is one.
+        has_parts: Whether folders of images lie under train/ and test/.
+        declared: The classes as somebody said them, if so: sites may lack some, and keep names and order.
+    """
+
+    classes: tuple[str, ...]
+    train: Subset | None
+    test: Subset | None
+    has_parts: bool = False
+    declared: Declared | None = None
+
+
+def patient_of(filename: str) -> str:
+    """The patient in an X-ray's name: personN, IM-NNNN or NORMAL2-IM-NNNN; else the name itself."""
+    match = _PATIENT.match(filename)
+    return match.group(1) if match else filename
+
+
+def first_line(exc: BaseException) -> str:
+    """What another library says, short enough for one line of ours."""
+    return (str(exc).strip().splitlines() or [type(exc).__name__])[0].rstrip(".") + "."
+
+
+def count_per_class(labels: Labels, num_classes: int) -> Labels:
+    """(num_classes,) examples of each class."""
+    return np.bincount(labels, minlength=num_classes).astype(np.int64)

@@ -1,0 +1,99 @@
+"""A saved model is opened here, and only after its description has been found harmless."""
+
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from broker.errors import DataError, ModelError
+from broker.model.archive import read_config
+from broker.model.card import ModelCard, read_card
+from broker.model.head import num_outputs
+from broker.model.likeness import PIXELS, is_other_scale, scale_difference
+from broker.wire.tensors import InputFacts
+from worker.data.images import Shape
+from worker.data.listing import first_line
+from worker.tensorflow import load_keras
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LoadedModel:
+    """A model ready for use.
+
+    Attributes:
+        model: The Keras model, compiled as it was saved.
+        card: What it says about itself; None for a model from elsewhere.
+        shape: What one example must look like.
+        classes: Class names; for a model without card "0", "1" and so on.
+    """
+
+    model: Any
+    card: ModelCard | None
+    shape: Shape
+    classes: tuple[str, ...]
+
+
+def load_model(path: Path) -> LoadedModel:
+    """Open a `.keras` file.
+
+    Raises:
+        ModelError: It is missing, damaged, not a Keras file, or holds what isn't built into Keras.
+    """
+    _check_name(path)
+    read_config(path)
+    card = read_card(path)
+    keras = load_keras()
+    try:
+        with warnings.catch_warnings():
+            # The optimizer's own variables may be missing: a model that is only used needs none.
+            warnings.filterwarnings("ignore", category=UserWarning, module="keras")
+            model = keras.saving.load_model(path, safe_mode=True)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, zipfile.BadZipFile) as exc:
+        raise ModelError(
+            f"Can't load the model {str(path)!r}: {first_line(exc)} Save or download it again."
+        ) from exc
+    shape = _input_shape(model, path)
+    _check_card(card, model, shape, path)
+    names = tuple(str(label) for label in range(max(2, num_outputs(model))))
+    return LoadedModel(model=model, card=card, shape=shape, classes=card.classes if card else names)
+
+
+def check_scale(card: ModelCard | None, inputs: InputFacts | None, shape: Shape) -> str | None:
+    """How data differ from what a model was trained on, in words, or None.
+
+    Raises:
+        DataError: They are images of another scale: the model's answers would be as sure as they are wrong.
+    """
+    if card is None or card.inputs is None or inputs is None:
+        return None
+    difference = scale_difference(inputs, card.inputs, "the values here", "the model was trained on ones")
+    if difference and inputs == PIXELS and is_other_scale(inputs, card.inputs, shape):
+        raise DataError(f"Images don't fit this model: {difference}. Give it arrays of that scale.")
+    return difference
+
+
+def _check_name(path: Path) -> None:
+    expected = "Expected a model saved by Keras as FILE.keras."
+    if not path.is_file():
+        raise ModelError(f"There is no model at {str(path)!r}. {expected} Check the path.")
+    if path.suffix != ".keras":
+        raise ModelError(f"Can't load the model {str(path)!r}: its name ends in {path.suffix!r}. {expected}")
+
+
+def _input_shape(model: Any, path: Path) -> Shape:
+    shape = model.input_shape
+    if not isinstance(shape, tuple) or not shape or any(not isinstance(size, int) for size in shape[1:]):
+        raise ModelError(f"The model {str(path)!r} takes {shape}. Expected one input of a fixed shape.")
+    return tuple(shape[1:])
+
+
+def _check_card(card: ModelCard | None, model: Any, shape: Shape, path: Path) -> None:
+    if card is None:
+        return
+    outputs = num_outputs(model)
+    if card.shape != shape or (len(card.classes) != outputs and (len(card.classes), outputs) != (2, 1)):
+        raise ModelError(
+            f"The card in {str(path)!r} belongs to another model: it says {card.shape} and "
+            f"{list(card.classes)}, the model takes {shape} and gives {outputs} numbers."
+        )

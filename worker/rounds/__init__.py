@@ -1,0 +1,12 @@
+"""Taking part: from a round start that comes in to an update that goes out.
+
+Contents:
+    round_starts   round starts put together from their parts
+    uploading      an update on its way
+    participant    the answer to one round start
+    failures       what of an exception is told to the coordinator
+    hand_over      what is to be done next, handed from thread to thread
+    listener       the thread that hears
+    worker_loop    the thread that trains and uploads
+    start          from the command line to a worker that takes part
+"""

@@ -1,0 +1,167 @@
+"""What a worker's process is to do next, handed from the thread that receives to the one that trains."""
+
+import queue
+import threading
+from dataclasses import dataclass, field
+
+from broker.wire.messages import RoundKey, RoundStart
+from broker.wire.tensors import Vector
+from worker.rounds.uploading import KeptUpdate
+
+
+@dataclass(slots=True, kw_only=True)
+class RoundJob:
+    """Answer one round start for one logical worker.
+
+    Attributes:
+        held: The newest attempt at this round that was received; the answer names it.
+        stop: Set when the round has closed, or a newer one has come.
+    """
+
+    worker: str
+    start: RoundStart
+    weights: Vector
+    held: RoundKey
+    stop: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadJob:
+    """Publish a kept update once more."""
+
+    worker: str
+    update: KeptUpdate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeclineJob:
+    """Tell the coordinator that a round can't be answered: its start can't be taken."""
+
+    worker: str
+    held: RoundKey
+    reason: str
+
+
+Job = RoundJob | UploadJob | DeclineJob
+
+
+class HandOver:
+    """The one place where both threads meet.
+
+    Attributes:
+        current: The round each logical worker is busy with or has answered.
+        updates: The update each keeps until its round is closed.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self.current: dict[str, RoundJob] = {}
+        self.updates: dict[str, KeptUpdate] = {}
+        self.failure: Exception | None = None
+        self.is_run_over = threading.Event()
+        self._spare: Vector | None = None
+
+    def take_spare(self) -> Vector | None:
+        """The memory of the last update that is done with, to receive weights into: fresh pages are dear."""
+        with self.lock:
+            spare, self._spare = self._spare, None
+            return spare
+
+    def held(self, worker: str) -> RoundKey | None:
+        """The open round whose start this worker has whole."""
+        with self.lock:
+            job = self.current.get(worker)
+            return job.held if job else None
+
+    def announced(self, worker: str) -> str | None:
+        """The upload_id of its kept update, once the broker has the announcement."""
+        with self.lock:
+            update = self.updates.get(worker)
+            return update.announced if update else None
+
+    def begin(self, job: RoundJob) -> None:
+        """A round start is complete: train it, or answer a further attempt with what is there."""
+        with self.lock:
+            known = self.current.get(job.worker)
+            if known is not None and _is_same_round(known, job):
+                known.held = job.held
+                update = self.updates.get(job.worker)
+                if update is not None:
+                    update.at_attempt(job.held)
+                    self.jobs.put(UploadJob(worker=job.worker, update=update))
+                return
+            self._drop(job.worker)
+            self.current[job.worker] = job
+        self.jobs.put(job)
+
+    def decline(self, worker: str, held: RoundKey, reason: str) -> None:
+        """A round start can't be taken: what went on for an older one ends, and the coordinator is told."""
+        with self.lock:
+            self._drop(worker)
+        self.jobs.put(DeclineJob(worker=worker, held=held, reason=reason))
+
+    def close(self, worker: str, run_id: str, round_number: int | None) -> bool:
+        """A round (None: any of this run) is over for this worker; whether it was still busy with it."""
+        with self.lock:
+            job = self.current.get(worker)
+            if (
+                job is None
+                or job.start.run_id != run_id
+                or round_number not in (None, job.start.round_number)
+            ):
+                return False
+            was_busy = worker not in self.updates
+            self._drop(worker)
+            if round_number is None:
+                self._spare = None  # nothing is held while nothing goes on
+            return was_busy
+
+    def fail(self, failure: Exception) -> None:
+        """The receiving thread can't go on: the other one shall raise this, and train no longer for that."""
+        self.failure = failure
+        self.stop_all()
+
+    def stop_all(self) -> None:
+        """The process is to end: no training goes on."""
+        with self.lock:
+            for job in self.current.values():
+                job.stop.set()
+
+    def _drop(self, worker: str) -> None:
+        job = self.current.pop(worker, None)
+        if job is not None:
+            job.stop.set()
+        update = self.updates.pop(worker, None)
+        if update is not None and update.announced and update.vector is not None:
+            self._spare = update.vector
+
+    def keep(self, job: RoundJob, update: KeptUpdate) -> bool:
+        """Keep an update until its round closes; False when that has happened already."""
+        with self.lock:
+            if self.current.get(job.worker) is not job:
+                return False
+            update.at_attempt(job.held)
+            self.updates[job.worker] = update
+            return True
+
+    def begin_upload(self, update: KeptUpdate) -> bool:
+        """Whether this update's round is still open; its memory is then not given away before it is announced."""
+        with self.lock:
+            is_kept = self.updates.get(update.worker) is update
+            if is_kept:
+                update.note_uploading()
+            return is_kept
+
+    def upload_again(self, worker: str) -> bool:
+        """Publish the kept update once more; False when there is none."""
+        with self.lock:
+            update = self.updates.get(worker)
+            if update is not None:
+                self.jobs.put(UploadJob(worker=worker, update=update))
+            return update is not None
+
+
+def _is_same_round(known: RoundJob, job: RoundJob) -> bool:
+    a, b = known.start, job.start
+    return (a.run_id, a.round_number, a.mode) == (b.run_id, b.round_number, b.mode)

@@ -1,0 +1,159 @@
+"""Answers one round start: measures the global model, trains on the worker's own data, and gives the difference."""
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from broker.wire.messages import RoundStart
+from broker.wire.tensors import Array, Vector, flatten_first, sections_of, unflatten
+from worker.data.data_set import Dataset, Examples
+from worker.learning.terms import require_known
+from worker.learning.training import LocalModel, TrainingProgress
+from worker.rounds.uploading import Measured
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[TrainingProgress], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Participant:
+    """One logical worker: its name and its own data."""
+
+    name: str
+    data: Dataset
+    evaluate_only: bool = False
+
+    def trains_in(self, start: RoundStart) -> bool:
+        """Whether a round start asks this worker for an update."""
+        return start.mode == "train" and not self.evaluate_only
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """A worker's answer: what travels up (see `KeptUpdate`; None when it only measured), and the measures.
+
+    The vector is given away: once its round is over, the weights of another are received into it.
+    """
+
+    vector: Vector | None
+    measured: Measured
+
+
+class Trainer(Protocol):
+    """What turns a round start into an answer."""
+
+    def warm_up(self) -> None:
+        """Do what takes long and needs no round: import the training library."""
+
+    def answer(
+        self,
+        participant: Participant,
+        start: RoundStart,
+        weights: Vector,
+        stop: threading.Event,
+        report: Report,
+    ) -> Trained | None:
+        """Train and measure; None when `stop` was set before the end.
+
+        Raises:
+            ModelError: The model is not allowed or can't be built.
+            DataError: The data does not fit the model.
+        """
+
+
+def seed_of(start: RoundStart, worker: str) -> int:
+    """The seed of one worker's training in one round: a restarted worker computes what the first one would have."""
+    text = f"{start.settings.seed}/{start.round_number}/{worker}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
+
+
+class KerasTrainer:
+    """Trains with Keras; a model is built and compiled once, and used for every round and every logical worker.
+
+    Args:
+        deterministic: Same seed, same data, same bits, whatever the coordinator asks for.
+    """
+
+    def __init__(self, *, deterministic: bool = False) -> None:
+        self._deterministic = deterministic
+        self._model: LocalModel | None = None
+        self._model_json = ""
+
+    def warm_up(self) -> None:
+        """Import TensorFlow."""
+        from worker.tensorflow import load_keras
+
+        load_keras()
+
+    def answer(
+        self,
+        participant: Participant,
+        start: RoundStart,
+        weights: Vector,
+        stop: threading.Event,
+        report: Report,
+    ) -> Trained | None:
+        """Measure the global model, then train from it."""
+        begun = time.monotonic()
+        if participant.trains_in(start):
+            require_known(start.settings.terms)
+        model = self._model_for(start)
+        seed = seed_of(start, participant.name)
+        test = self._test_examples(participant, start, model, seed)
+        values = unflatten(start.layout, weights, start.integers)
+        found = model.evaluate(values, test) if len(test) else None
+        if stop.is_set():
+            return None
+        result, vector = None, None
+        if participant.trains_in(start):
+            examples = participant.data.sample(
+                model.input_shape, start.settings.examples_per_class, np.random.default_rng([seed, 3])
+            )
+            validation = test if len(test) else None
+            result = model.train(
+                values, examples, validation, start.settings, seed=seed, stop=stop, report=report
+            )
+            if not result.finished:
+                return None
+            vector = _difference(result.weights, weights, start)
+        measured = Measured(
+            num_examples=result.num_examples if result else 0,
+            metrics=result.metrics if result else {},
+            states=result.states if result else {},
+            global_metrics=found.metrics if found else {},
+            global_states=found.states if found else {},
+            counts=found.counts if found else None,
+            num_test_examples=len(test),
+            seconds=time.monotonic() - begun,
+        )
+        return Trained(vector=vector, measured=measured)
+
+    def _test_examples(
+        self, participant: Participant, start: RoundStart, model: LocalModel, seed: int
+    ) -> Examples:
+        per_class = start.settings.examples_per_class
+        return participant.data.sample_test(model.input_shape, per_class, np.random.default_rng([seed, 4]))
+
+    def _model_for(self, start: RoundStart) -> LocalModel:
+        if self._model is None or (self._model_json, self._model.layout) != (start.model, start.layout):
+            deterministic = self._deterministic or start.settings.deterministic
+            self._model = None
+            self._model = LocalModel(start.model, start.layout, deterministic=deterministic)
+            self._model_json = start.model
+        return self._model
+
+
+def _difference(trained: list[Array], weights: Vector, start: RoundStart) -> Vector:
+    """What travels up, float32 of shape (U,): statistics are no steps from a former value, and go as they are."""
+    sections = sections_of(start.layout)
+    vector = flatten_first(trained, start.layout, sections.num_up)
+    moved = vector[: sections.num_trainable]
+    np.subtract(moved, weights[: sections.num_trainable], out=moved)
+    return vector

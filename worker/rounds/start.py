@@ -1,0 +1,86 @@
+"""From the command line to a worker that takes part: connect, serve, leave."""
+
+import logging
+import os
+import sys
+from dataclasses import dataclass
+
+from broker.command import Stop
+from broker.errors import EXIT_DONE, BrokerUnreachable
+from broker.link.address import without_password
+from broker.link.rabbitmq.rabbit_link import LinkSettings, RabbitLink
+from broker.logs import LogContext
+from worker.console import Console
+from worker.rounds.participant import KerasTrainer, Participant
+from worker.rounds.worker_loop import WorkerLoop
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkTo:
+    """Where the broker is, and what this process is called there."""
+
+    amqp_url: str
+    name: str
+
+
+def take_part(
+    participants: list[Participant],
+    link_to: LinkTo,
+    log: LogContext,
+    *,
+    task: str | None,
+    once: bool,
+    deterministic: bool,
+    connect_seconds: float,
+    is_swarm: bool = False,
+) -> None:
+    """Connect and serve until told to stop."""
+    with Stop() as stop:
+        link = RabbitLink(
+            LinkSettings(
+                amqp_url=link_to.amqp_url,
+                name=link_to.name,
+                connect_seconds=connect_seconds,
+                stop=stop.event,
+            )
+        )
+        if not _is_open(link, stop):
+            return
+        try:
+            logger.info("Connected to %s; registering %s.", without_password(link_to.amqp_url), link_to.name)
+            WorkerLoop(
+                link,
+                participants,
+                KerasTrainer(deterministic=deterministic),
+                stop=stop.event,
+                log=log,
+                console=Console(),
+                task=task,
+                once=once,
+                is_swarm=is_swarm,
+            ).serve()
+        finally:
+            link.close()
+    if stop.signal_number is not None:
+        _end_process()
+
+
+def _is_open(link: RabbitLink, stop: Stop) -> bool:
+    """Connect; False when told to stop before the broker answered."""
+    try:
+        link.open()
+    except BrokerUnreachable:
+        if stop.event.is_set():
+            return False
+        raise
+    return True
+
+
+def _end_process() -> None:
+    """Leave without the seconds that TensorFlow takes to be torn down: all is said, sent and closed by now."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_DONE)

@@ -1,0 +1,178 @@
+"""One update, kept from the end of its training to the end of its round: published, and published again if asked."""
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from broker.errors import ModelError
+from broker.link.seam import Outgoing, outgoing
+from broker.wire import names, transfer
+from broker.wire.fields import Binary
+from broker.wire.messages import Part, Precision, RoundKey, UpdateAnnounced
+from broker.wire.messages import encode as encode_message
+from broker.wire.scores import AnswerCounts
+from broker.wire.tensors import INLINE_BYTES, Array, Layout, Vector
+from broker.wire.transfer import Digest, Encoding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What training and measuring gave besides the update itself; see `UpdateAnnounced`."""
+
+    num_examples: int
+    metrics: dict[str, float]
+    global_metrics: dict[str, float]
+    num_test_examples: int
+    seconds: float
+    states: dict[str, Array] = field(default_factory=dict)
+    global_states: dict[str, Array] = field(default_factory=dict)
+    counts: AnswerCounts | None = None
+
+
+class KeptUpdate:
+    """An update that can be uploaded as often as it takes; each upload has an id of its own.
+
+    Args:
+        vector: What travels up, float32 of shape (U,): of trainable weights the difference local minus global,
+            statistics as they are; None when the worker only measured.
+        layout: Of the model.
+        precision: How its values travel.
+        seed: Of int8's stochastic rounding: the same part is encoded to the same bytes every time.
+
+    Raises:
+        ModelError: Training has diverged, and int8 can't tell the coordinator.
+    """
+
+    def __init__(
+        self,
+        worker: str,
+        held: RoundKey,
+        measured: Measured,
+        vector: Vector | None,
+        *,
+        layout: Layout,
+        part_bytes: int,
+        precision: Precision,
+        seed: int,
+    ) -> None:
+        if precision == "int8" and vector is not None and not np.isfinite(vector).all():
+            raise ModelError(
+                "Training has diverged: the update has NaN or infinity. Try a lower learning rate."
+            )
+        self.worker = worker
+        self.held = held
+        self.measured = measured
+        self.vector = vector
+        self._encoding = Encoding() if vector is None else Encoding.of(vector, layout, precision)
+        self._seed = seed
+        is_inline = vector is None or vector.nbytes <= INLINE_BYTES
+        self._places = [] if vector is None or is_inline else list(transfer.slices(vector.size, part_bytes))
+        self._digest = Digest()
+        self._upload_id = ""
+        self._is_announced = False
+
+    def at_attempt(self, held: RoundKey) -> None:
+        """Answer a later attempt at the same round with the same update."""
+        self.held = held
+        self._is_announced = False
+
+    @property
+    def announced(self) -> str | None:
+        """The upload_id that the broker has an announcement of."""
+        return self._upload_id if self._is_announced else None
+
+    def note_uploading(self) -> None:
+        """A new upload begins, with an id of its own; what was announced before no longer counts."""
+        self._upload_id, self._is_announced = secrets.token_hex(8), False
+        self._digest = Digest()
+
+    def note_announced(self) -> None:
+        """The broker confirmed the announcement."""
+        self._is_announced = True
+
+    @property
+    def num_parts(self) -> int:
+        """How many parts it travels in; 0 when it rides inside its announcement."""
+        return len(self._places)
+
+    def parts(self) -> Iterator[Outgoing]:
+        """The parts of the upload that was begun, encoded one by one as they are published."""
+        key = names.upload_queue(self.worker)
+        return (
+            Outgoing(key=key, body=_PartBody(self, self._upload_id, index), message_type=Part.TYPE)
+            for index in range(len(self._places))
+        )
+
+    def part(self, upload_id: str, index: int) -> bytes:
+        """One part's body."""
+        data = self._encoded(index)
+        self._digest.add(index, data)
+        return encode_message(
+            Part(
+                run_id=self.held.run_id,
+                round_number=self.held.round_number,
+                transfer_id=upload_id,
+                index=index,
+                count=len(self._places),
+                precision=self._encoding.precision,
+                data=data,
+            )
+        )
+
+    def _encoded(self, index: int) -> Binary:
+        assert self.vector is not None  # noqa: S101 - an update without a vector has no parts
+        place = self._places[index] if self._places else slice(0, self.vector.size)
+        return self._encoding.encode(self.vector, place, np.random.default_rng([self._seed, index]))
+
+    def announcement(self) -> Outgoing:
+        """What tells the coordinator, once the parts are confirmed."""
+        message = UpdateAnnounced(
+            worker=self.worker,
+            run_id=self.held.run_id,
+            round_number=self.held.round_number,
+            attempt=self.held.attempt,
+            upload_id=self._upload_id,
+            num_examples=self.measured.num_examples,
+            metrics=self.measured.metrics,
+            states=self.measured.states,
+            global_metrics=self.measured.global_metrics,
+            global_states=self.measured.global_states,
+            counts=self.measured.counts,
+            num_test_examples=self.measured.num_test_examples,
+            precision=self._encoding.precision,
+            scales=self._encoding.scales,
+            parts=len(self._places),
+            update=None,
+            digest=self._digest.hex(),
+            seconds=self.measured.seconds,
+        )
+        if self.vector is not None and not self._places:
+            data = self._encoded(0)
+            digest = Digest()
+            digest.add(0, data)
+            message = replace(message, update=bytes(data), digest=digest.hex())
+        return outgoing(message, names.COORDINATOR)
+
+    def lost_in_encoding(self) -> Vector | None:
+        """What the precision cut off, float32 of shape (U,): added to the next update (error feedback).
+
+        Karimireddy et al. 2019, "Error Feedback Fixes SignSGD and other Gradient Compression Schemes", algorithm 1.
+        """
+        if self.vector is None or self._encoding.precision == "float32":
+            return None
+        decoded = np.empty_like(self.vector)
+        for index, place in enumerate(self._places or [slice(0, self.vector.size)]):
+            self._encoding.decode(self._encoded(index), place, decoded[place])
+        return np.subtract(self.vector, decoded, out=decoded)
+
+
+class _PartBody:
+    """Encodes one part when it is published, so that the update is not held twice."""
+
+    def __init__(self, update: KeptUpdate, upload_id: str, index: int) -> None:
+        self._update, self._upload_id, self._index = update, upload_id, index
+
+    def __call__(self) -> bytes:
+        return self._update.part(self._upload_id, self._index)

@@ -1,0 +1,320 @@
+"""A worker's process over the broker: the main thread trains and uploads, the postbox hears."""
+
+import logging
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Iterable
+
+from broker.errors import BrokerError, LinkLost, WarrenError
+from broker.link.publisher import Publisher
+from broker.link.seam import Link, Queue, outgoing, upload_queue, worker_queue
+from broker.logs import LogContext
+from broker.model.likeness import scale_difference
+from broker.wire import names
+from broker.wire.messages import Declined, Left, Progress, RoundKey, RoundStart
+from broker.wire.tensors import Vector
+from worker.console import Console
+from worker.learning.training import TrainingProgress
+from worker.rounds.failures import told
+from worker.rounds.hand_over import DeclineJob, HandOver, Job, RoundJob, UploadJob
+from worker.rounds.listener import Listener
+from worker.rounds.participant import Participant, Trained, Trainer, seed_of
+from worker.rounds.uploading import KeptUpdate
+
+logger = logging.getLogger(__name__)
+
+_WAIT_SECONDS = 0.5
+_PROGRESS_SECONDS = 1.0
+_SWARM_PREFETCH = 2
+_OUTBOX_SECONDS = 0.2
+
+
+class WorkerLoop:
+    """All logical workers of one process, on one link.
+
+    Args:
+        participants: One for `worker run`; a swarm has many, which answer one after the other.
+        once: Leave after the first run.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        participants: Iterable[Participant],
+        trainer: Trainer,
+        *,
+        stop: threading.Event,
+        log: LogContext,
+        console: Console,
+        task: str | None = None,
+        once: bool = False,
+        is_swarm: bool = False,
+    ) -> None:
+        self._link = link
+        self._participants = {participant.name: participant for participant in participants}
+        self._trainer = trainer
+        self._stop = stop
+        self._log = log
+        self._console = console
+        self._once = once
+        self._is_swarm = is_swarm
+        self._publisher = Publisher(link, stop)
+        self._hand_over = HandOver()
+        self._listener = Listener(
+            link, self._participants, self._hand_over, stop, task=task, acks_early=is_swarm
+        )
+        self._progress_at = float("-inf")
+        self._told_odd: set[tuple[str, str]] = set()
+        self._is_progress_off = False
+        self._residuals: dict[str, Vector] = {}
+        self._outbox: list[KeptUpdate] = []
+        self._outbox_at = float("-inf")
+
+    def serve(self) -> None:
+        """Take part until told to stop (or, with `once`, until a run is over); then, or after a bug, say so and leave.
+
+        Raises:
+            NameInUse: Another process reads this name's queue.
+            DataError: The coordinator refused this worker.
+        """
+        self._link.declare([*map(worker_queue, self._participants), *map(upload_queue, self._participants)])
+        prefetch = _SWARM_PREFETCH if self._is_swarm else 0
+        self._link.consume([*map(names.worker_queue, self._participants)], prefetch=prefetch)
+        self._listener.start()
+        try:
+            self._trainer.warm_up()
+            while not self._is_over():
+                self._turn()
+        finally:
+            # Nothing is said after Left; a process that waits behind another of its name has nothing to take back.
+            if self._listener.end():
+                self._leave()
+            if self._is_swarm:
+                self._delete_queues()
+
+    def _is_over(self) -> bool:
+        if self._hand_over.failure is not None:
+            raise self._hand_over.failure
+        return self._stop.is_set() or (self._once and self._hand_over.is_run_over.is_set())
+
+    def _turn(self) -> None:
+        try:
+            job = self._hand_over.jobs.get(timeout=0 if self._outbox else _WAIT_SECONDS)
+        except queue.Empty:
+            job = None
+        try:
+            self._do(job)
+        except LinkLost as exc:
+            logger.debug("Left unsent: %s", exc)
+
+    def _do(self, job: Job | None) -> None:
+        if isinstance(job, UploadJob):
+            self._upload([job.update])
+        elif isinstance(job, DeclineJob):
+            self._decline(job.worker, job.held, job.reason)
+        elif job is not None and not job.stop.is_set():
+            self._answer(job)
+        if self._outbox and (job is None or time.monotonic() - self._outbox_at > _OUTBOX_SECONDS):
+            updates, self._outbox = self._outbox, []
+            self._upload(updates)
+
+    def _leave(self) -> None:
+        left = [outgoing(Left(worker=worker), names.COORDINATOR) for worker in self._participants]
+        if self._publisher.try_send(left):
+            logger.info("Left.")
+
+    def _delete_queues(self) -> None:
+        """Leave nothing behind, unless another swarm of this name waits to read it; an exit code says nothing of it."""
+        read = [names.worker_queue(worker) for worker in self._participants]
+        uploads = [names.upload_queue(worker) for worker in self._participants]
+        try:
+            self._link.cancel(read)
+            if not self._link.consumers(read[0]):
+                self._link.delete(read + uploads)
+        except BrokerError as exc:
+            logger.warning("%d queues of this swarm may be left at the broker: %s", 2 * len(read), exc)
+
+    # --- one round -----------------------------------------------------------------------------------------
+
+    def _answer(self, job: RoundJob) -> None:
+        """Train, keep the update, upload it."""
+        try:
+            update = self._trained(job)
+        except Exception as exc:  # noqa: BLE001 - also a bug is told, and not waited for until the deadline
+            self._decline(job.worker, job.held, told(exc), exc)
+            return
+        finally:
+            self._console.end()
+        if update is not None and self._hand_over.keep(job, update):
+            self._upload_first(update)
+
+    def _trained(self, job: RoundJob) -> KeptUpdate | None:
+        participant = self._participants[job.worker]
+        self._tell_start(participant, job.start)
+        trained = self._trainer.answer(
+            participant, job.start, job.weights, job.stop, lambda progress: self._report(job, progress)
+        )
+        if trained is None:
+            logger.info("Stopped training round %d.", job.start.round_number)
+            return None
+        update = self._updated(job, trained)
+        self._tell_end(job.start, trained)
+        return update
+
+    def _updated(self, job: RoundJob, trained: Trained) -> KeptUpdate:
+        settings = job.start.settings
+        update = KeptUpdate(
+            job.worker,
+            job.held,
+            trained.measured,
+            self._with_residual(job.worker, trained.vector),
+            layout=job.start.layout,
+            part_bytes=job.start.part_bytes,
+            precision=settings.precision,
+            seed=seed_of(job.start, job.worker) if settings.deterministic else secrets.randbits(32),
+        )
+        if not settings.deterministic:
+            residual = update.lost_in_encoding()
+            if residual is not None:
+                self._residuals[job.worker] = residual
+        return update
+
+    def _with_residual(self, worker: str, vector: Vector | None) -> Vector | None:
+        """Add what the precision cut off the last update (error feedback)."""
+        residual = self._residuals.pop(worker, None)
+        if vector is None or residual is None or residual.shape != vector.shape:
+            return vector
+        return vector + residual
+
+    def _upload_first(self, update: KeptUpdate) -> None:
+        """Upload at once; a swarm's small updates are gathered for a moment and published together."""
+        if not self._is_swarm or update.num_parts:
+            self._upload([update])
+            return
+        if not self._outbox:
+            self._outbox_at = time.monotonic()
+        self._outbox.append(update)
+
+    def _upload(self, updates: list[KeptUpdate]) -> None:
+        """Publish updates; one that can't be, for it can't be encoded, is declined, and holds up no other."""
+        try:
+            self._publish(updates)
+        except BrokerError:
+            raise
+        except Exception as exc:  # noqa: BLE001 - also a bug is told, and not waited for until the deadline
+            if len(updates) > 1:
+                for update in updates:
+                    self._upload([update])
+            else:
+                self._decline(updates[0].worker, updates[0].held, told(exc), exc)
+
+    def _publish(self, updates: list[KeptUpdate]) -> None:
+        """Publish the parts, then announce them; an upload queue that is gone is made again."""
+        while not self._stop.is_set():
+            updates = [update for update in updates if self._hand_over.begin_upload(update)]
+            if not updates:
+                return
+            if not self._publisher.send([part for update in updates for part in update.parts()]):
+                self._redeclare([upload_queue(update.worker) for update in updates])
+            elif self._publisher.send([update.announcement() for update in updates]):
+                for update in updates:
+                    update.note_announced()
+                logger.debug("The coordinator's queue has %d updates.", len(updates))
+                return
+            self._stop.wait(_WAIT_SECONDS)
+
+    def _redeclare(self, queues: list[Queue]) -> None:
+        try:
+            self._link.declare(queues)
+        except BrokerError as exc:
+            logger.debug("Declared again in a moment: %s", exc)
+
+    def _decline(self, worker: str, held: RoundKey, reason: str, error: Exception | None = None) -> None:
+        """Tell the coordinator; the traceback of what nobody expected stays in this log."""
+        bug = None if isinstance(error, WarrenError) else error
+        logger.error("Can't answer round %d: %s", held.round_number, reason, exc_info=bug)
+        declined = Declined(
+            worker=worker,
+            run_id=held.run_id,
+            round_number=held.round_number,
+            attempt=held.attempt,
+            reason=reason[:2000],
+        )
+        self._publisher.send([outgoing(declined, names.COORDINATOR)])
+        # Should the word be lost, or another attempt come, the round start is new to this worker.
+        self._hand_over.close(worker, held.run_id, held.round_number)
+
+    # --- the story -----------------------------------------------------------------------------------------
+
+    def _tell_start(self, participant: Participant, start: RoundStart) -> None:
+        self._log.update(run=start.run_id, round=start.round_number)
+        self._tell_oddity(participant, start)
+        if self._is_swarm:
+            return
+        if not participant.trains_in(start):
+            logger.info("Measuring the model of round %d.", start.round_number - 1)
+            return
+        settings = start.settings
+        rate = "the model's own" if settings.learning_rate is None else f"{settings.learning_rate:g}"
+        logger.info(
+            "Round %d of %d (%s), global weights received. Training started: learning rate %s, epochs %d, "
+            "batch size %d.",
+            start.round_number,
+            start.last_round,
+            start.task,
+            rate,
+            settings.epochs,
+            settings.batch_size,
+        )
+
+    def _tell_oddity(self, participant: Participant, start: RoundStart) -> None:
+        """Say once a run where this site's values are of another scale than those of most sites."""
+        if start.inputs is None or (participant.name, start.run_id) in self._told_odd:
+            return
+        self._told_odd.add((participant.name, start.run_id))
+        difference = (
+            scale_difference(participant.data.inputs, start.inputs) if participant.data.inputs else None
+        )
+        if difference:
+            logger.warning("%s: %s. Bring them to one scale at every site.", participant.name, difference)
+
+    def _tell_end(self, start: RoundStart, trained: Trained) -> None:
+        if self._is_swarm or trained.vector is None:
+            return
+        logger.info(
+            "Round %d trained in %.1f s on %d examples; sending the update.",
+            start.round_number,
+            trained.measured.seconds,
+            trained.measured.num_examples,
+        )
+
+    def _report(self, job: RoundJob, progress: TrainingProgress) -> None:
+        """Tell how far a training is; that this fails is no reason to lose the training."""
+        if self._is_progress_off:
+            return
+        try:
+            self._tell_progress(job, progress)
+        except Exception as exc:
+            self._is_progress_off = True
+            logger.warning("Can't tell how far the training is; no longer tried.", exc_info=exc)
+
+    def _tell_progress(self, job: RoundJob, progress: TrainingProgress) -> None:
+        is_news = not self._is_swarm and progress.batch == progress.batches
+        if not self._is_swarm:
+            self._console.show(progress)
+        if time.monotonic() - self._progress_at < _PROGRESS_SECONDS and not is_news:
+            return
+        self._progress_at = time.monotonic()
+        message = Progress(
+            worker=job.worker,
+            run_id=job.start.run_id,
+            round_number=job.start.round_number,
+            epoch=progress.epoch,
+            epochs=progress.epochs,
+            batch=progress.batch,
+            batches=progress.batches,
+            metrics=progress.metrics,
+        )
+        self._publisher.try_send([outgoing(message, names.COORDINATOR, is_transient=True)])
