@@ -11,6 +11,6 @@ Contents, from the ground up; nothing imports what stands below it on this page:
     play/        A run as it is played over the broker: from the next event to the next model
     launching    the options of a run, wherever it is asked for
     page/        `coordinator serve`: one run after the other, and the pages that show them
-    terminal/    What a person at a terminal sees: the bar of a run, and the answers to `launch` and `status`
+    terminal/    What a person at a terminal sees: the bar of a run, and what comes back of `launch` and `status`
     cli          the command `coordinator`
 """

@@ -18,7 +18,6 @@ the coordinator waits for the broker. From another machine a POST needs the head
 """
 
 import hmac
-import json
 import threading
 import time
 from collections.abc import Iterator
@@ -30,13 +29,15 @@ from werkzeug.exceptions import HTTPException
 
 from broker import web
 from broker.errors import NobodyServes, UsageError, WarrenError
-from coordinator.folder.history import flat_workers, names_of_measures
+from broker.wire.fields import to_plain
+from broker.wire.plain_json import json_text
+from coordinator.folder.history import flat, flat_workers, names_of_measures
 from coordinator.folder.run_index import read_rows
 from coordinator.learning.strategies import STRATEGIES
 from coordinator.page.prometheus import metrics_text
 from coordinator.page.scheduler import Scheduler
 from coordinator.page.snapshot import Snapshot
-from coordinator.play.status import describe_history
+from coordinator.play.status import plain_status
 
 TOKEN_HEADER = "X-Warren-Token"  # noqa: S105 - the header's name
 
@@ -107,9 +108,10 @@ def _show_state() -> Response:
 
 def _current(snapshot: Snapshot, *, is_connected: bool) -> dict[str, Any]:
     """The state with the connection as it is now: a loop that waits for the broker shows nothing new."""
-    broker = {**snapshot.state.get("broker", {}), "is_connected": is_connected}
+    plain = plain_status(snapshot.status) if snapshot.status else {}
+    broker = {**plain.get("broker", {}), "is_connected": is_connected}
     now = round(time.time(), 1)  # a browser's clock may be wrong
-    return {"version": snapshot.version, "now": now, **snapshot.state, "broker": broker}
+    return {"version": snapshot.version, "now": now, **plain, "broker": broker}
 
 
 @_pages.get("/events")
@@ -132,7 +134,7 @@ def _events(page: _Page) -> Iterator[str]:
         is_connected = page.scheduler.is_connected
         if told != (snapshot.version, is_connected):
             told, told_at = (snapshot.version, is_connected), time.monotonic()
-            yield f"id: {snapshot.version}\ndata: {json.dumps(_current(snapshot, is_connected=is_connected))}\n\n"
+            yield f"id: {snapshot.version}\ndata: {json_text(_current(snapshot, is_connected=is_connected))}\n\n"
         elif time.monotonic() - told_at > _KEEP_ALIVE_SECONDS:
             told_at = time.monotonic()
             yield ": still here\n\n"
@@ -140,7 +142,7 @@ def _events(page: _Page) -> Iterator[str]:
 
 @_pages.get("/api/runs")
 def _show_runs() -> Response:
-    return jsonify({"runs": _page().scheduler.run_index.summaries()})
+    return jsonify({"runs": [to_plain(each) for each in _page().scheduler.run_index.summaries()]})
 
 
 @_pages.get("/api/runs/<run>")
@@ -148,13 +150,14 @@ def _show_run(run: str) -> Response:
     """Of the run under way from memory, of an earlier one from its files."""
     scheduler = _page().scheduler
     folder, snapshot = _folder(run), scheduler.latest.snapshot
-    summary = next((each for each in scheduler.run_index.summaries() if each["id"] == run), {"id": run})
+    summary = next((each for each in scheduler.run_index.summaries() if each.id == run), None)
     if snapshot.run == run:
-        history, workers = describe_history(snapshot.history), flat_workers(snapshot.history)
+        history, workers = [flat(row) for row in snapshot.history], flat_workers(snapshot.history)
     else:
         history, workers = read_rows(folder / "history.csv"), read_rows(folder / "workers.csv")
+    told = to_plain(summary) if summary else {"id": run}
     return jsonify(
-        {**summary, "history": history, "workers": workers, "measure_names": names_of_measures(history)}
+        {**told, "history": history, "workers": workers, "measure_names": names_of_measures(history)}
     )
 
 
@@ -186,8 +189,8 @@ def _show_health() -> Response:
 @_pages.get("/metrics")
 def _show_metrics() -> Response:
     scheduler = _page().scheduler
-    state = _current(scheduler.latest.snapshot, is_connected=scheduler.is_connected)
-    text, content_type = metrics_text(state)
+    status = scheduler.latest.snapshot.status
+    text, content_type = metrics_text(status, is_connected=scheduler.is_connected)
     return Response(text, content_type=content_type)
 
 

@@ -10,5 +10,6 @@ Contents:
     run              the rounds over the broker: asks for the next event, and decides
     story            what the log tells of a run
     log_text         how the log says things
-    status           what a person sees of workers and runs, as plain values
+    status           what is told of workers and runs, and its JSON
+    run_view         a run at one moment, and what is to be told of it
 """

@@ -1,6 +1,5 @@
 """The rounds over the broker: invites workers, decides on each event, commits, and goes on after any interruption."""
 
-import json
 import logging
 import secrets
 import threading
@@ -34,7 +33,8 @@ from coordinator.play.inviting import fewest_present, open_record, reinvited
 from coordinator.play.live_round import LiveRound, Tools
 from coordinator.play.log_text import described, listed
 from coordinator.play.round_start import addressed, groups_of
-from coordinator.play.status import Phase, RunView, describe
+from coordinator.play.run_view import Phase, RunView, describe
+from coordinator.play.status import status_json
 from coordinator.play.story import sizes_of, tell_closed, tell_opened, tell_retried, why_not_reached
 from coordinator.play.unacknowledged import Unacknowledged
 from coordinator.presence.session import DeclineCame, Event, Session, UpdateCame, Watch
@@ -567,7 +567,7 @@ class Run:
 
     def _tell(self) -> str:
         members = self._session.roster.members.values()
-        return json.dumps(describe(members, self._session.sightings, self.view()))
+        return status_json(describe(members, self._session.sightings, self.view()))
 
     @property
     def _settings(self) -> TrainingSettings:

@@ -1,205 +1,223 @@
-"""What a person sees of a run and of the workers, as plain values: pure, with time passed in."""
+"""What is told of workers and runs: made once, written as JSON in one place, and read back in one."""
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from broker.wire.messages import Progress, TrainingSettings
-from coordinator.folder.history import Row, flat
-from coordinator.learning.membership import Member
-from coordinator.learning.rounds import Answer, RoundRecord, Verdict
-from coordinator.presence.session import Sighting
-
-Phase = Literal["building", "waiting", "training", "measuring"]
+from broker.errors import ProtocolError
+from broker.wire.fields import from_plain, to_plain
+from broker.wire.plain_json import json_text, read_json
+from coordinator.folder.history import Row, flat, row_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunView:
-    """A run at one moment.
+class ProgressStatus:
+    """How far a worker's training is.
 
     Attributes:
-        folder: The name of its folder.
-        closed_rounds: The number of the last closed round.
-        workers: How many must have joined before the first round.
-        record: Of the open round, if one is.
-        answers: To the open round.
-        seconds_open: How long this attempt has been open.
-        update_bytes: What the accepted updates of the open round weighed on the wire.
-        present: The workers that can train in it now.
-        unfit: Workers that can't take part, with the reason.
+        share: Of all batches of all epochs.
+        metrics: So far; None where it is no number.
     """
 
-    folder: str
-    task: str
-    phase: Phase
-    rounds: int
-    closed_rounds: int
-    workers: int
+    epoch: int
+    epochs: int
+    batch: int
+    batches: int
+    share: float
+    metrics: dict[str, float | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStatus:
+    """One worker.
+
+    Attributes:
+        last_seen: Seconds since 1970.
+        state: In one word.
+        detail: What is to be said about that.
+    """
+
+    name: str
+    is_present: bool
+    task: str | None
+    evaluate_only: bool
+    num_examples: int
+    num_test_examples: int
+    examples_per_class: dict[str, int]
+    last_seen: float | None
+    state: str
+    detail: str | None
+    progress: ProgressStatus | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingsStatus:
+    """How the workers train."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundStatus:
+    """The open round, in numbers of workers.
+
+    Attributes:
+        attempt: From 1.
+        update_bytes: What the accepted updates weighed on the wire.
+    """
+
+    attempt: int
+    invited: int
+    accepted: int
+    rejected: int
     quorum: int
-    classes: tuple[str, ...]
-    record: RoundRecord | None
-    answers: Mapping[str, Answer]
-    seconds_open: float
+    deadline_seconds: float
     update_bytes: int
-    history: list[Row]
-    present: list[str]
-    unfit: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStatus:
+    """The run under way, without its history.
+
+    Attributes:
+        id: The name of its folder.
+        last_round: Told flat, each measure under a name of its own.
+        history_stamp: Another one when the history is another.
+    """
+
+    id: str
+    task: str
+    phase: str
+    round: int
+    closed_rounds: int
+    rounds: int
+    workers_wanted: int
+    workers_present: int
+    quorum: int
     is_stopping: bool
-    settings: TrainingSettings
     strategy: str
+    settings: SettingsStatus
+    open_round: RoundStatus | None
+    last_round: Row | None
+    history_stamp: str
 
 
-def describe(
-    members: Iterable[Member], sightings: Mapping[str, Sighting], view: RunView | None
-) -> dict[str, Any]:
-    """What goes on at a coordinator: the workers, and the run under way."""
-    return {
-        "workers": describe_workers(members, sightings, view),
-        "run": describe_run(view) if view else None,
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerStatus:
+    """The broker, as the page shows it.
+
+    Attributes:
+        address: Without its password.
+        management: The address of RabbitMQ's own page.
+    """
+
+    address: str
+    management: str
+    is_connected: bool = False
 
 
-def describe_workers(
-    members: Iterable[Member], sightings: Mapping[str, Sighting], view: RunView | None
-) -> list[dict[str, Any]]:
-    """One entry a worker, in the order of their names."""
-    late = _late_in_last_round(view)
-    return [
-        _describe(member, sightings.get(member.worker), view, is_late=member.worker in late)
-        for member in sorted(members, key=lambda member: _natural(member.worker))
-    ]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndedRun:
+    """How a run ended, and why if it failed."""
+
+    id: str
+    task: str
+    outcome: str
+    reason: str | None
 
 
-def _natural(name: str) -> tuple[str, int]:
-    """site.2 comes before site.10."""
-    stem = name.rstrip("0123456789")
-    return stem, int(name[len(stem) :] or 0)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskStatus:
+    """A task that can be launched.
+
+    Attributes:
+        num_able: How many present workers can train it.
+        last_model: The run whose model a launch goes on from.
+    """
+
+    name: str
+    num_able: int
+    epochs: int
+    batch_size: int
+    learning_rate: float | None
+    last_model: str | None
 
 
-def _late_in_last_round(view: RunView | None) -> frozenset[str]:
-    rows = view.history if view else []
-    return frozenset(rows[-1].late) if rows else frozenset()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """What goes on at a coordinator that plays one run."""
+
+    workers: tuple[WorkerStatus, ...]
+    run: RunStatus | None
 
 
-def _describe(
-    member: Member, sighting: Sighting | None, view: RunView | None, *, is_late: bool
-) -> dict[str, Any]:
-    progress = _current(sighting.progress if sighting else None, view)
-    state, detail = _state(member, progress, view, is_late=is_late)
-    return {
-        "name": member.worker,
-        "is_present": member.is_present,
-        "task": member.task,
-        "evaluate_only": member.evaluate_only,
-        "num_examples": member.num_examples,
-        "num_test_examples": member.num_test_examples,
-        "examples_per_class": dict(zip(member.classes, member.examples_per_class, strict=False)),
-        "last_seen": round(sighting.at, 1) if sighting else None,
-        "state": state,
-        "detail": detail,
-        "progress": _progress(progress) if progress and state == "training" else None,
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingStatus(Status):
+    """What goes on at a coordinator that stays.
+
+    Attributes:
+        is_ready: It is the one coordinator, and takes launches.
+        num_dead: Messages copied to `dead` since its start.
+        runs_stamp: Another one when a run's files have changed.
+    """
+
+    broker: BrokerStatus
+    is_ready: bool
+    last_run: EndedRun | None
+    num_dead: int
+    runs_stamp: int
+    tasks: tuple[TaskStatus, ...]
 
 
-def _current(progress: Progress | None, view: RunView | None) -> Progress | None:
-    """The progress, if it is of the open round."""
-    record = view.record if view else None
-    if progress is None or record is None:
-        return None
-    is_same = (progress.run_id, progress.round_number) == (record.run_id, record.round_number)
-    return progress if is_same else None
+def plain_status(status: Status) -> dict[str, Any]:
+    """A status as it is told: maps, lists, numbers and texts."""
+    plain: dict[str, Any] = to_plain(status)
+    if status.run is not None and status.run.last_round is not None:
+        plain["run"]["last_round"] = flat(status.run.last_round)
+    return plain
 
 
-def _state(
-    member: Member, progress: Progress | None, view: RunView | None, *, is_late: bool
-) -> tuple[str, str | None]:
-    """The state's name, and what is to be said about it."""
-    answer = view.answers.get(member.worker) if view else None
-    if answer is not None and answer.verdict is Verdict.REJECTED:
-        return ("rejected" if answer.upload_id else "declined"), answer.reason
-    if not member.is_present:
-        return "away", "late in the last round" if is_late else None
-    if answer is not None:
-        return "answered", f"after {answer.seconds:.1f} s"
-    if view is not None and member.worker in view.unfit:
-        return "idle", f"takes no part: {view.unfit[member.worker]}"
-    if view is None or view.record is None or member.worker not in view.record.invited:
-        return ("late" if is_late else "idle"), None
-    return _state_invited(view.record, member, progress)
+def status_json(status: Status) -> str:
+    """A status as JSON."""
+    return json_text(plain_status(status))
 
 
-def _state_invited(record: RoundRecord, member: Member, progress: Progress | None) -> tuple[str, str | None]:
-    if record.mode == "evaluate" or member.evaluate_only:
-        return "measuring", None
-    if progress is None:
-        return "invited", None
-    return ("uploading" if _is_trained(progress) else "training"), None
+def read_status(text: str) -> Status:
+    """Read what another process told; what only a later version tells is left out.
+
+    Raises:
+        ProtocolError: It is no status.
+    """
+    told = read_json(text)
+    if not isinstance(told, dict):
+        raise ProtocolError(f"Expected a status, got {type(told).__name__}.")
+    kind = ServingStatus if "broker" in told else Status
+    status: Status = from_plain(kind, _with_nested_row(_known(kind, told)), "status")
+    return status
 
 
-def _is_trained(progress: Progress) -> bool:
-    return (progress.epoch, progress.batch) == (progress.epochs, progress.batches)
+def _with_nested_row(told: dict[str, Any]) -> dict[str, Any]:
+    run = told.get("run")
+    if not (isinstance(run, dict) and isinstance(run.get("last_round"), dict)):
+        return told
+    return {**told, "run": {**run, "last_round": row_in(run["last_round"]).plain}}
 
 
-def _progress(progress: Progress) -> dict[str, Any]:
-    done = (progress.epoch - 1) * progress.batches + progress.batch
-    return {
-        "epoch": progress.epoch,
-        "epochs": progress.epochs,
-        "batch": progress.batch,
-        "batches": progress.batches,
-        "share": round(done / max(1, progress.epochs * progress.batches), 3),
-        "metrics": {name: round(value, 4) for name, value in progress.metrics.items()},
-    }
+def _known(kind: type, told: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that this version knows."""
+    hints = typing.get_type_hints(kind)
+    return {name: _known_value(hints[name], value) for name, value in told.items() if name in hints}
 
 
-def describe_run(view: RunView) -> dict[str, Any]:
-    """The run under way, without its history."""
-    settings = view.settings
-    return {
-        "id": view.folder,
-        "task": view.task,
-        "phase": view.phase,
-        "round": view.record.round_number if view.record else view.closed_rounds,
-        "closed_rounds": view.closed_rounds,
-        "rounds": view.rounds,
-        "workers_wanted": view.workers,
-        "workers_present": len(view.present),
-        "quorum": view.quorum,
-        "is_stopping": view.is_stopping,
-        "strategy": view.strategy,
-        "settings": {
-            "epochs": settings.epochs,
-            "batch_size": settings.batch_size,
-            "learning_rate": settings.learning_rate,
-        },
-        "open_round": _open_round(view),
-        "last_round": _last_row(view),
-        "history_stamp": f"{len(view.history)}-{view.history[-1].is_measured:d}" if view.history else "0",
-    }
-
-
-def _last_row(view: RunView) -> dict[str, Any] | None:
-    """The last closed round, and what was measured of its model if that is known already."""
-    rows = describe_history(view.history)
-    return rows[-1] if view.closed_rounds else None
-
-
-def _open_round(view: RunView) -> dict[str, Any] | None:
-    record = view.record
-    if record is None:
-        return None
-    verdicts = [answer.verdict for answer in view.answers.values()]
-    return {
-        "attempt": record.attempt - record.first_attempt + 1,
-        "invited": len(record.invited),
-        "accepted": sum(verdict is Verdict.ACCEPTED for verdict in verdicts),
-        "rejected": sum(verdict is Verdict.REJECTED for verdict in verdicts),
-        "quorum": record.quorum,
-        "deadline_seconds": record.deadline_seconds,
-        "update_bytes": view.update_bytes,
-    }
-
-
-def describe_history(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """The rows without what is kept for each worker, each measure under a name of its own."""
-    return [flat(row) for row in rows]
+def _known_value(hint: Any, value: Any) -> Any:
+    kinds = [each for each in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(each)]
+    kind = next((each for each in kinds if isinstance(each, type) and each is not Row), None)
+    if kind is None:
+        return value
+    if isinstance(value, list):
+        return [_known_value(kind, each) for each in value]
+    return _known(kind, value) if isinstance(value, dict) else value

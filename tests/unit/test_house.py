@@ -228,3 +228,16 @@ def test_a_command_line_starts_without_tensorflow(command: str) -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert answer.stdout.strip() == "[]"
+
+
+def test_the_names_of_measures_stand_in_one_file_of_the_coordinator() -> None:
+    """A column, a chart, a line of the log and the model's card call a measure the same."""
+    ours = {"loss", "balanced_accuracy", "auc", "accuracy", "val_", "central_"}
+    found = {
+        str(path.relative_to(ROOT))
+        for path in sources("coordinator")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in ours
+    }
+    # What Keras is told stands where its models are made.
+    assert found - KERAS_IN_COORDINATOR == {"coordinator/learning/measure_names.py"}

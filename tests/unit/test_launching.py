@@ -63,7 +63,7 @@ def test_a_contradiction_is_refused_before_anything_is_written(tmp_path: Path) -
         make_options("mnist", tmp_path / "run", asked)
 
 
-# The shelf
+# The folder of runs
 
 
 def record(**changes: str) -> LaunchRecord:
@@ -81,12 +81,12 @@ def save_run(place: Path, task: str, rounds: int, launched_at: str, outcome: str
 def test_runs_are_named_after_their_task_and_day(tmp_path: Path) -> None:
     """TASK-DATE-N, whatever a task's name holds."""
     run_index = RunIndex(tmp_path)
-    assert run_index.place_for("mnist", NOON).name == "mnist-20261125-1"
+    assert run_index.folder_for("mnist", NOON).name == "mnist-20261125-1"
     (tmp_path / "mnist-20261125-1").mkdir()
-    assert run_index.place_for("mnist", NOON).name == "mnist-20261125-2"
-    assert run_index.place_for("my.models:build", NOON).name == "my.models-build-20261125-1"
-    assert run_index.place_for("../../etc/x.keras", NOON).name == "x-20261125-1"
-    assert run_index.place_for("../..", NOON).parent == tmp_path
+    assert run_index.folder_for("mnist", NOON).name == "mnist-20261125-2"
+    assert run_index.folder_for("my.models:build", NOON).name == "my.models-build-20261125-1"
+    assert run_index.folder_for("../../etc/x.keras", NOON).name == "x-20261125-1"
+    assert run_index.folder_for("../..", NOON).parent == tmp_path
 
 
 def test_a_task_goes_on_from_the_newest_run_that_closed_a_round(tmp_path: Path) -> None:
@@ -98,8 +98,8 @@ def test_a_task_goes_on_from_the_newest_run_that_closed_a_round(tmp_path: Path) 
     save_run(tmp_path / "d", "other", 5, "2026-11-27")
     assert run_index.last_model("mnist") == tmp_path / "b" / "model.keras"
     assert run_index.last_model("chest-xray") is None
-    assert [each["id"] for each in run_index.summaries()] == ["d", "c", "b", "a"]
-    assert run_index.summaries()[0]["measures"] == {"accuracy": 0.75}
+    assert [each.id for each in run_index.summaries()] == ["d", "c", "b", "a"]
+    assert run_index.summaries()[0].measures == {"accuracy": 0.75}
 
 
 def test_the_run_without_an_outcome_is_the_unfinished_one(tmp_path: Path) -> None:
@@ -133,4 +133,4 @@ def test_a_run_that_a_person_broke_is_left_out(tmp_path: Path) -> None:
     save_run(tmp_path / "a", "mnist", 5, "2026-11-24")
     save_run(tmp_path / "b", "mnist", 5, "2026-11-25")
     (tmp_path / "b" / "run.json").write_text("no json")
-    assert [each["id"] for each in RunIndex(tmp_path).summaries()] == ["a"]
+    assert [each.id for each in RunIndex(tmp_path).summaries()] == ["a"]

@@ -13,6 +13,7 @@ from broker.errors import NobodyServes, UsageError
 from coordinator.folder.run_index import RunIndex
 from coordinator.page.app import TOKEN_HEADER, create_app
 from coordinator.page.snapshot import LatestSnapshot
+from tests.unit.test_status import serving
 
 TOKEN = "correct-horse"
 LOCAL = {"REMOTE_ADDR": "127.0.0.1"}
@@ -153,7 +154,7 @@ def test_events_tell_the_state_at_once_and_the_connection_as_it_is(
     client: FlaskClient, scheduler: FakeScheduler, stop: threading.Event
 ) -> None:
     """A loop that waits for the broker shows nothing new; the stream says that the broker is away all the same."""
-    scheduler.latest.show({"broker": {"is_connected": True}, "workers": []}, None, [])
+    scheduler.latest.show(serving([], {}, None), None, [])
     scheduler.is_connected = False
     events = iter(client.get("/events", environ_base=LOCAL).response)
     assert b"retry" in next(events)  # type: ignore[arg-type]
@@ -165,11 +166,11 @@ def test_events_tell_the_state_at_once_and_the_connection_as_it_is(
     assert state["version"] == 1
 
 
-def test_the_showcase_counts_changes_alone() -> None:
+def test_the_latest_snapshot_counts_changes_alone() -> None:
     """The same state shown again wakes nobody."""
     latest = LatestSnapshot()
-    latest.show({"a": 1}, None, [])
-    latest.show({"a": 1}, None, [])
+    latest.show(serving([], {}, None), None, [])
+    latest.show(serving([], {}, None), None, [])
     assert latest.snapshot.version == 1
     assert latest.wait(0, 1.0).version == 1
     assert latest.wait(1, 0.01).version == 1
