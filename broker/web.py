@@ -5,14 +5,16 @@ import ipaddress
 import logging
 import socket
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from flask import Blueprint
+from flask.json.provider import DefaultJSONProvider
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from broker.errors import UsageError
 from broker.link.address import LOCAL_HOSTS
+from broker.wire.plain_json import json_text
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -60,6 +62,17 @@ def address_of(listener: socket.socket, host: str) -> str:
     """What to type into a browser on this machine."""
     name = "localhost" if host in ANY_ADDRESS else host
     return f"http://{f'[{name}]' if ':' in name else name}:{listener.getsockname()[1]}"
+
+
+class PageJson(DefaultJSONProvider):
+    """A page's JSON: its script can read every answer, whatever was measured; classes keep their order."""
+
+    sort_keys = False
+
+    def dumps(self, obj: Any, **kwargs: Any) -> str:
+        """One answer; what is no number is null."""
+        del kwargs  # Flask's own: how to indent for a person
+        return json_text(obj)
 
 
 class PageServer(threading.Thread):
@@ -124,7 +137,10 @@ def is_own_page(origin: str | None, fetch_site: str | None, own_host: str) -> bo
     """
     if fetch_site in ("cross-site", "same-site"):
         return False
-    return origin is None or urlsplit(origin).netloc.lower() == own_host.lower()
+    try:
+        return origin is None or urlsplit(origin).netloc.lower() == own_host.lower()
+    except ValueError:  # of what is no address at all
+        return False
 
 
 def is_loopback(address: str | None) -> bool:

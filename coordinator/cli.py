@@ -24,7 +24,7 @@ from broker.link.rabbitmq.rabbit_link import LinkSettings, RabbitLink
 from broker.logs import LogContext
 from coordinator.files import lock_folder, make_folder
 from coordinator.keras.process import ModelProcess
-from coordinator.launching import as_texts, launch_options, make_options, run_options
+from coordinator.launching import as_texts, check_texts, launch_options, make_options, run_options
 from coordinator.learning.measure_names import ALL_RESULTS
 from coordinator.options import RunOptions
 from coordinator.play.run import Run, Summary
@@ -210,8 +210,10 @@ def launch(task: str, amqp_url: str, connect_seconds: float, log: LogContext, **
     Exit codes: 0 launched, 2 refused (another run is under way, or these options are impossible),
     3 no coordinator or no broker.
     """
+    texts = as_texts(_absolute(options))
+    check_texts({"task": task, **texts})
     with _asker(amqp_url, connect_seconds) as (asker, _stop):
-        reply = asker.launch(task, as_texts(_absolute(options)))
+        reply = asker.launch(task, texts)
     if reply.reason is not None:
         raise UsageError(f"Not launched: {reply.reason}")
     click.echo(reply.run)

@@ -1,14 +1,15 @@
 """What a person asks of one run, checked once."""
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from broker.errors import UsageError
+from broker.errors import ProtocolError, UsageError
 from broker.wire.messages import ClassWeight, Precision, TrainingSettings
 from coordinator.learning.membership import num_selected
 from coordinator.learning.strategies import Strategy, make_strategy
 from coordinator.tasks import Task
+
+_MOST_SECONDS = 1e9  # 30 years: whatever waits for it can
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,11 @@ class RunOptions:
     standby: bool = False
 
     def __post_init__(self) -> None:
+        """Check what contradicts itself, or can't be.
+
+        Raises:
+            UsageError: Something does.
+        """
         if not 0 < self.fraction <= 1:
             raise UsageError(f"Expected a --fraction above 0 and up to 1, got {self.fraction:g}.")
         if self.needed > self.most_invited:
@@ -52,11 +58,19 @@ class RunOptions:
                 f"A quorum of {self.needed} can't be reached: --workers {self.workers} with --fraction "
                 f"{self.fraction:g} invites {self.most_invited}. Try --quorum {self.most_invited}."
             )
-        if not math.isfinite(self.deadline_seconds) or self.deadline_seconds <= 0 or self.grace_seconds < 0:
-            raise UsageError("Expected a --deadline-seconds above 0 and a --grace-seconds of at least 0.")
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise UsageError(f"Expected a --learning-rate above 0, got {self.learning_rate}.")
-        self.make_strategy()
+        if not (0 < self.deadline_seconds <= _MOST_SECONDS and 0 <= self.grace_seconds <= _MOST_SECONDS):
+            raise UsageError(
+                "Expected a --deadline-seconds above 0 and a --grace-seconds of at least 0, both up to "
+                f"{_MOST_SECONDS:g}."
+            )
+        if self.learning_rate is not None and not 2.0**-126 <= self.learning_rate < 2.0**127:
+            raise UsageError(
+                f"Expected a --learning-rate above 0 that float32 holds, got {self.learning_rate:g}."
+            )
+        try:
+            self.settings(1)
+        except ProtocolError as exc:
+            raise UsageError(f"Workers can't be told these settings. {exc}") from exc
 
     @property
     def most_invited(self) -> int:

@@ -1,6 +1,7 @@
 """The folder --runs: one folder a run, which of them is unfinished, and which holds a task's last model."""
 
 import csv
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from broker.wire.plain_json import json_text, read_json
 from coordinator.files import make_folder, write_atomically
 from coordinator.folder.run_json import RUN_FILE, current_settings
 from coordinator.learning.measure_names import RESULTS, TEST
+
+logger = logging.getLogger(__name__)
 
 LAUNCH_FILE = "launch.json"
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -135,8 +138,9 @@ class RunIndex:
         if known is None or known[0] != stamp:
             try:
                 self._known[folder] = (stamp, _summarize(folder))
-            except (CheckpointError, KeyError, TypeError, ValueError):
-                return None  # a run that is being made, or no run of ours
+            except Exception as exc:  # noqa: BLE001 - a run that is being made, or whatever a person put there
+                logger.debug("%s is not listed: %s", folder, exc)
+                return None
         return self._known[folder][1]
 
 

@@ -28,9 +28,9 @@ from flask import Blueprint, Flask, Response, abort, current_app, jsonify, rende
 from werkzeug.exceptions import HTTPException
 
 from broker import web
-from broker.errors import NobodyServes, UsageError, WarrenError
+from broker.errors import NobodyServes, ProtocolError, UsageError, WarrenError
 from broker.wire.fields import to_plain
-from broker.wire.plain_json import json_text
+from broker.wire.plain_json import json_text, read_json
 from coordinator.folder.history import flat, flat_workers, names_of_measures
 from coordinator.folder.run_index import read_rows
 from coordinator.learning.strategies import STRATEGIES
@@ -77,7 +77,7 @@ def create_app(scheduler: Scheduler, *, host: str, token: str, stop: threading.E
     """
     app = Flask(__name__)
     app.config.update(MAX_CONTENT_LENGTH=_MOST_BODY_BYTES, PAGE=_Page(scheduler, host, token, stop))
-    app.json.sort_keys = False  # type: ignore[attr-defined]  # classes keep their order
+    app.json = web.PageJson(app)
     app.before_request(_check_request)
     app.after_request(_add_headers)
     app.register_error_handler(HTTPException, _explain)
@@ -213,7 +213,7 @@ def _as_text(name: str, value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if not isinstance(value, str | int | float):
-        abort(400, f"Expected a text or a number for {name}, got {value!r}.")
+        abort(400, f"Expected a text or a number for {name!r:.60}, got {value!r:.60}.")
     return str(value)
 
 
@@ -229,7 +229,10 @@ def _asked(fields: set[str]) -> dict[str, Any]:
     """The request's JSON object; a form of another site can't send this type without being asked first."""
     if request.mimetype != "application/json":
         abort(415, "Expected the Content-Type application/json.")
-    asked = request.get_json(silent=True)
+    try:
+        asked = read_json(request.get_data(cache=False))
+    except ProtocolError:
+        asked = None
     if not isinstance(asked, dict) or not asked.keys() <= fields:
         abort(400, f"Expected a JSON object of {', '.join(sorted(fields))}.")
     return asked

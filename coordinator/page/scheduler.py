@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from broker.errors import Interrupted, LinkLost, NobodyServes, UsageError, WarrenError
+from broker.errors import CheckpointError, Interrupted, LinkLost, NobodyServes, UsageError, WarrenError
 from broker.link.seam import Link
 from broker.logs import LogContext
 from broker.wire.messages import Launch, LaunchAnswered
@@ -134,12 +134,12 @@ class Scheduler:
         logger.info("The run %s is unfinished: it goes on.", folder.name)
         try:
             return _Launched(options=_options_of(record, folder), record=record)
-        except UsageError as exc:
-            self._end(folder, record, "failed", str(exc))
+        except Exception as exc:  # noqa: BLE001 - what was launched once may not end every later start
+            self._end(folder, record, "failed", _told(exc))
             return None
 
     def _play(self, launched: _Launched, models: ModelProcess) -> None:
-        """Play one run to its end; a failure is told, and ends the run alone.
+        """Play one run to its end; a failure, a bug's too, is told and ends the run alone.
 
         Raises:
             Interrupted: `stop` was set.
@@ -150,11 +150,11 @@ class Scheduler:
         except Interrupted:
             raise
         except WarrenError as exc:
-            if self._session.single_reader.is_confirmed:
-                outcome, reason = "failed", str(exc)
-                logger.error("The run %s failed: %s", folder.name, exc)
-            else:
+            if not self._session.single_reader.is_confirmed:
                 raise
+            outcome, reason = "failed", _told(exc)
+        except Exception as exc:  # noqa: BLE001 - the next run may be launched, whatever this one was
+            outcome, reason = "failed", _told(exc)
         finally:
             self._run = None
             self._log.update(run=None, round=None)
@@ -179,7 +179,12 @@ class Scheduler:
                     self._stop.wait(_AGAIN_SECONDS)
 
     def _end(self, folder: Path, record: LaunchRecord, outcome: str, reason: str | None) -> None:
-        write_launch(folder, replace(record, outcome=outcome, reason=reason, ended_at=time_text()))
+        if reason is not None:
+            logger.error("The run %s failed: %s", folder.name, reason)
+        try:
+            write_launch(folder, replace(record, outcome=outcome, reason=reason, ended_at=time_text()))
+        except CheckpointError as exc:
+            logger.error("That the run %s is over could not be written down: %s", folder.name, exc)
         self._last = EndedRun(id=folder.name, task=record.task, outcome=outcome, reason=reason)
         logger.info("The run %s is %s.", folder.name, outcome)
 
@@ -232,8 +237,8 @@ class Scheduler:
             return LaunchAnswered(
                 run=self._take(launch.task, launch.options, must_reach_quorum=False), reason=None
             )
-        except WarrenError as exc:
-            return LaunchAnswered(run="", reason=str(exc))
+        except Exception as exc:  # noqa: BLE001 - a launch that can't be taken is refused, whatever is wrong with it
+            return LaunchAnswered(run="", reason=_told(exc))
 
     def _take(self, task: str, options: Mapping[str, str], *, must_reach_quorum: bool) -> str:
         """Write down a run that is to be started next.
@@ -366,5 +371,13 @@ def _perform(errand: _Errand) -> None:
         return
     try:
         errand.done.set_result(errand.act())
-    except WarrenError as exc:
+    except Exception as exc:  # noqa: BLE001 - carried to the thread that asked
         errand.done.set_exception(exc)
+
+
+def _told(exc: Exception) -> str:
+    """Why something failed, for a person; a bug's traceback is in the log."""
+    if isinstance(exc, WarrenError):
+        return str(exc)
+    logger.error("A fault in the coordinator.", exc_info=exc)
+    return f"A fault in the coordinator ({type(exc).__name__}: {exc!s:.200}). Its log tells more."

@@ -46,6 +46,38 @@ def test_what_the_command_line_refuses_is_refused(options: dict[str, str]) -> No
         read_options(options)
 
 
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        ("mnist", {"initial-model": "\0"}), ("mnist", {"initial-model": "x" * 5000}),
+        ("mnist", {"initial-model": "\ud800"}), ("mnist", {"initial-model": "x" * 4000}),
+        ("mnist", {"workers": str(10**309)}), ("mnist", {"workers": str(10**20)}), ("mnist", {"seed": str(2**32)}),
+        ("mnist", {"batch-size": str(2**53)}), ("mnist", {"deadline-seconds": "1e300"}),
+        ("mnist", {"grace-seconds": "nan"}), ("mnist", {"grace-seconds": "inf"}), ("mnist", {"fraction": "nan"}),
+        ("mnist", {"learning-rate": "1e-320"}), ("mnist", {"learning-rate": "1e300"}),
+        ("mnist", {"strategy": "fedprox", "strategy-option": "mu=1e300"}), ("mnist", {"x" * 9999: "1"}),
+        ("\0.keras", {}), ("x" * 5000 + ".keras", {}), ("x" * 4000 + ".keras", {}), ("\ud800", {}), ("a\n:b", {}),
+    ],
+)  # fmt: skip
+def test_what_can_not_be_meant_is_a_usage_error_of_one_line(
+    tmp_path: Path, task: str, options: dict[str, str]
+) -> None:
+    """No path that no file has, no number that nothing on the way holds, no character that nobody can read."""
+    with pytest.raises(UsageError) as raised:
+        asked = read_options(options)
+        asked.pop("from_scratch")
+        make_options(task, tmp_path / "run", asked)
+    assert len(str(raised.value)) < 5000
+    assert str(raised.value).isprintable()
+
+
+def test_the_greatest_seed_is_numpys(tmp_path: Path) -> None:
+    """2^32 - 1; Keras takes no other."""
+    asked = read_options({"seed": str(2**32 - 1)})
+    asked.pop("from_scratch")
+    assert make_options("mnist", tmp_path, asked).seed == 2**32 - 1
+
+
 def test_options_written_as_texts_are_read_back() -> None:
     """launch.json and a message hold what the person asked for."""
     asked = read_options(

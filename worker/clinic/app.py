@@ -22,7 +22,7 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from broker.command import Stop
 from broker.errors import DataError, ModelError
 from broker.link.address import LOCAL_HOSTS
-from broker.web import HEADERS, SHARED, PageServer, address_of, is_own_name, is_own_page, listen
+from broker.web import HEADERS, SHARED, PageJson, PageServer, address_of, is_own_name, is_own_page, listen
 from worker.clinic.current_model import ModelSource, describe
 from worker.clinic.report import Wanted, read_xray
 
@@ -60,7 +60,7 @@ def create_app(source: ModelSource, host: str = "127.0.0.1") -> Flask:
     app.config.update(
         MAX_CONTENT_LENGTH=MAX_UPLOAD_BYTES, SOURCE=source, ROOM=threading.BoundedSemaphore(_AT_ONCE)
     )
-    app.json.sort_keys = False  # type: ignore[attr-defined]  # classes keep the model's order
+    app.json = PageJson(app)
     app.before_request(lambda: _check_origin(host))
     app.after_request(_add_headers)
     app.register_error_handler(HTTPException, _explain)
