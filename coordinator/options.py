@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from broker.errors import UsageError
-from broker.wire.messages import ClassWeight, Precision, TrainingSettings
+from broker.wire.settings import ClassWeight, Precision, TrainingSettings
 from coordinator.learning.membership import num_selected
 from coordinator.learning.strategies import Strategy, make_strategy
 from coordinator.tasks import Task

@@ -7,15 +7,8 @@ from dataclasses import dataclass, replace
 
 from broker.link.seam import Delivery, outgoing, upload_queue
 from broker.wire import names
-from broker.wire.messages import (
-    Declined,
-    Precision,
-    RollCall,
-    RoundClosed,
-    TrainingSettings,
-    UpdateAnnounced,
-    UploadAgain,
-)
+from broker.wire.messages import Declined, RollCall, RoundClosed, UpdateAnnounced, UploadAgain
+from broker.wire.settings import Precision, TrainingSettings
 from broker.wire.tensors import FLOAT32, Layout, sections_of
 from coordinator.folder.checkpoint import Checkpoint
 from coordinator.folder.history import row_of, with_measures

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from broker.link.publisher import Publisher
 from broker.link.seam import Outgoing, outgoing
 from broker.wire import names, transfer
-from broker.wire.messages import Message, Part, RoundKey, RoundStart, TrainingSettings
+from broker.wire.messages import Message, Part, RoundKey, RoundStart
 from broker.wire.messages import encode as encode_message
+from broker.wire.settings import TrainingSettings
 from broker.wire.tensors import INLINE_BYTES, as_bytes, part_count
 from broker.wire.transfer import Digest
 from coordinator.folder.checkpoint import Checkpoint
