@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 from broker.errors import OtherVersion, ProtocolError
 from broker.wire import codec, names
 from broker.wire.fields import Binary, from_plain, require, to_plain
+from broker.wire.limits import require_amount, require_classes, require_measures, require_short
 from broker.wire.scores import AnswerCounts
 from broker.wire.settings import Precision, TrainingSettings
 from broker.wire.tensors import Array, InputFacts, TensorSpec
@@ -197,7 +198,10 @@ class Joined(Message):
 
     def __post_init__(self) -> None:
         require(names.is_worker(self.worker), "a worker's name", self.worker)
-        require(0 <= self.num_examples < 2**40, "a number of examples", self.num_examples)
+        require_amount("examples", self.num_examples)
+        require_amount("test examples", self.num_test_examples)
+        require_classes(self.classes, self.examples_per_class)
+        require_short(task=self.task, announced=self.announced, token=self.token)
         if self.inputs is not None:
             low, high = self.inputs.low, self.inputs.high
             require(-math.inf < low <= high < math.inf, "a finite range of its examples", (low, high))
@@ -227,6 +231,10 @@ class Progress(Message):
     batch: int
     batches: int
     metrics: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require_short(run_id=self.run_id)
+        require_measures(self.metrics)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,6 +276,9 @@ class UpdateAnnounced(Message):
     digest: str
     seconds: float
 
+    def __post_init__(self) -> None:
+        require_short(run_id=self.run_id, upload_id=self.upload_id, digest=self.digest)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Declined(Message):
@@ -279,6 +290,9 @@ class Declined(Message):
     round_number: int
     attempt: int
     reason: str
+
+    def __post_init__(self) -> None:
+        require_short(run_id=self.run_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,7 +32,7 @@ from coordinator.play.round_start import addressed, groups_of
 from coordinator.play.status import Phase, RunView, describe
 from coordinator.play.story import tell_closed
 from coordinator.play.unacknowledged import Unacknowledged
-from coordinator.presence.session import DeclineCame, Event, Session, UpdateCame, Watch
+from coordinator.presence.session import DeclineCame, Event, Session, UpdateCame
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,6 @@ class Run:
     (`Gathering`), what is reached (`Committed`), how rounds are opened (`Attempts`), and the open one (`LiveRound`).
 
     Args:
-        watch: Told every message that was accepted for form and sender, e.g. to show progress.
         session: The place at the broker where to play, if it lasts longer than this run.
     """
 
@@ -70,10 +69,9 @@ class Run:
         *,
         stop: threading.Event,
         log: LogContext,
-        watch: Watch = lambda _message: None,
         session: Session | None = None,
     ) -> None:
-        self._session = session or Session(link, stop=stop, standby=options.standby, watch=watch)
+        self._session = session or Session(link, stop=stop, standby=options.standby)
         if session is None:
             self._session.tell = self._tell
         self._options = options
@@ -175,6 +173,8 @@ class Run:
         live = self._live
         while True:
             step = live.round.next_step(self._session.clock.now())
+            if step is not Step.WAIT and live.round.unanswered and self._take_waiting(live):
+                continue
             if step is Step.CLOSE:
                 try:
                     self._close(live)
@@ -185,6 +185,14 @@ class Run:
             if step is Step.RETRY:
                 self._live = live = self._attempts.next(live)
             self._turn()
+
+    def _take_waiting(self, live: LiveRound) -> bool:
+        """At the deadline take the answers that wait, perhaps behind what held us up; whether there was any."""
+        num_answers, end = len(live.round.answers), time.monotonic() + _LONGEST_WAIT_SECONDS
+        self._turn(0.0)
+        while time.monotonic() < end and not self._session.is_idle:
+            self._turn(0.0)
+        return len(live.round.answers) > num_answers
 
     def _close(self, live: LiveRound) -> None:
         """Commit the round, and let its workers and its files follow.
@@ -253,8 +261,11 @@ class Run:
 
     # --- what comes in -------------------------------------------------------------------------------------
 
-    def _turn(self) -> None:
+    def _turn(self, patience_seconds: float | None = None) -> None:
         """Take one event, or let a moment pass.
+
+        Args:
+            patience_seconds: How long to wait for it; by default as long as nothing else is to be done.
 
         Raises:
             Interrupted: `stop` was set.
@@ -262,7 +273,8 @@ class Run:
         """
         if self._is_to_stop_now:
             raise RunStopped("Stopped in the middle of a round.")
-        self._decide(self._session.next_event(self._patience()))
+        event = self._session.next_event(self._patience() if patience_seconds is None else patience_seconds)
+        self._decide(event)
         if self._live is not None and self._session.single_reader.is_confirmed:
             self._live.look_after()
 
