@@ -28,11 +28,16 @@ Outcome = Literal["done", "stopped", "failed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundKey:
-    """The round whose start a worker has received whole."""
+    """The round whose start a worker has received whole.
+
+    Attributes:
+        digest: Of the weights that it began with: a run that was restored from a copy plays a round once more.
+    """
 
     run_id: str
     round_number: int
     attempt: int
+    digest: str = ""
 
 
 class Message:
@@ -43,9 +48,14 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RollCall(Message):
-    """Coordinator to all, when it starts or reconnects: who is there? A repeat is answered again."""
+    """Coordinator to all, when it starts or reconnects: who is there? A repeat is answered again.
+
+    Attributes:
+        session: As in `RoundStart`; this word can't be old, so it is the one that counts.
+    """
 
     TYPE: ClassVar[str] = "roll-call"
+    session: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +78,8 @@ class RoundStart(Message):
         scale_exponent: The fixed-point scale of this round's sum is 2 ** scale_exponent.
         parts: How many `Part`s follow with the float weights; 0 when `weights` holds them.
         digest: `transfer.Digest` of the float weights' bytes, part by part.
+        session: When the coordinator became the one of this virtual host, in milliseconds since 1970. What an earlier
+            one sent is void, even if its round was a later one: the run may have been restored from a copy.
     """
 
     TYPE: ClassVar[str] = "round-start"
@@ -89,11 +101,14 @@ class RoundStart(Message):
     digest: str
     last_round: int
     deadline_seconds: float
+    session: int = 0
 
     @property
     def held(self) -> RoundKey:
         """What a worker says it holds once it has all of this."""
-        return RoundKey(run_id=self.run_id, round_number=self.round_number, attempt=self.attempt)
+        return RoundKey(
+            run_id=self.run_id, round_number=self.round_number, attempt=self.attempt, digest=self.digest
+        )
 
     @property
     def transfer_id(self) -> str:

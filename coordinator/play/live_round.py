@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from broker.link.seam import Delivery, outgoing, upload_queue
 from broker.wire import names
-from broker.wire.messages import Declined, RollCall, RoundClosed, UpdateAnnounced, UploadAgain
+from broker.wire.messages import Declined, RoundClosed, UpdateAnnounced, UploadAgain
 from broker.wire.settings import Precision, TrainingSettings
 from broker.wire.tensors import FLOAT32, Layout, sections_of
 from coordinator.folder.checkpoint import Checkpoint
@@ -79,7 +79,9 @@ class LiveRound:
         self._base = base
         self._settings = settings
         self._last_round = last_round
-        self._invitation = Invitation(the_round.record, base, settings, last_round=last_round)
+        self._invitation = Invitation(
+            the_round.record, base, settings, last_round=last_round, session=tools.session.number
+        )
         self._staging = tools.spares.take(sections_of(base.layout).size if aggregate else 0, FLOAT32)
         session = tools.session
         self._fetcher = Fetcher(
@@ -209,7 +211,9 @@ class LiveRound:
             if not self._may_send_again(worker):
                 return
             self._asked.add(worker)
-            session.publisher.try_send([outgoing(RollCall(), names.worker_queue(worker), is_transient=True)])
+            session.publisher.try_send(
+                [outgoing(session.roll_call(), names.worker_queue(worker), is_transient=True)]
+            )
             return
         self._asked.discard(worker)
         logger.info("Round %d is sent to %s.", self.record.round_number, worker)

@@ -20,7 +20,13 @@ class Invitation:
     """One round start, ready to be sent as often as workers ask for it."""
 
     def __init__(
-        self, record: RoundRecord, base: Checkpoint, settings: TrainingSettings, *, last_round: int
+        self,
+        record: RoundRecord,
+        base: Checkpoint,
+        settings: TrainingSettings,
+        *,
+        last_round: int,
+        session: int,
     ) -> None:
         self._record = record
         self._vector = base.vector
@@ -45,6 +51,7 @@ class Invitation:
             digest=self._digest(is_inline=is_inline),
             last_round=last_round,
             deadline_seconds=record.deadline_seconds,
+            session=session,
         )
 
     @property

@@ -106,6 +106,7 @@ class Session:
         tell: What goes on, as JSON.
         errand: Done at every turn, e.g. what another thread asks for.
         is_idle: Nothing had come in when it was looked last.
+        number: When this process became the one coordinator, in milliseconds since 1970; 0 before.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class Session:
         self.tell: Callable[[], str] = tell_nothing
         self.errand: Callable[[], None] = lambda: None
         self.is_idle = True
+        self.number = 0
         self._has_begun = False
         self._looked_after = 0
         self._unseen: set[str] = set()  # known by a word that may have waited in the queue
@@ -171,6 +173,7 @@ class Session:
             self._on_connection(received)
         self.single_reader.check(time.monotonic(), is_idle=received is None)
         if self.single_reader.is_confirmed and not self.is_ready:
+            self.number = int(time.time() * 1000)
             self.call_roll()
         self._keep_time()
         return event
@@ -189,7 +192,11 @@ class Session:
     def call_roll(self) -> None:
         """Ask all workers to say that they are there."""
         self.roll_called_at = time.monotonic()
-        self.link.post(outgoing(RollCall(), names.EVERY_WORKER, is_transient=True))
+        self.link.post(outgoing(self.roll_call(), names.EVERY_WORKER, is_transient=True))
+
+    def roll_call(self) -> RollCall:
+        """The question who is there, of this session."""
+        return RollCall(session=self.number)
 
     def call_roll_if_due(self) -> None:
         """Ask again after half a minute: a queue may have been emptied or deleted."""
