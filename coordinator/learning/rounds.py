@@ -52,6 +52,7 @@ class RoundRecord:
         evaluators: Workers that only evaluate; they never count towards the quorum.
         num_examples: What each invited worker declared; its update may not claim more.
         scale_exponent: See `aggregation.scale_exponent`.
+        most_weight: In examples; what an update was trained on beyond that doesn't count.
     """
 
     run_id: str
@@ -67,6 +68,11 @@ class RoundRecord:
     quorum: int
     deadline_seconds: float
     grace_seconds: float
+    most_weight: int = MOST_EXAMPLES
+
+    def weight(self, num_examples: int) -> int:
+        """How much an update of so many examples weighs in the mean."""
+        return min(num_examples, self.most_weight)
 
     @property
     def invited(self) -> tuple[str, ...]:

@@ -55,7 +55,8 @@ class Attempts:
         aggregate = self._new_aggregate(opened.record)
         if aggregate is not None:
             accepted = {worker: the_round.answers[worker].num_examples for worker in the_round.accepted}
-            aggregate.restore(opened.arrays, {worker: n for worker, n in accepted.items() if n})
+            weights = {worker: opened.record.weight(number) for worker, number in accepted.items() if number}
+            aggregate.restore(opened.arrays, weights)
         return self._living(the_round, aggregate)
 
     def first(self, mode: Mode) -> LiveRound:

@@ -142,7 +142,7 @@ class LiveRound:
         self._bury_if_wrong(delivery, update, verdict, reason)
         unacknowledged.hold(delivery, fetched.held)
         if verdict is Verdict.ACCEPTED and self.aggregate is not None:
-            self.aggregate.add(update.worker, fetched.vector, update.num_examples)
+            self.aggregate.add(update.worker, fetched.vector, self.record.weight(update.num_examples))
             self.update_bytes += _travelled(update.precision, self._base.layout)
         self._settle(update, verdict, reason, largest)
 
@@ -229,8 +229,9 @@ class LiveRound:
 
     def _has_room(self, member: Member) -> bool:
         record = self.record
-        invited = sum(record.num_examples[worker] for worker in record.selected)
-        return member.evaluate_only or invited + member.num_examples <= capacity(record.scale_exponent)
+        invited = sum(record.weight(record.num_examples[worker]) for worker in record.selected)
+        more = record.weight(member.num_examples)
+        return member.evaluate_only or invited + more <= capacity(record.scale_exponent)
 
     # --- looking after it ----------------------------------------------------------------------------------
 
