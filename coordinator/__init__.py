@@ -6,6 +6,7 @@ Contents, from the ground up; nothing imports what stands below it on this page:
     tasks        the table of named tasks
     options      what a person asks of one run, checked once
     folder/      What is on disk: checkpoints, histories, and which run a folder holds
+    status       what is told of workers and runs, and its JSON
     keras/       Keras, in a child process: the models of the named tasks, saving, and trying before a commit
     presence/    The coordinator's place at the broker: its queue, who is there, and who can't be understood
     play/        A run as it is played over the broker: from the next event to the next model

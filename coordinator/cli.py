@@ -28,7 +28,7 @@ from coordinator.launching import as_texts, check_texts, launch_options, make_op
 from coordinator.learning.measure_names import ALL_RESULTS
 from coordinator.options import RunOptions
 from coordinator.play.run import Run, Summary
-from coordinator.play.status import BrokerStatus, read_status
+from coordinator.status import BrokerStatus, read_status
 from coordinator.terminal.client import Asker, asking
 from coordinator.terminal.console import Console
 from coordinator.terminal.status_text import status_text

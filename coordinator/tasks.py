@@ -7,7 +7,7 @@ from typing import Literal
 from unicodedata import category
 
 from broker.errors import UsageError
-from broker.wire.messages import ClassWeight
+from broker.wire.settings import ClassWeight
 from coordinator.files import is_file
 
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")

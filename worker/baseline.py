@@ -8,7 +8,7 @@ from pathlib import Path
 from broker.errors import DataError
 from broker.model.card import ModelCard, write_card
 from broker.model.kinds import layout_of
-from broker.wire.messages import ClassWeight, TrainingSettings
+from broker.wire.settings import ClassWeight, TrainingSettings
 from broker.wire.tensors import Array
 from worker.console import Console
 from worker.data.data_set import Dataset

@@ -1,6 +1,7 @@
 """Deliveries judged by form and sender before a role sees them; what fails is copied to `dead` with the reason."""
 
 import logging
+import time
 from collections.abc import Callable
 
 from broker.envelope import Envelope
@@ -12,7 +13,18 @@ from broker.wire.messages import Launch, LaunchAnswered, Message, Part, Ping, St
 logger = logging.getLogger(__name__)
 
 MaySend = Callable[[Message | Envelope, str], bool]
+_SPELL_SECONDS = 60.0
+_MOST_IN_A_SPELL = 20
+
 Heed = Callable[[ProtocolError, Envelope, Delivery], bool]
+
+
+class _Spell:
+    """What one account has sent that was rejected, within a minute."""
+
+    def __init__(self, now: float) -> None:
+        self.began_at = now
+        self.number = 0
 
 
 class Validator:
@@ -25,15 +37,21 @@ class Validator:
             was dealt with, and it need not go to `dead`.
 
     Attributes:
-        num_dead: How many were copied to `dead`.
+        num_dead: How many were rejected.
     """
 
     def __init__(
-        self, link: Link, may_send: MaySend, heed: Heed = lambda _exc, _envelope, _delivery: False
+        self,
+        link: Link,
+        may_send: MaySend,
+        heed: Heed = lambda _exc, _envelope, _delivery: False,
+        read_clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._link = link
         self._may_send = may_send
         self._heed = heed
+        self._read_clock = read_clock
+        self._spells: dict[str, _Spell] = {}
         self.num_dead = 0
 
     def open(self, delivery: Delivery, *, uploader: str | None = None) -> Message | None:
@@ -73,15 +91,28 @@ class Validator:
         return self._may_send(message, account)
 
     def bury(self, delivery: Delivery, reason: str) -> None:
-        """Copy a delivery to `dead` with the reason, and count it."""
+        """Copy a delivery to `dead` with the reason, and count it; of a flood the first ones, and the number."""
         self.num_dead += 1
-        logger.warning(
-            "Rejected a message of %s in %s: %s", delivery.user_id or "nobody", delivery.queue, reason
-        )
+        sender = delivery.user_id or "nobody"
+        if not self._is_told(sender):
+            return
+        logger.warning("Rejected a message of %s in %s: %s", sender, delivery.queue, reason)
         try:
             self._link.copy_to_dead(delivery, reason)
         except BrokerError as exc:
             logger.warning("There is no copy of it in %r: %s", names.DEAD, exc)
+
+    def _is_told(self, sender: str) -> bool:
+        now = self._read_clock()
+        spell = self._spells.setdefault(sender, _Spell(now))
+        if now - spell.began_at >= _SPELL_SECONDS:
+            if spell.number > _MOST_IN_A_SPELL:
+                logger.warning("Rejected %d more messages of %s.", spell.number - _MOST_IN_A_SPELL, sender)
+            spell = self._spells[sender] = _Spell(now)
+        spell.number += 1
+        if spell.number == _MOST_IN_A_SPELL + 1:
+            logger.warning("%s goes on sending what is rejected; told again in a minute.", sender)
+        return spell.number <= _MOST_IN_A_SPELL
 
 
 def may_send_to_coordinator(message: Message | Envelope, account: str) -> bool:

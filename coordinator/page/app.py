@@ -37,7 +37,7 @@ from coordinator.learning.strategies import STRATEGIES
 from coordinator.page.prometheus import metrics_text
 from coordinator.page.scheduler import Scheduler
 from coordinator.page.snapshot import Snapshot
-from coordinator.play.status import plain_status
+from coordinator.status import plain_status
 
 TOKEN_HEADER = "X-Warren-Token"  # noqa: S105 - the header's name
 

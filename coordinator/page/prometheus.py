@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from coordinator.folder.history import Row
 from coordinator.learning.measure_names import CENTRAL, TEST, best_known_first
-from coordinator.play.status import RoundStatus, RunStatus, ServingStatus
+from coordinator.status import RoundStatus, RunStatus, ServingStatus
 
 
 class _StateCollector(Collector):

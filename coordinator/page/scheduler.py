@@ -24,8 +24,8 @@ from coordinator.options import RunOptions
 from coordinator.page.snapshot import LatestSnapshot
 from coordinator.play.run import Run
 from coordinator.play.run_view import RunView, describe
-from coordinator.play.status import BrokerStatus, EndedRun, ServingStatus, TaskStatus, status_json
 from coordinator.presence.session import Session
+from coordinator.status import BrokerStatus, EndedRun, ServingStatus, TaskStatus, status_json
 from coordinator.tasks import BUILT_IN, Task, TaskDefaults, resolve
 
 logger = logging.getLogger(__name__)

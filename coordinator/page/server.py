@@ -17,7 +17,7 @@ from coordinator.files import lock_folder
 from coordinator.folder.run_index import RunIndex
 from coordinator.page.app import create_app
 from coordinator.page.scheduler import Scheduler
-from coordinator.play.status import BrokerStatus
+from coordinator.status import BrokerStatus
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import threading
 from dataclasses import dataclass
 
 from coordinator.folder.history import Row
-from coordinator.play.status import ServingStatus
+from coordinator.status import ServingStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

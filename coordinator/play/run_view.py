@@ -5,11 +5,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from broker.wire.messages import Progress, TrainingSettings
+from broker.wire.messages import Progress
+from broker.wire.settings import TrainingSettings
 from coordinator.folder.history import Row
 from coordinator.learning.membership import Member
 from coordinator.learning.rounds import Answer, RoundRecord, Verdict
-from coordinator.play.status import (
+from coordinator.presence.session import Sighting
+from coordinator.status import (
     ProgressStatus,
     RoundStatus,
     RunStatus,
@@ -17,7 +19,6 @@ from coordinator.play.status import (
     Status,
     WorkerStatus,
 )
-from coordinator.presence.session import Sighting
 
 Phase = Literal["building", "waiting", "training", "measuring"]
 

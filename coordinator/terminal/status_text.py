@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from coordinator.folder.history import Row
 from coordinator.learning.measure_names import best_known_first
-from coordinator.play.status import (
+from coordinator.status import (
     EndedRun,
     ProgressStatus,
     RunStatus,

@@ -64,7 +64,7 @@ POINTS: dict[str, tuple[str, str]] = {
     "fsync": ("os", "fsync"),
     "release": ("coordinator.play.unacknowledged", "Unacknowledged.release"),
     "closed": ("coordinator.play.live_round", "LiveRound._tell_closed"),
-    "save": ("coordinator.play.run", "Run._save"),
+    "save": ("coordinator.play.committed", "Committed.save"),
     "finish": ("coordinator.play.run", "Run._finish"),
     "train": ("tests.faults.actors", "NumpyTrainer.answer"),
     "upload-part": ("worker.rounds.uploading", "KeptUpdate.part"),

@@ -30,7 +30,7 @@ WORKERS = {"w1": 100, "w2": 110, "w3": 120}
 SIZE = 1000
 LARGE = 3_000_000  #: floats: 12 MB, three parts of 4 MB
 MANY_PARTS = 400_000  #: floats: 25 parts of 64 KiB
-SMALL_PARTS: dict[str, float] = {"coordinator.play.run:PART_BYTES": 64 * 1024}
+SMALL_PARTS: dict[str, float] = {"coordinator.play.attempts:PART_BYTES": 64 * 1024}
 
 Patches = dict[str, float]
 

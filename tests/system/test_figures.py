@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broker.wire.messages import TrainingSettings
+from broker.wire.settings import TrainingSettings
 from broker.wire.tensors import Array
 from coordinator.keras.trial import work_out
 from coordinator.learning.measures import Measurement, pooled

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from broker.errors import DataError, ModelError
-from broker.wire.messages import TrainingSettings
+from broker.wire.settings import TrainingSettings
 from broker.wire.tensors import Array
 from worker.data.data_set import Examples
 from worker.learning.training import LocalModel, TrainingProgress, TrainingResult

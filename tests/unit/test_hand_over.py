@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from broker.errors import ModelError
-from broker.wire.messages import Precision, RoundStart
+from broker.wire.messages import RoundStart
+from broker.wire.settings import Precision
 from broker.wire.tensors import FLOAT32, TensorSpec
 from tests.unit.test_messages import EXAMPLES
 from worker.rounds.hand_over import HandOver, RoundJob

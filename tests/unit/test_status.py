@@ -6,15 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-
-from broker.errors import ProtocolError
-from broker.wire.messages import Progress, TrainingSettings
-from coordinator.folder.history import Row, WorkerRow, flat_workers
-from coordinator.learning.membership import Member
-from coordinator.learning.rounds import Answer, RoundRecord, Verdict
-from coordinator.page.prometheus import metrics_text
-from coordinator.play.run_view import RunView, Sighting, describe
-from coordinator.play.status import (
+from coordinator.status import (
     BrokerStatus,
     EndedRun,
     ServingStatus,
@@ -22,6 +14,15 @@ from coordinator.play.status import (
     read_status,
     status_json,
 )
+
+from broker.errors import ProtocolError
+from broker.wire.messages import Progress
+from broker.wire.settings import TrainingSettings
+from coordinator.folder.history import Row, WorkerRow, flat_workers
+from coordinator.learning.membership import Member
+from coordinator.learning.rounds import Answer, RoundRecord, Verdict
+from coordinator.page.prometheus import metrics_text
+from coordinator.play.run_view import RunView, Sighting, describe
 from coordinator.terminal.status_text import status_text
 
 SETTINGS = TrainingSettings(

@@ -13,8 +13,8 @@ from broker.errors import DataError, ModelError
 from broker.model.head import head_of
 from broker.model.kinds import apply_kinds, layout_of
 from broker.model.loss import encode_labels
-from broker.wire.messages import TrainingSettings
 from broker.wire.scores import AnswerCounts, count_answers
+from broker.wire.settings import TrainingSettings
 from broker.wire.tensors import Array, Layout
 from worker.data.data_set import Examples
 from worker.learning.compiled_metrics import Kept, kept_by, measure_compiled

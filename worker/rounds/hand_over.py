@@ -15,6 +15,7 @@ class RoundJob:
 
     Attributes:
         held: The newest attempt at this round that was received; the answer names it.
+        session: The coordinator's, that sent it.
         stop: Set when the round has closed, or a newer one has come.
     """
 
@@ -22,6 +23,7 @@ class RoundJob:
     start: RoundStart
     weights: Vector
     held: RoundKey
+    session: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
 
 
@@ -74,6 +76,12 @@ class HandOver:
             job = self.current.get(worker)
             return job.held if job else None
 
+    def session(self, worker: str) -> int:
+        """The coordinator's session in which it got that round start; 0 for none."""
+        with self.lock:
+            job = self.current.get(worker)
+            return job.session if job else 0
+
     def announced(self, worker: str) -> str | None:
         """The upload_id of its kept update, once the broker has the announcement."""
         with self.lock:
@@ -85,7 +93,7 @@ class HandOver:
         with self.lock:
             known = self.current.get(job.worker)
             if known is not None and _is_same_round(known, job):
-                known.held = job.held
+                known.held, known.session = job.held, job.session
                 update = self.updates.get(job.worker)
                 if update is not None:
                     update.at_attempt(job.held)
@@ -164,4 +172,4 @@ class HandOver:
 
 def _is_same_round(known: RoundJob, job: RoundJob) -> bool:
     a, b = known.start, job.start
-    return (a.run_id, a.round_number, a.mode) == (b.run_id, b.round_number, b.mode)
+    return (a.run_id, a.round_number, a.mode, a.digest) == (b.run_id, b.round_number, b.mode, b.digest)

@@ -41,6 +41,7 @@ _FIRST_REPEAT_SECONDS = 0.5
 _LONGEST_REPEAT_SECONDS = 10.0
 _MOST_AT_ONCE = 200
 _TOKEN_BYTES = 8
+_MOST_ENDED = 100  #: runs that are remembered to have ended
 
 
 class Listener(threading.Thread):
@@ -78,6 +79,8 @@ class Listener(threading.Thread):
         self._token = secrets.token_hex(_TOKEN_BYTES)
         self._refusal: DataError | None = None
         self._told_versions: set[int] = set()
+        self._session = 0  # the coordinator's that was heard last
+        self._ended: dict[str, int] = {}
         self._single_reader = SingleReader(link, names.worker_queue(next(iter(participants))))
         self.ending = threading.Event()
         self.has_joined = threading.Event()
@@ -230,6 +233,7 @@ class Listener(threading.Thread):
 
     def _on_word(self, worker: str, message: Message) -> None:
         if isinstance(message, RollCall):
+            self._session = message.session or self._session
             self._to_join.add(worker)
             self._repeat_at = 0.0
         elif isinstance(message, Ping):
@@ -260,6 +264,7 @@ class Listener(threading.Thread):
 
     def _on_finished(self, worker: str, finished: RunFinished) -> None:
         self._hand_over.close(worker, finished.run_id, None)
+        self._ended = dict([*self._ended.items(), (finished.run_id, self._session)][-_MOST_ENDED:])
         if not self._hand_over.is_run_over.is_set():
             logger.info(
                 "Training finished: the run is %s after %d rounds.", finished.outcome, finished.rounds
@@ -278,8 +283,14 @@ class Listener(threading.Thread):
         return self._advance(worker, incoming, delivery)
 
     def _is_old(self, worker: str, start: RoundStart) -> bool:
+        """Whether it is of an earlier session, of a run that has ended, or of a round before the one that is known."""
+        if 0 < start.session < self._session or 0 < start.session <= self._ended.get(start.run_id, -1):
+            return True
+        self._session = max(self._session, start.session)
         held = self._hand_over.held(worker)
-        return held is not None and held.run_id == start.run_id and _order(start.held) < _order(held)
+        if held is None or (held.run_id, self._hand_over.session(worker)) != (start.run_id, start.session):
+            return False
+        return _order(start.held) < _order(held)
 
     def _shared_copy(self, start: RoundStart) -> Incoming | None:
         """In a swarm the second logical worker finds the weights that the first one received."""
@@ -309,7 +320,15 @@ class Listener(threading.Thread):
         start = incoming.start
         self._shared = (start.held, incoming.vector) if self._acks_early else None
         self._hand_over.is_run_over.clear()
-        self._hand_over.begin(RoundJob(worker=worker, start=start, weights=incoming.vector, held=start.held))
+        self._hand_over.begin(
+            RoundJob(
+                worker=worker,
+                start=start,
+                weights=incoming.vector,
+                held=start.held,
+                session=start.session,
+            )
+        )
 
     def _let_go(self, worker: str) -> None:
         """Acknowledge what came of a round start that a newer one replaces."""

@@ -10,9 +10,10 @@ from broker.errors import ModelError
 from broker.link.seam import Outgoing, outgoing
 from broker.wire import names, transfer
 from broker.wire.fields import Binary
-from broker.wire.messages import Part, Precision, RoundKey, UpdateAnnounced
+from broker.wire.messages import Part, RoundKey, UpdateAnnounced
 from broker.wire.messages import encode as encode_message
 from broker.wire.scores import AnswerCounts
+from broker.wire.settings import Precision
 from broker.wire.tensors import INLINE_BYTES, Array, Layout, Vector
 from broker.wire.transfer import Digest, Encoding
 
