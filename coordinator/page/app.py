@@ -20,7 +20,7 @@ the coordinator waits for the broker. From another machine a POST needs the head
 import hmac
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from werkzeug.exceptions import HTTPException
 
 from broker import web
 from broker.errors import NobodyServes, ProtocolError, UsageError, WarrenError
+from broker.http_server import Caps
 from broker.wire.fields import to_plain
 from broker.wire.plain_json import json_text, read_json
 from coordinator.folder.history import flat, flat_workers, names_of_measures
@@ -50,6 +51,10 @@ _FILES = {
 _MOST_BODY_BYTES = 64 * 1024
 _MOST_LISTENERS = 64  # each holds a thread; whoever comes later asks every two seconds
 _LOOK_SECONDS = 1.0
+#: Listeners never starve the other requests: eight threads are kept for these.
+CAPS = Caps(
+    threads=_MOST_LISTENERS + 8, connections=200, body_bytes=_MOST_BODY_BYTES, bodies_bytes=64 * _MOST_BODY_BYTES
+)
 _KEEP_ALIVE_SECONDS = 15.0
 
 _pages = Blueprint("network", __name__)
@@ -119,17 +124,18 @@ def _show_events() -> Response:
     page = _page()
     if not page.listeners.acquire(blocking=False):
         abort(503, "Too many pages listen. Ask /api/state instead.")
-    response = Response(_events(page), mimetype="text/event-stream")
+    is_gone = request.environ.get("waitress.client_disconnected", lambda: False)
+    response = Response(_events(page, is_gone), mimetype="text/event-stream")
     response.call_on_close(page.listeners.release)
     return response
 
 
-def _events(page: _Page) -> Iterator[str]:
-    """The state at once, then every change; a comment now and then shows who has gone away."""
+def _events(page: _Page, is_gone: Callable[[], bool]) -> Iterator[str]:
+    """The state at once, then every change; a comment now and then keeps the connection open."""
     yield "retry: 1000\n\n"
     told: tuple[int, bool] | None = None
     told_at = time.monotonic()
-    while not page.stop.is_set():
+    while not (page.stop.is_set() or is_gone()):
         snapshot = page.scheduler.latest.wait(told[0] if told else -1, _LOOK_SECONDS)
         is_connected = page.scheduler.is_connected
         if told != (snapshot.version, is_connected):

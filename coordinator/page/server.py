@@ -10,12 +10,13 @@ from pathlib import Path
 
 from broker import web
 from broker.errors import NameInUse
+from broker.http_server import PageServer
 from broker.link.address import LOCAL_HOSTS
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.logs import LogContext
 from coordinator.files import lock_folder
 from coordinator.folder.run_index import RunIndex
-from coordinator.page.app import create_app
+from coordinator.page.app import CAPS, create_app
 from coordinator.page.scheduler import Scheduler
 from coordinator.status import BrokerStatus
 
@@ -67,7 +68,7 @@ def serve_page(
         try:
             scheduler = Scheduler(link, run_index, at, stop=stop, log=log)
             app = create_app(scheduler, host=asked.host, token=token, stop=stop)
-            with web.PageServer(app, listener):
+            with PageServer(app, listener, CAPS):
                 _announce(announce, web.address_of(listener, asked.host), asked, token)
                 try:
                     scheduler.serve()

@@ -67,6 +67,14 @@ def test_one_file_imports_pika_and_one_msgpack() -> None:
     assert users_of("msgpack") == {"broker/wire/codec.py"}
 
 
+def test_the_server_under_the_pages_is_set_up_in_one_place() -> None:
+    """Caps, and that nothing is written to a temporary file, hold for both pages; werkzeug's server is for debugging."""
+    assert users_of("waitress") == {"broker/http_server.py"}
+    for floor in FLOORS:
+        for path in sources(floor):
+            assert "werkzeug.serving" not in imported(path), path
+
+
 def test_dicom_is_read_in_one_place() -> None:
     """What pydicom says may quote a patient's tags; the file that keeps it in is the only one that hears it."""
     assert users_of("pydicom") == {"worker/data/dicom.py", "worker/data/dicom_codecs.py"}
