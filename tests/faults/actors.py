@@ -27,7 +27,8 @@ from broker import logs
 from broker.command import Stop
 from broker.errors import EXIT_SIGNAL, BrokerUnreachable, Interrupted, WarrenError
 from broker.hosting.private import wait_until
-from broker.link.rabbitmq.rabbit_link import LinkSettings, RabbitLink
+from broker.link.rabbitmq.rabbit_link import RabbitLink
+from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.single_reader import SingleReader
 from broker.model.card import ModelCard
 from broker.wire.messages import RoundStart
