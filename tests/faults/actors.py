@@ -343,7 +343,7 @@ class BreakPoint:
 
     def _act(self) -> None:
         # What was handed to the link before is with the broker: a kill after 10 parts leaves 10 parts.
-        wait_until(lambda: not self._link._publisher._pending, 5, pause_seconds=0.01)
+        wait_until(lambda: not self._link._publishing.connection.calls._pending, 5, pause_seconds=0.01)
         if self._wanted.action == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         folder = Path(self._wanted.folder)
