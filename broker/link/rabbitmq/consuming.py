@@ -3,18 +3,18 @@
 import itertools
 import logging
 import queue
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
-
-import pika
 
 from broker.errors import BrokerError, LinkLost
 from broker.link.rabbitmq.calls import finish
 from broker.link.rabbitmq.connection import ConnectionThread
 from broker.link.rabbitmq.declaring import Declaring
+from broker.link.rabbitmq.fetching import Fetching
 from broker.link.rabbitmq.settings import LinkSettings
+from broker.link.rabbitmq.translation import delivery_of
 from broker.link.seam import Connection, Delivery, Queue
 from broker.link.standstill import Standstill
 
@@ -32,12 +32,14 @@ class Consuming:
     Attributes:
         connection: Its thread.
         declaring: What speaks about queues on the same connection.
+        fetching: What takes single messages on the same connection.
         consumed: The queues that are received from on every connection, and the prefetch of each.
     """
 
     def __init__(self, settings: LinkSettings, standstill: Standstill) -> None:
         self.connection = ConnectionThread(settings, "consume", self._on_ready, self._on_lost, standstill)
         self.declaring = Declaring(settings, self.connection)
+        self.fetching = Fetching(settings, self.connection)
         self.consumed: dict[str, int] = {}
         self._calls = self.connection.calls
         self._stop = settings.stop
@@ -45,7 +47,6 @@ class Consuming:
         self._early: list[Delivery] | None = None
         self._consumer_tags: dict[str, str] = {}
         self._tag_numbers = itertools.count(1)
-        self._fetching: Future[Any] = Future()
 
     def consume(self, queues: Sequence[str], *, prefetch: int) -> None:
         """Receive from these queues from now on, at most `prefetch` unacknowledged each; 0 means any number."""
@@ -82,34 +83,15 @@ class Consuming:
         except queue.Empty:
             return None
 
-    def fetch(self, queue: str, most: int = 1) -> Iterator[Delivery]:
-        """Take up to `most` messages out of a queue that isn't consumed, until it is empty or missing."""
-
-        def perform(future: Future[Any]) -> None:
-            generation = self.connection.generation
-
-            def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
-                finish(future, _delivery(queue, method, properties, body, generation))
-
-            self._fetching = future
-            self.connection.channel.basic_get(queue, on_message)
-
-        answer = self._calls.send(perform)
-        for left in reversed(range(most)):
-            delivery = self._calls.wait(answer, 30.0)
-            if delivery is None:
-                return
-            if left:
-                answer = self._calls.send(perform)  # comes while the caller works on this one
-            yield delivery
-
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         """Let the broker forget these; a void tag is ignored."""
 
         def perform(future: Future[Any]) -> None:
-            for generation, tag in tags:
-                if generation == self.connection.generation:
+            for number, tag in tags:
+                if number == self.connection.generation:
                     self.connection.channel.basic_ack(tag)
+                else:
+                    self.fetching.ack(number, tag)
             finish(future)
 
         tags = [each.tag for each in deliveries]
@@ -121,9 +103,6 @@ class Consuming:
     def _on_ready(self) -> None:
         """Restore what was declared and consumed, in order, on the new connection."""
         channel = self.connection.channel
-        channel.add_callback(
-            lambda _frame: finish(self._fetching), [pika.spec.Basic.GetEmpty], one_shot=False
-        )
         channel.add_on_cancel_callback(lambda _frame: self.connection.restart("a queue was deleted"))
 
         self._early = []
@@ -181,7 +160,7 @@ class Consuming:
         channel, generation = self.connection.channel, self.connection.generation
 
         def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
-            self._take(_delivery(name, method, properties, body, generation))
+            self._take(delivery_of(name, method, properties, body, generation))
 
         channel.basic_qos(prefetch_count=prefetch)
         tag = self._consumer_tags.setdefault(name, name)
@@ -193,15 +172,3 @@ class Consuming:
             self._early.append(delivery)
         else:
             self._events.put(delivery)
-
-
-def _delivery(name: str, method: Any, properties: Any, body: bytes, generation: int) -> Delivery:
-    return Delivery(
-        queue=name,
-        body=body,
-        message_type=properties.type,
-        content_type=properties.content_type,
-        user_id=properties.user_id,
-        headers=properties.headers or {},
-        tag=(generation, method.delivery_tag),
-    )

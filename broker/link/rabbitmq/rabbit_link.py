@@ -120,7 +120,7 @@ class RabbitLink:
 
     def fetch(self, queue: str, most: int = 1) -> Iterator[Delivery]:
         """Take up to `most` messages out of a queue that isn't consumed, until it is empty or missing."""
-        return self._consuming.fetch(queue, most)
+        return self._consuming.fetching.fetch(queue, most)
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         """Let the broker forget these; a void tag is ignored."""

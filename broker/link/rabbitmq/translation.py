@@ -1,9 +1,12 @@
-"""pika's errors become ours here, and nowhere else."""
+"""pika's errors and deliveries become ours here, and nowhere else."""
+
+from typing import Any
 
 import pika.exceptions
 
 from broker.errors import BrokerError, LinkLost, LoginRefused, PublishRefused, Unroutable
 from broker.link.address import without_password
+from broker.link.seam import Delivery
 
 _NOT_EQUIVALENT = 406  #: AMQP's PRECONDITION_FAILED
 _NOT_FOUND = 404
@@ -47,3 +50,16 @@ def is_not_equivalent(reason: BaseException) -> bool:
 def is_missing(reason: BaseException) -> bool:
     """Whether what was asked for is not there."""
     return getattr(reason, "reply_code", 0) == _NOT_FOUND
+
+
+def delivery_of(name: str, method: Any, properties: Any, body: bytes, number: int) -> Delivery:
+    """What pika gives as a delivery of ours; `number` says which channel it came through."""
+    return Delivery(
+        queue=name,
+        body=body,
+        message_type=properties.type,
+        content_type=properties.content_type,
+        user_id=properties.user_id,
+        headers=properties.headers or {},
+        tag=(number, method.delivery_tag),
+    )
