@@ -138,12 +138,14 @@ def test_a_refused_reader_is_no_connection(
 ) -> None:
     """Somebody reads a queue exclusively while the link is away: it may declare it and not read it, says so once, and
     is connected once the other one is gone."""
-    monkeypatch.setattr(connection, "_FIRST_DELAY_SECONDS", 2.0)
+    monkeypatch.setattr(connection, "_FIRST_DELAY_SECONDS", 4.0)
     link = make_link()
     link.declare([upload_queue("a")])
     link.consume(["upload.a"], prefetch=10)
     cut(link)
     assert link.receive(5) is Connection.LOST
+    # The broker takes a moment to see that its reader is gone.
+    wait_until(lambda: channel.queue_declare("upload.a", passive=True).method.consumer_count == 0, 10)
     tag = channel.basic_consume("upload.a", lambda *_: None, exclusive=True)
     came_back(link, 3)
     assert len(told(caplog)) == 1
