@@ -86,28 +86,30 @@ class PageServer(threading.Thread):
 
 
 class _Body:
-    """A request's body in memory; what is too large is counted, and dropped."""
+    """A request's body in memory; what is too large is counted, and dropped.
+
+    Attributes:
+        held: How many bytes of it are kept.
+        is_without_room: There is too much of the other requests.
+    """
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._length = 0
         self._file = io.BytesIO()
+        self.held = 0
         self.is_without_room = False
 
     def __len__(self) -> int:
         return self._length
 
-    @property
-    def held(self) -> int:
-        """How many bytes of it are in memory."""
-        return 0 if self._file.closed else self._file.getbuffer().nbytes
-
     def append(self, data: bytes) -> None:
         self._length += len(data)
         if self._length > self._most or self.is_without_room:
-            self._file = io.BytesIO()
+            self._file, self.held = io.BytesIO(), 0
         else:
             self._file.write(data)
+            self.held = self._length
 
     def getfile(self) -> io.BytesIO:
         self._file.seek(0)
@@ -115,6 +117,7 @@ class _Body:
 
     def close(self) -> None:
         self._file.close()
+        self.held = 0
 
 
 class _Busy(Error):  # type: ignore[misc]  # waitress ships no types
@@ -211,7 +214,8 @@ class _Server(TcpWSGIServer):  # type: ignore[misc]  # waitress ships no types
 
     def has_room(self, more: int) -> bool:
         """Whether so many more bytes of bodies may be kept."""
-        return sum(channel.held for channel in self.active_channels.values()) + more <= self._bodies_bytes
+        held: int = sum(channel.held for channel in self.active_channels.values())
+        return held + more <= self._bodies_bytes
 
     def maintenance(self, now: float) -> None:
         super().maintenance(now)

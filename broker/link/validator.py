@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from broker.allowance import Allowance
 from broker.envelope import Envelope
 from broker.errors import BrokerError, ProtocolError
 from broker.link.seam import Delivery, Link
@@ -13,18 +14,10 @@ from broker.wire.messages import Launch, LaunchAnswered, Message, Part, Ping, St
 logger = logging.getLogger(__name__)
 
 MaySend = Callable[[Message | Envelope, str], bool]
-_SPELL_SECONDS = 60.0
-_MOST_IN_A_SPELL = 20
+_TOLD_EACH = 20  #: messages of one sender, each with its reason
+_TOLD_SECONDS = 60.0
 
 Heed = Callable[[ProtocolError, Envelope, Delivery], bool]
-
-
-class _Spell:
-    """What one account has sent that was rejected, within a minute."""
-
-    def __init__(self, now: float) -> None:
-        self.began_at = now
-        self.number = 0
 
 
 class Validator:
@@ -50,8 +43,7 @@ class Validator:
         self._link = link
         self._may_send = may_send
         self._heed = heed
-        self._read_clock = read_clock
-        self._spells: dict[str, _Spell] = {}
+        self._told = Allowance(_TOLD_EACH, _TOLD_SECONDS, read_clock)
         self.num_dead = 0
 
     def open(self, delivery: Delivery, *, uploader: str | None = None) -> Message | None:
@@ -103,16 +95,14 @@ class Validator:
             logger.warning("There is no copy of it in %r: %s", names.DEAD, exc)
 
     def _is_told(self, sender: str) -> bool:
-        now = self._read_clock()
-        spell = self._spells.setdefault(sender, _Spell(now))
-        if now - spell.began_at >= _SPELL_SECONDS:
-            if spell.number > _MOST_IN_A_SPELL:
-                logger.warning("Rejected %d more messages of %s.", spell.number - _MOST_IN_A_SPELL, sender)
-            spell = self._spells[sender] = _Spell(now)
-        spell.number += 1
-        if spell.number == _MOST_IN_A_SPELL + 1:
+        """Whether there is a line and a copy for it; of a flood there are the first ones, and then the number."""
+        num_untold = self._told.num_refused(sender)
+        is_told = self._told.take(sender)
+        if is_told and num_untold:
+            logger.warning("Rejected %d more messages of %s.", num_untold, sender)
+        elif not is_told and not num_untold:
             logger.warning("%s goes on sending what is rejected; told again in a minute.", sender)
-        return spell.number <= _MOST_IN_A_SPELL
+        return is_told
 
 
 def may_send_to_coordinator(message: Message | Envelope, account: str) -> bool:

@@ -53,7 +53,10 @@ _MOST_LISTENERS = 64  # each holds a thread; whoever comes later asks every two 
 _LOOK_SECONDS = 1.0
 #: Listeners never starve the other requests: eight threads are kept for these.
 CAPS = Caps(
-    threads=_MOST_LISTENERS + 8, connections=200, body_bytes=_MOST_BODY_BYTES, bodies_bytes=64 * _MOST_BODY_BYTES
+    threads=_MOST_LISTENERS + 8,
+    connections=200,
+    body_bytes=_MOST_BODY_BYTES,
+    bodies_bytes=64 * _MOST_BODY_BYTES,
 )
 _KEEP_ALIVE_SECONDS = 15.0
 

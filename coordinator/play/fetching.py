@@ -2,10 +2,11 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from broker.errors import ProtocolError
+from broker.errors import BrokerError, LinkLost, ProtocolError
 from broker.link.seam import Delivery, Link
 from broker.link.validator import Validator
 from broker.wire import names
@@ -17,6 +18,9 @@ _PATIENCE_SECONDS = 1.0  #: without any part: the rest is not there
 _EMPTY_SECONDS = 0.25  #: after a reconnect the broker needs a moment to put held parts back
 _MOST_FOREIGN = 64  #: messages that are no part of this upload, besides a few whole uploads of before
 _MOST_OLDER = 4
+_MOST_BROKEN = (
+    10  #: connections lost while one worker's queue was read: a queue of some kinds ends the connection
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +91,7 @@ class Fetcher:
         self._layout = layout
         self._part_bytes = part_bytes
         self._stop = stop
+        self._num_broken: Counter[str] = Counter()
 
     def fetch(self, update: UpdateAnnounced) -> Fetched:
         """Bring an announced update here.
@@ -96,9 +101,22 @@ class Fetcher:
         """
         if update.update is not None:
             return self._inline(update)
-        if self._link.consumers(names.upload_queue(update.worker)) is None:
-            # Deleted: to get from it would close the channel.
-            return self._fetched(is_whole=False)
+        if self._num_broken[update.worker] >= _MOST_BROKEN:
+            return self._fetched(flaw="the connection broke each time its upload queue was read")
+        try:
+            return self._from_queue(update)
+        except LinkLost:
+            self._num_broken[update.worker] += 1
+            raise
+        except BrokerError as exc:
+            return self._fetched(flaw=f"its upload queue can't be read ({exc})")
+
+    def _from_queue(self, update: UpdateAnnounced) -> Fetched:
+        readers = self._link.consumers(names.upload_queue(update.worker))
+        if readers is None:
+            return self._fetched(is_whole=False)  # deleted
+        if readers:
+            return self._fetched(flaw="somebody reads its upload queue")
         try:
             encoding = Encoding.told(self._layout, update.precision, update.scales)
         except ProtocolError as exc:

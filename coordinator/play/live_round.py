@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from broker.allowance import Allowance
 from broker.link.seam import Delivery, outgoing, upload_queue
 from broker.wire import names
 from broker.wire.messages import Declined, RoundClosed, UpdateAnnounced, UploadAgain
@@ -94,7 +95,7 @@ class LiveRound:
         )
         self._asked: set[str] = set()
         self._num_torn: Counter[str] = Counter()
-        self._sent: dict[str, tuple[int, float]] = {}
+        self._sent = Allowance(_MOST_SENT, _SENT_AGAIN_SECONDS)
         self._presence_at = time.monotonic()
 
     @property
@@ -208,8 +209,8 @@ class LiveRound:
             self.keep()
         elif worker not in self._asked:
             # Its word may be older than the round start in its queue: asked now, it answers after that.
-            if not self._may_send_again(worker):
-                return
+            if not self._sent.take(worker):
+                return  # not a model for every word that a worker may say
             self._asked.add(worker)
             session.publisher.try_send(
                 [outgoing(session.roll_call(), names.worker_queue(worker), is_transient=True)]
@@ -218,14 +219,6 @@ class LiveRound:
         self._asked.discard(worker)
         logger.info("Round %d is sent to %s.", self.record.round_number, worker)
         self._invitation.send(session.publisher, [worker])
-
-    def _may_send_again(self, worker: str) -> bool:
-        """Not a model for every word that a worker may say: a few at once, and then one for each roll call."""
-        now, (number, sent_at) = time.monotonic(), self._sent.get(worker, (0, 0.0))
-        if number >= _MOST_SENT and now - sent_at < _SENT_AGAIN_SECONDS:
-            return False
-        self._sent[worker] = number + 1, now
-        return True
 
     def _has_room(self, member: Member) -> bool:
         record = self.record

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from broker.allowance import Allowance
 from broker.errors import BrokerError, Interrupted, LinkLost
 from broker.link.publisher import Publisher
 from broker.link.seam import Connection, Delivery, Link, coordinator_queue, dead_queue, outgoing
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 PREFETCH = 256
 _PROBE_SECONDS = 2.0
 _ROLL_CALL_SECONDS = 30.0
+_MOST_WORDS = 20  #: of one worker that it comes or goes; the roll call asks again whoever was not heard
+_WORDS_SECONDS = 30.0
 _MOST_LOOKED_AFTER = 50  #: asking for one queue's readers takes a third of a millisecond
 
 
@@ -135,6 +138,7 @@ class Session:
         self.is_idle = True
         self.number = 0
         self._has_begun = False
+        self._words = Allowance(_MOST_WORDS, _WORDS_SECONDS)
         self._looked_after = 0
         self._unseen: set[str] = set()  # known by a word that may have waited in the queue
         self._probe: Future[None] | None = None
@@ -291,9 +295,10 @@ class Session:
 
     def _on_word(self, delivery: Delivery, message: Message) -> Event | None:
         if isinstance(message, Joined):
-            return self._on_joined(message)
+            return self._on_joined(message) if self._words.take(message.worker) else None
         if isinstance(message, Left):
-            self._on_left(message)
+            if self._words.take(message.worker):
+                self._on_left(message)
         elif isinstance(message, Ping):
             self.single_reader.hear(message)
         elif isinstance(message, Launch):

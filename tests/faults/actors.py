@@ -27,7 +27,8 @@ from broker import logs
 from broker.command import Stop
 from broker.errors import EXIT_SIGNAL, BrokerUnreachable, Interrupted, WarrenError
 from broker.hosting.private import wait_until
-from broker.link.rabbitmq.rabbit_link import LinkSettings, RabbitLink
+from broker.link.rabbitmq.rabbit_link import RabbitLink
+from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.single_reader import SingleReader
 from broker.model.card import ModelCard
 from broker.wire.messages import RoundStart
@@ -342,7 +343,7 @@ class BreakPoint:
 
     def _act(self) -> None:
         # What was handed to the link before is with the broker: a kill after 10 parts leaves 10 parts.
-        wait_until(lambda: not self._link._publisher._pending, 5, pause_seconds=0.01)
+        wait_until(lambda: not self._link._publishing.connection.calls._pending, 5, pause_seconds=0.01)
         if self._wanted.action == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         folder = Path(self._wanted.folder)

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from broker.hosting import private
-from broker.link.rabbitmq.rabbit_link import LinkSettings, RabbitLink
+from broker.link.rabbitmq.rabbit_link import RabbitLink
+from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.seam import Delivery, Link
 from broker.wire.tensors import Vector
 from coordinator.folder.checkpoint import CHECKPOINT_FILE, Checkpoint, read_checkpoint

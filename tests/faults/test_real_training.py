@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broker.link.rabbitmq.rabbit_link import LinkSettings, RabbitLink
+from broker.link.rabbitmq.rabbit_link import RabbitLink
+from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.seam import dead_queue, outgoing, upload_queue, worker_queue
 from broker.wire.messages import Declined, Joined, Ping, RoundStart, decode
 from broker.wire.settings import TrainingSettings

@@ -15,7 +15,7 @@ from broker.errors import UsageError
 from broker.hosting.management import Management
 from broker.hosting.probe import login_of
 from broker.link.address import check_amqp_url, check_management_url, without_password
-from broker.link.rabbitmq.rabbit_link import LinkSettings
+from broker.link.rabbitmq.settings import LinkSettings
 from coordinator import cli as coordinator_cli
 from worker import cli as worker_cli
 

@@ -17,7 +17,15 @@ from broker.wire.tensors import InputFacts
 from worker.data.classes import Declared
 from worker.data.finding import find_listing
 from worker.data.images import KINDS, Shape, check_image_shape, facts_of, read_image
-from worker.data.listing import ImageFiles, LabelledArrays, Labels, Listing, Subset, count_per_class, patient_of
+from worker.data.listing import (
+    ImageFiles,
+    LabelledArrays,
+    Labels,
+    Listing,
+    Subset,
+    count_per_class,
+    patient_of,
+)
 from worker.data.partition import deal_examples, partition
 
 __all__ = ["DEFAULT_SHAPE", "Dataset", "Examples", "open_data", "patient_of"]
@@ -198,7 +206,9 @@ def open_data(
     return Dataset(listing.classes, *sources, inputs=inputs, is_held_out=is_held_out)
 
 
-def _choose_parts(listing: Listing, spec: str, *, for_training: bool, seed: int) -> tuple[Subset, Subset, bool]:
+def _choose_parts(
+    listing: Listing, spec: str, *, for_training: bool, seed: int
+) -> tuple[Subset, Subset, bool]:
     """What is trained on, what is tested on, and whether the latter had to be held out of the former."""
     train, test = listing.train, listing.test
     if for_training and train is not None:

@@ -179,7 +179,9 @@ def _is_same(left: Path, right: Path) -> bool:
     )
 
 
-def _describe(listing: Listing, out: Path, train: Sequence[Subset | None], test: Sequence[Subset | None]) -> Split:
+def _describe(
+    listing: Listing, out: Path, train: Sequence[Subset | None], test: Sequence[Subset | None]
+) -> Split:
     suffix = ".npz" if isinstance(listing.train or listing.test, LabelledArrays) else ""
     return Split(
         classes=listing.classes,

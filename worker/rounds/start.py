@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from broker.command import Stop
 from broker.errors import EXIT_DONE, BrokerUnreachable
 from broker.link.address import without_password
-from broker.link.rabbitmq.rabbit_link import LinkSettings, RabbitLink
+from broker.link.rabbitmq.rabbit_link import RabbitLink
+from broker.link.rabbitmq.settings import LinkSettings
 from broker.logs import LogContext
 from worker.console import Console
 from worker.rounds.participant import KerasTrainer, Participant
