@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from waitress import wasyncore
 from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
-from waitress.parser import HTTPRequestParser
+from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.server import TcpWSGIServer
 from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 from waitress.utilities import Error
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 HEADER_BYTES = 32 * 1024  #: of the address and all headers together
 _HEARD_OUT_BYTES = 1 << 30  # a client that is cut off while it sends shows no answer at all
 _SILENT_SECONDS = 60  # who sends or takes nothing for as long is cut off
+_CROWDED_SECONDS = 5.0  # while there is no room for more connections
 _HEADER_SECONDS = 20.0
 _BODY_SECONDS = 300.0
 _LOOK_SECONDS = 5
@@ -83,6 +84,7 @@ class PageServer(threading.Thread):
         """Answer until the end."""
         while not self._is_ending.is_set():
             wasyncore.loop(timeout=1, use_poll=True, map=self._server.channels, count=1)
+            self._server.hang_up(time.time())
 
 
 class _Body:
@@ -131,7 +133,10 @@ class _Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress ships no typ
     body: _Body | None = None
 
     def parse_header(self, header_plus: bytes) -> None:
-        super().parse_header(header_plus)
+        try:
+            super().parse_header(header_plus)
+        except ValueError as exc:  # of an address such as http://[
+            raise ParsingError(str(exc)) from exc
         if self.body_rcv is not None:
             self.body = self.body_rcv.buf = _Body(self.adj.inbuf_overflow)
 
@@ -184,6 +189,10 @@ class _Channel(HTTPChannel):  # type: ignore[misc]  # waitress ships no types
         requests = [*self.requests, self.request]
         return sum(each.body.held for each in requests if each is not None and each.body is not None)
 
+    def is_idle(self, now: float) -> bool:
+        """Whether it has asked for nothing, and others may want its place."""
+        return not (self.requests or self.request) and now - self.last_activity > _CROWDED_SECONDS
+
     def is_stuck(self, now: float) -> bool:
         """Whether the client dawdles with its request, or takes nothing of the answer."""
         request = self.request
@@ -217,11 +226,12 @@ class _Server(TcpWSGIServer):  # type: ignore[misc]  # waitress ships no types
         held: int = sum(channel.held for channel in self.active_channels.values())
         return held + more <= self._bodies_bytes
 
-    def maintenance(self, now: float) -> None:
-        super().maintenance(now)
-        for channel in self.active_channels.values():
-            if channel.is_stuck(now):
-                channel.will_close = True
+    def hang_up(self, now: float) -> None:
+        """Let go of those that are slow on purpose. Waitress would wait until they take what is left for them."""
+        is_crowded = len(self.channels) >= self.adj.connection_limit
+        for channel in list(self.active_channels.values()):
+            if channel.is_stuck(now) or (is_crowded and channel.is_idle(now)):
+                channel.handle_close()
 
 
 def _adjustments(listener: socket.socket, caps: Caps) -> Adjustments:

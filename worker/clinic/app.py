@@ -26,7 +26,7 @@ from broker.web import HEADERS, SHARED, PageJson, address_of, is_own_name, is_ow
 from worker.clinic.budget import Budget, Turns
 from worker.clinic.current_model import ModelSource, describe
 from worker.clinic.report import Wanted, read_xray
-from worker.data.images import facts_of
+from worker.data.images import size_of
 
 MAX_UPLOAD_BYTES = 50 << 20
 _CAPS = Caps(threads=16, connections=64, body_bytes=MAX_UPLOAD_BYTES, bodies_bytes=5 * MAX_UPLOAD_BYTES)
@@ -139,10 +139,9 @@ def _turns() -> Turns:
 
 def _answer(name: str, data: bytes, wanted: Wanted, budget: Budget) -> dict[str, Any]:
     try:
-        facts = facts_of(data)
-        budget.spend(facts)
-        with _turns().image(facts, budget):
-            return read_xray(data, name, _source(), wanted)
+        size, source = size_of(data), _source()
+        budget.spend(size)
+        return _turns().take(size, budget, lambda: read_xray(data, name, source, wanted))
     except DataError as exc:
         return {"name": name, "error": str(exc)}
     except ModelError as exc:
