@@ -13,6 +13,34 @@ _MOST_SECONDS = 1e9  # 30 years: whatever waits for it can
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedSettings:
+    """What run.json keeps of a run, each setting as it counts; see `RunOptions` and `TrainingSettings`."""
+
+    task: str
+    strategy: str
+    strategy_options: dict[str, str]
+    seed: int
+    rounds: int
+    workers: int
+    quorum: int
+    fraction: float
+    max_examples: int | None
+    max_share: float
+    deadline_seconds: float
+    grace_seconds: float
+    retries: int
+    epochs: int
+    batch_size: int
+    learning_rate: float | None
+    learning_rate_decay: float
+    class_weight: ClassWeight
+    examples_per_class: int | None
+    upload_precision: Precision
+    deterministic: bool
+    initial_model: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
     """One run as asked for; None means the task's own default.
 
@@ -129,26 +157,33 @@ class RunOptions:
         }
 
     @property
-    def everything(self) -> dict[str, object]:
+    def everything(self) -> RecordedSettings:
         """Every setting as it counts, for run.json: the task's own where nothing else was asked for."""
         first = self.settings(1)
-        return {
-            **self.identity,
-            "rounds": self.rounds,
-            "workers": self.workers,
-            "quorum": self.needed,
-            "fraction": self.fraction,
-            "max_examples": self.max_examples,
-            "max_share": self.max_share,
-            "deadline_seconds": self.deadline_seconds,
-            "grace_seconds": self.grace_seconds,
-            "retries": self.retries,
-            **self.training,
-            "examples_per_class": first.examples_per_class,
-            "upload_precision": first.precision,
-            "deterministic": self.deterministic,
-            "initial_model": None if self.initial_model is None else str(self.initial_model),
-        }
+        return RecordedSettings(
+            task=self.task.name,
+            strategy=self.strategy,
+            strategy_options=self.strategy_options,
+            seed=self.seed,
+            rounds=self.rounds,
+            workers=self.workers,
+            quorum=self.needed,
+            fraction=self.fraction,
+            max_examples=self.max_examples,
+            max_share=self.max_share,
+            deadline_seconds=self.deadline_seconds,
+            grace_seconds=self.grace_seconds,
+            retries=self.retries,
+            epochs=first.epochs,
+            batch_size=first.batch_size,
+            learning_rate=first.learning_rate,
+            learning_rate_decay=self.task.defaults.learning_rate_decay,
+            class_weight=first.class_weight,
+            examples_per_class=first.examples_per_class,
+            upload_precision=first.precision,
+            deterministic=self.deterministic,
+            initial_model=None if self.initial_model is None else str(self.initial_model),
+        )
 
     @property
     def identity(self) -> dict[str, object]:

@@ -51,7 +51,7 @@ def keep_identity(options: RunOptions, *, closed_rounds: int) -> None:
     """
     path = options.out / RUN_FILE
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    settings = {**options.everything, "versions": _versions()}
+    settings = {**to_plain(options.everything), "versions": _versions()}
     if not path.exists():
         _write(options, {**settings, "started_at": now})
         return
