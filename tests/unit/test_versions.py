@@ -307,7 +307,7 @@ def test_a_round_start_with_a_field_too_many_is_declined(hearing: Hearing) -> No
     assert hearing.is_all_acknowledged
     job = hearing.hand_over.jobs.get_nowait()
     assert isinstance(job, DeclineJob)
-    assert (job.worker, job.held) == ("w", START.held)
+    assert (job.worker, job.key) == ("w", START.held)
     assert "knows no 'mu'" in job.reason
 
 
