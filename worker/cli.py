@@ -14,7 +14,7 @@ from broker.wire.names import check_name
 from worker.baseline import BaselineOptions, save_alone, train_alone
 from worker.data.classes import parse_classes
 from worker.data.data_set import Dataset, open_data
-from worker.data.partition import parse_part
+from worker.data.partition import parse_share
 from worker.data.split import format_table, split
 from worker.learning.evaluation import check_classes, evaluate, format_evaluation
 from worker.learning.inference import Inference
@@ -271,7 +271,7 @@ def swarm_command(
     """
     check_name(name)
     log.update(worker=name)
-    mine = parse_part(part, count)
+    mine = parse_share(part, count)
     sites = open_data(data, seed=seed, classes=parse_classes(classes)).divide(count, scheme, seed)
     participants = [Participant(name=f"{name}.{i + 1}", data=sites[i]) for i in mine]
     take_part(participants, LinkTo(amqp_url, f"swarm {name}"), log, is_swarm=True, **options)

@@ -44,7 +44,8 @@ from coordinator.tasks import Task, TaskDefaults, resolve
 from tests.steps import next_weights
 from worker.console import Console
 from worker.data.data_set import open_data
-from worker.rounds.participant import KerasTrainer, Participant, Report, Trained, seed_of
+from worker.learning.results import Report
+from worker.rounds.participant import KerasTrainer, Participant, Trained, seed_of
 from worker.rounds.uploading import Measured
 from worker.rounds.worker_loop import WorkerLoop
 

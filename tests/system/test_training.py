@@ -16,7 +16,8 @@ from broker.errors import DataError, ModelError
 from broker.wire.settings import TrainingSettings
 from broker.wire.tensors import Array
 from worker.data.data_set import Examples
-from worker.learning.training import LocalModel, TrainingProgress, TrainingResult
+from worker.learning.results import TrainingProgress, TrainingResult
+from worker.learning.training import LocalModel
 from worker.learning.wire_model import build_model
 from worker.tensorflow import load_keras
 

@@ -4,7 +4,6 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,13 +12,12 @@ import numpy as np
 from broker.wire.messages import RoundStart
 from broker.wire.tensors import Array, Vector, flatten_first, sections_of, unflatten
 from worker.data.data_set import Dataset, Examples
+from worker.learning.results import Report
 from worker.learning.terms import require_known
-from worker.learning.training import LocalModel, TrainingProgress
+from worker.learning.training import LocalModel
 from worker.rounds.uploading import Measured
 
 logger = logging.getLogger(__name__)
-
-Report = Callable[[TrainingProgress], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +59,13 @@ class Trainer(Protocol):
         report: Report,
     ) -> Trained | None:
         """Train and measure; None when `stop` was set before the end.
+
+        Args:
+            participant: Who answers.
+            start: What is asked.
+            weights: The global ones, float32 of shape (P,).
+            stop: Looked at while it trains.
+            report: Told how far the training is.
 
         Raises:
             ModelError: The model is not allowed or can't be built.

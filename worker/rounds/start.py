@@ -37,7 +37,23 @@ def take_part(
     connect_seconds: float,
     is_swarm: bool = False,
 ) -> None:
-    """Connect and serve until told to stop."""
+    """Connect and serve until told to stop.
+
+    Args:
+        participants: One, or a swarm's.
+        link_to: The broker.
+        log: Told which run and round the story is about.
+        task: The only one to take part in; None takes part in any.
+        once: Leave after one run.
+        deterministic: Same seed, same bits.
+        connect_seconds: How long the first connection is tried.
+        is_swarm: Whether the participants are a swarm's.
+
+    Raises:
+        BrokerUnreachable: Nothing answered in that time.
+        NameInUse: Another process reads this name's queue.
+        DataError: The coordinator refused this worker.
+    """
     with Stop() as stop:
         link = RabbitLink(
             LinkSettings(
