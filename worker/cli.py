@@ -26,6 +26,7 @@ from worker.rounds.start import LinkTo, take_part
 logger = logging.getLogger(__name__)
 
 _FILE = click.Path(path_type=Path)
+_LAST_SECONDS = 10.0  # what a training that is told to stop may still take
 
 _DATA_HELP = (
     "A folder of class folders (optionally under train/ and test/), an .npz, or MODULE:FUNCTION. Images are "
@@ -317,7 +318,7 @@ def train_alone_command(
     loaded = load_model(model)
     dataset = open_data(data, shape=loaded.shape, classes=declared)
     _warn_of_scale(loaded, dataset)
-    with Stop() as stop:
+    with Stop(limit_seconds=_LAST_SECONDS) as stop:
         result = train_alone(loaded, dataset, BaselineOptions(**options), stop.event)
     if result is None:
         raise SystemExit(EXIT_DONE)

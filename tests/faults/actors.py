@@ -411,7 +411,7 @@ def play_worker(options: Options, link: RabbitLink, stop: Stop, log: logs.LogCon
         WorkerLoop(
             link,
             participants,
-            KerasTrainer() if options.data else NumpyTrainer(options),
+            KerasTrainer(ending=stop.event) if options.data else NumpyTrainer(options),
             stop=stop.event,
             log=log,
             console=Console(),

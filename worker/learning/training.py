@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +94,7 @@ class LocalModel:
         seed: int,
         stop: threading.Event,
         report: Report,
+        each_step: Callable[[], None] = lambda: None,
     ) -> TrainingResult:
         """Train on a worker's own examples, starting from the given weights.
 
@@ -105,6 +106,7 @@ class LocalModel:
             seed: Of shuffling and random layers; derived from run seed, round and worker.
             stop: Looked at before each batch.
             report: Called at most about twice a second, and at the end of each epoch.
+            each_step: Called before each batch: what came before it has ended.
 
         Raises:
             ModelError: The weights don't fit, the outputs are no longer numbers, the model's learning rate is
@@ -124,13 +126,21 @@ class LocalModel:
         found: dict[str, float] = {}
         for number, shuffled in enumerate(self._shuffled(examples, settings, seed), start=1):
             epoch = _Epoch(
-                number=number, of=settings.epochs, batches=shuffled.num_batches, stop=stop, report=report
+                number=number,
+                of=settings.epochs,
+                batches=shuffled.num_batches,
+                stop=stop,
+                report=report,
+                each_step=each_step,
             )
             finished, metrics = self._run_epoch(run, self._pipelines.batches(shuffled), epoch)
             if not finished:
                 break
             kept = kept_by(self._model, metrics)
-            found = self._validated(validation)
+            found = self._validated(validation, epoch)
+            finished = not stop.is_set()
+            if not finished:
+                break
             report(epoch.progress(epoch.batches, metrics | {f"val_{name}": found[name] for name in found}))
         self._model.optimizer.finalize_variable_values(self._model.trainable_weights)
         return TrainingResult(
@@ -159,8 +169,8 @@ class LocalModel:
                 batch_size=settings.batch_size,
             )
 
-    def _validated(self, validation: Examples | None) -> dict[str, float]:
-        """What the weights reach after an epoch.
+    def _validated(self, validation: Examples | None, epoch: "_Epoch") -> dict[str, float]:
+        """What the weights reach after an epoch; nothing when told to stop meanwhile.
 
         Raises:
             ModelError: Its outputs are no longer numbers.
@@ -168,16 +178,29 @@ class LocalModel:
         if validation is None or not len(validation.y):
             return {}
         try:
-            return self._measure(validation).figures
+            measured = self._measure(validation, epoch.stop, epoch.each_step)
         except ModelError as exc:
             raise ModelError(f"Training has diverged. {exc} Try a lower --learning-rate.") from exc
+        return measured.figures if measured else {}
 
-    def evaluate(self, weights: Sequence[Array], examples: Examples) -> TestResult:
+    def evaluate(
+        self,
+        weights: Sequence[Array],
+        examples: Examples,
+        *,
+        stop: threading.Event | None = None,
+        each_step: Callable[[], None] = lambda: None,
+    ) -> TestResult | None:
         """Measure weights on examples.
 
         Args:
             weights: In Keras's order.
             examples: x of shape (n, *input_shape), y of shape (n,) with class numbers.
+            stop: Looked at before each batch.
+            each_step: Called before each batch.
+
+        Returns:
+            What was found; None when `stop` was set before the end.
 
         Raises:
             ModelError: The weights don't fit, or the outputs are no numbers.
@@ -185,7 +208,7 @@ class LocalModel:
         """
         self._check_examples(examples)
         self._set_weights(weights)
-        return self._measure(examples)
+        return self._measure(examples, stop or threading.Event(), each_step)
 
     def _check_examples(self, examples: Examples) -> None:
         shape, labels = tuple(examples.x.shape[1:]), examples.y
@@ -215,15 +238,21 @@ class LocalModel:
         for batch in range(0, epoch.batches, stride):
             if epoch.stop.is_set():
                 return False, _plain(logs)
+            epoch.each_step()
             logs = run(iterator, min(stride, epoch.batches - batch))
             if time.monotonic() - last_report >= REPORT_SECONDS:
                 last_report = time.monotonic()
                 epoch.report(epoch.progress(min(batch + stride, epoch.batches), _plain(logs)))
         return True, _plain(logs)
 
-    def _measure(self, examples: Examples) -> TestResult:
+    def _measure(
+        self, examples: Examples, stop: threading.Event, each_step: Callable[[], None]
+    ) -> TestResult | None:
         outputs, loss = [], 0.0
         for x, y in zip(_cut(examples.x), _cut(examples.y), strict=True):
+            if stop.is_set():
+                return None
+            each_step()
             batch_loss, batch_outputs = self._test_batch(x, y)
             outputs.append(batch_outputs)
             loss += batch_loss * len(y)
@@ -256,6 +285,7 @@ class _Epoch:
     batches: int
     stop: threading.Event
     report: Report
+    each_step: Callable[[], None]
 
     def progress(self, batch: int, metrics: dict[str, float]) -> TrainingProgress:
         return TrainingProgress(

@@ -17,6 +17,9 @@ from worker.rounds.worker_loop import WorkerLoop
 
 logger = logging.getLogger(__name__)
 
+_LAST_SECONDS = 10.0  # what leaving may take; a swarm deletes thousands of queues
+_LAST_SECONDS_OF_SWARM = 60.0
+
 
 @dataclass(frozen=True, slots=True)
 class LinkTo:
@@ -54,7 +57,8 @@ def take_part(
         NameInUse: Another process reads this name's queue.
         DataError: The coordinator refused this worker.
     """
-    with Stop() as stop:
+    with Stop(limit_seconds=_LAST_SECONDS_OF_SWARM if is_swarm else _LAST_SECONDS) as stop:
+        trainer = KerasTrainer(deterministic=deterministic, ending=stop.event)
         link = RabbitLink(
             LinkSettings(
                 amqp_url=link_to.amqp_url,
@@ -70,7 +74,7 @@ def take_part(
             WorkerLoop(
                 link,
                 participants,
-                KerasTrainer(deterministic=deterministic),
+                trainer,
                 stop=stop.event,
                 log=log,
                 console=Console(),
@@ -80,7 +84,7 @@ def take_part(
             ).serve()
         finally:
             link.close()
-    if stop.signal_number is not None:
+    if stop.signal_number is not None or trainer.has_left_behind:
         _end_process()
 
 
