@@ -17,16 +17,8 @@ import pytest
 from broker.hosting import private
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.seam import dead_queue, outgoing, upload_queue, worker_queue
-from broker.wire.messages import (
-    Declined,
-    Joined,
-    Message,
-    RoundClosed,
-    RoundStart,
-    TrainingSettings,
-    UpdateAnnounced,
-    decode,
-)
+from broker.wire.messages import Declined, Joined, Message, RoundClosed, RoundStart, UpdateAnnounced, decode
+from broker.wire.settings import TrainingSettings
 from broker.wire.tensors import Layout, TensorSpec, vector_size
 from broker.wire.transfer import Digest
 from tests.faults.stage import Actor, Stage
