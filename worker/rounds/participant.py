@@ -5,18 +5,19 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import numpy as np
 
-from broker.errors import ModelError
+from broker.errors import DataError, ModelError
 from broker.wire.messages import RoundStart
 from broker.wire.tensors import Array, Vector, flatten_first, sections_of, unflatten
 from worker.data.data_set import Dataset, Examples
 from worker.learning.results import Report
 from worker.learning.terms import require_known
 from worker.learning.training import LocalModel
+from worker.rounds.site_rules import SiteRules
 from worker.rounds.time_limit import TimeLimit
 from worker.rounds.uploading import Measured
 
@@ -28,11 +29,12 @@ STEP_SECONDS = 600.0  #: that a batch may take; the first one with the tracing o
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Participant:
-    """One logical worker: its name and its own data."""
+    """One logical worker: its name, its own data, and what its operator allows."""
 
     name: str
     data: Dataset
     evaluate_only: bool = False
+    rules: SiteRules = field(default_factory=SiteRules)
 
     def trains_in(self, start: RoundStart) -> bool:
         """Whether a round start asks this worker for an update."""
@@ -148,6 +150,9 @@ class KerasTrainer:
             examples = participant.data.sample(
                 model.input_shape, start.settings.examples_per_class, np.random.default_rng([seed, 3])
             )
+            refusal = participant.rules.refusal(start.settings, len(examples))
+            if refusal is not None:
+                raise DataError(refusal)
             validation = test if len(test) else None
             result = self._in_time(
                 start,
@@ -175,7 +180,7 @@ class KerasTrainer:
             num_test_examples=len(test),
             seconds=time.monotonic() - begun,
         )
-        return Trained(vector=vector, measured=measured)
+        return Trained(vector=vector, measured=participant.rules.of(measured))
 
     def _test_examples(
         self, participant: Participant, start: RoundStart, model: LocalModel, seed: int

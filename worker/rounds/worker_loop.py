@@ -322,6 +322,6 @@ class WorkerLoop:
             epochs=progress.epochs,
             batch=progress.batch,
             batches=progress.batches,
-            metrics=progress.metrics,
+            metrics=self._participants[job.worker].rules.progress(progress.metrics),
         )
         self._publisher.try_send([outgoing(message, names.COORDINATOR, is_transient=True)])
