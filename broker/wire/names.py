@@ -9,6 +9,8 @@ COORDINATOR = "coordinator"  #: the coordinator's queue, its key, and its accoun
 DEAD = "dead"  #: copies of what could not be accepted
 EVERY_WORKER = "workers"  #: the key to which every worker queue is also bound
 
+MOST_IN_A_SWARM = 10_000  #: workers of one account; each has two queues at the broker
+
 _NAME = re.compile(r"[a-z0-9-]{1,48}")
 _REPLY = re.compile(r"reply\.[0-9a-f]{16}")
 _WORKER = re.compile(r"(?P<name>[a-z0-9-]{1,48})(\.(?P<number>[1-9][0-9]{0,5}))?")
@@ -79,6 +81,12 @@ def is_of(account: str, worker: str) -> bool:
     if swarm is None or its is None or its["number"] is None:
         return False
     return its["name"] == swarm["name"] and int(its["number"]) <= int(swarm["count"])
+
+
+def is_own_queue(account: str, queue: str) -> bool:
+    """Whether this is a queue of a worker that the account speaks for."""
+    worker = queue.partition(".")[2]
+    return queue in (worker_queue(worker), upload_queue(worker)) and is_of(account, worker)
 
 
 def is_reply_queue(name: str) -> bool:
