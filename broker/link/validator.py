@@ -1,6 +1,7 @@
 """Deliveries judged by form and sender before a role sees them; what fails is copied to `dead` with the reason."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 
 from broker.envelope import Envelope
@@ -10,6 +11,8 @@ from broker.wire import messages, names
 from broker.wire.messages import Launch, LaunchAnswered, Message, Part, Ping, StatusAsked, StatusTold
 
 logger = logging.getLogger(__name__)
+
+_TOLD_EACH = 5  #: of a sender's rejected messages; the rest are summed up
 
 MaySend = Callable[[Message | Envelope, str], bool]
 Heed = Callable[[ProtocolError, Envelope, Delivery], bool]
@@ -35,6 +38,7 @@ class Validator:
         self._may_send = may_send
         self._heed = heed
         self.num_dead = 0
+        self._num_by_sender: Counter[str] = Counter()
 
     def open(self, delivery: Delivery, *, uploader: str | None = None) -> Message | None:
         """The message of a delivery; None when it is not ours: then it is in `dead` and acknowledged.
@@ -63,11 +67,24 @@ class Validator:
         if account is None:
             raise ProtocolError("Expected the sender's account in user_id, got none.")
         if not self._may(message, account, uploader):
-            raise ProtocolError(f"The account {account!r} may not send this {message.TYPE}.")
+            raise ProtocolError(f"The account {account!r} may not send this {message.TYPE}. {self._advice()}")
+
+    def _advice(self) -> str:
+        """What to do if it is no enemy: two that are meant to work together don't hear each other."""
+        own = self._link.account
+        if own == names.COORDINATOR:
+            return "A worker uses the address that `broker invite` printed for its name."
+        return (
+            f"This process is logged in as {own!r}, which hears itself and {names.COORDINATOR!r} alone. If a "
+            "coordinator and a worker are meant to work together here, either both use one account, or each its own: "
+            f"the coordinator the address that `broker invite {names.COORDINATOR}` prints, the worker that of its name."
+        )
 
     def _may(self, message: Message | Envelope, account: str, uploader: str | None) -> bool:
         if account == self._link.account:
             return True
+        if names.COORDINATOR not in (account, self._link.account):
+            return False  # a coordinator on another account would not be heard by this worker, either
         if uploader is not None:
             return isinstance(message, Part | Envelope) and names.is_of(account, uploader)
         return self._may_send(message, account)
@@ -75,13 +92,25 @@ class Validator:
     def bury(self, delivery: Delivery, reason: str) -> None:
         """Copy a delivery to `dead` with the reason, and count it."""
         self.num_dead += 1
-        logger.warning(
-            "Rejected a message of %s in %s: %s", delivery.user_id or "nobody", delivery.queue, reason
-        )
+        self._tell(delivery.user_id or "nobody", delivery.queue, reason)
         try:
             self._link.copy_to_dead(delivery, reason)
         except BrokerError as exc:
             logger.warning("There is no copy of it in %r: %s", names.DEAD, exc)
+
+    def _tell(self, sender: str, queue: str, reason: str) -> None:
+        """Tell the first few of a sender; of the rest that there are ten, a hundred, a thousand: `dead` has them."""
+        self._num_by_sender[sender] += 1
+        number = self._num_by_sender[sender]
+        is_told = number <= _TOLD_EACH or number == 10 ** (len(str(number)) - 1)
+        logger.log(
+            logging.WARNING if is_told else logging.DEBUG,
+            "Rejected a message of %s in %s%s: %s",
+            sender,
+            queue,
+            "" if number <= _TOLD_EACH else f", the {number}th",
+            reason,
+        )
 
 
 def may_send_to_coordinator(message: Message | Envelope, account: str) -> bool:
