@@ -5,8 +5,11 @@ import re
 from broker.hosting.management import Management
 from broker.wire import names
 
-__all__ = ["UPLOAD_BYTES", "limit_account", "set_policies", "unlimit"]
+__all__ = ["MOST_WAITING", "UPLOAD_BYTES", "limit_account", "set_policies", "unlimit"]
 
+MOST_WAITING = (
+    10_000  #: messages in each queue of an account; a model of 1 GB in its smallest parts is half of that
+)
 UPLOAD_BYTES = 2**30  #: what may wait in each queue of an account, unless it was invited with another limit
 
 # A policy's name is the badge that a person sees beside the queue at the management page.
@@ -17,7 +20,6 @@ _WORKER_QUEUES = r"^worker\.[a-z0-9-]{1,48}(\.[0-9]+)?$"
 _EXPIRES_MILLISECONDS = 14 * 24 * 3600 * 1000
 
 _ABOVE_ALL = 10  #: the priority of what is said of one account; a number that is left to others is 0
-_MOST_WAITING = 10_000  # a model of 1 GB in the smallest parts is half of that
 _COORDINATOR = "warren: at most 512 MiB, then nothing more is taken"
 _COORDINATOR_BYTES = 512 * 2**20  # updates of 64 KiB of 8,000 workers, while no coordinator is there
 _COORDINATOR_WAITING = 100_000
@@ -57,7 +59,7 @@ def limit_account(management: Management, vhost: str, name: str, *, most_bytes: 
     a round start that was never fetched is replaced by the next. Neither expires, as its account can't make it again:
     a worker that is away for a year finds both, and `broker revoke` deletes them.
     """
-    bounds = {"max-length": _MOST_WAITING, "max-length-bytes": most_bytes}
+    bounds = {"max-length": MOST_WAITING, "max-length-bytes": most_bytes}
     workers = rf"{re.escape(name)}(\.[1-9][0-9]*)?"
     for badge, queue, overflow in (
         (_reading(name), names.worker_queue, "drop-head"),
