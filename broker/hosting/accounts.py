@@ -135,7 +135,7 @@ def _check_free(management: Management, name: str, user: str, *, again: bool) ->
         raise UsageError(
             f"{name} has an account already, and its password is not stored here. To give it a new one: "
             f"`broker revoke {name}`, then `broker invite {name}`. To set its rights, limits and queues as "
-            f"they should be, and keep the password: `broker invite {name} --again`"
+            f"they should be, and keep the password: `broker invite {names.invitation(known[0])} --again`"
         )
     if again and user not in known:
         others = f" (there is {', '.join(known)})" if known else ""

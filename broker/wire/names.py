@@ -73,6 +73,12 @@ def invited_name(account: str) -> str:
     return account if swarm is None else swarm["name"]
 
 
+def invitation(account: str) -> str:
+    """What `broker invite` was told to make this account."""
+    swarm = _SWARM.fullmatch(account)
+    return account if swarm is None else f"{swarm['name']} --swarm {swarm['count']}"
+
+
 def is_of(account: str, worker: str) -> bool:
     """Whether a broker account speaks for this worker: its own name, or of a swarm's account one of its numbers."""
     if worker == account:
