@@ -57,8 +57,8 @@ format: install  ## let ruff lay out the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: needs-rabbitmq  ## all tests: unit, integration, faults, system
-	$(PYTEST_MANY) tests/faults tests/system tests/attacks tests/integration tests/unit
+test: needs-rabbitmq  ## all tests: unit, integration, faults, attacks, system
+	$(PYTEST_MANY) tests/attacks tests/faults tests/system tests/integration tests/unit
 
 # axe-core comes by npm. Where a package can't be installed the tests skip, and fail in CI.
 needs-browser: install

@@ -3,6 +3,7 @@
 Contents, from the ground up; nothing imports what stands below it on this page:
     envelope   what can be read of any message, whatever its version
     errors     every error that a user can meet, and its exit code
+    allowance  how often one sender may cause something
     disk       what must outlive a power cut
     logs       the story on stderr
     wire/      What travels, and how it looks as bytes: names, messages, weights, and the parts that they are cut into

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -10,12 +11,13 @@ from urllib.parse import urlsplit
 import click
 
 from broker import logs
-from broker.errors import EXIT_SIGNAL, WarrenError
+from broker.errors import EXIT_DONE, EXIT_SIGNAL, WarrenError
 from broker.link.address import check_amqp_url, check_management_url, check_not_in_clear
 
 DEFAULT_AMQP_URL = "amqp://guest:guest@localhost:5672/%2F"
 _MANAGEMENT = {"amqp": ("http", 15672), "amqps": ("https", 15671)}  #: RabbitMQ's own ports
 _INSECURE = f"{__name__}.insecure"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -124,27 +126,53 @@ def management_url_for(amqp_url: str, management_url: str | None = None) -> str:
 class Stop:
     """The wish to end, set by SIGINT or SIGTERM; a second signal ends the process at once.
 
+    A thread hears them: the main one may be in C code that comes back to Python late, or never.
+
+    Args:
+        limit_seconds: The process ends so long after the first signal, whatever still goes on; None: it takes its
+            time. Only for what loses nothing by it.
+
     Attributes:
         event: Set by the first signal; whoever waits, waits on it.
         signal_number: The first signal's number, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, limit_seconds: float | None = None) -> None:
         self.event = threading.Event()
         self.signal_number: int | None = None
+        self._limit_seconds = limit_seconds
 
     def __enter__(self) -> "Stop":
-        self._former = {
-            number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        heard, self._said = socket.socketpair()
+        self._said.setblocking(False)  # as Python asks: a signal never waits
+        self._former_fd = signal.set_wakeup_fd(self._said.fileno(), warn_on_full_buffer=False)
+        self._former = {number: signal.signal(number, _leave_to_the_thread) for number in _SIGNALS}
+        threading.Thread(target=self._listen, args=(heard,), name="signals", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._former_fd)
+        self._said.close()
 
-    def _on_signal(self, number: int, _frame: object) -> None:
+    def _listen(self, heard: socket.socket) -> None:
+        """Take each signal's number as Python writes it, until the block is left."""
+        with heard:
+            try:
+                while number := heard.recv(1):
+                    if number[0] in _SIGNALS:
+                        self._on_signal(number[0])
+                        heard.settimeout(self._limit_seconds)
+            except TimeoutError:
+                os._exit(EXIT_DONE)
+
+    def _on_signal(self, number: int) -> None:
         if self.signal_number is not None:
             os._exit(EXIT_SIGNAL + number)
         self.signal_number = number
         self.event.set()
+
+
+def _leave_to_the_thread(_number: int, _frame: object) -> None:
+    """Python writes signals to a file descriptor only where it has something to call besides."""

@@ -13,6 +13,15 @@ _CHATTER = re.compile(r"WARNING: All log messages before absl|[IWE]\d{4} \d\d:|\
 _CHATTY = ("pika", "tensorflow", "absl", "h5py", "matplotlib", "PIL", "werkzeug")
 
 
+def printable(text: str) -> str:
+    """A text without what would move a terminal's cursor or begin a line of its own: somebody else may have sent it."""
+    return text if text.isprintable() else "".join(map(_printable, text))
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
+
+
 class LogContext(logging.Filter):
     """What this process is busy with; put on every line.
 
@@ -35,6 +44,9 @@ class LogContext(logging.Filter):
 
 
 class _TextFormatter(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
+        return printable(super().formatMessage(record))
+
     def format(self, record: logging.LogRecord) -> str:
         line = super().format(record)
         context = " ".join(f"{name}={value}" for name, value in getattr(record, "context", {}).items())

@@ -21,7 +21,8 @@ from broker.errors import EXIT_SIGNAL, BrokerUnreachable, Interrupted, UsageErro
 from broker.hosting import server
 from broker.hosting.management import Management
 from broker.link.address import without_password
-from broker.link.rabbitmq.rabbit_link import LinkSettings, RabbitLink
+from broker.link.rabbitmq.rabbit_link import RabbitLink
+from broker.link.rabbitmq.settings import LinkSettings
 from broker.logs import LogContext
 from coordinator.files import lock_folder, make_folder
 from coordinator.keras.process import ModelProcess

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from broker.errors import UsageError
-from broker.wire.messages import ClassWeight, Precision, TrainingSettings
+from broker.wire.settings import ClassWeight, Precision, TrainingSettings
 from coordinator.learning.membership import num_selected
 from coordinator.learning.strategies import Strategy, make_strategy
 from coordinator.tasks import Task
@@ -20,6 +20,8 @@ class RunOptions:
         quorum: Accepted updates that may close a round; None means all workers (of those that a fraction invites).
         retries: Further attempts at a round that missed its quorum.
         fraction: Share of the present workers invited to a round (C in McMahan et al. 2017).
+        max_examples: No update weighs more than so many.
+        max_share: No update weighs more than this share of those invited.
     """
 
     task: Task
@@ -33,6 +35,8 @@ class RunOptions:
     strategy: str = "fedavg"
     strategy_options: dict[str, str] = field(default_factory=dict)
     fraction: float = 1.0
+    max_examples: int | None = None
+    max_share: float = 1.0
     epochs: int | None = None
     batch_size: int | None = None
     learning_rate: float | None = None
@@ -47,6 +51,8 @@ class RunOptions:
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
             raise UsageError(f"Expected a --fraction above 0 and up to 1, got {self.fraction:g}.")
+        if not 0 < self.max_share <= 1:
+            raise UsageError(f"Expected a --max-share above 0 and up to 1, got {self.max_share:g}.")
         if self.needed > self.most_invited:
             raise UsageError(
                 f"A quorum of {self.needed} can't be reached: --workers {self.workers} with --fraction "
@@ -118,6 +124,8 @@ class RunOptions:
             "workers": self.workers,
             "quorum": self.needed,
             "fraction": self.fraction,
+            "max_examples": self.max_examples,
+            "max_share": self.max_share,
             "deadline_seconds": self.deadline_seconds,
             "grace_seconds": self.grace_seconds,
             "retries": self.retries,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from broker.errors import UsageError
-from broker.wire.messages import ClassWeight
+from broker.wire.settings import ClassWeight
 
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 

@@ -1,9 +1,10 @@
 """Deliveries judged by form and sender before a role sees them; what fails is copied to `dead` with the reason."""
 
 import logging
-from collections import Counter
+import time
 from collections.abc import Callable
 
+from broker.allowance import Allowance
 from broker.envelope import Envelope
 from broker.errors import BrokerError, ProtocolError
 from broker.link.seam import Delivery, Link
@@ -12,9 +13,10 @@ from broker.wire.messages import Launch, LaunchAnswered, Message, Part, Ping, St
 
 logger = logging.getLogger(__name__)
 
-_TOLD_EACH = 5  #: of a sender's rejected messages; the rest are summed up
-
 MaySend = Callable[[Message | Envelope, str], bool]
+_TOLD_EACH = 20  #: messages of one sender, each with its reason
+_TOLD_SECONDS = 60.0
+
 Heed = Callable[[ProtocolError, Envelope, Delivery], bool]
 
 
@@ -28,17 +30,21 @@ class Validator:
             was dealt with, and it need not go to `dead`.
 
     Attributes:
-        num_dead: How many were copied to `dead`.
+        num_dead: How many were rejected.
     """
 
     def __init__(
-        self, link: Link, may_send: MaySend, heed: Heed = lambda _exc, _envelope, _delivery: False
+        self,
+        link: Link,
+        may_send: MaySend,
+        heed: Heed = lambda _exc, _envelope, _delivery: False,
+        read_clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._link = link
         self._may_send = may_send
         self._heed = heed
+        self._told = Allowance(_TOLD_EACH, _TOLD_SECONDS, read_clock)
         self.num_dead = 0
-        self._num_by_sender: Counter[str] = Counter()
 
     def open(self, delivery: Delivery, *, uploader: str | None = None) -> Message | None:
         """The message of a delivery; None when it is not ours: then it is in `dead` and acknowledged.
@@ -90,27 +96,26 @@ class Validator:
         return self._may_send(message, account)
 
     def bury(self, delivery: Delivery, reason: str) -> None:
-        """Copy a delivery to `dead` with the reason, and count it."""
+        """Copy a delivery to `dead` with the reason, and count it; of a flood the first ones, and the number."""
         self.num_dead += 1
-        self._tell(delivery.user_id or "nobody", delivery.queue, reason)
+        sender = delivery.user_id or "nobody"
+        if not self._is_told(sender):
+            return
+        logger.warning("Rejected a message of %s in %s: %s", sender, delivery.queue, reason)
         try:
             self._link.copy_to_dead(delivery, reason)
         except BrokerError as exc:
             logger.warning("There is no copy of it in %r: %s", names.DEAD, exc)
 
-    def _tell(self, sender: str, queue: str, reason: str) -> None:
-        """Tell the first few of a sender; of the rest that there are ten, a hundred, a thousand: `dead` has them."""
-        self._num_by_sender[sender] += 1
-        number = self._num_by_sender[sender]
-        is_told = number <= _TOLD_EACH or number == 10 ** (len(str(number)) - 1)
-        logger.log(
-            logging.WARNING if is_told else logging.DEBUG,
-            "Rejected a message of %s in %s%s: %s",
-            sender,
-            queue,
-            "" if number <= _TOLD_EACH else f", the {number}th",
-            reason,
-        )
+    def _is_told(self, sender: str) -> bool:
+        """Whether there is a line and a copy for it; of a flood there are the first ones, and then the number."""
+        num_untold = self._told.num_refused(sender)
+        is_told = self._told.take(sender)
+        if is_told and num_untold:
+            logger.warning("Rejected %d more messages of %s.", num_untold, sender)
+        elif not is_told and not num_untold:
+            logger.warning("%s goes on sending what is rejected; told again in a minute.", sender)
+        return is_told
 
 
 def may_send_to_coordinator(message: Message | Envelope, account: str) -> bool:

@@ -7,6 +7,8 @@ Contents:
     fields     dataclasses to plain values and back
     tensors    weights as one float32 vector: trainable ones, statistics, frozen ones
     scores     counts of a classifier's answers that add up over workers
+    limits     how much one message may say
+    settings   how a worker trains
     messages   what travels, one frozen dataclass per message
     transfer   a vector cut into parts, encoded, and put together again
 """

@@ -13,6 +13,7 @@ _BIN32 = 0xC6  #: stands before binary data of 64 KiB and more in msgpack, with 
 _BIN32_HEADER = struct.Struct(">BL")
 _LARGE_BYTES = 64 * 1024
 _HEAD_BYTES = 4096  #: what comes before a part's data takes a few hundred
+_MOST_VALUES = 500_000  #: in one message; a layout of a thousand tensors has some 6,000
 _STRICT: dict[str, Any] = {"raw": False, "strict_map_key": True, "timestamp": 0}
 
 
@@ -33,8 +34,27 @@ def pack(value: dict[str, Any]) -> bytes:
     return b"".join((packer.bytes(), _BIN32_HEADER.pack(_BIN32, len(last)), last))
 
 
-def unpack(data: bytes, *, limit: int = MAX_BODY_BYTES) -> Any:
+class _Budget:
+    """So many values may be unpacked: 15 MB of empty lists are 15 million objects, and a gigabyte."""
+
+    def __init__(self, most_values: int) -> None:
+        self._left = most_values
+
+    def spend(self, container: Any) -> Any:
+        """Count a list or a map that has been built."""
+        self._left -= 1 + len(container)
+        if self._left < 0:
+            raise ValueError("too many values")
+        return container
+
+
+def unpack(data: bytes, *, limit: int = MAX_BODY_BYTES, most_values: int = _MOST_VALUES) -> Any:
     """Decode what `pack` made; large binary data at the end of a map is a view of `data`.
+
+    Args:
+        data: The packed bytes.
+        limit: How many there may be.
+        most_values: How many values there may be in all lists and maps together.
 
     Raises:
         ProtocolError: The data is larger than `limit`, truncated, or no msgpack of ours.
@@ -42,8 +62,15 @@ def unpack(data: bytes, *, limit: int = MAX_BODY_BYTES) -> Any:
     if len(data) > limit:
         raise ProtocolError(f"Expected at most {limit} bytes, got {len(data)}.")
     try:
-        large = _unpack_large(data) if len(data) >= _LARGE_BYTES else None
-        return large if large is not None else msgpack.unpackb(data, **_STRICT)
+        if len(data) < _LARGE_BYTES:
+            return msgpack.unpackb(data, **_STRICT)
+        large, spend = _unpack_large(data), _Budget(most_values).spend
+        if large is not None:
+            return large
+        most = min(most_values, len(data))
+        return msgpack.unpackb(
+            data, **_STRICT, list_hook=spend, object_hook=spend, max_array_len=most, max_map_len=most
+        )
     except (ValueError, TypeError, msgpack.exceptions.UnpackException) as exc:
         raise ProtocolError(f"Expected msgpack. {type(exc).__name__}: {exc}") from exc
 

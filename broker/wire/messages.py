@@ -2,8 +2,8 @@
 
 A body is a msgpack map of the fields, with `type` and `version` beside them. One that has its default's value may be
 left out, and is: so a new field with a default is no flag day. A missing one without, an unknown or a mistyped one is a
-ProtocolError, and the delivery goes to the queue `dead`. What holds between two
-versions is said in `broker.wire.versions`.
+ProtocolError, and the delivery goes to the queue `dead`. What holds between two versions is
+said in `broker.wire.versions`.
 """
 
 import json
@@ -14,65 +14,30 @@ from typing import ClassVar, Literal
 from broker.errors import OtherVersion, ProtocolError
 from broker.wire import codec, names
 from broker.wire.fields import Binary, from_plain, require, to_plain
+from broker.wire.limits import require_amount, require_classes, require_measures, require_short
 from broker.wire.scores import AnswerCounts
+from broker.wire.settings import Precision, TrainingSettings
 from broker.wire.tensors import Array, InputFacts, TensorSpec
 from broker.wire.versions import VERSION, read_envelope
 
 _FIRST_LAUNCH = 1
-_MAX_TERMS = 16
 
-ClassWeight = Literal["none", "balanced"]
 Mode = Literal["train", "evaluate"]
-Precision = Literal["float32", "float16", "int8"]
 Outcome = Literal["done", "stopped", "failed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingSettings:
-    """How a worker trains: decided by the coordinator, the same for all.
+class RoundKey:
+    """The round whose start a worker has received whole.
 
     Attributes:
-        epochs: Passes over the worker's own training examples in one round.
-        batch_size: Examples per gradient step.
-        learning_rate: Of the local optimizer; None keeps the compiled model's own.
-        class_weight: "balanced" makes every class weigh the same, n / (k · n_c).
-        examples_per_class: Train on so many random examples of each class; None means all.
-        seed: The run's seed.
-        deterministic: Same seed, same data, same bits.
-        precision: How the update's values travel.
-        epochs_before: Local epochs in the rounds before this one: a learning rate's schedule goes on from there.
-        terms: What the strategy needs of the local gradient, by the name of the setting: `worker.learning.terms` knows
-            them.
+        digest: Of the weights that it began with: a run that was restored from a copy plays a round once more.
     """
-
-    epochs: int
-    batch_size: int
-    learning_rate: float | None = None
-    class_weight: ClassWeight = "none"
-    examples_per_class: int | None = None
-    seed: int
-    deterministic: bool = False
-    precision: Precision = "float32"
-    epochs_before: int = 0
-    terms: dict[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        require(self.epochs_before >= 0, "epochs_before of at least 0", self)
-        require(self.epochs >= 1 and self.batch_size >= 1, "epochs and batch_size of at least 1", self)
-        require(
-            self.learning_rate is None or 0 < self.learning_rate < math.inf, "a learning rate above 0", self
-        )
-        require(len(self.terms) <= _MAX_TERMS, f"at most {_MAX_TERMS} terms", len(self.terms))
-        require(all(abs(value) < 2**127 for value in self.terms.values()), "terms that float32 holds", self)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundKey:
-    """The round whose start a worker has received whole."""
 
     run_id: str
     round_number: int
     attempt: int
+    digest: str = ""
 
 
 class Message:
@@ -83,9 +48,14 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RollCall(Message):
-    """Coordinator to all, when it starts or reconnects: who is there? A repeat is answered again."""
+    """Coordinator to all, when it starts or reconnects: who is there? A repeat is answered again.
+
+    Attributes:
+        session: As in `RoundStart`; this word can't be old, so it is the one that counts.
+    """
 
     TYPE: ClassVar[str] = "roll-call"
+    session: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +78,8 @@ class RoundStart(Message):
         scale_exponent: The fixed-point scale of this round's sum is 2 ** scale_exponent.
         parts: How many `Part`s follow with the float weights; 0 when `weights` holds them.
         digest: `transfer.Digest` of the float weights' bytes, part by part.
+        session: When the coordinator became the one of this virtual host, in milliseconds since 1970. What an earlier
+            one sent is void, even if its round was a later one: the run may have been restored from a copy.
     """
 
     TYPE: ClassVar[str] = "round-start"
@@ -129,11 +101,14 @@ class RoundStart(Message):
     digest: str
     last_round: int
     deadline_seconds: float
+    session: int = 0
 
     @property
     def held(self) -> RoundKey:
         """What a worker says it holds once it has all of this."""
-        return RoundKey(run_id=self.run_id, round_number=self.round_number, attempt=self.attempt)
+        return RoundKey(
+            run_id=self.run_id, round_number=self.round_number, attempt=self.attempt, digest=self.digest
+        )
 
     @property
     def transfer_id(self) -> str:
@@ -238,7 +213,10 @@ class Joined(Message):
 
     def __post_init__(self) -> None:
         require(names.is_worker(self.worker), "a worker's name", self.worker)
-        require(0 <= self.num_examples < 2**40, "a number of examples", self.num_examples)
+        require_amount("examples", self.num_examples)
+        require_amount("test examples", self.num_test_examples)
+        require_classes(self.classes, self.examples_per_class)
+        require_short(task=self.task, announced=self.announced, token=self.token)
         if self.inputs is not None:
             low, high = self.inputs.low, self.inputs.high
             require(-math.inf < low <= high < math.inf, "a finite range of its examples", (low, high))
@@ -268,6 +246,10 @@ class Progress(Message):
     batch: int
     batches: int
     metrics: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require_short(run_id=self.run_id)
+        require_measures(self.metrics)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,6 +291,9 @@ class UpdateAnnounced(Message):
     digest: str
     seconds: float
 
+    def __post_init__(self) -> None:
+        require_short(run_id=self.run_id, upload_id=self.upload_id, digest=self.digest)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Declined(Message):
@@ -320,6 +305,9 @@ class Declined(Message):
     round_number: int
     attempt: int
     reason: str
+
+    def __post_init__(self) -> None:
+        require_short(run_id=self.run_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

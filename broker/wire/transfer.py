@@ -11,7 +11,8 @@ import xxhash
 
 from broker.errors import ProtocolError
 from broker.wire.fields import Binary
-from broker.wire.messages import Part, Precision
+from broker.wire.messages import Part
+from broker.wire.settings import Precision
 from broker.wire.tensors import FLOAT32, PART_BYTES, Layout, Vector, as_bytes, sections_of
 
 _CODES: dict[Precision, str] = {"float32": "<f4", "float16": "<f2", "int8": "<i1"}

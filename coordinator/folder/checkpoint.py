@@ -37,6 +37,7 @@ _MAGIC = re.compile(rb"warren (?:checkpoint|open round) ([1-9][0-9]{0,2})\n")
 _VERSION = re.compile(r"[0-9A-Za-z.+-]{1,40}")
 _DIGEST_BYTES = 16
 _HEADER_LIMIT = 256 * 1024 * 1024
+_MOST_VALUES = 64_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,6 +225,11 @@ def _write(
     check: Callable[[Path], None] = lambda _aside: None,
 ) -> None:
     packed = codec.pack(header)
+    if len(packed) > _HEADER_LIMIT:  # nobody could read it again
+        raise CheckpointError(
+            f"Can't write {path}: its header has {len(packed)} bytes, more than {_HEADER_LIMIT}. The former one is "
+            "intact. Go on in a new --out with --initial-model and its model.keras."
+        )
     chunks: list[Chunk] = [magic, len(packed).to_bytes(8, "little"), packed]
     chunks += [np.ascontiguousarray(array).view(np.uint8).data for array in arrays if array.size]
     write_atomically(path, _with_digest(chunks), check)
@@ -253,11 +259,15 @@ def _read(path: Path, magic: bytes) -> tuple[dict[str, Any], NDArray[np.uint8]]:
         raise _not_ours(path, "it is torn: its checksum does not match")
     length = int.from_bytes(content[len(magic) : start].tobytes(), "little")
     try:
-        header = codec.unpack(body[start : start + length].tobytes(), limit=_HEADER_LIMIT)
+        header = _header_in(body[start : start + length].tobytes())
     except ProtocolError as exc:
         raise _not_ours(path, str(exc)) from exc
     # A copy of its own is aligned, and lets go of the file's bytes.
     return header, body[start + length :].copy()
+
+
+def _header_in(data: bytes) -> Any:
+    return codec.unpack(data, limit=_HEADER_LIMIT, most_values=_MOST_VALUES)
 
 
 def _writer_of(content: NDArray[np.uint8]) -> str:
@@ -270,7 +280,7 @@ def _writer_of(content: NDArray[np.uint8]) -> str:
     start = match.end() + 8
     length = int.from_bytes(content[match.end() : start].tobytes(), "little")
     try:
-        return _version_in(codec.unpack(content[start:][:length].tobytes(), limit=_HEADER_LIMIT))
+        return _version_in(_header_in(content[start:][:length].tobytes()))
     except ProtocolError:
         return ""
 

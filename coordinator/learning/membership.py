@@ -1,6 +1,7 @@
 """Who joined, who is away, and who is selected for a round."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -70,6 +71,22 @@ class Roster:
 def num_selected(fraction: float, num_workers: int) -> int:
     """How many of so many workers a fraction invites: C · K, at least one (McMahan et al. 2017, algorithm 1)."""
     return max(1, math.floor(fraction * num_workers + 1e-9))
+
+
+def most_weight(num_examples: Sequence[int], most: int, share: float) -> int:
+    """The most that one update may weigh, so that none has more than a share of all; 1 where all must weigh the same.
+
+    Args:
+        num_examples: What each invited worker declared.
+        most: In examples; no weight is above it.
+        share: Of the sum of all weights, above 0 and up to 1.
+    """
+    low, high = 1, max(1, min(most, max(num_examples, default=1)))
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = middle <= share * sum(min(number, middle) for number in num_examples)
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low
 
 
 def select(workers: list[str], fraction: float, seed: tuple[int, int, int]) -> tuple[str, ...]:

@@ -6,19 +6,22 @@ opened → answers → closed   all selected have answered, or the quorum is the
                  → failed   no attempt is left
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import numpy as np
 
+from broker.errors import ProtocolError
+from broker.wire.limits import MOST_EXAMPLES, require_measures
 from broker.wire.messages import Mode, UpdateAnnounced
 from broker.wire.scores import AnswerCounts, flaw_in_counts
 from broker.wire.tensors import Array
 from coordinator.learning.measures import Measurement
 
-_MOST_METRICS = 64  #: all are kept in the history, and in every later checkpoint
+_LARGEST_MEASURE = 3.4e38  #: of float32, in which it was computed; sums of such over all examples are finite
+_LARGEST_SUM = 1e100  #: of what a metric keeps: a thousand workers' sums are finite
+_SHOWN_VALUES = 8
 _FAR_LARGER = 30.0  #: times; honest updates of one round are of one size, give or take what their data do
 _MOST_STATES = 1 << 14  #: values that one metric may keep: an AUC has 800
 
@@ -49,6 +52,7 @@ class RoundRecord:
         evaluators: Workers that only evaluate; they never count towards the quorum.
         num_examples: What each invited worker declared; its update may not claim more.
         scale_exponent: See `aggregation.scale_exponent`.
+        most_weight: In examples; what an update was trained on beyond that doesn't count.
     """
 
     run_id: str
@@ -64,6 +68,11 @@ class RoundRecord:
     quorum: int
     deadline_seconds: float
     grace_seconds: float
+    most_weight: int = MOST_EXAMPLES
+
+    def weight(self, num_examples: int) -> int:
+        """How much an update of so many examples weighs in the mean."""
+        return min(num_examples, self.most_weight)
 
     @property
     def invited(self) -> tuple[str, ...]:
@@ -307,23 +316,23 @@ def suspect(answers: Mapping[str, Answer]) -> str | None:
 
 
 def _flaw_in_measures(update: UpdateAnnounced, num_classes: int) -> str | None:
-    num_metrics = max(
-        len(each) for each in (update.metrics, update.global_metrics, update.states, update.global_states)
-    )
-    if num_metrics > _MOST_METRICS:
-        return f"expected at most {_MOST_METRICS} metrics, got {num_metrics}"
+    try:
+        for named in (update.metrics, update.global_metrics, update.states, update.global_states):
+            require_measures(named)
+    except ProtocolError as exc:
+        return str(exc)
     values = [*update.metrics.values(), *update.global_metrics.values(), update.seconds]
-    if not all(math.isfinite(value) for value in values):
-        return f"expected finite metrics, got {update.metrics} and {update.global_metrics}"
+    if not all(abs(value) <= _LARGEST_MEASURE for value in values):
+        return f"expected finite metrics, got {values[:_SHOWN_VALUES]}"
     for name, state in (*update.states.items(), *update.global_states.items()):
         if state.ndim != 1 or state.dtype != np.float64 or state.size > _MOST_STATES or not _is_finite(state):
             return f"expected up to {_MOST_STATES} finite sums of the metric {name}, got others"
-    if update.num_test_examples < 0:
-        return f"expected at least 0 test examples, got {update.num_test_examples}"
+    if not 0 <= update.num_test_examples < MOST_EXAMPLES:
+        return f"expected a number of test examples, got {update.num_test_examples}"
     if update.counts is None:
         return None
     return flaw_in_counts(update.counts, num_classes, update.num_test_examples)
 
 
 def _is_finite(state: Array) -> bool:
-    return bool(np.isfinite(state).all())
+    return bool((np.abs(state) <= _LARGEST_SUM).all())

@@ -7,6 +7,9 @@ Contents:
     fetching         the parts of one announced update
     unacknowledged   deliveries held until a checkpoint covers them
     live_round       the open round with all that belongs to it
+    committed        the committed state, and what follows it
+    attempts         rounds opened, taken up again, and tried once more
+    gathering        bringing together those who take part
     run              the rounds over the broker: asks for the next event, and decides
     story            what the log tells of a run
     log_text         how the log says things

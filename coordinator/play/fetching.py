@@ -1,10 +1,12 @@
 """The parts of one announced update, taken out of its upload queue and put together."""
 
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from broker.errors import ProtocolError
+from broker.errors import BrokerError, LinkLost, ProtocolError
 from broker.link.seam import Delivery, Link
 from broker.link.validator import Validator
 from broker.wire import names
@@ -12,8 +14,13 @@ from broker.wire.messages import Part, UpdateAnnounced
 from broker.wire.tensors import Layout, Vector
 from broker.wire.transfer import Assembly, Digest, Encoding
 
-_EMPTY_TRIES = 4
+_PATIENCE_SECONDS = 1.0  #: without any part: the rest is not there
 _EMPTY_SECONDS = 0.25  #: after a reconnect the broker needs a moment to put held parts back
+_MOST_FOREIGN = 64  #: messages that are no part of this upload, besides a few whole uploads of before
+_MOST_OLDER = 4
+_MOST_BROKEN = (
+    10  #: connections lost while one worker's queue was read: a queue of some kinds ends the connection
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +38,34 @@ class Fetched:
     is_whole: bool
     flaw: str | None
     vector: Vector
+
+
+class _Patience:
+    """How long one upload is read: a worker may have left older ones behind, but can't hold up a round with junk.
+
+    Args:
+        most_foreign: So many messages that bring the upload no further are taken out of its queue.
+    """
+
+    def __init__(self, most_foreign: int) -> None:
+        self._left = most_foreign
+        self._over_at = time.monotonic() + _PATIENCE_SECONDS
+
+    def note(self, *, is_part: bool, is_news: bool) -> None:
+        """A message was taken out: any part of this worker's shows that more may come, but only news costs nothing."""
+        self._left -= not is_news
+        if is_part:
+            self._over_at = time.monotonic() + _PATIENCE_SECONDS
+
+    @property
+    def is_overrun(self) -> bool:
+        """Whether there was more junk than can be by mistake."""
+        return self._left < 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is to be waited for."""
+        return self.is_overrun or time.monotonic() >= self._over_at
 
 
 class Fetcher:
@@ -56,6 +91,7 @@ class Fetcher:
         self._layout = layout
         self._part_bytes = part_bytes
         self._stop = stop
+        self._num_broken: Counter[str] = Counter()
 
     def fetch(self, update: UpdateAnnounced) -> Fetched:
         """Bring an announced update here.
@@ -65,46 +101,62 @@ class Fetcher:
         """
         if update.update is not None:
             return self._inline(update)
-        if self._link.consumers(names.upload_queue(update.worker)) is None:
-            # Deleted: to get from it would close the channel.
-            return self._fetched(is_whole=False)
-        held: list[Delivery] = []
+        if self._num_broken[update.worker] >= _MOST_BROKEN:
+            return self._fetched(flaw="the connection broke each time its upload queue was read")
+        try:
+            return self._from_queue(update)
+        except LinkLost:
+            self._num_broken[update.worker] += 1
+            raise
+        except BrokerError as exc:
+            return self._fetched(flaw=f"its upload queue can't be read ({exc})")
+
+    def _from_queue(self, update: UpdateAnnounced) -> Fetched:
+        readers = self._link.consumers(names.upload_queue(update.worker))
+        if readers is None:
+            return self._fetched(is_whole=False)  # deleted
+        if readers:
+            return self._fetched(flaw="somebody reads its upload queue")
         try:
             encoding = Encoding.told(self._layout, update.precision, update.scales)
         except ProtocolError as exc:
             # Its parts stay where they are: the next upload of this worker is read past them.
             return self._fetched(flaw=str(exc))
-        assembly = Assembly(self._out, update.upload_id, self._part_bytes, encoding)
-        flaw: str | None = None
-        for delivery in self._deliveries(names.upload_queue(update.worker), assembly):
-            part = self._validator.open(delivery, uploader=update.worker)
-            if part is None:
-                continue
-            held.append(delivery.without_body())  # its values are in their place
-            try:
-                if isinstance(part, Part):
+        return self._parts(update, Assembly(self._out, update.upload_id, self._part_bytes, encoding))
+
+    def _parts(self, update: UpdateAnnounced, assembly: Assembly) -> Fetched:
+        queue, held, flaw = names.upload_queue(update.worker), list[Delivery](), None
+        patience = _Patience(_MOST_FOREIGN + _MOST_OLDER * assembly.num_missing)
+        for delivery in self._deliveries(queue, assembly, patience):
+            part, num_missing = self._validator.open(delivery, uploader=update.worker), assembly.num_missing
+            if isinstance(part, Part):
+                held.append(delivery.without_body())  # its values are where they belong
+                try:
                     assembly.place(part)
-            except ProtocolError as exc:
-                flaw = flaw or str(exc)
-                assembly.skip(part)
-        if assembly.is_complete:
+                except ProtocolError as exc:
+                    flaw = flaw or str(exc)
+                    assembly.skip(part)
+            patience.note(is_part=part is not None, is_news=assembly.num_missing < num_missing)
+        if patience.is_overrun:
+            self._link.purge(queue)
+            flaw = "its upload queue is full of what is no part of its update"
+        elif assembly.is_complete:
             flaw = flaw or _digest_flaw(update.digest, assembly.digest)
-        return self._fetched(held, is_whole=assembly.is_complete, flaw=flaw)
+        return self._fetched(held, is_whole=assembly.is_complete or patience.is_overrun, flaw=flaw)
 
     def _fetched(
         self, held: list[Delivery] | None = None, *, is_whole: bool = True, flaw: str | None = None
     ) -> Fetched:
         return Fetched(held=held or [], is_whole=is_whole, flaw=flaw, vector=self._out)
 
-    def _deliveries(self, queue: str, assembly: Assembly) -> Iterator[Delivery]:
+    def _deliveries(self, queue: str, assembly: Assembly, patience: "_Patience") -> Iterator[Delivery]:
         """What the queue holds, until the assembly is complete; an empty one is looked at a few times more."""
-        empty = 0
-        while not assembly.is_complete and empty < _EMPTY_TRIES:
-            empty += 1
+        while not (assembly.is_complete or patience.is_over):
+            is_empty = True
             for delivery in self._link.fetch(queue, most=assembly.num_missing):
-                empty = 0
+                is_empty = False
                 yield delivery
-            if empty and self._stop.wait(_EMPTY_SECONDS):
+            if (is_empty and self._stop.wait(_EMPTY_SECONDS)) or self._stop.is_set():
                 return
 
     def _inline(self, update: UpdateAnnounced) -> Fetched:

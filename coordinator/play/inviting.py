@@ -1,8 +1,9 @@
 """Who is invited to a round, and to another attempt at it: plain decisions over plain values."""
 
+from broker.wire.limits import MOST_EXAMPLES
 from coordinator.folder.checkpoint import Checkpoint
 from coordinator.learning.aggregation import capacity, scale_exponent
-from coordinator.learning.membership import num_selected, select
+from coordinator.learning.membership import most_weight, num_selected, select
 from coordinator.learning.rounds import Round, RoundRecord
 from coordinator.options import RunOptions
 from coordinator.play.admission import Admission
@@ -25,6 +26,8 @@ def open_record(
     selected = select(admission.trainers, fraction, (options.seed, number, state.next_attempt))
     evaluators = tuple(admission.evaluators)
     num_examples = admission.num_examples(selected + evaluators)
+    declared = [num_examples[worker] for worker in selected]
+    most = most_weight(declared, options.max_examples or MOST_EXAMPLES, options.max_share)
     return RoundRecord(
         run_id=state.run_id,
         round_number=number,
@@ -34,11 +37,12 @@ def open_record(
         selected=selected,
         evaluators=evaluators,
         num_examples=num_examples,
-        scale_exponent=scale_exponent(sum(num_examples[worker] for worker in selected)),
+        scale_exponent=scale_exponent(sum(min(number, most) for number in declared)),
         part_bytes=part_bytes,
         quorum=options.needed,
         deadline_seconds=options.deadline_seconds,
         grace_seconds=options.grace_seconds,
+        most_weight=most,
     )
 
 
@@ -61,10 +65,10 @@ def reinvited(the_round: Round, options: RunOptions, admission: Admission) -> di
     if options.fraction < 1 and len(candidates) > wanted > 0:
         seed = (options.seed, record.round_number, record.attempt + 1)
         candidates = list(select(candidates, wanted / len(candidates), seed))
-    room = capacity(record.scale_exponent) - sum(record.num_examples.values())
+    room = capacity(record.scale_exponent) - sum(map(record.weight, record.num_examples.values()))
     chosen: dict[str, int] = {}
     for worker, number in admission.num_examples(candidates).items():
-        extra = number - record.num_examples.get(worker, 0)
+        extra = record.weight(number) - record.weight(record.num_examples.get(worker, 0))
         if extra <= room:
             room -= extra
             chosen[worker] = number

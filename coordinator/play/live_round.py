@@ -2,20 +2,15 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from broker.allowance import Allowance
 from broker.link.seam import Delivery, outgoing, upload_queue
 from broker.wire import names
-from broker.wire.messages import (
-    Declined,
-    Precision,
-    RollCall,
-    RoundClosed,
-    TrainingSettings,
-    UpdateAnnounced,
-    UploadAgain,
-)
+from broker.wire.messages import Declined, RoundClosed, UpdateAnnounced, UploadAgain
+from broker.wire.settings import Precision, TrainingSettings
 from broker.wire.tensors import FLOAT32, Layout, sections_of
 from coordinator.folder.checkpoint import Checkpoint
 from coordinator.folder.history import row_of, with_measures
@@ -35,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 _PRESENCE_SECONDS = 5.0
 _REASON_LENGTH = 2000
+_MOST_SENT = 5  #: round starts to one worker that says it has none, at once
+_SENT_AGAIN_SECONDS = 30.0
+_MOST_TORN = 4  #: uploads of one worker in an attempt that were announced and not all there
 _ITEM_BYTES: dict[Precision, int] = {"float32": 4, "float16": 2, "int8": 1}
 
 
@@ -82,7 +80,9 @@ class LiveRound:
         self._base = base
         self._settings = settings
         self._last_round = last_round
-        self._invitation = Invitation(the_round.record, base, settings, last_round=last_round)
+        self._invitation = Invitation(
+            the_round.record, base, settings, last_round=last_round, session=tools.session.number
+        )
         self._staging = tools.spares.take(sections_of(base.layout).size if aggregate else 0, FLOAT32)
         session = tools.session
         self._fetcher = Fetcher(
@@ -94,6 +94,8 @@ class LiveRound:
             session.stop,
         )
         self._asked: set[str] = set()
+        self._num_torn: Counter[str] = Counter()
+        self._sent = Allowance(_MOST_SENT, _SENT_AGAIN_SECONDS)
         self._presence_at = time.monotonic()
 
     @property
@@ -122,23 +124,26 @@ class LiveRound:
         """
         unacknowledged = self._tools.unacknowledged
         verdict, reason = self.round.judge(update, self._base.num_classes)
+        if verdict is Verdict.DISCARDED:
+            self._tools.session.link.ack([delivery])
+            return
         if verdict is not Verdict.ACCEPTED or not self.round.trains(update.worker):
             self._bury_if_wrong(delivery, update, verdict, reason)
             unacknowledged.hold(delivery)
             self._settle(update, verdict, reason, 0.0)
             return
         fetched = self._fetcher.fetch(update)
-        if not fetched.is_whole:
+        if not fetched.is_whole and self._may_ask_again(update.worker):
             self.ask_again(update.worker, update.upload_id)
             unacknowledged.hold(delivery, fetched.held)
             return
         largest, flaw = examine(fetched.vector, self._base.layout)
-        reason = fetched.flaw or flaw
+        reason = fetched.flaw or flaw if fetched.is_whole else "its parts were not there, time and again"
         verdict = Verdict.REJECTED if reason else Verdict.ACCEPTED
         self._bury_if_wrong(delivery, update, verdict, reason)
         unacknowledged.hold(delivery, fetched.held)
         if verdict is Verdict.ACCEPTED and self.aggregate is not None:
-            self.aggregate.add(update.worker, fetched.vector, update.num_examples)
+            self.aggregate.add(update.worker, fetched.vector, self.record.weight(update.num_examples))
             self.update_bytes += _travelled(update.precision, self._base.layout)
         self._settle(update, verdict, reason, largest)
 
@@ -149,8 +154,6 @@ class LiveRound:
             self._tools.session.validator.bury(delivery, f"{update.worker}: {reason}")
 
     def _settle(self, update: UpdateAnnounced, verdict: Verdict, reason: str | None, largest: float) -> None:
-        if verdict is Verdict.DISCARDED:
-            return
         session = self._tools.session
         self.round.settle(update, verdict, reason, session.clock.now(), largest=largest)
         session.roster.set_present(update.worker, is_present=True)
@@ -158,11 +161,17 @@ class LiveRound:
 
     def decline(self, delivery: Delivery, declined: Declined) -> None:
         """Go on without a worker that can't answer."""
-        if declined.attempt >= self.record.attempt and declined.worker not in self.round.answers:
-            reason = declined.reason[:_REASON_LENGTH]
-            logger.warning("%s can't answer: %s", declined.worker, reason)
-            self.round.decline(declined.worker, reason, self._tools.session.clock.now())
+        if declined.attempt < self.record.attempt or declined.worker not in self.round.unanswered:
+            self._tools.session.link.ack([delivery])
+            return
+        reason = declined.reason[:_REASON_LENGTH]
+        logger.warning("%s can't answer: %s", declined.worker, reason)
+        self.round.decline(declined.worker, reason, self._tools.session.clock.now())
         self._tools.unacknowledged.hold(delivery)
+
+    def _may_ask_again(self, worker: str) -> bool:
+        self._num_torn[worker] += 1
+        return self._num_torn[worker] < _MOST_TORN
 
     def ask_again(self, worker: str, upload_id: str) -> None:
         """Have a worker publish an update again that is not all there."""
@@ -200,8 +209,12 @@ class LiveRound:
             self.keep()
         elif worker not in self._asked:
             # Its word may be older than the round start in its queue: asked now, it answers after that.
+            if not self._sent.take(worker):
+                return  # not a model for every word that a worker may say
             self._asked.add(worker)
-            session.publisher.try_send([outgoing(RollCall(), names.worker_queue(worker), is_transient=True)])
+            session.publisher.try_send(
+                [outgoing(session.roll_call(), names.worker_queue(worker), is_transient=True)]
+            )
             return
         self._asked.discard(worker)
         logger.info("Round %d is sent to %s.", self.record.round_number, worker)
@@ -209,8 +222,9 @@ class LiveRound:
 
     def _has_room(self, member: Member) -> bool:
         record = self.record
-        invited = sum(record.num_examples[worker] for worker in record.selected)
-        return member.evaluate_only or invited + member.num_examples <= capacity(record.scale_exponent)
+        invited = sum(record.weight(record.num_examples[worker]) for worker in record.selected)
+        more = record.weight(member.num_examples)
+        return member.evaluate_only or invited + more <= capacity(record.scale_exponent)
 
     # --- looking after it ----------------------------------------------------------------------------------
 

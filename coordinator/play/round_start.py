@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from broker.link.publisher import Publisher
 from broker.link.seam import Outgoing, outgoing
 from broker.wire import names, transfer
-from broker.wire.messages import Message, Part, RoundKey, RoundStart, TrainingSettings
+from broker.wire.messages import Message, Part, RoundKey, RoundStart
 from broker.wire.messages import encode as encode_message
+from broker.wire.settings import TrainingSettings
 from broker.wire.tensors import INLINE_BYTES, as_bytes, part_count
 from broker.wire.transfer import Digest
 from coordinator.folder.checkpoint import Checkpoint
@@ -19,7 +20,13 @@ class Invitation:
     """One round start, ready to be sent as often as workers ask for it."""
 
     def __init__(
-        self, record: RoundRecord, base: Checkpoint, settings: TrainingSettings, *, last_round: int
+        self,
+        record: RoundRecord,
+        base: Checkpoint,
+        settings: TrainingSettings,
+        *,
+        last_round: int,
+        session: int,
     ) -> None:
         self._record = record
         self._vector = base.vector
@@ -44,6 +51,7 @@ class Invitation:
             digest=self._digest(is_inline=is_inline),
             last_round=last_round,
             deadline_seconds=record.deadline_seconds,
+            session=session,
         )
 
     @property

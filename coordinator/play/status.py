@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from broker.wire.messages import Progress, TrainingSettings
+from broker.wire.messages import Progress
+from broker.wire.settings import TrainingSettings
 from coordinator.folder.history import Row, flat
 from coordinator.learning.membership import Member
 from coordinator.learning.rounds import Answer, RoundRecord, Verdict

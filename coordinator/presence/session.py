@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from broker.allowance import Allowance
 from broker.errors import BrokerError, Interrupted, LinkLost
 from broker.link.publisher import Publisher
 from broker.link.seam import Connection, Delivery, Link, coordinator_queue, dead_queue, outgoing
@@ -37,9 +38,9 @@ logger = logging.getLogger(__name__)
 PREFETCH = 256
 _PROBE_SECONDS = 2.0
 _ROLL_CALL_SECONDS = 30.0
+_MOST_WORDS = 20  #: of one worker that it comes or goes; the roll call asks again whoever was not heard
+_WORDS_SECONDS = 30.0
 _MOST_LOOKED_AFTER = 50  #: asking for one queue's readers takes a third of a millisecond
-
-Watch = Callable[[Message], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,6 @@ class Session:
     Args:
         is_lasting: It stays between runs: a worker that does not fit a run may fit the next, and isn't sent away.
         standby: Wait for ever behind another coordinator.
-        watch: Told every message that was accepted for form and sender.
 
     Attributes:
         roster: Everyone who joined since this process started.
@@ -108,6 +108,8 @@ class Session:
         on_launch: Takes or refuses a launch.
         tell: What goes on, as JSON.
         errand: Done at every turn, e.g. what another thread asks for.
+        is_idle: Nothing had come in when it was looked last.
+        number: When this process became the one coordinator, in milliseconds since 1970; 0 before.
     """
 
     def __init__(
@@ -117,7 +119,6 @@ class Session:
         stop: threading.Event,
         is_lasting: bool = False,
         standby: bool = False,
-        watch: Watch = lambda _message: None,
     ) -> None:
         self.link = link
         self.stop = stop
@@ -134,8 +135,10 @@ class Session:
         self.on_launch: Callable[[Launch], LaunchAnswered] = refuse_launch
         self.tell: Callable[[], str] = tell_nothing
         self.errand: Callable[[], None] = lambda: None
-        self._watch = watch
+        self.is_idle = True
+        self.number = 0
         self._has_begun = False
+        self._words = Allowance(_MOST_WORDS, _WORDS_SECONDS)
         self._looked_after = 0
         self._unseen: set[str] = set()  # known by a word that may have waited in the queue
         self._probe: Future[None] | None = None
@@ -166,6 +169,7 @@ class Session:
             raise Interrupted("Stopped. The same command line goes on where this run is.")
         self.errand()
         received = self.link.receive(patience_seconds)
+        self.is_idle = received is None
         event = None
         if isinstance(received, Delivery):
             event = self._on_delivery(received)
@@ -173,6 +177,7 @@ class Session:
             self._on_connection(received)
         self.single_reader.check(time.monotonic(), is_idle=received is None)
         if self.single_reader.is_confirmed and not self.is_ready:
+            self.number = int(time.time() * 1000)
             self.call_roll()
         self._keep_time()
         return event
@@ -191,7 +196,11 @@ class Session:
     def call_roll(self) -> None:
         """Ask all workers to say that they are there."""
         self.roll_called_at = time.monotonic()
-        self.link.post(outgoing(RollCall(), names.EVERY_WORKER, is_transient=True))
+        self.link.post(outgoing(self.roll_call(), names.EVERY_WORKER, is_transient=True))
+
+    def roll_call(self) -> RollCall:
+        """The question who is there, of this session."""
+        return RollCall(session=self.number)
 
     def call_roll_if_due(self) -> None:
         """Ask again after half a minute: a queue may have been emptied or deleted."""
@@ -248,8 +257,9 @@ class Session:
         self.look_for_absent(some)
 
     def _see(self, message: Message) -> None:
+        """Note when a worker that has joined was heard last; of others nothing is kept."""
         worker = getattr(message, "worker", None)
-        if isinstance(worker, str):
+        if worker in self.roster.members:
             former = self.sightings.get(worker)
             progress = former.progress if former else None
             if isinstance(message, Progress):
@@ -270,8 +280,11 @@ class Session:
         message = self.validator.open(delivery)
         if message is None:
             return None
-        self._watch(message)
+        event = self._act_on(delivery, message)
         self._see(message)
+        return event
+
+    def _act_on(self, delivery: Delivery, message: Message) -> Event | None:
         if isinstance(message, UpdateAnnounced):
             return UpdateCame(delivery, message)
         if isinstance(message, Declined):
@@ -282,9 +295,10 @@ class Session:
 
     def _on_word(self, delivery: Delivery, message: Message) -> Event | None:
         if isinstance(message, Joined):
-            return self._on_joined(message)
+            return self._on_joined(message) if self._words.take(message.worker) else None
         if isinstance(message, Left):
-            self._on_left(message)
+            if self._words.take(message.worker):
+                self._on_left(message)
         elif isinstance(message, Ping):
             self.single_reader.hear(message)
         elif isinstance(message, Launch):

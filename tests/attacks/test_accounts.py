@@ -11,7 +11,8 @@ from pika.adapters.blocking_connection import BlockingChannel as Channel
 from broker.hosting import accounts, policies
 from broker.hosting.management import Management
 from broker.hosting.probe import vhost_of
-from broker.link.rabbitmq.rabbit_link import LinkSettings, RabbitLink
+from broker.link.rabbitmq.rabbit_link import RabbitLink
+from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.seam import Delivery, coordinator_queue, dead_queue
 from broker.link.validator import Validator, may_send_to_coordinator
 from broker.wire.messages import Left, encode

@@ -20,8 +20,10 @@ import click
 
 from broker import logs
 from broker.command import Stop
-from broker.link.rabbitmq.rabbit_link import LinkSettings, RabbitLink
-from broker.wire.messages import Precision, RoundStart
+from broker.link.rabbitmq.rabbit_link import RabbitLink
+from broker.link.rabbitmq.settings import LinkSettings
+from broker.wire.messages import RoundStart
+from broker.wire.settings import Precision
 from broker.wire.tensors import TensorSpec, Vector
 from coordinator.keras.process import BuiltModel
 from coordinator.options import RunOptions

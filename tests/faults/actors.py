@@ -27,7 +27,8 @@ from broker import logs
 from broker.command import Stop
 from broker.errors import EXIT_SIGNAL, BrokerUnreachable, Interrupted, WarrenError
 from broker.hosting.private import wait_until
-from broker.link.rabbitmq.rabbit_link import LinkSettings, RabbitLink
+from broker.link.rabbitmq.rabbit_link import RabbitLink
+from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.single_reader import SingleReader
 from broker.model.card import ModelCard
 from broker.wire.messages import RoundStart
@@ -43,7 +44,8 @@ from coordinator.tasks import Task, TaskDefaults, resolve
 from tests.steps import next_weights
 from worker.console import Console
 from worker.data.data_set import open_data
-from worker.rounds.participant import KerasTrainer, Participant, Report, Trained, seed_of
+from worker.learning.results import Report
+from worker.rounds.participant import KerasTrainer, Participant, Trained, seed_of
 from worker.rounds.uploading import Measured
 from worker.rounds.worker_loop import WorkerLoop
 
@@ -64,7 +66,7 @@ POINTS: dict[str, tuple[str, str]] = {
     "fsync": ("os", "fsync"),
     "release": ("coordinator.play.unacknowledged", "Unacknowledged.release"),
     "closed": ("coordinator.play.live_round", "LiveRound._tell_closed"),
-    "save": ("coordinator.play.run", "Run._save"),
+    "save": ("coordinator.play.committed", "Committed.save"),
     "finish": ("coordinator.play.run", "Run._finish"),
     "train": ("tests.faults.actors", "NumpyTrainer.answer"),
     "upload-part": ("worker.rounds.uploading", "KeptUpdate.part"),
@@ -342,7 +344,7 @@ class BreakPoint:
 
     def _act(self) -> None:
         # What was handed to the link before is with the broker: a kill after 10 parts leaves 10 parts.
-        wait_until(lambda: not self._link._publisher._pending, 5, pause_seconds=0.01)
+        wait_until(lambda: not self._link._publishing.connection.calls._pending, 5, pause_seconds=0.01)
         if self._wanted.action == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         folder = Path(self._wanted.folder)
@@ -409,7 +411,7 @@ def play_worker(options: Options, link: RabbitLink, stop: Stop, log: logs.LogCon
         WorkerLoop(
             link,
             participants,
-            KerasTrainer() if options.data else NumpyTrainer(options),
+            KerasTrainer(ending=stop.event) if options.data else NumpyTrainer(options),
             stop=stop.event,
             log=log,
             console=Console(),

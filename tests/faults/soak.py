@@ -31,8 +31,8 @@ from tests.faults.forwarder import Forwarder
 from tests.faults.stage import MANY_PARTS, SMALL_PARTS, WORKERS, Actor, Stage, passed
 
 QUICK = SMALL_PARTS | {
-    "broker.link.rabbitmq.rabbit_link:_HEARTBEAT_SECONDS": 2,
-    "broker.link.rabbitmq.rabbit_link:_LONGEST_DELAY_SECONDS": 2,
+    "broker.link.rabbitmq.settings:_HEARTBEAT_SECONDS": 2,
+    "broker.link.rabbitmq.connection:_LONGEST_DELAY_SECONDS": 2,
     "coordinator.presence.session:_ROLL_CALL_SECONDS": 3,
     "coordinator.play.live_round:_PRESENCE_SECONDS": 1,
     "coordinator.play.unacknowledged:LONGEST_SECONDS": 2,

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from broker.hosting import private
-from broker.link.rabbitmq.rabbit_link import LinkSettings, RabbitLink
+from broker.link.rabbitmq.rabbit_link import RabbitLink
+from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.seam import Delivery, Link
 from broker.wire.tensors import Vector
 from coordinator.folder.checkpoint import CHECKPOINT_FILE, Checkpoint, read_checkpoint
@@ -30,7 +31,7 @@ WORKERS = {"w1": 100, "w2": 110, "w3": 120}
 SIZE = 1000
 LARGE = 3_000_000  #: floats: 12 MB, three parts of 4 MB
 MANY_PARTS = 400_000  #: floats: 25 parts of 64 KiB
-SMALL_PARTS: dict[str, float] = {"coordinator.play.run:PART_BYTES": 64 * 1024}
+SMALL_PARTS: dict[str, float] = {"coordinator.play.attempts:PART_BYTES": 64 * 1024}
 
 Patches = dict[str, float]
 

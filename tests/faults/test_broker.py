@@ -195,7 +195,7 @@ def test_an_alarm_in_which_both_sides_are_cut_off_is_no_other_reader(
 def test_an_alarm_does_not_cost_a_round_its_deadline(own_stage: Stage, own_broker: PrivateBroker) -> None:
     """Nobody can send an update for twice as long as the deadline: the round is not tried again. Nor is a connection
     given up that confirms nothing meanwhile (here after 3 s)."""
-    own_stage.patches = own_stage.patches | {"broker.link.rabbitmq.rabbit_link:_CONFIRM_LIMIT_SECONDS": 3}
+    own_stage.patches = own_stage.patches | {"broker.link.rabbitmq.publishing:_CONFIRM_LIMIT_SECONDS": 3}
     workers = own_stage.workers(train_seconds=3)
     coordinator = own_stage.coordinator(rounds=1, run={"deadline_seconds": 6.0})
     own_stage.wait(lambda: own_stage.has_begun("w3", 1), 30, "round 1")

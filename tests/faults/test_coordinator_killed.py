@@ -1,5 +1,6 @@
 """The coordinator is killed (SIGKILL) and started again with the same command line and folder."""
 
+import shutil
 import signal
 
 import pytest
@@ -101,3 +102,24 @@ def test_a_coordinator_told_to_stop_goes_on_later(stage: Stage) -> None:
     assert [actor.ended() for actor in [second, *workers]] == [0, 0, 0, 0], stage.story
     stage.assert_same_bits()
     stage.assert_nobody_trained_twice()
+
+
+def test_a_run_restored_from_an_older_copy_goes_on_at_once(stage: Stage) -> None:
+    """The folder is lost, and put back as it was a round ago, while the workers live on and hold a later round: the
+    newest start of the coordinator counts, not the highest number. No attempt is lost, and the bits are the same."""
+    workers = stage.workers()
+    first = stage.coordinator(
+        rounds=4, breaks=(stage.hold("release", count=1), Break(point="average", count=3))
+    )
+    stage.reached("release")
+    shutil.copytree(stage.out, stage.folder / "copy")
+    stage.let_go("release")
+    assert first.ended() == -signal.SIGKILL, stage.story
+    assert stage.committed_round == 2
+    shutil.rmtree(stage.out)
+    shutil.copytree(stage.folder / "copy", stage.out)
+    assert stage.committed_round == 1
+    second = stage.coordinator(rounds=4)
+    assert [actor.ended() for actor in [second, *workers]] == [0, 0, 0, 0], stage.story
+    assert "trying again" not in second.said
+    stage.assert_same_bits(rounds=4)

@@ -27,8 +27,8 @@ from coordinator.learning.aggregation import UpdateSum
 from coordinator.learning.rounds import Verdict
 from coordinator.learning.strategies.mean import MeanAggregate
 from coordinator.options import RunOptions
-from coordinator.play import fetching, run
-from coordinator.play.run import Run
+from coordinator.play import attempts, fetching
+from coordinator.play.run import Run, _building
 from tests.faults.actors import (
     CLASSES,
     TASK,
@@ -133,15 +133,15 @@ class OpenRound:
             there.declare([worker_queue(name), upload_queue(name)])
             there.consume([f"worker.{name}"], prefetch=1)
         self.run._session.begin()
-        built = self.run._building()
+        built = _building(models, options)
         for name, num_examples in WORKERS.items():
             self.say(name, joined(name, num_examples))
         self.run._wait_until(lambda: self.run._session.is_ready)
         self.run._begin_with(built)
-        opened = self.run._open("train")
+        opened = self.run._live = self.run._attempts.first("train")
         self.opened = opened
         self.record = opened.round.record
-        self.base = self.run._committed.vector
+        self.base = self.run._committed.present.vector
         assert isinstance(opened.aggregate, MeanAggregate)
         self.total = opened.aggregate.total
         self.total.values[:] = 0  # it begins in used memory
@@ -214,7 +214,7 @@ class OpenRound:
         assert sorted(self.opened.round.accepted) == sorted(WORKERS)
         self.run._close(self.opened)
         expected = undisturbed(WORKERS, rounds=1, size=SIZE)
-        assert np.array_equal(self.run._committed.vector.view(np.uint32), expected.view(np.uint32))
+        assert np.array_equal(self.run._committed.present.vector.view(np.uint32), expected.view(np.uint32))
 
 
 def joined(name: str, num_examples: int) -> Joined:
@@ -227,8 +227,9 @@ def joined(name: str, num_examples: int) -> Joined:
 @pytest.fixture
 def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenRound]:
     """A round under attack; whatever came, it can still be finished with the right bits."""
-    monkeypatch.setattr(run, "PART_BYTES", PART_BYTES)
+    monkeypatch.setattr(attempts, "PART_BYTES", PART_BYTES)
     monkeypatch.setattr(fetching, "_EMPTY_SECONDS", 0.0)
+    monkeypatch.setattr(fetching, "_PATIENCE_SECONDS", 0.01)
     the_round = OpenRound(tmp_path / "run")
     yield the_round
     the_round.finish()
@@ -494,7 +495,7 @@ def test_a_round_start_of_absurd_size_is_refused_before_memory_is_asked_for(shap
     assert "a model of at most" in str(listening.broker.stores["dead"].ready[-1].headers["reason"])
     (job,) = listening.jobs()
     assert isinstance(job, DeclineJob)
-    assert (job.worker, job.held) == ("w1", absurd.held)
+    assert (job.worker, job.key) == ("w1", absurd.held)
     assert "a model of at most" in job.reason
 
 

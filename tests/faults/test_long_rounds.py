@@ -73,7 +73,7 @@ def test_training_that_blocks_python_costs_a_reconnect_at_most(vhost: str, make_
     stage = make_stage(
         vhost,
         size=MANY_PARTS,
-        patches=SMALL_PARTS | {"broker.link.rabbitmq.rabbit_link:_HEARTBEAT_SECONDS": 2},
+        patches=SMALL_PARTS | {"broker.link.rabbitmq.settings:_HEARTBEAT_SECONDS": 2},
     )
     workers = [*stage.workers("w1", "w2"), stage.worker("w3", holds_gil_seconds=8)]
     coordinator = stage.coordinator(rounds=1)
@@ -89,7 +89,7 @@ def test_busy_training_misses_no_heartbeat(vhost: str, make_stage: MakeStage) ->
     stage = make_stage(
         vhost,
         size=MANY_PARTS,
-        patches=SMALL_PARTS | {"broker.link.rabbitmq.rabbit_link:_HEARTBEAT_SECONDS": 2},
+        patches=SMALL_PARTS | {"broker.link.rabbitmq.settings:_HEARTBEAT_SECONDS": 2},
     )
     workers = [*stage.workers("w1", "w2"), stage.worker("w3", busy_seconds=7)]
     coordinator = stage.coordinator(rounds=1)

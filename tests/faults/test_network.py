@@ -8,7 +8,7 @@ from tests.faults.conftest import MakeStage
 from tests.faults.forwarder import Forwarder
 from tests.faults.stage import MANY_PARTS, SMALL_PARTS, Actor, Stage, passed
 
-QUICK_HEARTBEAT: dict[str, float] = {"broker.link.rabbitmq.rabbit_link:_HEARTBEAT_SECONDS": 2}
+QUICK_HEARTBEAT: dict[str, float] = {"broker.link.rabbitmq.settings:_HEARTBEAT_SECONDS": 2}
 
 
 @pytest.fixture

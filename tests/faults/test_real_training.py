@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broker.link.rabbitmq.rabbit_link import LinkSettings, RabbitLink
+from broker.link.rabbitmq.rabbit_link import RabbitLink
+from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.seam import dead_queue, outgoing, upload_queue, worker_queue
-from broker.wire.messages import Declined, Joined, Ping, RoundStart, TrainingSettings, decode
+from broker.wire.messages import Declined, Joined, Ping, RoundStart, decode
+from broker.wire.settings import TrainingSettings
 from broker.wire.tensors import TensorSpec
 from broker.wire.transfer import Digest
 from tests.brokers import wait_until

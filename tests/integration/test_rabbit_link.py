@@ -7,11 +7,12 @@ from urllib.parse import unquote, urlsplit
 
 import pika
 import pytest
-from broker.link.seam.rabbitmq import rabbit_link as rabbitmq
 
 from broker.errors import DeclareRefused, LinkLost
 from broker.hosting.management import Management, Rights
-from broker.link.rabbitmq.rabbit_link import LinkSettings, RabbitLink
+from broker.link.rabbitmq import connection, publishing
+from broker.link.rabbitmq.rabbit_link import RabbitLink
+from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.seam import (
     Connection,
     Link,
@@ -47,7 +48,7 @@ def links_to(vhost: str) -> Iterator[MakeRabbitLink]:
 
 def cut(link: Link) -> None:
     assert isinstance(link, RabbitLink)
-    link._consumer._connection._transport._sock.shutdown(socket.SHUT_RDWR)
+    link._consuming.connection._connection._transport._sock.shutdown(socket.SHUT_RDWR)
 
 
 class TestRabbitLink(LinkContract):
@@ -79,7 +80,7 @@ def channel(vhost: str) -> Iterator[pika.adapters.blocking_connection.BlockingCh
 @pytest.fixture
 def is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reconnects within half a second at most."""
-    monkeypatch.setattr(rabbitmq, "_LONGEST_DELAY_SECONDS", 0.5)
+    monkeypatch.setattr(connection, "_LONGEST_DELAY_SECONDS", 0.5)
 
 
 def others(name: str) -> Queue:
@@ -93,8 +94,8 @@ def told(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def came_back(link: RabbitLink, number: int) -> None:
     """Wait for so many more tries to connect."""
-    goal = link._consumer.generation + number
-    wait_until(lambda: link._consumer.generation >= goal, 20)
+    goal = link._consuming.connection.generation + number
+    wait_until(lambda: link._consuming.connection.generation >= goal, 20)
 
 
 @pytest.mark.usefixtures("is_quick")
@@ -137,12 +138,14 @@ def test_a_refused_reader_is_no_connection(
 ) -> None:
     """Somebody reads a queue exclusively while the link is away: it may declare it and not read it, says so once, and
     is connected once the other one is gone."""
-    monkeypatch.setattr(rabbitmq, "_FIRST_DELAY_SECONDS", 2.0)
+    monkeypatch.setattr(connection, "_FIRST_DELAY_SECONDS", 4.0)
     link = make_link()
     link.declare([upload_queue("a")])
     link.consume(["upload.a"], prefetch=10)
     cut(link)
     assert link.receive(5) is Connection.LOST
+    # The broker takes a moment to see that its reader is gone.
+    wait_until(lambda: channel.queue_declare("upload.a", passive=True).method.consumer_count == 0, 10)
     tag = channel.basic_consume("upload.a", lambda *_: None, exclusive=True)
     came_back(link, 3)
     assert len(told(caplog)) == 1
@@ -166,7 +169,7 @@ def test_a_login_that_is_refused_at_a_reconnect_is_told_once(
         management.put_user("me", "second")
         cut(link)
         assert link.receive(10) is Connection.LOST
-        wait_until(lambda: link._consumer.num_refused >= 5, 60)
+        wait_until(lambda: link._consuming.connection.num_refused >= 5, 60)
         assert len(told(caplog)) == 1
         assert "refused the user or the password" in told(caplog)[0]
         management.put_user("me", "first")
@@ -181,7 +184,7 @@ def test_what_is_asked_for_while_there_is_no_connection_is_there_with_the_next(
     """Declared and consumed in the gap: not lost."""
     link, other = make_link(), make_link()
     link.declare([coordinator_queue()])
-    monkeypatch.setattr(rabbitmq, "_FIRST_DELAY_SECONDS", 1.0)
+    monkeypatch.setattr(connection, "_FIRST_DELAY_SECONDS", 1.0)
     cut(link)
     assert link.receive(5) is Connection.LOST
     link.declare([worker_queue("a")])
@@ -194,14 +197,14 @@ def test_what_is_asked_for_while_there_is_no_connection_is_there_with_the_next(
 def test_what_is_asked_for_in_the_middle_of_a_restore_is_there_after_it(make_link: MakeRabbitLink) -> None:
     """Too late for the list of what is restored, too early for a connection: not lost either."""
     link, other = make_link(), make_link()
-    restored = link._restored
+    restored = link._consuming._restored
 
     def asked_meanwhile(*arguments: object) -> None:
-        link._declared["worker.a"] = worker_queue("a")
-        link._consumed["worker.a"] = 1
+        link._declaring.declared["worker.a"] = worker_queue("a")
+        link._consuming.consumed["worker.a"] = 1
         restored(*arguments)  # type: ignore[arg-type]
 
-    link._restored = asked_meanwhile  # type: ignore[method-assign]
+    link._consuming._restored = asked_meanwhile  # type: ignore[method-assign]
     cut(link)
     assert [link.receive(20), link.receive(20)] == [Connection.LOST, Connection.RESTORED]
     wait_until(lambda: other.consumers("worker.a") == 1, 10)
@@ -224,7 +227,7 @@ def test_a_message_that_nobody_confirms_stops_the_clock_from_its_start(
 ) -> None:
     """The broker is silent, and no connection is lost yet: a message is unconfirmed for (here) half a second. The link
     no longer takes messages, says so in one line, and the time counts from when the message was sent."""
-    monkeypatch.setattr(rabbitmq, "_CONFIRM_SECONDS", 0.5)
+    monkeypatch.setattr(publishing, "_CONFIRM_SECONDS", 0.5)
     with Forwarder(vhost) as forwarder:
         link = make_link(forwarder.amqp_url)
         link.declare([coordinator_queue()])
@@ -247,13 +250,13 @@ def test_a_connection_that_confirms_nothing_more_is_given_up(
 ) -> None:
     """A cluster that had lost its majority, and has it back, may never confirm what an old connection published (seen
     with three nodes of RabbitMQ 3.10). The link publishes on a new one, and receives as before."""
-    monkeypatch.setattr(rabbitmq, "_CONFIRM_SECONDS", 0.3)
-    monkeypatch.setattr(rabbitmq, "_CONFIRM_LIMIT_SECONDS", 1.0)
+    monkeypatch.setattr(publishing, "_CONFIRM_SECONDS", 0.3)
+    monkeypatch.setattr(publishing, "_CONFIRM_LIMIT_SECONDS", 1.0)
     link = make_link()
     link.declare([coordinator_queue()])
     link.consume(["coordinator"], prefetch=10)
     with monkeypatch.context() as patch:
-        patch.setattr(link, "_on_confirm", lambda *_: None)  # the broker's confirms are lost
+        patch.setattr(link._publishing, "_on_confirm", lambda *_: None)  # the broker's confirms are lost
         assert isinstance(link.post(message("coordinator", b"1")).exception(10), LinkLost)
     wait_until(lambda: link.takes_messages, 10)
     link.publish([message("coordinator", b"2")])

@@ -21,7 +21,7 @@ from broker.link.address import (
     check_not_in_clear,
     without_password,
 )
-from broker.link.rabbitmq.rabbit_link import LinkSettings
+from broker.link.rabbitmq.settings import LinkSettings
 from coordinator import cli as coordinator_cli
 from worker import cli as worker_cli
 

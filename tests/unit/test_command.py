@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import click
 import pytest
@@ -155,3 +157,38 @@ def test_the_first_signal_sets_the_wish_to_end_and_the_former_handler_comes_back
         assert stop.event.wait(1)
         assert stop.signal_number == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is former
+
+
+_IN_C = """
+import hashlib, sys
+from broker.command import Stop
+with Stop(limit_seconds={limit}) as stop:
+    print("in C", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"x", b"y", 2**31 - 1)
+"""
+
+
+def in_c(limit: float | None) -> subprocess.Popen[str]:
+    """A process whose main thread is in a C function for many minutes, as TensorFlow's can be."""
+    script = [sys.executable, "-c", _IN_C.format(limit=limit)]
+    process = subprocess.Popen(script, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "in C\n"
+    return process
+
+
+def test_a_signal_ends_what_never_comes_back_to_python() -> None:
+    """Where nothing is lost by it: after the time that an orderly end has, with exit code 0."""
+    with in_c(0.5) as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) == errors.EXIT_DONE
+
+
+def test_a_second_signal_ends_the_process_at_once_wherever_it_is() -> None:
+    """128 + its number; the first one alone leaves it its time."""
+    with in_c(None) as process:
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5) == errors.EXIT_SIGNAL + signal.SIGINT

@@ -1,7 +1,10 @@
 """Who takes part: what workers say of themselves, and who is selected."""
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from broker.wire.messages import Joined
-from coordinator.learning.membership import Roster, num_selected, select
+from coordinator.learning.membership import Roster, most_weight, num_selected, select
 from coordinator.play.admission import Admission
 
 
@@ -52,3 +55,24 @@ def test_everybody_is_selected_by_default_and_nobody_from_nobody() -> None:
 def test_a_fraction_invites_at_least_one() -> None:
     """max(⌊C · K⌋, 1)."""
     assert [num_selected(0.3, number) for number in (1, 3, 10)] == [1, 1, 3]
+
+
+@given(
+    num_examples=st.lists(st.integers(1, 10**6), min_size=1, max_size=20),
+    most=st.integers(1, 2**40),
+    share=st.floats(0.01, 1.0),
+)
+def test_no_update_weighs_more_than_its_share(num_examples: list[int], most: int, share: float) -> None:
+    """Largest w with w ≤ `most` and w ≤ share · Σ min(n, w); 1 where there are too few workers for such a share."""
+    weight = most_weight(num_examples, most, share)
+    assert 1 <= weight <= most
+    if weight > 1:
+        assert weight <= share * sum(min(number, weight) for number in num_examples)
+    if weight < min(most, max(num_examples)):
+        assert weight + 1 > share * sum(min(number, weight + 1) for number in num_examples)
+
+
+def test_a_claim_of_any_number_of_examples_is_worth_no_more_than_its_share() -> None:
+    """Two honest sites of 100 and 300, and one that claims 2^40 − 1: half of it all is the weight of the rest."""
+    weight = most_weight([100, 300, 2**40 - 1], 2**40, 0.5)
+    assert [min(number, weight) for number in (100, 300, 2**40 - 1)] == [100, 300, 400]

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from broker.errors import OtherVersion, ProtocolError
 from broker.wire import codec, messages
 from broker.wire.fields import to_plain
-from broker.wire.messages import Message, RoundKey, TrainingSettings, decode, encode
+from broker.wire.messages import Message, RoundKey, decode, encode
 from broker.wire.scores import AnswerCounts
+from broker.wire.settings import TrainingSettings
 from broker.wire.tensors import InputFacts, TensorSpec
 from broker.wire.versions import VERSION
 

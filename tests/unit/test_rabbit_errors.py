@@ -6,7 +6,8 @@ import pika.exceptions
 import pytest
 
 from broker.errors import BrokerError, LinkLost, LoginRefused, PublishRefused, Unroutable, WarrenError
-from broker.link.rabbitmq.rabbit_link import LinkSettings, translate
+from broker.link.rabbitmq.settings import LinkSettings
+from broker.link.rabbitmq.translation import translate
 
 URL = "amqp://guest:secret@localhost:5672/%2F"
 PLACES = {

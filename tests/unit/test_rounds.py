@@ -183,6 +183,12 @@ def test_the_attempt_after_a_spoiled_one_asks_all_but_the_culprit_again() -> Non
         {"states": {"auc": np.zeros((2, 2))}},
         {"global_states": {"auc": np.zeros(1 << 15)}},
         {"metrics": {f"m{number}": 0.0 for number in range(65)}},
+        {"metrics": {"=HYPERLINK(evil)": 0.0}},
+        {"metrics": {"a\nround": 0.0}},
+        {"metrics": {"m" * 101: 0.0}},
+        {"global_metrics": {"loss": 1.7e308}, "num_test_examples": 2**39},
+        {"num_test_examples": 2**50},
+        {"states": {"auc": np.array([1e300])}},
         {"counts": COUNTS, "num_test_examples": 4},
         {
             "counts": replace(COUNTS, bins=np.array([[9, 9], [1, 1], [1, 0]], np.int32)),

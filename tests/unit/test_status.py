@@ -3,7 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from broker.wire.messages import Progress, TrainingSettings
+from broker.wire.messages import Progress
+from broker.wire.settings import TrainingSettings
 from coordinator.folder.history import Row, WorkerRow, flat_workers
 from coordinator.learning.membership import Member
 from coordinator.learning.rounds import Answer, RoundRecord, Verdict

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from broker.errors import ProtocolError
-from broker.wire.messages import Part, Precision
+from broker.wire.messages import Part
+from broker.wire.settings import Precision
 from broker.wire.tensors import (
     Kind,
     Layout,

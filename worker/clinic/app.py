@@ -1,7 +1,7 @@
 """The doctor's page: an X-ray in; class, probability and where the model looked out; nothing is kept.
 
     GET  /         the page
-    GET  /model    the model that answers now, as JSON
+    GET  /model    the model in use, as JSON
     POST /predict  images as multipart field `image`, or one as the body; an object for one, a list for more
     GET  /healthz  {"status": "ok"}
 
@@ -53,7 +53,7 @@ def create_app(source: ModelSource, host: str = "127.0.0.1") -> Flask:
     """Make the page for one model.
 
     Args:
-        source: The model that answers.
+        source: The model in use.
         host: The address it listens on; requests under other names are refused.
     """
     app = _Clinic(__name__)
@@ -76,7 +76,7 @@ def run_clinic(model: Path, host: str, port: int, announce: Callable[[str], None
         model: The model file, followed when it changes.
         host: Where to listen.
         port: 0 takes any free one.
-        announce: Told the address once it answers.
+        announce: Told the address once it listens.
 
     Raises:
         UsageError: The address can't be used.
@@ -113,12 +113,12 @@ def _show_health() -> Response:
 @_pages.post("/predict")
 def _predict() -> tuple[Response, int]:
     wanted = Wanted(heatmap=request.args.get("heatmap") == "1", seen=request.args.get("seen") == "1")
-    answers = [_answer(name, data, wanted) for name, data in _uploads()]
-    if len(answers) == 1:
-        return jsonify(answers[0]), 400 if "error" in answers[0] else 200
-    if all("error" in answer for answer in answers):
-        return jsonify({"error": "None of the images can be read.", "images": answers}), 400
-    return jsonify(answers), 200
+    readings = [_reading(name, data, wanted) for name, data in _uploads()]
+    if len(readings) == 1:
+        return jsonify(readings[0]), 400 if "error" in readings[0] else 200
+    if all("error" in each for each in readings):
+        return jsonify({"error": "None of the images can be read.", "images": readings}), 400
+    return jsonify(readings), 200
 
 
 def _model() -> dict[str, object]:
@@ -131,7 +131,7 @@ def _source() -> ModelSource:
     return source
 
 
-def _answer(name: str, data: bytes, wanted: Wanted) -> dict[str, Any]:
+def _reading(name: str, data: bytes, wanted: Wanted) -> dict[str, Any]:
     try:
         with current_app.config["ROOM"]:
             return read_xray(data, name, _source(), wanted)
@@ -198,7 +198,7 @@ def _explain(exc: HTTPException) -> tuple[Response, int]:
 
 
 def _drain() -> None:
-    """Read what is still coming: a browser that is cut off while sending shows no answer at all."""
+    """Read what is still coming: a browser that is cut off while sending shows nothing at all."""
     stream = request.environ["wsgi.input"]
     remaining = min(request.content_length or 0, _MAX_DRAINED_BYTES)
     with contextlib.suppress(OSError):  # it went away, or fell silent

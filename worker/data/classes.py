@@ -52,7 +52,7 @@ def parse_classes(text: str | None) -> Declared | None:
     if text is None:
         return None
     try:
-        names = check_names((part.strip() for part in text.split(",")), "--classes")
+        names = check_names((name.strip() for name in text.split(",")), "--classes")
         if all(_WHOLE.fullmatch(name) for name in names):
             return declare_labels([int(name) for name in names], "--classes")
     except DataError as exc:

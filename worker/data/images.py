@@ -15,7 +15,16 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from broker.errors import DataError
-from worker.data.deep_images import ORIENTATION, PNG_HEAD, TIFF_HEADS, Tiff, png_depth, png_is_gray, png_size, read_png
+from worker.data.deep_images import (
+    ORIENTATION,
+    PNG_HEAD,
+    TIFF_HEADS,
+    Tiff,
+    png_depth,
+    png_is_gray,
+    png_size,
+    read_png,
+)
 from worker.data.dicom import HEAD_BYTES, is_dicom, read_dicom
 from worker.data.dicom import facts_of as facts_of_dicom
 

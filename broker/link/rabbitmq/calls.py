@@ -1,0 +1,95 @@
+"""What other threads ask of the thread that owns a connection; every call ends, at the latest with the connection."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import wait as wait_for
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import pika.exceptions
+
+from broker.errors import BrokerError, LinkLost
+from broker.link.rabbitmq.alarm import Alarm
+from broker.link.rabbitmq.settings import LinkSettings
+from broker.link.rabbitmq.translation import translate
+
+_PIECE_SECONDS = 0.5  #: how often a wait looks at the wish to stop
+
+Call = Callable[[Future[Any]], None]
+
+
+def finish(future: Future[Any], result: Any = None) -> None:
+    """Answer a call, unless it has ended."""
+    with suppress(InvalidStateError):
+        future.set_result(result)
+
+
+def fail(future: Future[Any], error: BrokerError) -> None:
+    """End a call with an error, unless it has ended."""
+    with suppress(InvalidStateError):
+        future.set_exception(error)
+
+
+class Calls:
+    """Functions handed to a connection's thread, each with the future that it is to answer.
+
+    Args:
+        alarm: That of the connection: while it is on no wait runs out.
+        run_soon: Has something done in the connection's thread, or raises LinkLost.
+    """
+
+    def __init__(
+        self, settings: LinkSettings, alarm: Alarm, run_soon: Callable[[Callable[[], None]], None]
+    ) -> None:
+        self._settings, self._alarm = settings, alarm
+        self._run_soon = run_soon
+        self._pending: set[Future[Any]] = set()
+
+    def ask(self, call: Call, seconds: float = 30.0) -> Any:
+        """Run a function in the connection's thread and wait for the future that it was given.
+
+        Raises:
+            LinkLost: There is no connection, it went away, or no answer came for so long.
+        """
+        return self.wait(self.send(call), seconds)
+
+    def send(self, call: Call) -> Future[Any]:
+        """Hand a function to the connection's thread; its future fails if the connection goes away first."""
+        future: Future[Any] = Future()
+        self._pending.add(future)
+        future.add_done_callback(self._pending.discard)
+        try:
+            self._run_soon(partial(self._perform, call, future))
+        except BrokerError as exc:
+            fail(future, exc)
+        return future
+
+    def _perform(self, call: Call, future: Future[Any]) -> None:
+        if future.done():
+            return
+        try:
+            call(future)
+        except (pika.exceptions.AMQPError, pika.exceptions.ChannelError, ValueError) as exc:
+            fail(future, translate(exc, self._settings.amqp_url))
+
+    def wait(self, future: Future[Any], seconds: float, *, seconds_after_stop: float = float("inf")) -> Any:
+        """Wait for a future in pieces: a stop ends the wait soon, an alarm does not."""
+        deadline, stop_deadline = time.monotonic() + seconds, float("inf")
+        while not wait_for([future], timeout=_PIECE_SECONDS).done:
+            now = time.monotonic()
+            if self._alarm.is_on:
+                deadline = now + seconds
+            if self._settings.stop.is_set():
+                stop_deadline = min(stop_deadline, now + (0 if self._alarm.is_on else seconds_after_stop))
+            if now >= stop_deadline:
+                raise LinkLost("Stopped while the broker takes no messages.")
+            if now > deadline:
+                raise LinkLost(f"The broker did not answer for {seconds:g} s.")
+        return future.result()
+
+    def fail_all(self, error: BrokerError) -> None:
+        """The connection went away, and with it every answer."""
+        for future in list(self._pending):
+            fail(future, error)

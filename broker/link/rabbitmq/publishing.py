@@ -1,0 +1,154 @@
+"""The publishing side: a window of messages under way, and a broker that takes none told apart from a slow one."""
+
+import itertools
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+import pika
+
+from broker.errors import BrokerError, PublishRefused, Unroutable
+from broker.link.rabbitmq.confirms import Confirms
+from broker.link.rabbitmq.connection import ConnectionThread
+from broker.link.rabbitmq.settings import LinkSettings
+from broker.link.seam import Outgoing
+from broker.link.standstill import Standstill
+from broker.wire import names
+
+logger = logging.getLogger(__name__)
+
+_WINDOW_BYTES = 12 * 1024 * 1024  #: unconfirmed bytes under way at once; more is memory, not speed
+_WINDOW_MESSAGES = 256
+_TRANSIENT_MILLISECONDS = "10000"
+_STOP_SECONDS = 2.0  #: how long a confirm is waited for after the wish to stop
+_CONFIRM_SECONDS = 5.0  #: a message unconfirmed for so long: the broker takes none now
+_CONFIRM_LIMIT_SECONDS = 60.0  #: then its connection is given up
+_LOOK_SECONDS = 0.5  #: how often it is looked at after the first of these
+_UNCONFIRMED = "a message is unconfirmed"  #: why messages are not taken
+
+
+class Publishing:
+    """Publishes on a connection of its own.
+
+    Args:
+        standstill: Told while something is unconfirmed for too long, too.
+
+    Attributes:
+        account: Whom the broker knows as the sender.
+        connection: Its thread.
+    """
+
+    def __init__(self, settings: LinkSettings, standstill: Standstill) -> None:
+        self.account = str(settings.parameters("publish").credentials.username)
+        self.connection = ConnectionThread(settings, "publish", self._on_ready, self._on_lost, standstill)
+        self._calls = self.connection.calls
+        self._standstill = standstill
+        self._is_slow_told, self._slow_told_at = False, float("-inf")
+        self._confirms = Confirms()
+        self._message_ids = itertools.count(1)
+
+    def publish(self, batch: Sequence[Outgoing]) -> None:
+        """Publish in order, a window of them under way at once; returns once the broker has them all."""
+        underway: deque[tuple[int, Future[Any]]] = deque()
+        underway_bytes = 0
+        missed: BrokerError | None = None
+        for message in batch:
+            body = message.encoded()
+            while underway and (
+                len(underway) >= _WINDOW_MESSAGES or underway_bytes + len(body) > _WINDOW_BYTES
+            ):
+                size, oldest = underway.popleft()
+                underway_bytes -= size
+                missed = self._settle(oldest) or missed
+            underway.append((len(body), self._calls.send(partial(self._publish_one, message, body))))
+            underway_bytes += len(body)
+        for _, future in underway:
+            missed = self._settle(future) or missed
+        if missed is not None:
+            raise missed
+
+    def post(self, message: Outgoing) -> "Future[None]":
+        """Publish without waiting."""
+        return self._calls.send(partial(self._publish_one, message, message.encoded()))
+
+    def _settle(self, future: Future[Any]) -> BrokerError | None:
+        """Why one message reached no queue, or not all of its queues; that does not hold back the rest."""
+        try:
+            self._calls.wait(future, _CONFIRM_LIMIT_SECONDS, seconds_after_stop=_STOP_SECONDS)
+        except (Unroutable, PublishRefused) as exc:
+            return exc
+        return None
+
+    def _publish_one(self, message: Outgoing, body: bytes, future: Future[Any]) -> None:
+        message_id = str(next(self._message_ids))
+        headers: dict[str, Any] = {**message.headers}
+        if message.bcc:
+            headers["BCC"] = list(message.bcc)
+        properties = pika.BasicProperties(
+            app_id="warren",
+            content_type="application/msgpack",
+            delivery_mode=1 if message.is_transient else 2,
+            expiration=_TRANSIENT_MILLISECONDS if message.is_transient else None,
+            headers=headers or None,
+            message_id=message_id,
+            type=message.message_type,
+            user_id=self.account,
+        )
+        self._confirms.add(message_id, future)
+        if not self._confirms.is_watched:
+            self._watch(self._confirms)
+        self.connection.channel.basic_publish(
+            names.EXCHANGE, message.key, body, properties, mandatory=message.is_mandatory
+        )
+
+    # --- in the connection's thread ------------------------------------------------------------------------
+
+    def _on_ready(self) -> None:
+        confirms = self._confirms = Confirms()
+        channel = self.connection.channel
+        channel.add_on_return_callback(self._on_return)
+        channel.confirm_delivery(
+            lambda frame: self._on_confirm(confirms, frame), callback=lambda _ok: self.connection.be_ready()
+        )
+
+    def _on_lost(self, error: BrokerError) -> None:
+        logger.debug("The publishing connection was lost: %s", error)
+        self._is_slow_told = False
+        self._standstill.end(_UNCONFIRMED)
+
+    def _on_return(self, _channel: Any, method: Any, properties: Any, _body: bytes) -> None:
+        self._confirms.returned[properties.message_id] = method.routing_key
+
+    def _on_confirm(self, confirms: Confirms, frame: Any) -> None:
+        confirms.settle(frame)
+        if confirms.age < _CONFIRM_SECONDS:
+            self._standstill.end(_UNCONFIRMED)
+            if self._is_slow_told:
+                self._is_slow_told = False
+                logger.info("The broker takes messages again.")
+
+    def _watch(self, confirms: Confirms) -> None:
+        """Look at what is unconfirmed when its time is up: who waits for a confirm hears nothing that tells it so."""
+        confirms.is_watched = bool(confirms.waiting)
+        if not confirms.is_watched:
+            return
+        age, alarm = confirms.age, self.connection.alarm
+        if not alarm.is_on and min(age, time.monotonic() - alarm.ended_at) >= _CONFIRM_LIMIT_SECONDS:
+            # A cluster that has its majority back may confirm nothing more on an old connection.
+            self.connection.restart(f"a message was not confirmed within {_CONFIRM_LIMIT_SECONDS:g} s")
+            return
+        if age >= _CONFIRM_SECONDS:
+            self._tell_slow(age)
+            self._standstill.begin(_UNCONFIRMED, seconds_ago=age)
+        self.connection.later(max(_LOOK_SECONDS, _CONFIRM_SECONDS - age), partial(self._watch, confirms))
+
+    def _tell_slow(self, age: float) -> None:
+        """Once, and again after a while: with a slow network it comes to this at each part."""
+        is_news = time.monotonic() - self._slow_told_at > _CONFIRM_LIMIT_SECONDS
+        if is_news and not (self.connection.alarm.is_on or self._standstill.is_on):
+            self._slow_told_at, self._is_slow_told = time.monotonic(), True
+            logger.warning("The broker has not confirmed a message for %.0f s; waiting.", age)

@@ -1,0 +1,52 @@
+"""How the broker is reached, and what pika is told of it."""
+
+import threading
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pika
+
+from broker.errors import UsageError
+from broker.link.address import check_amqp_url, without_password
+
+_HEARTBEAT_SECONDS = 15
+
+Role = Literal["publish", "consume"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkSettings:
+    """How to reach the broker and what to be called there.
+
+    Attributes:
+        name: Shown at the management page, e.g. "worker hospital-1".
+        connect_seconds: How long the first connection is tried.
+        stop: The process's wish to end: every wait then ends within about a second.
+    """
+
+    amqp_url: str
+    name: str
+    connect_seconds: float = 10.0
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def parameters(self, role: Role) -> pika.URLParameters:
+        """What pika wants to know.
+
+        Raises:
+            UsageError: The address can't be understood.
+        """
+        url = check_amqp_url(self.amqp_url)
+        try:
+            parameters = pika.URLParameters(url)
+        except (ValueError, TypeError, SyntaxError, LookupError, OSError) as exc:
+            raise UsageError(
+                f"The broker's address {without_password(url)!r} has an option after its '?' that can't be "
+                f"used: {exc}"
+            ) from exc
+        parameters.heartbeat = _HEARTBEAT_SECONDS
+        parameters.socket_timeout = parameters.stack_timeout = 10
+        parameters.client_properties = {
+            "connection_name": f"{self.name} ({role})",
+            "product": "warren",
+        }
+        return parameters

@@ -1,0 +1,134 @@
+"""Rounds opened, taken up again after a restart, and tried once more."""
+
+import logging
+
+from broker.errors import ModelDiverged, QuorumNotReached
+from broker.logs import LogContext
+from broker.wire.messages import Mode
+from broker.wire.tensors import PART_BYTES
+from coordinator.learning.rounds import Round, RoundRecord, suspect
+from coordinator.learning.strategies import Aggregate
+from coordinator.options import RunOptions
+from coordinator.play.admission import Admission
+from coordinator.play.committed import Committed
+from coordinator.play.inviting import open_record, reinvited
+from coordinator.play.live_round import LiveRound, Tools
+from coordinator.play.story import sizes_of, tell_opened, tell_retried, why_not_reached
+
+logger = logging.getLogger(__name__)
+
+
+class Attempts:
+    """Makes the open round of a run; each attempt is a new one.
+
+    Args:
+        tools: Of the run.
+        committed: What the rounds begin with.
+        admission: Who may take part.
+    """
+
+    def __init__(
+        self,
+        tools: Tools,
+        committed: Committed,
+        options: RunOptions,
+        admission: Admission,
+        log: LogContext,
+    ) -> None:
+        self._tools = tools
+        self._committed = committed
+        self._options = options
+        self._admission = admission
+        self._log = log
+
+    def resumed(self) -> LiveRound | None:
+        """The round that was open when an earlier process ended, with the answers that are on disk."""
+        opened = self._tools.folder.read_open_round(self._committed.present)
+        if opened is None:
+            return None
+        logger.info(
+            "Round %d was open; it goes on with the %d answers on disk and what the broker holds.",
+            opened.record.round_number,
+            len(opened.answers),
+        )
+        the_round = Round(opened.record, self._tools.session.clock.now(), opened.answers)
+        aggregate = self._new_aggregate(opened.record)
+        if aggregate is not None:
+            accepted = {worker: the_round.answers[worker].num_examples for worker in the_round.accepted}
+            weights = {worker: opened.record.weight(number) for worker, number in accepted.items() if number}
+            aggregate.restore(opened.arrays, weights)
+        return self._living(the_round, aggregate)
+
+    def first(self, mode: Mode) -> LiveRound:
+        """Open the next round, with those who are there."""
+        record = open_record(
+            self._committed.present,
+            self._options,
+            self._admission,
+            is_training=mode == "train",
+            part_bytes=PART_BYTES,
+        )
+        the_round = Round(record, self._tools.session.clock.now())
+        return self._announced(self._living(the_round, self._new_aggregate(record)))
+
+    def next(self, live: LiveRound) -> LiveRound:
+        """Begin the next attempt: what was accepted stays, the rest are invited again.
+
+        Raises:
+            QuorumNotReached: No attempt is left.
+        """
+        the_round = live.round
+        self._tools.session.look_for_absent(the_round.unanswered)
+        if not self._has_more(live.record):
+            raise QuorumNotReached(why_not_reached(the_round))
+        tell_retried(the_round)
+        accepted = {worker: the_round.answers[worker] for worker in the_round.accepted}
+        evaluators = tuple(self._admission.evaluators)
+        next_record = the_round.next_attempt(reinvited(the_round, self._options, self._admission), evaluators)
+        now = self._tools.session.clock.now()
+        return self._announced(live.again(Round(next_record, now, accepted), live.aggregate))
+
+    def without_culprit(self, live: LiveRound, reason: str) -> LiveRound:
+        """With these updates the model fails: the one that made it so is rejected, and the others are asked again.
+
+        Raises:
+            ModelDiverged: It is no single one's fault, or no attempt is left; the last model stays.
+        """
+        the_round, record = live.round, live.record
+        accepted = {worker: the_round.answers[worker] for worker in the_round.accepted}
+        culprit = suspect(accepted)
+        sizes = sizes_of(accepted)
+        if culprit is None or not self._has_more(record):
+            raise ModelDiverged(
+                f"Round {record.round_number} is not committed: {reason}. Largest change of a weight: {sizes}. "
+                f"The model of round {record.round_number - 1} stays. Try a lower --learning-rate."
+            )
+        why = f"with its update {reason} (largest changes: {sizes})"
+        logger.warning("Round %d without %s: %s.", record.round_number, culprit, why)
+        without = the_round.without(culprit, why, self._tools.session.clock.now())
+        if live.aggregate is not None:
+            live.aggregate.end(self._tools.spares)
+        return self._announced(live.again(without, self._new_aggregate(record)))
+
+    def _has_more(self, record: RoundRecord) -> bool:
+        return record.attempt - record.first_attempt < self._options.retries
+
+    def _new_aggregate(self, record: RoundRecord) -> Aggregate | None:
+        """What a round's updates are collected in; nothing where it only measures."""
+        if record.mode == "evaluate":
+            return None
+        layout, tools = self._committed.present.layout, self._tools
+        return tools.strategy.collect(layout, record.scale_exponent, tools.folder.updates, tools.spares)
+
+    def _living(self, the_round: Round, aggregate: Aggregate | None) -> LiveRound:
+        # The evaluation of model N is no round N + 1 to a person.
+        shown = the_round.record.round_number - (the_round.record.mode == "evaluate")
+        self._log.update(round=shown)
+        committed, last_round = self._committed, self._options.rounds
+        return LiveRound(self._tools, committed.present, the_round, committed.settings, last_round, aggregate)
+
+    def _announced(self, live: LiveRound) -> LiveRound:
+        """Let an attempt begin."""
+        tell_opened(live.round, self._options.rounds)
+        live.send()
+        return live

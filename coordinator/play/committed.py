@@ -1,0 +1,147 @@
+"""The committed state of a run, which nothing takes back, and what follows it: its files, its model, its history."""
+
+import logging
+import secrets
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from broker.errors import ModelDiverged
+from broker.logs import LogContext
+from broker.wire.settings import TrainingSettings
+from broker.wire.tensors import Array, InputFacts, sections_of
+from coordinator.folder.checkpoint import Checkpoint, card_of
+from coordinator.folder.history import Row
+from coordinator.folder.run_folder import RunFolder
+from coordinator.keras.form import refuse_other_rate
+from coordinator.keras.process import BuiltModel, ModelProcess
+from coordinator.learning.measures import Figures
+from coordinator.learning.strategies import Strategy, first_states
+from coordinator.options import RunOptions
+from coordinator.play.live_round import LiveRound
+
+logger = logging.getLogger(__name__)
+
+_SAVE_SECONDS = 300.0
+
+
+class Committed:
+    """What one run has reached.
+
+    Attributes:
+        state: The newest one; None until there is a model.
+    """
+
+    def __init__(self, options: RunOptions, folder: RunFolder, models: ModelProcess, log: LogContext) -> None:
+        self.state: Checkpoint | None = None
+        self._options = options
+        self._folder = folder
+        self._models = models
+        self._log = log
+
+    def read(self) -> bool:
+        """Take up what the folder holds; whether that is a run.
+
+        Raises:
+            UsageError: One of another task, strategy or seed, or with a schedule where a learning rate is given.
+            CheckpointError: It can't be read.
+        """
+        self.state = state = self._folder.read()
+        if state is not None:
+            refuse_other_rate(state.model_json, self.settings.learning_rate)
+        self._folder.keep_identity(self._options, state)
+        if state is not None:
+            self._log.update(run=state.run_id)
+            logger.info("Going on after round %d in %s.", state.round_number, self._folder.path)
+        return state is not None
+
+    @property
+    def present(self) -> Checkpoint:
+        """The newest state, of a run that has a model."""
+        assert self.state is not None  # noqa: S101 - there is one from `begin` or `read` on
+        return self.state
+
+    @property
+    def settings(self) -> TrainingSettings:
+        """How the workers train in the round that is open, or the next."""
+        history = self.state.history if self.state else []
+        return self._options.settings(len(history) or 1, epochs_before=sum(row.epochs for row in history))
+
+    def begin(self, model: BuiltModel, strategy: Strategy) -> None:
+        """Commit a new model as round 0."""
+        refuse_other_rate(model.model_json, self._options.settings(1).learning_rate)
+        self.state = self._first_state(model, strategy)
+        self._folder.commit(self.state)
+        self.save()
+
+    def _first_state(self, model: BuiltModel, strategy: Strategy) -> Checkpoint:
+        run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        self._log.update(run=run_id)
+        logger.info("The model has %d parameters.", model.num_parameters)
+        return Checkpoint(
+            run_id=run_id,
+            task=self._options.task.name,
+            classes=(),
+            round_number=0,
+            next_attempt=1,
+            model_json=model.model_json,
+            input_shape=model.input_shape,
+            num_classes=model.num_classes,
+            layout=model.layout,
+            vector=model.vector,
+            integers=tuple(model.integers),
+            strategy_state=first_states(strategy, sections_of(model.layout).num_trainable),
+            history=[Row(round=0)],
+        )
+
+    def settle_classes(self, classes: tuple[str, ...]) -> None:
+        """The class names are these from now on; on disk with the next commit."""
+        self.state = replace(self.present, classes=classes)
+
+    def settle_inputs(self, inputs: InputFacts | None) -> None:
+        """The examples are like this from now on; on disk with the next commit."""
+        self.state = replace(self.present, inputs=inputs)
+
+    def close(self, live: LiveRound, seconds: float) -> Checkpoint:
+        """Commit a round: from here on it is closed for ever.
+
+        Raises:
+            ModelDiverged: Its model answers NaN; the round is open still.
+        """
+        closed = live.closed(seconds, self._work_out)
+        self._folder.commit(closed, self._check if live.aggregate else lambda _aside: None)
+        self.state = closed
+        return closed
+
+    def follow(self) -> None:
+        """Have model.keras, curves.png and the histories follow."""
+        self.save()
+        self._folder.write_history(self.present.history, at_most_each_second=True)
+
+    def save(self) -> None:
+        """Have model.keras and curves.png follow; the newest state wins."""
+        if len(self.present.classes) < 2:
+            return  # nobody has joined: there is nothing to say which class is which
+        card = card_of(self.present, self._options.training)
+        self._models.save(self._folder.checkpoint, self._folder.model, card)
+
+    def finish(self) -> None:
+        """Wait until what follows is up to date."""
+        if self.state is not None:
+            self._folder.write_history(self.state.history)
+        if not self._models.flush(_SAVE_SECONDS):
+            logger.error("The model was not saved within %g s.", _SAVE_SECONDS)
+
+    def _check(self, aside: Path) -> None:
+        """Refuse to commit a model that no longer answers with numbers.
+
+        Raises:
+            ModelDiverged: It does not.
+        """
+        reason = self._models.check(aside, self.present.inputs)
+        if reason is not None:
+            raise ModelDiverged(reason)
+
+    def _work_out(self, sums: Mapping[str, Array]) -> Figures:
+        return self._models.work_out(self.present.model_json, sums)
