@@ -245,7 +245,7 @@ def run_command(
     worker run --name hospital-1 --data mnist.npz --once
     worker run --name hospital-2 --data archive --classes NORMAL,PNEUMONIA
     worker run --name test-set --data chest_xray --evaluate-only
-    worker run --name hospital-1 --data x-rays --amqp-url amqp://hospital-1:SECRET@broker.example:5672/%2F
+    worker run --name hospital-1 --data x-rays --amqp-url amqps://hospital-1:SECRET@broker.example/%2F
 
     \b
     Exit codes: 0 done or stopped, 2 usage or the name is in use, 3 broker unreachable or login refused,

@@ -25,10 +25,12 @@ from broker.command import (
         ("amqp://me:secret@broker.example.org:5700/lab", "http://me:secret@broker.example.org:15672"),
         ("amqp://localhost/", "http://guest:guest@localhost:15672"),
         ("amqp://me:secret@[::1]:5672/", "http://me:secret@[::1]:15672"),
+        ("amqps://me:secret@broker.example.org/lab", "https://me:secret@broker.example.org:15671"),
+        ("AMQPS://me:secret@broker.example.org:5700/lab", "https://me:secret@broker.example.org:15671"),
     ],
 )
 def test_the_management_page_is_on_the_same_host(amqp_url: str, expected: str) -> None:
-    """Same host, user and password, RabbitMQ's usual port."""
+    """Same host, user and password, RabbitMQ's usual port; where messages are encrypted, the password is, too."""
     assert management_url_for(amqp_url) == expected
 
 
@@ -66,14 +68,14 @@ def fresh_group() -> click.Group:
     ("environment", "printed"),
     [
         (
-            {"WARREN_WORKER_NAME": "a", "WARREN_WORKER_BATCH_SIZE": "8", "AMQP_URL": "amqp://x/"},
-            "a 8 amqp://x/",
+            {"WARREN_WORKER_NAME": "a", "WARREN_WORKER_BATCH_SIZE": "8", "AMQP_URL": "amqps://x/"},
+            "a 8 amqps://x/",
         ),
         (
-            {"WARREN_WORKER_NAME": "a", "WARREN_WORKER_RUN_NAME": "b", "AMQP_URL": "amqp://x/"},
-            "b None amqp://x/",
+            {"WARREN_WORKER_NAME": "a", "WARREN_WORKER_RUN_NAME": "b", "AMQP_URL": "amqps://x/"},
+            "b None amqps://x/",
         ),
-        ({"AMQP_URL": "amqp://x/", "WARREN_WORKER_AMQP_URL": "amqp://y/"}, "None None amqp://y/"),
+        ({"AMQP_URL": "amqps://x/", "WARREN_WORKER_AMQP_URL": "amqps://y/"}, "None None amqps://y/"),
     ],
 )
 def test_every_option_reads_the_environment(environment: dict[str, str], printed: str) -> None:
@@ -92,11 +94,11 @@ def test_a_hyphen_becomes_an_underscore_in_the_environment() -> None:
 
 def test_an_option_on_the_command_line_wins() -> None:
     """The environment is only a default."""
-    arguments = ["run", "--name", "c", "--amqp-url", "amqp://z/"]
+    arguments = ["run", "--name", "c", "--amqp-url", "amqps://z/"]
     result = CliRunner().invoke(
-        fresh_group(), arguments, env={"WARREN_WORKER_NAME": "a", "AMQP_URL": "amqp://x/"}
+        fresh_group(), arguments, env={"WARREN_WORKER_NAME": "a", "AMQP_URL": "amqps://x/"}
     )
-    assert result.output == "c None amqp://z/\n"
+    assert result.output == "c None amqps://z/\n"
 
 
 def raising(error: Exception) -> click.Group:

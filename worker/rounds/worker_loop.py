@@ -26,6 +26,7 @@ from worker.rounds.uploading import KeptUpdate
 logger = logging.getLogger(__name__)
 
 _WAIT_SECONDS = 0.5
+_LONGEST_PAUSE_SECONDS = 8.0
 _PROGRESS_SECONDS = 1.0
 _SWARM_PREFETCH = 2
 _OUTBOX_SECONDS = 0.2
@@ -133,8 +134,13 @@ class WorkerLoop:
             logger.info("Left.")
 
     def _delete_queues(self) -> None:
-        """Leave nothing behind, unless another swarm of this name waits to read it; an exit code says nothing of it."""
+        """Leave nothing behind, unless another swarm of this name waits to read it; an exit code says nothing of it.
+
+        An invited swarm's queues were made for it, and wait for it to come back.
+        """
         read = [names.worker_queue(worker) for worker in self._participants]
+        if names.is_own_queue(self._link.account, read[0]):
+            return
         uploads = [names.upload_queue(worker) for worker in self._participants]
         try:
             self._link.cancel(read)
@@ -218,7 +224,11 @@ class WorkerLoop:
                 self._decline(updates[0].worker, updates[0].key, told(exc), exc)
 
     def _publish(self, updates: list[KeptUpdate]) -> None:
-        """Publish the parts, then announce them; an upload queue that is gone is made again."""
+        """Publish the parts, then announce them; an upload queue that is gone is made again.
+
+        A full one is tried again with growing pauses: the coordinator may empty it.
+        """
+        pause = _WAIT_SECONDS
         while not self._stop.is_set():
             updates = [update for update in updates if self._hand_over.begin_upload(update)]
             if not updates:
@@ -230,7 +240,8 @@ class WorkerLoop:
                     update.note_announced()
                 logger.debug("The coordinator's queue has %d updates.", len(updates))
                 return
-            self._stop.wait(_WAIT_SECONDS)
+            self._stop.wait(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     def _redeclare(self, queues: list[Queue]) -> None:
         try:
