@@ -36,13 +36,13 @@ $(VENV)/.installed: $(VENV)/.made requirements.lock pyproject.toml
 
 # The package is installed only where nothing else can be a broker, and the system's own service is not started.
 needs-broker: install
-	@$(BIN)/python -c 'import os, sys; from broker import command, server; \
+	@$(BIN)/python -c 'import os, sys; from broker import command; from broker.hosting import server; \
 	  sys.exit(not server.can_be_up(os.environ.get("AMQP_URL", command.DEFAULT_AMQP_URL)))' \
 	  || deploy/install-package rabbitmq-server
 
 # The tests start brokers of their own, and kill them; where there can be none they skip, and fail in CI.
 needs-rabbitmq: install
-	@$(BIN)/python -c 'import sys; from broker import private; sys.exit(not private.is_installed())' \
+	@$(BIN)/python -c 'import sys; from broker.hosting import private; sys.exit(not private.is_installed())' \
 	  || deploy/install-package rabbitmq-server || true
 
 broker: needs-broker  ## a broker to work with: found, in a container, or a private process
@@ -58,7 +58,7 @@ format: install  ## let ruff lay out the code
 	$(BIN)/ruff format .
 
 test: needs-rabbitmq  ## all tests: unit, integration, faults, attacks, system
-	$(PYTEST_MANY) tests/faults tests/attacks tests/system tests/integration tests/unit
+	$(PYTEST_MANY) tests/attacks tests/faults tests/system tests/integration tests/unit
 
 # axe-core comes by npm. Where a package can't be installed the tests skip, and fail in CI.
 needs-browser: install

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -16,11 +18,12 @@ from broker.command import (
     management_url_option,
     read_environment,
 )
+from broker.errors import UsageError
 from broker.hosting import accounts, probe, server
 from broker.hosting.management import Fields, Management
-from broker.link.address import LOCAL_HOSTS, without_password
+from broker.link.address import is_loopback, without_password
 from broker.logs import LogContext
-from broker.wire.names import COORDINATOR
+from broker.wire.names import COORDINATOR, MOST_IN_A_SWARM
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +43,7 @@ def main() -> None:
       broker down
     \b
     With partners:
+      broker invite coordinator          prints the address that the coordinator uses from then on
       broker invite hospital-1           prints the address to hand over
       broker revoke hospital-1
     """
@@ -107,26 +111,62 @@ def up(
 
 
 @main.command()
+@click.option("--all", "is_all", is_flag=True, help="End every broker that `broker up` started in this home.")
 @click.option(
     "--delete-data", is_flag=True, help="Delete its queues and accounts, too; otherwise they are kept."
 )
+@click.option("--yes", is_flag=True, help="Delete without asking.")
 @amqp_url_option
 @_home_option
 @log_options
-def down(delete_data: bool, amqp_url: str, home: Path, log: LogContext) -> None:
-    """End what `broker up` started; its data are kept for the next `broker up`.
+def down(is_all: bool, delete_data: bool, yes: bool, amqp_url: str, home: Path, log: LogContext) -> None:
+    """End the broker at the AMQP URL, if `broker up` started it; its data are kept for the next `broker up`.
 
-    A broker that was merely found is left alone.
+    A broker that was merely found is left alone, and so are the others of this home.
+
+    \b
+    broker down
+    AMQP_URL=amqp://guest:guest@localhost:5700/ broker down
+    broker down --all --delete-data
     """
-    ended = server.down(home, with_data=delete_data)
+    chosen = None if is_all else amqp_url
+    if delete_data and not yes:
+        _confirm_loss(server.ours(home, chosen))
+    ended = server.down(home, amqp_url=chosen, with_data=delete_data)
     for address in ended:
         click.echo(f"ended {address}")
-    if probe.ask(amqp_url, seconds=2) is probe.Answer.READY:
+    if not is_all and probe.ask(amqp_url, seconds=2) is probe.Answer.READY:
         click.echo(
             f"The broker at {without_password(amqp_url)} was not started by `broker up`: it is left alone."
         )
     elif not ended:
-        click.echo("Nothing to end: no broker that `broker up` started is running.")
+        where = "in this home" if is_all else f"at {without_password(amqp_url)}"
+        click.echo(f"Nothing to end: no broker that `broker up` started is running {where}.")
+    for address in _still_running(home):
+        click.echo(f"Still running: {address} (--amqp-url ends one, --all ends every one)")
+
+
+def _confirm_loss(brokers: list[server.Ours]) -> None:
+    """Ask before anything is deleted that can't be had back; where nobody can be asked, it is not deleted.
+
+    Raises:
+        UsageError: Nobody said yes.
+    """
+    for broker in brokers:
+        click.echo(f"{without_password(broker.amqp_url)}: all queues, messages and accounts", err=True)
+    try:
+        is_meant = not brokers or click.confirm("Delete that for good?", err=True)
+    except click.Abort:
+        is_meant = False
+    if not is_meant:
+        raise UsageError(
+            "Nothing is ended, and nothing deleted: nobody said yes. With --yes nobody is asked."
+        )
+
+
+def _still_running(home: Path) -> list[str]:
+    brokers = server.ours(home)
+    return [without_password(broker.amqp_url) for broker in brokers if server.is_running(broker, home)]
 
 
 @main.command()
@@ -142,41 +182,103 @@ def status(as_json: bool, amqp_url: str, management_url: str | None, home: Path,
     click.echo(json.dumps(found, indent=2) if as_json else _table(found))
 
 
+class _Bytes(click.ParamType):  # type: ignore[type-arg] # generic from click 8.3 on
+    """A number of bytes as people write it: 500M, 1G."""
+
+    name = "bytes"
+    _UNITS = MappingProxyType({"": 1, "K": 2**10, "M": 2**20, "G": 2**30})
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number."""
+        found = re.fullmatch(r"([1-9][0-9]{0,14})([KMG]?)", str(value).upper())
+        if found is None:
+            self.fail(f"{value!r} is no size. Expected a number with K, M or G, such as 500M.", param, ctx)
+        return int(found[1]) * self._UNITS[found[2]]
+
+
 @main.command()
 @click.argument("name")
+@click.option(
+    "--swarm",
+    type=click.IntRange(1, MOST_IN_A_SWARM),
+    metavar="N",
+    help="Let it act for NAME.1 to NAME.N (`worker swarm --name NAME`), instead of for NAME.",
+)
+@click.option(
+    "--upload-limit",
+    type=_Bytes(),
+    default="1G",
+    show_default=True,
+    help="How much may wait in its upload queue, and in the one that it reads; twice the model's size is enough.",
+)
+@click.option(
+    "--again", is_flag=True, help="It has an account: set rights, limits and queues; keep the password."
+)
 @_address_options
-def invite(name: str, amqp_url: str, management_url: str | None, home: Path, log: LogContext) -> None:
-    """Create a worker's own account, and print the AMQP URL to hand over to it.
+def invite(
+    name: str,
+    swarm: int | None,
+    upload_limit: int,
+    again: bool,
+    amqp_url: str,
+    management_url: str | None,
+    home: Path,
+    log: LogContext,
+) -> None:
+    """Create a worker's own account with its queues, and print the AMQP URL to hand over to it.
 
-    The account may read its own queue and publish its own updates, nothing else. The name `coordinator`
-    creates the coordinator's account, with all rights in the virtual host. The password is shown this once.
+    The account may read its own queue and publish its own updates, nothing else, and no more than its limits say.
+    The name `coordinator` creates the coordinator's account, with all rights in the virtual host: workers with
+    accounts of their own take rounds from that one alone. The password is shown this once.
 
     \b
-    broker invite hospital-1
     broker invite coordinator
+    broker invite hospital-1
+    broker invite lab --swarm 100
+    broker invite hospital-1 --upload-limit 4G --again
     """
     management = _management(amqp_url, management_url, home)
-    password = accounts.invite(management, probe.vhost_of(amqp_url), name)
-    host, _ = probe.host_and_port(amqp_url)
-    if host in LOCAL_HOSTS:
-        logger.info("the address says %s: put the name that others know this machine by in its place", host)
-    click.echo(_with_login(amqp_url, name, password))
-    logger.info(
-        "%s uses it as AMQP_URL", "the coordinator" if name == COORDINATOR else f"`worker run --name {name}`"
+    login = accounts.invite(
+        management,
+        probe.vhost_of(amqp_url),
+        name,
+        swarm=swarm,
+        upload_bytes=upload_limit,
+        again=again,
     )
+    if login.password is None:
+        click.echo(f"{name} has its rights, limits and queues; its password is as it was")
+        return
+    host, _ = probe.host_and_port(amqp_url)
+    if is_loopback(host):
+        logger.info(
+            "the address says %s: put the name that others know this machine by in its place; they want amqps:// "
+            "there, or --insecure",
+            host,
+        )
+    click.echo(_with_login(amqp_url, login.user, login.password))
+    logger.info("%s uses it as AMQP_URL", _user_of(name, swarm))
+
+
+def _user_of(name: str, swarm: int | None) -> str:
+    if name == COORDINATOR:
+        return "the coordinator"
+    return f"`worker run --name {name}`" if swarm is None else f"`worker swarm --name {name} --count {swarm}`"
 
 
 @main.command()
 @click.argument("name")
 @_address_options
 def revoke(name: str, amqp_url: str, management_url: str | None, home: Path, log: LogContext) -> None:
-    """Delete an invited account and close its connections; its queues stay.
+    """Delete an invited account with its connections, its limits, and its queues with what is in them.
 
     \b
     broker revoke hospital-1
     """
-    closed = accounts.revoke(_management(amqp_url, management_url, home), name)
-    click.echo(f"{name} is no longer invited; {closed} of its connections closed")
+    revoked = accounts.revoke(_management(amqp_url, management_url, home), name)
+    click.echo(f"{name} is no longer invited; {revoked.connections} of its connections closed")
+    if revoked.removed.queues:
+        click.echo(f"{revoked.removed.queues} queues deleted, with {revoked.removed.messages} messages")
 
 
 def _management(amqp_url: str, management_url: str | None, home: Path) -> Management:

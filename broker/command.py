@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -10,11 +11,13 @@ from urllib.parse import urlsplit
 import click
 
 from broker import logs
-from broker.errors import EXIT_SIGNAL, WarrenError
-from broker.link.address import check_amqp_url, check_management_url
+from broker.errors import EXIT_DONE, EXIT_SIGNAL, WarrenError
+from broker.link.address import check_amqp_url, check_management_url, check_not_in_clear
 
 DEFAULT_AMQP_URL = "amqp://guest:guest@localhost:5672/%2F"
-_MANAGEMENT_PORT = 15672
+_MANAGEMENT = {"amqp": ("http", 15672), "amqps": ("https", 15671)}  #: RabbitMQ's own ports
+_INSECURE = f"{__name__}.insecure"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -50,26 +53,43 @@ def _environment_names(group: str, command: str, option: str) -> list[str]:
 
 
 def amqp_url_option(function: _Function) -> _Function:
-    """Add --amqp-url."""
+    """Add --amqp-url, and --insecure: without it no address is taken that sends a password in the clear."""
+
+    def note(ctx: click.Context, _param: click.Parameter, is_insecure: bool) -> None:
+        ctx.meta[_INSECURE] = is_insecure
+
+    function = click.option(
+        "--insecure",
+        is_flag=True,
+        is_eager=True,  # known before the addresses are judged
+        expose_value=False,
+        envvar="WARREN_INSECURE",
+        callback=note,
+        help="Take amqp:// and http:// beyond this machine, too: password and messages travel in the clear.",
+    )(function)
     return click.option(
         "--amqp-url",
         envvar="AMQP_URL",
         default=DEFAULT_AMQP_URL,
         show_default=True,
-        callback=lambda _ctx, _param, url: check_amqp_url(url),
-        help="The broker's address: amqp://USER:PASSWORD@HOST:PORT/VHOST (amqps:// for TLS), each part "
-        "percent-encoded.",
+        callback=lambda ctx, _param, url: _safe(ctx, check_amqp_url(url)),
+        help="The broker's address: amqps://USER:PASSWORD@HOST:PORT/VHOST (amqp:// without TLS, on this machine), "
+        "each part percent-encoded.",
     )(function)
 
 
 def management_url_option(function: _Function) -> _Function:
-    """Add --management-url."""
+    """Add --management-url; `amqp_url_option` must stand beside it."""
     return click.option(
         "--management-url",
-        callback=lambda _ctx, _param, url: check_management_url(url) if url else None,
-        help="RabbitMQ's management page, as http://USER:PASSWORD@HOST:PORT.  "
-        "[default: the broker's host and login, port 15672]",
+        callback=lambda ctx, _param, url: _safe(ctx, check_management_url(url)) if url else None,
+        help="RabbitMQ's management page, as https://USER:PASSWORD@HOST:PORT.  "
+        "[default: the broker's host and login; with amqps:// by https, port 15671, else by http, port 15672]",
     )(function)
+
+
+def _safe(ctx: click.Context, url: str) -> str:
+    return url if ctx.meta.get(_INSECURE) else check_not_in_clear(url)
 
 
 def log_options(function: _Function) -> _Function:
@@ -93,39 +113,66 @@ def log_options(function: _Function) -> _Function:
 
 
 def management_url_for(amqp_url: str, management_url: str | None = None) -> str:
-    """The management API's address with the same user and password as the AMQP URL, unless given."""
+    """The management API's address with the same user and password as the AMQP URL, and as safe, unless given."""
     if management_url:
         return management_url.rstrip("/")
     parts = urlsplit(amqp_url)
     login = f"{parts.username or 'guest'}:{parts.password or 'guest'}"
     host = parts.hostname or "localhost"
-    return f"http://{login}@{f'[{host}]' if ':' in host else host}:{_MANAGEMENT_PORT}"
+    scheme, port = _MANAGEMENT[parts.scheme]
+    return f"{scheme}://{login}@{f'[{host}]' if ':' in host else host}:{port}"
 
 
 class Stop:
     """The wish to end, set by SIGINT or SIGTERM; a second signal ends the process at once.
+
+    A thread hears them: the main one may be in C code that comes back to Python late, or never.
+
+    Args:
+        limit_seconds: The process ends so long after the first signal, whatever still goes on; None: it takes its
+            time. Only for what loses nothing by it.
 
     Attributes:
         event: Set by the first signal; whoever waits, waits on it.
         signal_number: The first signal's number, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, limit_seconds: float | None = None) -> None:
         self.event = threading.Event()
         self.signal_number: int | None = None
+        self._limit_seconds = limit_seconds
 
     def __enter__(self) -> "Stop":
-        self._former = {
-            number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        heard, self._said = socket.socketpair()
+        self._said.setblocking(False)  # as Python asks: a signal never waits
+        self._former_fd = signal.set_wakeup_fd(self._said.fileno(), warn_on_full_buffer=False)
+        self._former = {number: signal.signal(number, _leave_to_the_thread) for number in _SIGNALS}
+        threading.Thread(target=self._listen, args=(heard,), name="signals", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._former_fd)
+        self._said.close()
 
-    def _on_signal(self, number: int, _frame: object) -> None:
+    def _listen(self, heard: socket.socket) -> None:
+        """Take each signal's number as Python writes it, until the block is left."""
+        with heard:
+            try:
+                while number := heard.recv(1):
+                    if number[0] in _SIGNALS:
+                        self._on_signal(number[0])
+                        heard.settimeout(self._limit_seconds)
+            except TimeoutError:
+                os._exit(EXIT_DONE)
+
+    def _on_signal(self, number: int) -> None:
         if self.signal_number is not None:
             os._exit(EXIT_SIGNAL + number)
         self.signal_number = number
         self.event.set()
+
+
+def _leave_to_the_thread(_number: int, _frame: object) -> None:
+    """Python writes signals to a file descriptor only where it has something to call besides."""

@@ -9,7 +9,7 @@ WarrenError                    1  (never raised itself)
 │   ├── LinkLost               3  the connection went away; the link reconnects by itself
 │   ├── Unroutable             3  no queue takes this message
 │   ├── PublishRefused         3  the broker did not take the message (queue full or away, no right)
-│   ├── DeclareRefused         3  a queue or the exchange is there with other arguments
+│   ├── DeclareRefused         3  a queue or the exchange is there with other arguments, or lacks
 │   └── NobodyServes           3  no coordinator reads what is asked of it
 ├── QuorumNotReached           4  too few workers answered
 ├── DataError                  5  the data can't be used
@@ -76,7 +76,7 @@ class PublishRefused(BrokerError):
 
 
 class DeclareRefused(BrokerError):
-    """What is to be declared is there with other arguments, made by hand or by another version."""
+    """What is to be declared is there with other arguments, or is missing and not this account's to make."""
 
 
 class NobodyServes(BrokerError):

@@ -13,9 +13,10 @@ from broker.wire.tensors import Array
 from worker.console import Console
 from worker.data.data_set import Dataset
 from worker.learning.evaluation import Evaluation, check_classes, evaluate
+from worker.learning.fresh_start import be_deterministic
 from worker.learning.inference import Inference
 from worker.learning.saved_model import LoadedModel
-from worker.learning.training import LocalModel, be_deterministic
+from worker.learning.training import LocalModel
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +62,14 @@ def train_alone(
 ) -> Evaluation | None:
     """Train on one data set; the model in `loaded` then has the trained weights.
 
+    Args:
+        loaded: The model, as it was saved.
+        data: The site's own.
+        options: How.
+        stop: Looked at before each batch.
+
     Returns:
-        What the model reaches on the test part; None when it was told to stop before the end.
+        What the model reaches on the test subset; None when it was told to stop before the end.
 
     Raises:
         DataError: The data does not fit the model.

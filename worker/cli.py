@@ -14,18 +14,20 @@ from broker.wire.names import check_name
 from worker.baseline import BaselineOptions, save_alone, train_alone
 from worker.data.classes import parse_classes
 from worker.data.data_set import Dataset, open_data
-from worker.data.partition import parse_part
+from worker.data.partition import parse_share
 from worker.data.split import format_table, split
 from worker.learning.evaluation import check_classes, evaluate, format_evaluation
 from worker.learning.inference import Inference
 from worker.learning.prediction import predict
 from worker.learning.saved_model import LoadedModel, check_scale, load_model
 from worker.rounds.participant import Participant
+from worker.rounds.site_rules import SHARES, Share, SiteRules
 from worker.rounds.start import LinkTo, take_part
 
 logger = logging.getLogger(__name__)
 
 _FILE = click.Path(path_type=Path)
+_LAST_SECONDS = 10.0  # what a training that is told to stop may still take
 
 _DATA_HELP = (
     "A folder of class folders (optionally under train/ and test/), an .npz, or MODULE:FUNCTION. Images are "
@@ -198,6 +200,22 @@ def participation_options(function: Any) -> Any:
 @main.command(name="run", short_help="Take part with this machine's data.")
 @click.option("--name", required=True, help="This worker's name: a-z, 0-9 and '-'.")
 @click.option("--evaluate-only", is_flag=True, help="Measure each model on this data, and train nothing.")
+@click.option(
+    "--share",
+    type=click.Choice(SHARES),
+    default="metrics",
+    show_default=True,
+    help="What leaves besides the update; counts: also how many examples of each class.",
+)
+@click.option(
+    "--least-examples",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Decline a round that would train on fewer.",
+)
+@click.option("--least-steps", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Decline a round that would take fewer steps.")  # fmt: skip
 @participation_options
 @amqp_url_option
 @log_options
@@ -207,11 +225,16 @@ def run_command(
     classes: str | None,
     seed: int,
     evaluate_only: bool,
+    share: Share,
+    least_examples: int,
+    least_steps: int,
     amqp_url: str,
     log: LogContext,
     **options: Any,
 ) -> None:
-    """Take part in federated training; the data stays here, only weights travel.
+    """Take part in federated training. The data stays here; what travels is weights, and what --share says.
+
+    An update of few examples tells much about them: --least-examples is your say. SECURITY.md tells who sees what.
 
     Of DICOM files no tag leaves this machine or gets into a log. A FUNCTION returns (x_train, y_train),
     (x_test, y_test), and after them, if you like, the classes. It waits for a coordinator, serves one run
@@ -222,7 +245,7 @@ def run_command(
     worker run --name hospital-1 --data mnist.npz --once
     worker run --name hospital-2 --data archive --classes NORMAL,PNEUMONIA
     worker run --name test-set --data chest_xray --evaluate-only
-    worker run --name hospital-1 --data x-rays --amqp-url amqp://hospital-1:SECRET@broker.example:5672/%2F
+    worker run --name hospital-1 --data x-rays --amqp-url amqps://hospital-1:SECRET@broker.example/%2F
 
     \b
     Exit codes: 0 done or stopped, 2 usage or the name is in use, 3 broker unreachable or login refused,
@@ -232,7 +255,8 @@ def run_command(
     log.update(worker=name)
     declared = parse_classes(classes)
     dataset = open_data(data, for_training=not evaluate_only, seed=seed, classes=declared)
-    participant = Participant(name=name, data=dataset, evaluate_only=evaluate_only)
+    rules = SiteRules(share=share, least_examples=least_examples, least_steps=least_steps)
+    participant = Participant(name=name, data=dataset, evaluate_only=evaluate_only, rules=rules)
     take_part([participant], LinkTo(amqp_url, f"worker {name}"), log, **options)
 
 
@@ -271,7 +295,7 @@ def swarm_command(
     """
     check_name(name)
     log.update(worker=name)
-    mine = parse_part(part, count)
+    mine = parse_share(part, count)
     sites = open_data(data, seed=seed, classes=parse_classes(classes)).divide(count, scheme, seed)
     participants = [Participant(name=f"{name}.{i + 1}", data=sites[i]) for i in mine]
     take_part(participants, LinkTo(amqp_url, f"swarm {name}"), log, is_swarm=True, **options)
@@ -317,7 +341,7 @@ def train_alone_command(
     loaded = load_model(model)
     dataset = open_data(data, shape=loaded.shape, classes=declared)
     _warn_of_scale(loaded, dataset)
-    with Stop() as stop:
+    with Stop(limit_seconds=_LAST_SECONDS) as stop:
         result = train_alone(loaded, dataset, BaselineOptions(**options), stop.event)
     if result is None:
         raise SystemExit(EXIT_DONE)

@@ -4,7 +4,7 @@ import logging
 import sys
 from typing import Any
 
-from worker.learning.training import TrainingProgress
+from worker.learning.results import TrainingProgress
 
 logger = logging.getLogger(__name__)
 

@@ -54,15 +54,15 @@ def _without_chatter() -> Iterator[None]:
     """
     sys.stderr.flush()
     kept = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
+    with tempfile.TemporaryFile() as written:
+        os.dup2(written.fileno(), 2)
         try:
             yield
         finally:
             sys.stderr.flush()
             os.dup2(kept, 2)
             os.close(kept)
-            held.seek(0)
-            for line in held:
+            written.seek(0)
+            for line in written:
                 if not is_chatter(line.decode(errors="replace")):
                     os.write(2, line)

@@ -4,7 +4,10 @@ Contents:
     server       a broker to work with: found, contained, or private
     private      a rabbitmq-server of one's own
     container    a broker in a container
-    management   RabbitMQ's management API: policies, users, permissions
+    api          one request to RabbitMQ's management API
+    management   what it tells of a broker, and what is set there
+    policies     how much may wait at the broker, and for how long
+    queues       queues that the admin side makes
     accounts     least-privilege accounts for workers
     probe        what answers at an AMQP address
 """

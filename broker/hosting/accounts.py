@@ -1,41 +1,95 @@
-"""Accounts with the least rights that a role needs, so that the broker itself says who sent a message."""
+"""Accounts with the least rights that a role needs, so that the broker itself says who sent a message.
+
+A worker's account may configure nothing: its queues and their bindings are made with it, so that no argument of theirs
+is the worker's to choose. Where RabbitMQ asks for more than one right:
+
+- A passive declare needs any right to the queue (from 4.3.1 on; none before): read on the one, write on the other.
+- To bind a queue needs write on it and read on the exchange: there is no read on the exchange.
+- To publish needs write on the exchange and the routing key; the queue that gets it is not asked.
+"""
 
 import re
 import secrets
+from dataclasses import dataclass
 
 from broker.errors import UsageError
+from broker.hosting import policies, queues
 from broker.hosting.management import Management, Rights
+from broker.hosting.queues import Removed
+from broker.link.seam import upload_queue, worker_queue
 from broker.wire import names
 
 _PASSWORD_BYTES = 24
 
+# A process has two connections; after a cut the former ones are half open for 45 seconds, and a second process may wait
+# behind the first. Each has one channel, and opens another one for what may be refused.
+_CONNECTIONS = 10
+_SWARM_CONNECTIONS = 60  # it may be spread over some processes
+_CHANNELS_PER_CONNECTION = 5
 
-def invite(management: Management, vhost: str, name: str) -> str:
-    """Create the account of a worker, or of the coordinator; its new password.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Login:
+    """What an account is called at the broker, and its password; None where that stays what it was."""
+
+    user: str
+    password: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revoked:
+    """What went with an account."""
+
+    connections: int
+    removed: Removed
+
+
+def invite(
+    management: Management,
+    vhost: str,
+    name: str,
+    *,
+    swarm: int | None = None,
+    upload_bytes: int = policies.UPLOAD_BYTES,
+    again: bool = False,
+) -> Login:
+    """Create the account of a worker, or of the coordinator, with its queues and its limits.
+
+    Args:
+        management: As an administrator.
+        vhost: The federation's virtual host.
+        name: The worker's, or `coordinator`.
+        swarm: It may act for NAME.1 to NAME.SWARM, instead of for NAME.
+        upload_bytes: How much may wait in each of its queues.
+        again: It is there: its rights, limits and queues are set as they should be, its password stays.
 
     Raises:
         UsageError: The name can't be a worker's, or has an account already.
         BrokerError: The management API did not do it.
     """
-    is_coordinator = name == names.COORDINATOR
-    name = name if is_coordinator else names.check_name(name)
-    if management.has_user(name):
-        raise UsageError(
-            f"{name} has an account already, and its password is not stored here. "
-            f"To give it a new one: `broker revoke {name}`, then `broker invite {name}`"
-        )
-    password = secrets.token_urlsafe(_PASSWORD_BYTES)
-    management.put_exchange(vhost, names.EXCHANGE, kind="topic")  # a worker may not declare it
-    management.put_user(name, password)
-    if is_coordinator:
-        management.set_permissions(vhost, name, Rights(configure=".*", write=".*", read=".*"))
+    is_coordinator = name == names.COORDINATOR and swarm is None
+    user = name if is_coordinator else _user(name, swarm)
+    _check_free(management, name, user, again=again)
+    management.api.put("exchanges", vhost, names.EXCHANGE, body={"type": "topic", "durable": True})
+    policies.set_policies(management, vhost)
+    if not is_coordinator:
+        policies.limit_account(management, vhost, name, most_bytes=upload_bytes)
+        workers = names.workers_of(user)
+        queues.make(management, vhost, [*map(worker_queue, workers), *map(upload_queue, workers)])
+    # The account comes last: whoever can log in finds all of it, and no moment without limits.
+    password = None if again else secrets.token_urlsafe(_PASSWORD_BYTES)
+    if password is not None:
+        management.put_user(user, password)
+    if not is_coordinator:
+        _limit(management, user, is_swarm=swarm is not None)
+        _restrict(management, vhost, user)
     else:
-        _limit(management, vhost, name)
-    return password
+        management.set_permissions(vhost, user, Rights(configure=".*", write=".*", read=".*"))
+    return Login(user=user, password=password)
 
 
-def revoke(management: Management, name: str) -> int:
-    """Delete an account and close its connections; how many there were.
+def revoke(management: Management, name: str) -> Revoked:
+    """Delete an account with its limits, its connections and its queues.
 
     Raises:
         UsageError: It was never invited.
@@ -43,24 +97,76 @@ def revoke(management: Management, name: str) -> int:
     """
     if name != names.COORDINATOR:
         names.check_name(name)
-    if not management.delete_user(name):
+    users = _users_of(management, name)
+    if not users:
         raise UsageError(f"{name} has no account at {management.address}. Try `broker status`.")
-    return management.close_connections(user=name)
+    vhosts = {right["vhost"] for user in users for right in management.api.get("users", user, "permissions")}
+    closed = 0
+    for user in users:
+        management.delete_user(user)
+        closed += management.close_connections(user=user)
+    return Revoked(connections=closed, removed=_removed(management, vhosts, name))
 
 
-def _limit(management: Management, vhost: str, name: str) -> None:
-    """Let a worker use its own queues (and its swarm's NAME.i), and publish under its own keys."""
-    own = rf"(worker|upload)\.{re.escape(name)}(\.[1-9][0-9]*)?"
-    queues_and_exchange = (
-        f"^({names.EXCHANGE}|{own})$"  # a binding needs write on the queue, read on the exchange
-    )
+def _removed(management: Management, vhosts: set[str], name: str) -> Removed:
+    """Clear up in each virtual host in which it had rights; the coordinator's queue holds what others sent."""
+    if name == names.COORDINATOR:
+        return Removed(queues=0, messages=0)
+    found = []
+    for vhost in vhosts:
+        found.append(queues.remove(management, vhost, name))
+        policies.unlimit(management, vhost, name)
+    return Removed(queues=sum(each.queues for each in found), messages=sum(each.messages for each in found))
+
+
+def _user(name: str, swarm: int | None) -> str:
+    names.check_name(name)
+    return name if swarm is None else names.swarm_account(name, swarm)
+
+
+def _users_of(management: Management, name: str) -> list[str]:
+    """The accounts that a name was invited with: alone, or as a swarm."""
+    return [user for user in management.users() if names.invited_name(user) == name]
+
+
+def _check_free(management: Management, name: str, user: str, *, again: bool) -> None:
+    known = _users_of(management, name)
+    if not again and known:
+        raise UsageError(
+            f"{name} has an account already, and its password is not stored here. To give it a new one: "
+            f"`broker revoke {name}`, then `broker invite {name}`. To set its rights, limits and queues as "
+            f"they should be, and keep the password: `broker invite {names.invitation(known[0])} --again`"
+        )
+    if again and user not in known:
+        others = f" (there is {', '.join(known)})" if known else ""
+        raise UsageError(f"There is no account {user!r} to set again{others}. Try it without --again.")
+    if again and management.api.get("users", user)["tags"]:
+        raise UsageError(f"The account {user!r} was not made by `broker invite`: it is left as it is.")
+
+
+def _limit(management: Management, user: str, *, is_swarm: bool) -> None:
+    connections = _SWARM_CONNECTIONS if is_swarm else _CONNECTIONS
+    for limit, value in (
+        ("max-connections", connections),
+        ("max-channels", connections * _CHANNELS_PER_CONNECTION),
+    ):
+        management.api.put("user-limits", user, limit, body={"value": value})
+
+
+def _restrict(management: Management, vhost: str, user: str) -> None:
+    """Let a worker read its own queue, and publish under its own keys."""
+    own = _own(user)
     management.set_permissions(
-        vhost, name, Rights(configure=f"^{own}$", write=queues_and_exchange, read=queues_and_exchange)
-    )
-    management.set_topic_permissions(
         vhost,
-        name,
-        names.EXCHANGE,
-        write=f"^({names.COORDINATOR}|{names.DEAD}|{own})$",
-        read=f"^({names.EVERY_WORKER}|{own})$",  # without it a worker could bind its queue to #
+        user,
+        Rights(configure="^$", write=rf"^({names.EXCHANGE}|upload\.{own})$", read=rf"^worker\.{own}$"),
     )
+    keys = rf"^({names.COORDINATOR}|{names.DEAD}|(worker|upload)\.{own})$"
+    rights = {"exchange": names.EXCHANGE, "write": keys, "read": "^$"}
+    management.api.put("topic-permissions", vhost, user, body=rights)
+
+
+def _own(user: str) -> str:
+    """The workers of an account as a pattern; which numbers a swarm has is decided by its queues, and who hears it."""
+    name = re.escape(names.invited_name(user))
+    return name if user == names.invited_name(user) else rf"{name}\.[1-9][0-9]*"

@@ -26,6 +26,7 @@ class Answer(Enum):
     READY = "a broker that takes this login"
     REFUSED = "a broker that refuses this login"
     FOREIGN = "something that does not speak AMQP 0-9-1"
+    UNTRUSTED = "something whose certificate is not trusted"
     NOTHING = "nothing"
 
 
@@ -37,6 +38,8 @@ def ask(amqp_url: str, *, seconds: float = 5) -> Answer:
     """Log in at the address and hang up; waits at most about `seconds` for each answer."""
     try:
         stream = _connect(amqp_url, seconds)
+    except ssl.SSLCertVerificationError:
+        return Answer.UNTRUSTED
     except ssl.SSLError:
         return Answer.FOREIGN
     except OSError:

@@ -16,18 +16,21 @@ from broker.errors import BrokerError, BrokerUnreachable, LoginRefused
 from broker.hosting import probe
 from broker.hosting.container import Container, running_engine
 from broker.hosting.management import Management
+from broker.hosting.policies import set_policies
 from broker.hosting.private import PrivateBroker, find_program, free_ports, is_installed, wait_until
 from broker.hosting.probe import Answer
-from broker.link.address import LOCAL_HOSTS, without_password
+from broker.link.address import LOCAL_HOSTS, not_trusted, without_password
 
 __all__ = [
+    "Ours",
     "PrivateBroker",
     "Running",
     "can_be_up",
     "down",
+    "is_running",
     "known_management_url",
+    "ours",
     "recorded",
-    "set_policies",
     "up",
 ]
 
@@ -39,12 +42,8 @@ _TURN_SECONDS = 120.0
 _READY_SECONDS = 60.0
 _REFUSED_SECONDS = 5.0  #: how long a login is refused until that is believed
 
-# A policy's name is the badge that a person sees beside the queue at the management page.
-_POLICY = "warren: deleted when nobody reads it for 14 days"
-_WORKER_QUEUES = r"^worker\.[a-z0-9-]{1,48}(\.[0-9]+)?$"
-# A laptop may stay closed over a holiday; a worker that never comes back must not fill the disk for ever.
-# Upload queues have no expiry: nobody reads them before the update is announced.
-_EXPIRES_MILLISECONDS = 14 * 24 * 3600 * 1000
+
+Ours = PrivateBroker | Container  #: what `up` started, now or earlier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,27 +91,47 @@ def can_be_up(amqp_url: str) -> bool:
     return is_reachable or running_engine() is not None or is_installed()
 
 
-def down(home: Path, *, with_data: bool = False) -> list[str]:
-    """End every broker that `up` started in this home; the addresses of those that ran.
+def down(home: Path, *, amqp_url: str | None, with_data: bool = False) -> list[str]:
+    """End the broker at this address if `up` started it in this home; the address, if it ran.
+
+    Args:
+        home: The folder of everything that `up` starts.
+        amqp_url: None for every broker of the home.
+        with_data: Delete its queues and accounts, too, also of one that does not run.
 
     Raises:
         BrokerError: The container engine could not take its container down.
     """
-    ended = []
     with _in_turn(home):
-        for broker in recorded(home):
-            if broker.is_running():
-                ended.append(without_password(broker.amqp_url))
-            broker.stop()
-            if with_data:
-                shutil.rmtree(broker.home)
-        container = Container.recorded(home)
-        if container is not None:
-            container.stop(home, with_data=with_data)
-            ended.append(without_password(container.amqp_url))
-        elif with_data and (stopped := Container.recorded(home, is_stopped=True)) is not None:
-            stopped.stop(home, with_data=True)
+        chosen = ours(home, amqp_url)
+        ended = [without_password(broker.amqp_url) for broker in chosen if is_running(broker, home)]
+        for broker in chosen:
+            _end(broker, home, with_data=with_data)
     return ended
+
+
+def ours(home: Path, amqp_url: str | None = None) -> list[Ours]:
+    """What `up` started in this home, whether it runs or not: at this address, or all of it."""
+    container = Container.recorded(home) or Container.recorded(home, is_stopped=True)
+    known: list[Ours] = [*recorded(home), *([container] if container else [])]
+    if amqp_url is None:
+        return known
+    host, port = probe.host_and_port(amqp_url)
+    return [broker for broker in known if host in LOCAL_HOSTS and broker.port == port]
+
+
+def is_running(broker: Ours, home: Path) -> bool:
+    """Whether there is something to end; of a container that nobody stopped it is believed."""
+    return broker.is_running() if isinstance(broker, PrivateBroker) else Container.recorded(home) is not None
+
+
+def _end(broker: Ours, home: Path, *, with_data: bool) -> None:
+    if isinstance(broker, PrivateBroker):
+        broker.stop()
+        if with_data:
+            shutil.rmtree(broker.home)
+    elif with_data or is_running(broker, home):
+        broker.stop(home, with_data=with_data)
 
 
 def recorded(home: Path) -> list[PrivateBroker]:
@@ -135,13 +154,6 @@ def known_management_url(amqp_url: str, management_url: str | None, home: Path) 
         return management_url
     own = _own_at(amqp_url, home)
     return own.management_url if own else management_url_for(amqp_url)
-
-
-def set_policies(management: Management, vhost: str) -> None:
-    """Set what Warren wants of every worker's queue: that it goes when nobody comes back for it."""
-    management.put_policy(
-        vhost, _POLICY, pattern=_WORKER_QUEUES, definition={"expires": _EXPIRES_MILLISECONDS}
-    )
 
 
 def _reachable_or_new(
@@ -174,7 +186,7 @@ def _found(amqp_url: str, management_url: str | None, home: Path) -> Running:
     return Running(amqp_url=amqp_url, management_url=url, kind="found")
 
 
-def _own_at(amqp_url: str, home: Path) -> PrivateBroker | Container | None:
+def _own_at(amqp_url: str, home: Path) -> Ours | None:
     """The broker at this address, if `up` started it."""
     host, port = probe.host_and_port(amqp_url)
     if host not in LOCAL_HOSTS:
@@ -318,6 +330,8 @@ def _unusable(amqp_url: str, answer: Answer) -> BrokerError:
             f"The broker at {where} refused the login. Expected a user with its password and a right to "
             f"the virtual host {probe.vhost_of(amqp_url)!r}. Try another AMQP_URL."
         )
+    if answer is Answer.UNTRUSTED:
+        return BrokerUnreachable(not_trusted(where, "it failed the check"))
     return BrokerUnreachable(
         f"At {where} is {answer.value}. Expected a RabbitMQ broker; only one on this machine can be started. "
         "Try another AMQP_URL, or none."

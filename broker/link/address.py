@@ -1,5 +1,6 @@
 """The addresses that a person gives: judged before anything is tried, and never shown with any part of a password."""
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -46,6 +47,41 @@ def check_amqp_url(url: str) -> str:
 def check_management_url(url: str) -> str:
     """The same for the address of a management page."""
     return _checked(url.strip(), _MANAGEMENT)
+
+
+def check_not_in_clear(url: str) -> str:
+    """Return an address that was understood, if nobody on the way can read what is sent to it.
+
+    Raises:
+        UsageError: Login and messages would travel in the clear, beyond this machine.
+    """
+    parts = urlsplit(url)
+    kind = _AMQP if parts.scheme in _AMQP.schemes else _MANAGEMENT
+    secure = kind.schemes[1]
+    if parts.scheme != secure and not is_loopback(parts.hostname or ""):
+        raise UsageError(
+            f"{kind.title} {without_password(url)!r} sends the password and all else in the clear, and its host is "
+            f"not this machine. Expected {secure}://. If nobody else can read along there, such as between containers "
+            "or in a tunnel, say so with --insecure, or WARREN_INSECURE=1."
+        )
+    return url
+
+
+def is_loopback(host: str) -> bool:
+    """Whether this names the machine itself, so that what is sent there travels over no network."""
+    try:
+        return host in LOCAL_HOSTS or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def not_trusted(where: str, reason: str) -> str:
+    """What to say of a certificate that is not believed, and so of nothing that was sent there."""
+    return (
+        f"The certificate at {where} is not trusted ({reason}); nothing was sent there. Expected one for this host, "
+        "signed by an authority that this machine knows. If it is signed by one of your own, give the authority's "
+        "certificate: SSL_CERT_FILE=/path/to/ca.pem"
+    )
 
 
 def _checked(url: str, kind: _Kind) -> str:

@@ -32,6 +32,16 @@ class Queue:
     max_length: int | None = None
     expires_seconds: int | None = None
 
+    @property
+    def arguments(self) -> dict[str, bool | int]:
+        """What it is declared with; another value of any of them, and RabbitMQ refuses to declare it."""
+        arguments = {
+            "x-single-active-consumer": self.single_active_consumer or None,
+            "x-max-length": self.max_length,
+            "x-expires": None if self.expires_seconds is None else 1000 * self.expires_seconds,
+        }
+        return {name: value for name, value in arguments.items() if value is not None}
+
 
 def coordinator_queue() -> Queue:
     """The queue that the coordinator reads."""

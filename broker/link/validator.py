@@ -73,11 +73,24 @@ class Validator:
         if account is None:
             raise ProtocolError("Expected the sender's account in user_id, got none.")
         if not self._may(message, account, uploader):
-            raise ProtocolError(f"The account {account!r} may not send this {message.TYPE}.")
+            raise ProtocolError(f"The account {account!r} may not send this {message.TYPE}. {self._advice()}")
+
+    def _advice(self) -> str:
+        """What to do if it is no enemy: two that are meant to work together don't hear each other."""
+        own = self._link.account
+        if own == names.COORDINATOR:
+            return "A worker uses the address that `broker invite` printed for its name."
+        return (
+            f"This process is logged in as {own!r}, which hears itself and {names.COORDINATOR!r} alone. If a "
+            "coordinator and a worker are meant to work together here, either both use one account, or each its own: "
+            f"the coordinator the address that `broker invite {names.COORDINATOR}` prints, the worker that of its name."
+        )
 
     def _may(self, message: Message | Envelope, account: str, uploader: str | None) -> bool:
         if account == self._link.account:
             return True
+        if names.COORDINATOR not in (account, self._link.account):
+            return False  # a coordinator on another account would not be heard by this worker, either
         if uploader is not None:
             return isinstance(message, Part | Envelope) and names.is_of(account, uploader)
         return self._may_send(message, account)

@@ -1,6 +1,7 @@
 """What a model file may hold, what it says about itself, and how its outputs are meant.
 
 Contents:
+    limits      how large and how often a model may ask for anything
     allowlist   which parts of Keras a model may be made of
     archive     the one reader of a .keras archive
     card        what a saved model says about itself

@@ -7,18 +7,22 @@ which trusts nobody.
 """
 
 import json
-import math
 from collections.abc import Iterator
 from typing import Any
 
 from broker.errors import ModelError
+from broker.model.limits import (
+    MAX_LAYERS,
+    check_calls,
+    check_integer,
+    check_numbers,
+    check_shapes,
+    check_steps,
+    refused,
+)
 
 MAX_JSON_BYTES = 16 * 1024 * 1024  #: the longest text that a message carries
-MAX_LAYERS = 2000
 MAX_DEPTH = 100  #: levels of JSON; one model inside another takes about four
-MAX_INPUT_ELEMENTS = 64 * 1024 * 1024  #: numbers in one example
-MAX_WIDTH = 2**20  #: units, filters or the like of one layer
-_MAX_INTEGER = 2**31
 
 
 def _names(text: str) -> frozenset[str]:
@@ -145,12 +149,6 @@ _COMPILE_KEYS = _names(
     auto_scale_loss
     """
 )
-_WIDTH_KEYS = _names(
-    """
-    units filters input_dim output_dim key_dim value_dim head_dim num_heads num_query_heads
-    depth_multiplier num_tokens n
-    """
-)
 _OBJECT_KEYS = frozenset({"class_name", "module", "registered_name"})
 _OPTIMIZER_NAMES = frozenset(name.lower() for name in _OPTIMIZERS)
 
@@ -191,16 +189,17 @@ def check_config(config: object) -> None:
         if isinstance(item, dict):
             _check_dict(item)
             layers += item.get("module") == "keras.layers"
-        elif isinstance(item, int) and abs(item) >= _MAX_INTEGER:
-            raise _refused(f"the number {item}", "numbers below 2^31")
+        elif isinstance(item, int):
+            check_integer(item)
     if layers > MAX_LAYERS:
-        raise _refused(f"{layers} layers", f"at most {MAX_LAYERS}")
+        raise refused(f"{layers} layers", f"at most {MAX_LAYERS}")
+    check_calls(dict(config))  # type: ignore[call-overload]
 
 
 def _check_root(config: object) -> None:
     if not isinstance(config, dict) or config.get("class_name") not in _MODELS:
         received = config.get("class_name") if isinstance(config, dict) else type(config).__name__
-        raise _refused(
+        raise refused(
             f"{received!r} as the model", "a Sequential or Functional model (no subclass of keras.Model)"
         )
 
@@ -211,7 +210,7 @@ def _walk(root: object) -> Iterator[object]:
     while pending:
         item, depth = pending.pop()
         if depth > MAX_DEPTH:
-            raise _refused(f"JSON nested more than {MAX_DEPTH} levels deep", "fewer models inside models")
+            raise refused(f"JSON nested more than {MAX_DEPTH} levels deep", "fewer models inside models")
         yield item
         pending.extend((child, depth + 1) for child in reversed(_children(item)))
 
@@ -226,8 +225,7 @@ def _children(item: object) -> list[object]:
 def _check_dict(item: dict[str, Any]) -> None:
     if not _OBJECT_KEYS.isdisjoint(item):
         _check_object(item)
-    _check_widths(item)
-    _check_shapes(item)
+    check_shapes(item)
     _check_activations(item)
     if item.get("compile_config") is not None:
         _check_compile(item["compile_config"])
@@ -237,29 +235,31 @@ def _check_object(item: dict[str, Any]) -> None:
     """Whatever Keras would look up by name must be exactly one of the built-ins."""
     name, module = item.get("class_name"), item.get("module")
     if not isinstance(name, str) or "config" not in item:
-        raise _refused(f"an object without class_name and config: {str(item)[:80]!r}", "Keras 3's own format")
+        raise refused(f"an object without class_name and config: {str(item)[:80]!r}", "Keras 3's own format")
     if name in _PLAIN_VALUES:
         _check_plain_value(name, item)
     elif name == "function":
         _check_function(item)
     elif not isinstance(module, str) or name not in _ALLOWED.get(module, ()):
-        raise _refused(f"{name} (module {module!r})", "built-in Keras layers, losses, metrics and optimizers")
+        raise refused(f"{name} (module {module!r})", "built-in Keras layers, losses, metrics and optimizers")
     elif item.get("registered_name") not in (None, name):
-        raise _refused(f"the custom object {item['registered_name']!r}", "built-in Keras objects")
+        raise refused(f"the custom object {item['registered_name']!r}", "built-in Keras objects")
     elif not isinstance(item["config"], dict):
-        raise _refused(f"a config of {name} that is no map", "Keras 3's own format")
+        raise refused(f"a config of {name} that is no map", "Keras 3's own format")
+    else:
+        check_numbers(name, item["config"])
 
 
 def _check_plain_value(name: str, item: dict[str, Any]) -> None:
     value = item["config"]
     if item.get("module") is not None or item.get("registered_name") is not None:
-        raise _refused(f"{name} with a module", "Keras 3's own format")
+        raise refused(f"{name} with a module", "Keras 3's own format")
     if name == "__ellipsis__":
         return
     if not isinstance(value, dict) or not _is_number_type(value.get("dtype", "float32")):
-        raise _refused(f"{name} of dtype {value!r:.80}", "numbers")
+        raise refused(f"{name} of dtype {value!r:.80}", "numbers")
     if name in ("__numpy__", "__tensor__") and _holds_text(value.get("value")):
-        raise _refused(f"{name} that holds text", "numbers")
+        raise refused(f"{name} that holds text", "numbers")
 
 
 def _is_number_type(dtype: object) -> bool:
@@ -274,26 +274,27 @@ def _check_function(item: dict[str, Any]) -> None:
     name, registered = item["config"], item.get("registered_name")
     is_known = isinstance(name, str) and name in _FUNCTIONS and item.get("module") in _FUNCTION_MODULES
     if not is_known or registered not in (None, name, "function"):
-        raise _refused(f"the function {name!r} (module {item.get('module')!r})", "Keras's own functions")
+        raise refused(f"the function {name!r} (module {item.get('module')!r})", "Keras's own functions")
 
 
 def _check_compile(settings: object) -> None:
     """Loss, metrics and optimizer that are given by name; objects are checked like any other."""
     if not isinstance(settings, dict) or not _COMPILE_KEYS.issuperset(settings):
         unknown = sorted(set(settings) - _COMPILE_KEYS) if isinstance(settings, dict) else settings
-        raise _refused(f"the compile settings {unknown!r}", "those of keras.Model.compile")
+        raise refused(f"the compile settings {unknown!r}", "those of keras.Model.compile")
+    check_steps(settings)
     _check_named("loss", settings.get("loss"), _LOSS_FUNCTIONS | _LOSS_CLASSES)
     for key in ("metrics", "weighted_metrics"):
         _check_named("metric", settings.get(key), _METRIC_FUNCTIONS | _METRIC_CLASSES)
     optimizer = settings.get("optimizer")
     if isinstance(optimizer, str) and optimizer.lower() not in _OPTIMIZER_NAMES:
-        raise _refused(f"the optimizer {optimizer!r}", "Keras's own optimizers")
+        raise refused(f"the optimizer {optimizer!r}", "Keras's own optimizers")
 
 
 def _check_named(kind: str, value: object, allowed: frozenset[str]) -> None:
     """Check the strings of a loss or metrics setting: one, a list, a list of lists, or a map by output."""
     if isinstance(value, str) and value not in allowed:
-        raise _refused(f"the {kind} {value!r}", f"Keras's own {kind} names")
+        raise refused(f"the {kind} {value!r}", f"Keras's own {kind} names")
     if isinstance(value, dict) and _OBJECT_KEYS.isdisjoint(value):
         value = list(value.values())
     if isinstance(value, list):
@@ -304,27 +305,4 @@ def _check_named(kind: str, value: object, allowed: frozenset[str]) -> None:
 def _check_activations(item: dict[str, Any]) -> None:
     for key, value in item.items():
         if key.endswith("activation") and isinstance(value, str) and value not in _ACTIVATIONS:
-            raise _refused(f"the activation {value!r}", "Keras's own activations")
-
-
-def _check_widths(item: dict[str, Any]) -> None:
-    for key in _WIDTH_KEYS & item.keys():
-        if isinstance(item[key], int) and item[key] > MAX_WIDTH:
-            raise _refused(f"{key} = {item[key]}", f"at most {MAX_WIDTH}")
-
-
-def _check_shapes(item: dict[str, Any]) -> None:
-    for key, value in item.items():
-        if key.endswith("shape") and isinstance(value, list) and _elements(value) > MAX_INPUT_ELEMENTS:
-            raise _refused(f"{key} {value}", f"at most {MAX_INPUT_ELEMENTS} numbers in one example")
-
-
-def _elements(shape: list[Any]) -> int:
-    return math.prod(abs(size) for size in shape if isinstance(size, int) and size != 0)
-
-
-def _refused(received: str, expected: str) -> ModelError:
-    return ModelError(
-        f"The model holds {received}, which Warren does not run. Expected {expected}. "
-        "Try a model of built-in Keras parts, saved by Keras 3."
-    )
+            raise refused(f"the activation {value!r}", "Keras's own activations")

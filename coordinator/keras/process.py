@@ -30,6 +30,9 @@ _ERRORS: dict[str, type[WarrenError]] = {
     kind.__name__: kind for kind in (ModelError, UsageError, DataError, CheckpointError, ProtocolError)
 }
 _CLOSE_SECONDS = 15
+REQUEST_SECONDS = (
+    1800.0  #: that building, saving or trying a model may take; a person's own code may fetch weights
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,10 +199,14 @@ class ModelProcess:
         return is_saved
 
     def close(self) -> None:
-        """Let the save under way end, drop one that waits, and end the child. May be called twice."""
+        """Let the save under way end, drop one that waits, and end the child. May be called twice.
+
+        A build or a trial under way is of no use to anybody any more: it is not waited for.
+        """
         with self._changed:
             self._next, self._is_closed = None, True
             self._changed.notify_all()
+        self._child.end_request(but="save")
         self._saver.join(_CLOSE_SECONDS)
         self._child.close()
 
@@ -265,6 +272,8 @@ class _Child:
         self._relay.start()
         self._send({"op": "warm"})
         self._answers_to_skip = 1
+        self._operation: str | None = None
+        self._is_too_slow = False
 
     @property
     def is_alive(self) -> bool:
@@ -274,16 +283,30 @@ class _Child:
         """Send one request and wait for its answer.
 
         Raises:
-            ModelError: The process died over it.
+            ModelError: The process died over it, or took too long and was ended.
         """
+        limit = threading.Timer(REQUEST_SECONDS, self._give_up)
+        limit.daemon = True
+        limit.start()
+        self._operation = request["op"]
         self._send(request)
         line = ""
         for _ in range(self._answers_to_skip + 1):
             line = _pipe(self._process.stdout).readline()
-        self._answers_to_skip = 0
+        limit.cancel()
+        self._answers_to_skip, self._operation = 0, None
         if not line.endswith("\n"):
             raise ModelError(self._how_it_died())
         return dict(json.loads(line))
+
+    def _give_up(self) -> None:
+        self._is_too_slow = True
+        self._process.kill()
+
+    def end_request(self, but: str) -> None:
+        """Kill the process if it is at a request of another kind; who waits for the answer then hears that it died."""
+        if self._operation not in (None, but):
+            self._process.kill()
 
     def close(self) -> None:
         """End its stdin, and it ends; one that doesn't is killed."""
@@ -318,6 +341,8 @@ class _Child:
     def _how_it_died(self) -> str:
         self._relay.join(1)
         code = self._process.wait(_CLOSE_SECONDS)
+        if self._is_too_slow:
+            return f"Building, saving or trying the model took more than {REQUEST_SECONDS:g} s, and was given up."
         reason = f"killed by signal {-code}, perhaps for want of memory" if code < 0 else f"exit code {code}"
         words = " ".join(self._last_lines)[-400:]
         return f"The process that builds and saves the model ended ({reason}). {words}".strip()

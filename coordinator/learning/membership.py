@@ -9,6 +9,8 @@ import numpy as np
 from broker.wire.messages import Joined, RoundKey
 from broker.wire.tensors import InputFacts
 
+_MOST_TIMES_MEDIAN = 1024
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
@@ -76,12 +78,15 @@ def num_selected(fraction: float, num_workers: int) -> int:
 def most_weight(num_examples: Sequence[int], most: int, share: float) -> int:
     """The most that one update may weigh, so that none has more than a share of all; 1 where all must weigh the same.
 
+    Nor is it beyond 1,024 times the median: the sum has so many bits, and a claim of 2^40 would leave none for others.
+
     Args:
         num_examples: What each invited worker declared.
         most: In examples; no weight is above it.
         share: Of the sum of all weights, above 0 and up to 1.
     """
-    low, high = 1, max(1, min(most, max(num_examples, default=1)))
+    median = sorted(num_examples)[(len(num_examples) - 1) // 2] if num_examples else 1
+    low, high = 1, max(1, min(most, _MOST_TIMES_MEDIAN * median, max(num_examples, default=1)))
     while low < high:
         middle = (low + high + 1) // 2
         fits = middle <= share * sum(min(number, middle) for number in num_examples)

@@ -44,7 +44,8 @@ from coordinator.tasks import Task, TaskDefaults, resolve
 from tests.steps import next_weights
 from worker.console import Console
 from worker.data.data_set import open_data
-from worker.rounds.participant import KerasTrainer, Participant, Report, Trained, seed_of
+from worker.learning.results import Report
+from worker.rounds.participant import KerasTrainer, Participant, Trained, seed_of
 from worker.rounds.uploading import Measured
 from worker.rounds.worker_loop import WorkerLoop
 
@@ -410,7 +411,7 @@ def play_worker(options: Options, link: RabbitLink, stop: Stop, log: logs.LogCon
         WorkerLoop(
             link,
             participants,
-            KerasTrainer() if options.data else NumpyTrainer(options),
+            KerasTrainer(ending=stop.event) if options.data else NumpyTrainer(options),
             stop=stop.event,
             log=log,
             console=Console(),

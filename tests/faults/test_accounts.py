@@ -26,8 +26,8 @@ def urls(vhost: str, management: Management) -> Iterator[Urls]:
     parts = urlsplit(vhost)
     found = {}
     for name in ("coordinator", *WORKERS, "evil"):
-        password = accounts.invite(management, unquote(parts.path[1:]), name)
-        login = f"{name}:{quote(password, safe='')}"
+        invited = accounts.invite(management, unquote(parts.path[1:]), name)
+        login = f"{name}:{quote(invited.password or '', safe='')}"
         found[name] = parts._replace(netloc=f"{login}@{parts.hostname}:{parts.port}").geturl()
     yield found
     for name in found:

@@ -495,7 +495,7 @@ def test_a_round_start_of_absurd_size_is_refused_before_memory_is_asked_for(shap
     assert "a model of at most" in str(listening.broker.stores["dead"].ready[-1].headers["reason"])
     (job,) = listening.jobs()
     assert isinstance(job, DeclineJob)
-    assert (job.worker, job.held) == ("w1", absurd.held)
+    assert (job.worker, job.key) == ("w1", absurd.held)
     assert "a model of at most" in job.reason
 
 

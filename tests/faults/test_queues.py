@@ -72,7 +72,7 @@ def test_a_full_queue_is_told_and_the_round_ends(
         30,
         "the refusal",
     )
-    management._call("DELETE", f"policies/{vhost}/tight")
+    management.api.delete("policies", vhost, "tight")
     assert coordinator.ended(60) == 0, stage.story
     stage.assert_same_bits(rounds=1)
     stage.assert_nobody_trained_twice()

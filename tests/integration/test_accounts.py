@@ -5,19 +5,24 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pika
 import pika.exceptions
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel as Channel
 
-from broker.hosting.management import Management
+from broker.errors import UsageError
+from broker.hosting import accounts
+from broker.hosting.management import Management, Rights
 from broker.hosting.private import PrivateBroker
 from broker.hosting.probe import vhost_of
 from broker.wire.names import COORDINATOR, EXCHANGE
 from tests.brokers import wait_until
+
+Invite = Callable[..., str]
 
 
 def run(*arguments: str, amqp_url: str, broker: PrivateBroker) -> subprocess.CompletedProcess[str]:
@@ -33,19 +38,20 @@ def run(*arguments: str, amqp_url: str, broker: PrivateBroker) -> subprocess.Com
 
 
 @pytest.fixture
-def invited(vhost: str, broker: PrivateBroker, management: Management) -> Iterator[Callable[[str], str]]:
+def invited(vhost: str, broker: PrivateBroker, management: Management) -> Iterator[Invite]:
     """Invites by name; the accounts, which belong to no virtual host, are deleted at the end."""
     names = []
 
-    def invite(name: str) -> str:
-        names.append(name)
-        answer = run("invite", name, amqp_url=vhost, broker=broker)
+    def invite(name: str, *options: str) -> str:
+        answer = run("invite", name, *options, amqp_url=vhost, broker=broker)
         assert answer.returncode == 0, answer.stderr
+        names.append(name)
         return answer.stdout.strip()
 
     yield invite
     for name in names:
-        management.delete_user(name)
+        with suppress(UsageError):  # the test has done it
+            accounts.revoke(management, name)
 
 
 @contextmanager
@@ -60,15 +66,16 @@ def channel_to(amqp_url: str) -> Iterator[Channel]:
             connection.close()
 
 
-def declare_own(channel: Channel, name: str) -> None:
-    """What a worker's link does when it connects."""
-    for queue, keys in (
-        (f"worker.{name}", (f"worker.{name}", "workers")),
-        (f"upload.{name}", (f"upload.{name}",)),
-    ):
-        channel.queue_declare(queue, durable=True, arguments={"x-single-active-consumer": True})
-        for key in keys:
-            channel.queue_bind(queue, EXCHANGE, key)
+def look_for_own(channel: Channel, worker: str) -> None:
+    """What a worker's link does when it connects, once it has seen that it may make nothing."""
+    for queue in (f"worker.{worker}", f"upload.{worker}"):
+        channel.queue_declare(queue, passive=True)
+
+
+def declare(channel: Channel, name: str) -> None:
+    """Make a queue as somebody with all rights, bound to its own name."""
+    channel.queue_declare(name, durable=True, arguments={"x-single-active-consumer": True})
+    channel.queue_bind(name, EXCHANGE, name)
 
 
 def publish(channel: Channel, key: str, *, user: str | None = None) -> None:
@@ -88,32 +95,46 @@ def name() -> str:
     return f"site-{secrets.token_hex(3)}"
 
 
-def test_a_worker_can_do_its_work(vhost: str, invited: Callable[[str], str], name: str) -> None:
-    """Declare and bind its queues, publish under its keys, read and empty what is its own."""
+def test_a_worker_can_do_its_work(vhost: str, invited: Invite, name: str) -> None:
+    """Find its queues, publish under its keys, read and empty the one that it reads."""
     url = invited(name)
     with channel_to(vhost) as admin, channel_to(url) as worker:
-        admin.queue_declare(COORDINATOR, durable=True)
-        admin.queue_bind(COORDINATOR, EXCHANGE, COORDINATOR)
+        declare(admin, COORDINATOR)
         worker.exchange_declare(EXCHANGE, passive=True)
-        for own in (name, f"{name}.1", f"{name}.999"):
-            declare_own(worker, own)
-            for key in (COORDINATOR, f"upload.{own}", f"worker.{own}"):
-                publish(worker, key, user=name)
-            assert worker.basic_get(f"worker.{own}", auto_ack=True)[2] == b"x"
-            assert worker.queue_purge(f"upload.{own}").method.message_count == 1
-            worker.queue_delete(f"worker.{own}")
+        look_for_own(worker, name)
+        for key in (COORDINATOR, f"upload.{name}", f"worker.{name}"):
+            publish(worker, key, user=name)
+        assert worker.basic_get(f"worker.{name}", auto_ack=True)[2] == b"x"
+        assert worker.queue_purge(f"worker.{name}").method.message_count == 0
+        assert admin.basic_get(f"upload.{name}", auto_ack=True)[1].user_id == name
         assert admin.basic_get(COORDINATOR, auto_ack=True)[1].user_id == name
 
 
-def test_a_worker_hears_the_roll_call(vhost: str, invited: Callable[[str], str], name: str) -> None:
+def test_a_swarm_has_the_queues_that_it_was_invited_with(vhost: str, invited: Invite, name: str) -> None:
+    """NAME.1 to NAME.N and no more, nor NAME itself; the account's own name says so to whoever reads its messages."""
+    url = invited(name, "--swarm", "3")
+    assert urlsplit(url).username == f"{name}.1-3"
+    with channel_to(vhost) as admin, channel_to(url) as worker:
+        for each in (f"{name}.1", f"{name}.2", f"{name}.3"):
+            look_for_own(worker, each)
+            publish(worker, f"worker.{each}", user=f"{name}.1-3")
+            publish(worker, f"upload.{each}", user=f"{name}.1-3")
+            assert worker.basic_get(f"worker.{each}", auto_ack=True)[2] == b"x"
+            assert admin.basic_get(f"upload.{each}", auto_ack=True)[2] == b"x"
+    refused(url, lambda channel: look_for_own(channel, f"{name}.4"), code=404)
+    refused(url, lambda channel: look_for_own(channel, name), code=404)
+    refused(url, lambda channel: channel.queue_declare(f"worker.{name}.4", durable=True))
+    refused(url, lambda channel: publish(channel, f"upload.{name}"))
+
+
+def test_a_worker_hears_the_roll_call(vhost: str, invited: Invite, name: str) -> None:
     """What is published to the key `workers` reaches its queue."""
     with channel_to(vhost) as admin, channel_to(invited(name)) as worker:
-        declare_own(worker, name)
         publish(admin, "workers")
         assert worker.basic_get(f"worker.{name}", auto_ack=True)[2] == b"x"
 
 
-def test_a_worker_can_leave_a_copy_in_dead(vhost: str, invited: Callable[[str], str], name: str) -> None:
+def test_a_worker_can_leave_a_copy_in_dead(vhost: str, invited: Invite, name: str) -> None:
     """What it could not accept it puts aside for a person; it cannot read there."""
     url = invited(name)
     with channel_to(vhost) as admin, channel_to(url) as worker:
@@ -123,25 +144,26 @@ def test_a_worker_can_leave_a_copy_in_dead(vhost: str, invited: Callable[[str], 
     refused(url, lambda channel: channel.basic_get("dead"))
 
 
-def test_a_worker_can_do_nothing_else(vhost: str, invited: Callable[[str], str], name: str) -> None:
+def test_a_worker_can_do_nothing_else(vhost: str, invited: Invite, name: str) -> None:
     """Not read, feed, empty, or declare what is another's; not listen in; not pretend to be another."""
     url = invited(name)
     other = f"{name}x"  # a name that only begins like its own
     with channel_to(vhost) as admin:
-        declare_own(admin, other)
-        admin.queue_declare(COORDINATOR, durable=True)
-        admin.queue_bind(COORDINATOR, EXCHANGE, COORDINATOR)
-    with channel_to(url) as worker:
-        declare_own(worker, name)
+        for queue in (f"worker.{other}", f"upload.{other}", COORDINATOR):
+            declare(admin, queue)
     refused(url, lambda channel: channel.basic_get(f"worker.{other}"))
     refused(url, lambda channel: channel.basic_get(f"upload.{other}"))
     refused(url, lambda channel: channel.basic_get(COORDINATOR))
+    refused(url, lambda channel: channel.basic_get(f"upload.{name}"))
+    refused(url, lambda channel: channel.queue_purge(f"upload.{name}"))
+    refused(url, lambda channel: channel.queue_delete(f"worker.{name}"))
+    refused(url, lambda channel: channel.queue_unbind(f"worker.{name}", EXCHANGE, "workers"))
     refused(url, lambda channel: channel.queue_purge(f"upload.{other}"))
     refused(url, lambda channel: channel.queue_delete(f"worker.{other}"))
-    refused(url, lambda channel: channel.queue_declare(f"worker.{name}.x", durable=True))
+    refused(url, lambda channel: channel.queue_declare(f"worker.{name}.1", durable=True))
     refused(url, lambda channel: channel.queue_declare("mine", durable=True))
     refused(url, lambda channel: channel.exchange_declare(EXCHANGE, "topic", durable=True))
-    for key in ("#", "worker.*", COORDINATOR, f"worker.{other}", f"upload.{other}"):
+    for key in ("#", "worker.*", COORDINATOR, f"worker.{other}", f"upload.{other}", f"worker.{name}"):
         refused(url, lambda channel, key=key: channel.queue_bind(f"worker.{name}", EXCHANGE, key))
     for key in (f"worker.{other}", f"upload.{other}", "workers"):
         refused(url, lambda channel, key=key: publish(channel, key))
@@ -149,19 +171,17 @@ def test_a_worker_can_do_nothing_else(vhost: str, invited: Callable[[str], str],
     refused(url, lambda channel: publish(channel, COORDINATOR, user=COORDINATOR), code=406)
 
 
-def test_the_coordinator_has_all_rights_in_its_virtual_host(
-    vhost: str, invited: Callable[[str], str]
-) -> None:
+def test_the_coordinator_has_all_rights_in_its_virtual_host(vhost: str, invited: Invite) -> None:
     """`invite coordinator` is the one reserved name that gets an account."""
     with channel_to(invited(COORDINATOR)) as channel:
         channel.exchange_declare(EXCHANGE, "topic", durable=True)
         channel.queue_declare(COORDINATOR, durable=True)
-        declare_own(channel, "anyone")
+        declare(channel, "worker.anyone")
         publish(channel, "worker.anyone", user=COORDINATOR)
 
 
 def test_an_invited_name_is_not_invited_again(
-    vhost: str, broker: PrivateBroker, invited: Callable[[str], str], name: str
+    vhost: str, broker: PrivateBroker, invited: Invite, name: str
 ) -> None:
     """A second invitation would lock the first worker out, so it is refused."""
     invited(name)
@@ -169,6 +189,61 @@ def test_an_invited_name_is_not_invited_again(
     assert again.returncode == 2
     assert f"broker revoke {name}" in again.stderr
     assert run("invite", "guest", amqp_url=vhost, broker=broker).returncode == 2
+
+
+def limits_on(management: Management, vhost: str, queue: str) -> dict[str, object]:
+    """The policy of a queue; RabbitMQ tells it some seconds later."""
+
+    def look() -> dict[str, object]:
+        found = management.api.get("queues", vhost, queue)
+        return dict(found.get("effective_policy_definition") or {})
+
+    wait_until(lambda: bool(look()), 20)
+    return look()
+
+
+def test_again_keeps_the_password_and_mends_the_rest(
+    vhost: str, broker: PrivateBroker, invited: Invite, name: str, management: Management
+) -> None:
+    """An account of an older version, a queue that somebody deleted, one that the worker made as it liked: all is as if
+    it had been invited now, and nothing new need be handed over. What was right stays, with what is in it."""
+    url = invited(name)
+    virtual = vhost_of(vhost)
+    with channel_to(vhost) as admin:
+        publish(admin, f"upload.{name}")
+        admin.queue_delete(f"worker.{name}")
+        admin.queue_declare(f"worker.{name}", durable=True, arguments={"x-dead-letter-exchange": EXCHANGE})
+        management.set_permissions(virtual, name, Rights(configure=".*", write=".*", read=".*"))
+        answer = run("invite", name, "--again", "--upload-limit", "5M", amqp_url=vhost, broker=broker)
+        assert answer.returncode == 0, answer.stderr
+        assert "made anew" in answer.stderr
+        assert admin.queue_declare(f"upload.{name}", passive=True).method.message_count == 1
+    with channel_to(url) as worker:
+        look_for_own(worker, name)
+    refused(url, lambda channel: channel.queue_declare("mine", durable=True))
+    found = management.api.get("queues", virtual, f"worker.{name}")
+    assert found["arguments"] == {"x-single-active-consumer": True}
+    assert limits_on(management, virtual, f"worker.{name}")["max-length-bytes"] == 5 * 2**20
+
+
+def test_again_is_for_accounts_that_invite_made(vhost: str, broker: PrivateBroker, name: str) -> None:
+    """An administrator's rights are not cut down by a slip, and there is nothing to mend of who was never invited."""
+    assert run("invite", "guest", "--again", amqp_url=vhost, broker=broker).returncode == 2
+    assert run("invite", name, "--again", amqp_url=vhost, broker=broker).returncode == 2
+    assert run("status", amqp_url=vhost, broker=broker).returncode == 0
+
+
+def test_an_invited_worker_s_queues_never_expire_and_others_do(
+    vhost: str, invited: Invite, name: str, management: Management
+) -> None:
+    """It could not make them again when it comes back after a summer; a laptop's makes its own."""
+    invited(name)
+    with channel_to(vhost) as admin:
+        declare(admin, f"worker.{name}x")
+    own, other = (limits_on(management, vhost_of(vhost), f"worker.{each}") for each in (name, f"{name}x"))
+    assert "expires" not in own
+    assert own["max-length-bytes"] == 2**30
+    assert other == {"expires": 14 * 24 * 3600 * 1000}
 
 
 def test_an_impossible_name_is_refused(vhost: str, broker: PrivateBroker) -> None:
@@ -179,7 +254,7 @@ def test_an_impossible_name_is_refused(vhost: str, broker: PrivateBroker) -> Non
 
 
 def test_revoke_ends_account_and_connections(
-    vhost: str, broker: PrivateBroker, invited: Callable[[str], str], name: str, management: Management
+    vhost: str, broker: PrivateBroker, invited: Invite, name: str, management: Management
 ) -> None:
     """Whoever is revoked is out at once, and cannot come back; a second revoke says that there is nobody."""
     url = invited(name)

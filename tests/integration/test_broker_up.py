@@ -19,6 +19,7 @@ from broker.hosting import probe
 from broker.hosting.management import Management
 from broker.hosting.private import PrivateBroker, free_ports
 from broker.hosting.probe import Answer
+from broker.link.address import without_password
 from tests.brokers import need_rabbitmq
 
 _SECONDS = 100
@@ -56,11 +57,19 @@ class Started:
         return recorded
 
 
-def run(*arguments: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: str, home: Path, answer: str = "", **environment: str
+) -> subprocess.CompletedProcess[str]:
     """One call of the command, in an environment that names no broker unless told."""
     command = [sys.executable, "-m", "broker", *arguments, "--home", str(home)]
     return subprocess.run(
-        command, env=_environment(environment), capture_output=True, text=True, timeout=_SECONDS, check=False
+        command,
+        env=_environment(environment),
+        input=answer,
+        capture_output=True,
+        text=True,
+        timeout=_SECONDS,
+        check=False,
     )
 
 
@@ -87,7 +96,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
         assert first.returncode == 0, first.stderr
         yield Started(home=home, port=port, lines=first.stdout.splitlines())
     finally:
-        run("down", home=home)
+        run("down", "--all", home=home)
 
 
 def test_up_prints_the_amqp_url_and_the_management_page(started: Started) -> None:
@@ -107,12 +116,19 @@ def test_a_second_up_finds_the_first(started: Started) -> None:
 def test_worker_queues_get_an_expiry_and_upload_queues_none(started: Started) -> None:
     """`up` sets a policy whose name a person understands; only worker queues are deleted when unused."""
     management = Management(started.broker.management_url)
-    policies = management._call("GET", "policies/%2F")
-    assert isinstance(policies, list)
-    (policy,) = policies
-    assert policy["name"] == "warren: deleted when nobody reads it for 14 days"
+    policies = {each["name"]: each for each in management.api.get("policies", "/")}
+    policy = policies["warren: deleted when nobody reads it for 14 days"]
     assert policy["pattern"].startswith(r"^worker\.")
     assert policy["definition"] == {"expires": 14 * 24 * 3600 * 1000}
+
+
+def test_what_everybody_may_write_to_is_bounded(started: Started) -> None:
+    """The coordinator's queue and `dead`; the one says so when it is full, as what it took is relied on."""
+    management = Management(started.broker.management_url)
+    policies = {each["pattern"]: each["definition"] for each in management.api.get("policies", "/")}
+    assert policies["^coordinator$"]["overflow"] == "reject-publish"
+    assert policies["^coordinator$"]["max-length-bytes"] == 512 * 2**20
+    assert policies["^dead$"] == {"max-length-bytes": 64 * 2**20}
 
 
 def test_a_port_that_another_broker_has_is_an_error_that_says_so(started: Started, tmp_path: Path) -> None:
@@ -201,7 +217,11 @@ def test_beside_another_broker_up_takes_another_port_and_down_leaves_nothing(
     folder = tmp_path / str(probe.host_and_port(amqp_url)[1])
     name_server = json.loads((folder / "broker.json").read_text())["epmd_port"]  # outlives its node, if let
     assert not probe.is_free(name_server)
-    ended = run("down", "--delete-data", home=tmp_path, AMQP_URL=taken)
+    other = run("down", home=tmp_path, AMQP_URL=taken)
+    assert other.returncode == 0, other.stderr
+    assert "Nothing to end" in other.stdout
+    assert f"Still running: {without_password(amqp_url)}" in other.stdout
+    ended = run("down", "--delete-data", "--yes", home=tmp_path, AMQP_URL=amqp_url)
     assert ended.returncode == 0, ended.stderr
     assert "secret" not in ended.stdout
     assert traces_of(tmp_path) == []
@@ -209,6 +229,38 @@ def test_beside_another_broker_up_takes_another_port_and_down_leaves_nothing(
     assert not folder.exists()
     assert run("down", home=tmp_path, AMQP_URL=taken).stdout.startswith("Nothing to end")
     assert broker.is_ready()
+
+
+def test_down_ends_the_one_at_the_address_and_deletes_on_a_persons_word(tmp_path: Path) -> None:
+    """Of two brokers of one home the other goes on, with its data; what can't be had back is asked for first, and where
+    nobody can be asked it stays."""
+    ports = free_ports(4)
+    urls = []
+    try:
+        for port, management_port in (ports[:2], ports[2:]):
+            up = run("up", "--port", str(port), "--management-port", str(management_port), home=tmp_path)
+            assert up.returncode == 0, up.stderr
+            urls.append(up.stdout.splitlines()[0])
+        first, second = urls
+        unasked = run("down", "--delete-data", home=tmp_path, AMQP_URL=first)
+        assert unasked.returncode == 2
+        assert f"localhost:{ports[0]}" in unasked.stderr
+        assert f"localhost:{ports[2]}" not in unasked.stderr
+        assert "--yes" in unasked.stderr
+        assert [probe.ask(url) for url in urls] == [Answer.READY, Answer.READY]
+        answered = run("down", "--delete-data", home=tmp_path, AMQP_URL=first, answer="y\n")
+        assert answered.returncode == 0, answered.stderr
+        assert answered.stdout.splitlines() == [
+            f"ended {without_password(first)}",
+            f"Still running: {without_password(second)} (--amqp-url ends one, --all ends every one)",
+        ]
+        assert not (tmp_path / str(ports[0])).exists()
+        assert probe.ask(second) is Answer.READY
+    finally:
+        everything = run("down", "--all", home=tmp_path)
+    assert everything.stdout == f"ended {without_password(second)}\n"
+    assert (tmp_path / str(ports[2]) / "data").is_dir()
+    assert traces_of(tmp_path) == []
 
 
 def test_an_ordinary_user_starts_one_too() -> None:
@@ -229,7 +281,7 @@ def test_an_ordinary_user_starts_one_too() -> None:
             assert probe.ask(up.stdout.splitlines()[0]) is Answer.READY
             assert (home / str(port)).stat().st_uid == nobody.pw_uid
         finally:
-            down = _run_as(nobody, "down", home=home)
+            down = _run_as(nobody, "down", "--all", home=home)
         assert down.returncode == 0, down.stderr
         assert traces_of(home) == []
 
@@ -264,7 +316,7 @@ def test_a_container_is_preferred_and_taken_down_again(tmp_path: Path) -> None:
     assert "compose.yaml up --detach --wait" in calls
     assert "compose.yaml down" in calls
     assert "--volumes" not in calls
-    assert run("down", "--delete-data", home=home, AMQP_URL=url, PATH=path).returncode == 0
+    assert run("down", "--delete-data", "--yes", home=home, AMQP_URL=url, PATH=path).returncode == 0
     assert (tmp_path / "calls").read_text().endswith("compose.yaml down --volumes\n")
     assert not list(home.glob("container*"))
 
@@ -281,7 +333,7 @@ def test_a_container_with_another_login_in_its_data_is_named(tmp_path: Path) -> 
     assert "broker down --delete-data" in up.stderr
     assert "secret" not in up.stderr
     assert traces_of(tmp_path) == []
-    assert run("down", "--delete-data", home=home, AMQP_URL=url, PATH=path).returncode == 0
+    assert run("down", "--delete-data", "--yes", home=home, AMQP_URL=url, PATH=path).returncode == 0
     assert (tmp_path / "calls").read_text().endswith("compose.yaml down --volumes\n")
 
 
@@ -315,7 +367,7 @@ def _path_with_fake_engine(folder: Path, *, broker_home: Path) -> str:
             ports="--port $WARREN_PORT --management-port $WARREN_MANAGEMENT_PORT"
             case "$*" in
               *" up "*) exec {python} up $ports --home {broker_home} ;;
-              *" down") exec {python} down --home {broker_home} ;;
+              *" down") exec {python} down --all --home {broker_home} ;;
             esac
             """
         )
@@ -356,7 +408,7 @@ def test_without_anything_up_says_what_to_install(tmp_path: Path) -> None:
 
 def test_an_address_elsewhere_that_does_not_answer_is_no_reason_to_start_one_here(tmp_path: Path) -> None:
     """Whoever names another machine's broker wants that one."""
-    answer = run("up", home=tmp_path, AMQP_URL="amqp://me:secret@broker.invalid/lab")
+    answer = run("up", home=tmp_path, AMQP_URL="amqps://me:secret@broker.invalid/lab")
     assert answer.returncode == 3
     assert "broker.invalid" in answer.stderr
     assert "secret" not in answer.stderr

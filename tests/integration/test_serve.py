@@ -35,7 +35,7 @@ def publish(broker: PrivateBroker, vhost: str, body: object) -> None:
         "payload_encoding": "string",
     }
     management = Management(broker.management_url)
-    answer = management._call("POST", f"exchanges/{vhost_of(vhost)}/federation/publish", message)
+    answer = management.api.post("exchanges", vhost_of(vhost), "federation", "publish", body=message)
     assert answer == {"routed": True}
 
 
@@ -43,7 +43,7 @@ def dead_reasons(broker: PrivateBroker, vhost: str) -> list[str]:
     """The reasons of all that is in `dead`; it stays there."""
     wanted = {"count": 50, "ackmode": "ack_requeue_true", "encoding": "auto"}
     management = Management(broker.management_url)
-    found: Any = management._call("POST", f"queues/{vhost_of(vhost)}/dead/get", wanted)
+    found: Any = management.api.post("queues", vhost_of(vhost), "dead", "get", body=wanted)
     return [each["properties"]["headers"]["reason"] for each in found]
 
 

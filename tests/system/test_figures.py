@@ -12,7 +12,8 @@ from coordinator.keras.trial import work_out
 from coordinator.learning.measures import Measurement, pooled
 from tests.system.test_training import fixed_weights, settings
 from worker.data.data_set import Examples
-from worker.learning.training import LocalModel, TrainingResult
+from worker.learning.results import TrainingResult
+from worker.learning.training import LocalModel
 from worker.tensorflow import load_keras
 
 pytestmark = pytest.mark.filterwarnings(

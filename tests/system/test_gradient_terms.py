@@ -17,7 +17,8 @@ from tests.system.test_training import digest, settings
 from tests.unit.test_messages import EXAMPLES
 from worker.data.data_set import Examples, open_data
 from worker.learning.gradient_step import GradientSteps
-from worker.learning.training import LocalModel, TrainingResult
+from worker.learning.results import TrainingResult
+from worker.learning.training import LocalModel
 from worker.learning.wire_model import build_model
 from worker.rounds.participant import KerasTrainer, Participant, Trained
 from worker.tensorflow import load_keras

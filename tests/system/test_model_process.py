@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,9 @@ MODELS = """
     def dies():
         import os
         os._exit(9)
+
+    def never_ends():
+        return sum(range(10**15))  # in C, and no other thread of the process comes to its turn
 
     not_callable = 1
 """
@@ -483,6 +488,36 @@ def test_a_child_that_dies_is_replaced(process: ModelProcess) -> None:
     with pytest.raises(ModelError, match="exit code 9"):
         process.build(function("dies"), seed=1)
     assert process.build(function("good"), seed=1).num_classes == 2
+
+
+def test_a_build_that_never_ends_is_given_up(process: ModelProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A person's function waits for ever, or its model does: the process is ended, and the next build gets another."""
+    monkeypatch.setattr("coordinator.keras.process.REQUEST_SECONDS", 2.0)
+    with pytest.raises(ModelError, match="took more than 2 s, and was given up"):
+        process.build(function("never_ends"), seed=1)
+    monkeypatch.undo()
+    assert process.build(function("good"), seed=1).num_classes == 2
+
+
+def test_a_build_under_way_does_not_hold_up_the_end() -> None:
+    """Nothing of it is on disk, so it is not waited for: Ctrl-C ends a coordinator within seconds."""
+    process = ModelProcess()
+    process.build(function("good"), seed=1)
+    failures: list[BaseException] = []
+
+    def build() -> None:
+        with pytest.raises(ModelError) as failed:
+            process.build(function("never_ends"), seed=1)
+        failures.append(failed.value)
+
+    building = threading.Thread(target=build)
+    building.start()
+    assert wait_until(lambda: process._child._operation == "build", 10)
+    begun = time.monotonic()
+    process.close()
+    building.join(5)
+    assert time.monotonic() - begun < 4
+    assert "killed by signal 9" in str(failures[0])
 
 
 _COORDINATOR = """

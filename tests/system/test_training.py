@@ -16,7 +16,8 @@ from broker.errors import DataError, ModelError
 from broker.wire.settings import TrainingSettings
 from broker.wire.tensors import Array
 from worker.data.data_set import Examples
-from worker.learning.training import LocalModel, TrainingProgress, TrainingResult
+from worker.learning.results import TrainingProgress, TrainingResult
+from worker.learning.training import LocalModel
 from worker.learning.wire_model import build_model
 from worker.tensorflow import load_keras
 
@@ -353,3 +354,62 @@ def test_an_uncompiled_model_is_refused() -> None:
     model = keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(2)])
     with pytest.raises(ModelError, match="compile"):
         build_model(model.to_json())
+
+
+def test_weights_that_are_dear_to_draw_or_to_keep_are_refused_before_they_are_made() -> None:
+    """QR takes rows × columns², an orthogonal regularizer a matrix of rows × rows: both far beyond the weights."""
+    keras = load_keras()
+
+    def wide(units: int, **more: Any) -> str:
+        made = keras.Sequential(
+            [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(2, "softmax")]
+        )
+        made.compile("sgd", "sparse_categorical_crossentropy")
+        config = json.loads(made.to_json())
+        dense = config["config"]["layers"][-1]
+        before = json.loads(json.dumps(dense))
+        before["config"] |= {"name": "wide", "units": 2**15, "activation": "linear"}
+        after = json.loads(json.dumps(dense))
+        after["config"] |= {"name": "dear", "units": units, "activation": "linear"} | more
+        for each in (before, after, dense):
+            each["build_config"] = {}
+        config["config"]["layers"][-1:] = [before, after, dense]
+        return json.dumps(config)
+
+    assert build_model(wide(8)).built
+    with pytest.raises(ModelError, match=r"orthogonal initializers take .*dear/kernel"):
+        build_model(wide(4096, kernel_initializer="orthogonal"))
+    with pytest.raises(ModelError, match=r"orthogonal regularizer of .*dear/kernel makes 32768²"):
+        build_model(wide(8, kernel_regularizer="orthogonal_regularizer"))
+
+
+def test_metrics_that_keep_numbers_for_each_class_and_threshold_are_bounded_by_both() -> None:
+    """10,000 thresholds are allowed, and a million outputs are: their product would be tens of gigabytes."""
+    keras = load_keras()
+
+    def measured(outputs: int) -> str:
+        made = keras.Sequential(
+            [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(outputs, "softmax")]
+        )
+        auc = keras.metrics.AUC(num_thresholds=10_000, multi_label=True, name="auc")
+        made.compile("sgd", "sparse_categorical_crossentropy", metrics=[auc])
+        return str(made.to_json())
+
+    assert build_model(measured(2)).built
+    with pytest.raises(ModelError, match=r"10000 thresholds for each of 1000 outputs"):
+        build_model(measured(1000))
+
+
+def test_a_stop_ends_an_evaluation_at_the_next_batch() -> None:
+    """A round that has closed needs no test: of the present weights or, in training, at the end of an epoch."""
+    model = LocalModel(small_model().to_json())
+    stop = threading.Event()
+    steps: list[int] = []
+
+    def each_step() -> None:
+        steps.append(len(steps))
+        if len(steps) == 2:
+            stop.set()
+
+    assert model.evaluate(model.weights(), examples(64 * 5), stop=stop, each_step=each_step) is None
+    assert len(steps) == 2

@@ -1,5 +1,6 @@
 """The addresses that a person gives: understood in one way or told in one line, never with any part of a password."""
 
+import socket
 from pathlib import Path
 from urllib.parse import quote
 
@@ -10,11 +11,16 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from broker import cli as broker_cli
-from broker.command import management_url_for
+from broker.command import amqp_url_option, management_url_for, management_url_option, read_environment
 from broker.errors import UsageError
 from broker.hosting.management import Management
 from broker.hosting.probe import login_of
-from broker.link.address import check_amqp_url, check_management_url, without_password
+from broker.link.address import (
+    check_amqp_url,
+    check_management_url,
+    check_not_in_clear,
+    without_password,
+)
 from broker.link.rabbitmq.settings import LinkSettings
 from coordinator import cli as coordinator_cli
 from worker import cli as worker_cli
@@ -170,6 +176,78 @@ def test_an_address_that_can_not_be_understood_is_told(url: str, flaw: str) -> N
 def test_a_right_address_is_taken_as_it_is(url: str) -> None:
     """A blank or a line's end around it, as files have, does not count."""
     assert check_amqp_url(f" {url}\n") == url
+
+
+CLEAR = [
+    "amqp://me:SECRET@broker.example.org/lab", "AMQP://me:SECRET@10.0.0.1:5672/", "amqp://me:SECRET@[fe80::1]/",
+    "amqp://me:SECRET@localhost.example.org/", "amqp://broker/", "http://me:SECRET@broker.example.org:15672",
+]  # fmt: skip
+SAFE = [
+    "amqps://me:SECRET@broker.example.org/lab", "AMQPS://me:SECRET@10.0.0.1/", "amqp://me:SECRET@localhost:5672/",
+    "amqp://me:SECRET@LocalHost/", "amqp://me:SECRET@127.0.0.1/", "amqp://me:SECRET@127.1.2.3/", "amqp://me:SECRET@[::1]/",
+    "https://me:SECRET@broker.example.org", "http://me:SECRET@localhost:15672",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("url", CLEAR)
+def test_a_password_is_not_sent_in_the_clear_beyond_this_machine(url: str) -> None:
+    """The line says what is expected, what to do where the network is private, and nothing of the password."""
+    with pytest.raises(
+        UsageError, match=r"Expected (amqps|https)://.*--insecure, or WARREN_INSECURE=1"
+    ) as caught:
+        check_not_in_clear(url)
+    assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", SAFE)
+def test_a_safe_address_is_taken_as_it_is(url: str) -> None:
+    """Encrypted, or on this machine alone, whatever its own name for itself is."""
+    assert check_not_in_clear(url) == url
+
+
+@each_command
+@pytest.mark.parametrize("given_by", ["--amqp-url", "AMQP_URL", "--management-url"])
+def test_every_command_refuses_an_address_in_the_clear(
+    group: click.Group, words: list[str], given_by: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:  # fmt: skip
+    """Exit code 2 and one line; nothing is tried: the host's name is never looked up."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("an address was tried"))
+    is_management = given_by == "--management-url"
+    if is_management and not has_option(group.commands[words[0]], "management_url"):
+        return
+    url = f"{'http' if is_management else 'amqp'}://me:SECRET@broker.example.org/"
+    by_option = given_by.startswith("--")
+    result = CliRunner().invoke(
+        group, [*words, given_by, url] if by_option else words, env={"AMQP_URL": None if by_option else url}
+    )
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert "--insecure" in result.stderr
+    assert "SECRET" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "by", ["--insecure", "WARREN_INSECURE", "WARREN_WORKER_INSECURE", "WARREN_WORKER_RUN_INSECURE"]
+)
+def test_a_private_network_is_named_by_hand(by: str) -> None:
+    """Between containers there may be no TLS: then somebody says so, by option or environment, as with any other."""
+
+    @click.group(name="worker")
+    def group() -> None:
+        """A group."""
+
+    @group.command()
+    @amqp_url_option
+    @management_url_option
+    def run(amqp_url: str, management_url: str) -> None:
+        click.echo(f"{amqp_url} {management_url}")
+
+    read_environment(group)
+    given = ["--amqp-url", "amqp://broker/", "--management-url", "http://broker/"]
+    is_option = by.startswith("--")
+    words = ["run", *given, *([by] if is_option else [])]
+    result = CliRunner().invoke(group, words, env={} if is_option else {by: "1"})
+    assert result.output == "amqp://broker/ http://broker/\n"
 
 
 @each_command

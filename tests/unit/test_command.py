@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import click
 import pytest
@@ -23,10 +25,12 @@ from broker.command import (
         ("amqp://me:secret@broker.example.org:5700/lab", "http://me:secret@broker.example.org:15672"),
         ("amqp://localhost/", "http://guest:guest@localhost:15672"),
         ("amqp://me:secret@[::1]:5672/", "http://me:secret@[::1]:15672"),
+        ("amqps://me:secret@broker.example.org/lab", "https://me:secret@broker.example.org:15671"),
+        ("AMQPS://me:secret@broker.example.org:5700/lab", "https://me:secret@broker.example.org:15671"),
     ],
 )
 def test_the_management_page_is_on_the_same_host(amqp_url: str, expected: str) -> None:
-    """Same host, user and password, RabbitMQ's usual port."""
+    """Same host, user and password, RabbitMQ's usual port; where messages are encrypted, the password is, too."""
     assert management_url_for(amqp_url) == expected
 
 
@@ -64,14 +68,14 @@ def fresh_group() -> click.Group:
     ("environment", "printed"),
     [
         (
-            {"WARREN_WORKER_NAME": "a", "WARREN_WORKER_BATCH_SIZE": "8", "AMQP_URL": "amqp://x/"},
-            "a 8 amqp://x/",
+            {"WARREN_WORKER_NAME": "a", "WARREN_WORKER_BATCH_SIZE": "8", "AMQP_URL": "amqps://x/"},
+            "a 8 amqps://x/",
         ),
         (
-            {"WARREN_WORKER_NAME": "a", "WARREN_WORKER_RUN_NAME": "b", "AMQP_URL": "amqp://x/"},
-            "b None amqp://x/",
+            {"WARREN_WORKER_NAME": "a", "WARREN_WORKER_RUN_NAME": "b", "AMQP_URL": "amqps://x/"},
+            "b None amqps://x/",
         ),
-        ({"AMQP_URL": "amqp://x/", "WARREN_WORKER_AMQP_URL": "amqp://y/"}, "None None amqp://y/"),
+        ({"AMQP_URL": "amqps://x/", "WARREN_WORKER_AMQP_URL": "amqps://y/"}, "None None amqps://y/"),
     ],
 )
 def test_every_option_reads_the_environment(environment: dict[str, str], printed: str) -> None:
@@ -90,11 +94,11 @@ def test_a_hyphen_becomes_an_underscore_in_the_environment() -> None:
 
 def test_an_option_on_the_command_line_wins() -> None:
     """The environment is only a default."""
-    arguments = ["run", "--name", "c", "--amqp-url", "amqp://z/"]
+    arguments = ["run", "--name", "c", "--amqp-url", "amqps://z/"]
     result = CliRunner().invoke(
-        fresh_group(), arguments, env={"WARREN_WORKER_NAME": "a", "AMQP_URL": "amqp://x/"}
+        fresh_group(), arguments, env={"WARREN_WORKER_NAME": "a", "AMQP_URL": "amqps://x/"}
     )
-    assert result.output == "c None amqp://z/\n"
+    assert result.output == "c None amqps://z/\n"
 
 
 def raising(error: Exception) -> click.Group:
@@ -153,3 +157,38 @@ def test_the_first_signal_sets_the_wish_to_end_and_the_former_handler_comes_back
         assert stop.event.wait(1)
         assert stop.signal_number == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is former
+
+
+_IN_C = """
+import hashlib, sys
+from broker.command import Stop
+with Stop(limit_seconds={limit}) as stop:
+    print("in C", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"x", b"y", 2**31 - 1)
+"""
+
+
+def in_c(limit: float | None) -> subprocess.Popen[str]:
+    """A process whose main thread is in a C function for many minutes, as TensorFlow's can be."""
+    script = [sys.executable, "-c", _IN_C.format(limit=limit)]
+    process = subprocess.Popen(script, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "in C\n"
+    return process
+
+
+def test_a_signal_ends_what_never_comes_back_to_python() -> None:
+    """Where nothing is lost by it: after the time that an orderly end has, with exit code 0."""
+    with in_c(0.5) as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) == errors.EXIT_DONE
+
+
+def test_a_second_signal_ends_the_process_at_once_wherever_it_is() -> None:
+    """128 + its number; the first one alone leaves it its time."""
+    with in_c(None) as process:
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5) == errors.EXIT_SIGNAL + signal.SIGINT

@@ -29,14 +29,14 @@ MEASURED = Measured(
 
 def job(round_number: int) -> RoundJob:
     start = replace(START, round_number=round_number)
-    return RoundJob(worker="w", start=start, weights=np.zeros(2, FLOAT32), held=start.held)
+    return RoundJob(worker="w", start=start, weights=np.zeros(2, FLOAT32), key=start.held)
 
 
 def kept(the_job: RoundJob, precision: Precision, values: list[float]) -> KeptUpdate:
     vector = np.array(values, FLOAT32)
     return KeptUpdate(
         "w",
-        the_job.held,
+        the_job.key,
         MEASURED,
         vector,
         layout=START.layout,

@@ -105,7 +105,7 @@ def test_a_message_that_can_not_be_taken_is_put_away_and_its_round_declined(
     assert hearing.broker.depth("dead") == 1
     job = hearing.hand_over.jobs.get_nowait()
     assert isinstance(job, DeclineJob)
-    assert (job.worker, job.held) == ("w", START.held)
+    assert (job.worker, job.key) == ("w", START.held)
     assert job.reason.startswith(type(error).__name__)
     assert "at all" not in job.reason
     hearing.say(START)
@@ -135,7 +135,7 @@ def test_a_part_that_can_not_be_taken_declines_the_round_that_it_belongs_to(hear
     assert hearing.is_all_acknowledged
     job = hearing.hand_over.jobs.get_nowait()
     assert isinstance(job, DeclineJob)
-    assert job.held == start.held
+    assert job.key == start.held
 
 
 def test_a_failure_of_the_receiving_thread_ends_the_training_too(

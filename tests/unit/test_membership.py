@@ -68,7 +68,8 @@ def test_no_update_weighs_more_than_its_share(num_examples: list[int], most: int
     assert 1 <= weight <= most
     if weight > 1:
         assert weight <= share * sum(min(number, weight) for number in num_examples)
-    if weight < min(most, max(num_examples)):
+    median = sorted(num_examples)[(len(num_examples) - 1) // 2]
+    if weight < min(most, max(num_examples), 1024 * median):
         assert weight + 1 > share * sum(min(number, weight + 1) for number in num_examples)
 
 
@@ -76,3 +77,9 @@ def test_a_claim_of_any_number_of_examples_is_worth_no_more_than_its_share() -> 
     """Two honest sites of 100 and 300, and one that claims 2^40 − 1: half of it all is the weight of the rest."""
     weight = most_weight([100, 300, 2**40 - 1], 2**40, 0.5)
     assert [min(number, weight) for number in (100, 300, 2**40 - 1)] == [100, 300, 400]
+
+
+def test_a_claim_of_any_number_of_examples_leaves_the_others_their_bits() -> None:
+    """The scale of the exact sum is that of all weights: 2^40 examples would leave a site of 100 two digits."""
+    assert most_weight([100, 110, 2**40 - 1], 2**40, 1.0) == 1024 * 110
+    assert most_weight([100, 2**40 - 1], 2**40, 1.0) == 1024 * 100

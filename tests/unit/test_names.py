@@ -60,16 +60,40 @@ def test_a_swarm_counts_its_workers_from_one(name: str, expected: bool) -> None:
     ("account", "worker", "expected"),
     [
         ("site-1", "site-1", True),
-        ("site-1", "site-1.7", True),
+        ("site-1", "site-1.7", False),
         ("site-1", "site-10", False),
         ("site-1", "site-2", False),
         ("site-1.7", "site-1", False),
         ("", "site-1", False),
+        ("lab.1-20", "lab.1", True),
+        ("lab.1-20", "lab.20", True),
+        ("lab.1-20", "lab.21", False),
+        ("lab.1-20", "lab.0", False),
+        ("lab.1-20", "lab.01", False),
+        ("lab.1-20", "lab.1.2", False),
+        ("lab.1-20", "lab", False),
+        ("lab.1-20", "lab-1.1", False),
+        ("lab.2-20", "lab.2", False),
     ],
 )
-def test_an_account_speaks_for_its_name_and_its_swarm(account: str, worker: str, expected: bool) -> None:
-    """Another worker whose name only begins alike is somebody else."""
+def test_an_account_speaks_for_its_name_or_for_the_swarm_in_it(
+    account: str, worker: str, expected: bool
+) -> None:
+    """One account is one worker; a number of names has only who was invited as that many. Another worker whose name
+    only begins alike is somebody else."""
     assert names.is_of(account, worker) is expected
+
+
+@given(count=st.integers(1, 300))
+def test_a_swarm_s_account_names_its_workers(count: int) -> None:
+    """The account's name is all that a reader learns of it: who is invited, and who those are."""
+    account = names.swarm_account("lab", count)
+    workers = names.workers_of(account)
+    assert len(workers) == count
+    assert all(names.is_worker(worker) and names.is_of(account, worker) for worker in workers)
+    assert names.invited_name(account) == "lab"
+    assert not names.is_worker(account)
+    assert (names.workers_of("lab"), names.invited_name("lab")) == (["lab"], "lab")
 
 
 def test_queues_say_what_they_hold() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.errors import DataError, UsageError
-from worker.data.partition import deal_examples, parse_part, partition
+from worker.data.partition import deal_examples, parse_share, partition
 
 SCHEMES = st.sampled_from(["iid", "shards", "dirichlet:0.1", "dirichlet:100"])
 
@@ -112,7 +112,7 @@ def test_the_slices_of_a_swarm_are_the_whole(count: int, parts: int) -> None:
     """K processes play all of N workers, each once, and as evenly as can be."""
     if parts > count:
         return
-    slices = [parse_part(f"{part}/{parts}", count) for part in range(1, parts + 1)]
+    slices = [parse_share(f"{part}/{parts}", count) for part in range(1, parts + 1)]
     assert [worker for each in slices for worker in each] == list(range(count))
     assert max(map(len, slices)) - min(map(len, slices)) <= 1
 
@@ -121,4 +121,4 @@ def test_the_slices_of_a_swarm_are_the_whole(count: int, parts: int) -> None:
 def test_a_slice_that_is_none_is_refused(text: str) -> None:
     """I/K needs 1 ≤ I ≤ K ≤ COUNT, both whole; the message says so."""
     with pytest.raises(UsageError, match=r"1 ≤ I ≤ K ≤ COUNT \(10\)"):
-        parse_part(text, 10)
+        parse_share(text, 10)

@@ -10,14 +10,14 @@ import pytest
 
 from tests.faults.actors import POINTS, Break, BreakPoint, patch
 
-FAULTS = Path(__file__).parents[1] / "faults"
+FOLDERS = [Path(__file__).parents[1] / name for name in ("attacks", "faults")]
 _PLACE = re.compile(r"(?:broker|coordinator|worker)\.[a-z_.]+:[A-Za-z_]+")
 
 
 def places() -> set[str]:
-    """Every "module:name" that a fault test patches."""
+    """Every "module:name" that a fault test or an attack patches."""
     found: set[str] = set()
-    for path in FAULTS.glob("*.py"):
+    for path in (path for folder in FOLDERS for path in folder.glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if (
                 isinstance(node, ast.Constant)

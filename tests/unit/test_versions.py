@@ -308,7 +308,7 @@ def test_a_round_start_with_a_field_too_many_is_declined(hearing: Hearing) -> No
     assert hearing.is_all_acknowledged
     job = hearing.hand_over.jobs.get_nowait()
     assert isinstance(job, DeclineJob)
-    assert (job.worker, job.held) == ("w", replace(START.held, digest=""))  # which the envelope lacks
+    assert (job.worker, job.key) == ("w", replace(START.held, digest=""))  # which the envelope lacks
     assert "knows no 'mu'" in job.reason
 
 

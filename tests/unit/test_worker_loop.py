@@ -19,10 +19,10 @@ from broker.wire.tensors import FLOAT32
 from tests.faults.actors import StandInData
 from tests.unit.test_messages import EXAMPLES
 from worker.console import Console
-from worker.learning.training import TrainingProgress
+from worker.learning.results import Report, TrainingProgress
 from worker.rounds.failures import told
 from worker.rounds.hand_over import RoundJob
-from worker.rounds.participant import Participant, Report, Trained
+from worker.rounds.participant import Participant, Trained
 from worker.rounds.uploading import KeptUpdate, Measured
 from worker.rounds.worker_loop import WorkerLoop
 
@@ -72,7 +72,7 @@ class Working:
         )
 
     def answer(self, start: RoundStart = START, worker: str = "w") -> None:
-        job = RoundJob(worker=worker, start=start, weights=np.zeros(2, FLOAT32), held=start.held)
+        job = RoundJob(worker=worker, start=start, weights=np.zeros(2, FLOAT32), key=start.held)
         self.worker_loop._hand_over.begin(job)
         self.worker_loop._turn()
 

@@ -1,7 +1,7 @@
 """The doctor's page: an X-ray in; class, probability and where the model looked out; nothing is kept.
 
     GET  /         the page
-    GET  /model    the model that answers now, as JSON
+    GET  /model    the model in use, as JSON
     POST /predict  images as multipart field `image`, or one as the body; an object for one, a list for more
     GET  /healthz  {"status": "ok"}
 
@@ -54,7 +54,7 @@ def create_app(source: ModelSource, host: str = "127.0.0.1") -> Flask:
     """Make the page for one model.
 
     Args:
-        source: The model that answers.
+        source: The model in use.
         host: The address it listens on; requests under other names are refused.
     """
     app = _Clinic(__name__)
@@ -75,7 +75,7 @@ def run_clinic(model: Path, host: str, port: int, announce: Callable[[str], None
         model: The model file, followed when it changes.
         host: Where to listen.
         port: 0 takes any free one.
-        announce: Told the address once it answers.
+        announce: Told the address once it listens.
 
     Raises:
         UsageError: The address can't be used.
@@ -114,12 +114,12 @@ def _predict() -> tuple[Response, int]:
     wanted = Wanted(heatmap=request.args.get("heatmap") == "1", seen=request.args.get("seen") == "1")
     with _turns().request():
         budget = Budget()
-        answers = [_answer(name, data, wanted, budget) for name, data in _uploads()]
-    if len(answers) == 1:
-        return jsonify(answers[0]), 400 if "error" in answers[0] else 200
-    if all("error" in answer for answer in answers):
-        return jsonify({"error": "None of the images can be read.", "images": answers}), 400
-    return jsonify(answers), 200
+        readings = [_reading(name, data, wanted, budget) for name, data in _uploads()]
+    if len(readings) == 1:
+        return jsonify(readings[0]), 400 if "error" in readings[0] else 200
+    if all("error" in each for each in readings):
+        return jsonify({"error": "None of the images can be read.", "images": readings}), 400
+    return jsonify(readings), 200
 
 
 def _model() -> dict[str, object]:
@@ -137,7 +137,7 @@ def _turns() -> Turns:
     return turns
 
 
-def _answer(name: str, data: bytes, wanted: Wanted, budget: Budget) -> dict[str, Any]:
+def _reading(name: str, data: bytes, wanted: Wanted, budget: Budget) -> dict[str, Any]:
     try:
         size, source = size_of(data), _source()
         budget.spend(size)

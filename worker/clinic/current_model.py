@@ -1,4 +1,4 @@
-"""The clinic always answers with the newest good model, while training goes on writing new ones."""
+"""The clinic always uses the newest good model, while training goes on writing new ones."""
 
 import gc
 import logging
@@ -40,7 +40,7 @@ class Classifier:
     Attributes:
         card: What it says about itself; None for a model from elsewhere.
         shape: (height, width, channels) of what it takes.
-        classes: Class names in the order of its answers.
+        classes: Class names in the order of its outputs.
         look: Classifies an image of that shape; one call at a time.
     """
 
@@ -52,7 +52,7 @@ class Classifier:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Served:
-    """The model that answers now.
+    """The model in use.
 
     Attributes:
         classifier: The model.
@@ -69,7 +69,7 @@ def open_classifier(path: Path) -> Classifier:
     """Load a model, trace it, and try it on an empty picture: a wrong one fails here, not on a patient.
 
     Raises:
-        ModelError: It is missing, damaged, not allowed, or answers with NaN.
+        ModelError: It is missing, damaged, not allowed, or gives NaN.
         DataError: It takes no images, or was trained on values of another scale.
     """
     loaded = load_model(path)
@@ -110,7 +110,7 @@ class ModelSource:
         self._served = Served(classifier=open_model(path), version=1)
 
     def current(self) -> Served:
-        """The model to answer with, after a look at the file if the last one was a second ago."""
+        """The model to use, after a look at the file if the last one was a second ago."""
         if self._checking.acquire(blocking=False):  # else another request looks: no one waits for it
             try:
                 self._check()
@@ -122,7 +122,7 @@ class ModelSource:
         """Let the model look at one image.
 
         Raises:
-            ModelError: Its answer isn't finite.
+            ModelError: Its output isn't finite.
         """
         with self._keras:
             return served.classifier.look(pixels)

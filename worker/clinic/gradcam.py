@@ -1,4 +1,4 @@
-"""A doctor sees where a model looked, and not its answer alone: Grad-CAM on any model, as it is."""
+"""A doctor sees where a model looked, and not its prediction alone: Grad-CAM on any model, as it is."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,10 +26,10 @@ class Look:
 
     Attributes:
         probabilities: (classes,) of every class.
-        heat: (rows, columns) from 0 to 1, how much each place of the whole image speaks for `heat_class`, in
-            the resolution of the model's last feature maps; None if no place speaks for either class, or
+        heat: (rows, columns) from 0 to 1, how much each point of the whole image speaks for `heat_class`, in
+            the resolution of the model's last feature maps; None if no point speaks for either class, or
             the model has no feature maps.
-        heat_class: The most probable class; the next one where no place speaks for the first, as when a
+        heat_class: The most probable class; the next one where no point speaks for the first, as when a
             healthy lung is told by the absence of signs.
     """
 
@@ -58,7 +58,7 @@ class GradCam:
         self._function = _trace(model.model)
 
     def look(self, pixels: Pixels) -> Look:
-        """Classify one image and explain the answer.
+        """Classify one image and explain the prediction.
 
         Args:
             pixels: (height, width, channels) as the model takes it.
@@ -83,7 +83,7 @@ def heat_of(maps: npt.NDArray[np.float32], gradient: npt.NDArray[np.float32]) ->
         gradient: The same shape, dy/dA.
 
     Returns:
-        (rows, columns) ReLU(Σ_k α_k A_k) with α_k the mean of dy/dA_k over all places; None where
+        (rows, columns) ReLU(Σ_k α_k A_k) with α_k the mean of dy/dA_k over all points; None where
         it is 0 everywhere.
     """
     if not maps.size:

@@ -34,7 +34,7 @@ _MIN_HEAT_SIZE = 192  # a map is drawn at least as large, so that a browser need
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """Which pictures an answer brings along: they cost time and bytes.
+    """Which pictures a reading brings along: they cost time and bytes.
 
     Attributes:
         heatmap: Where the model looked.
@@ -50,29 +50,29 @@ def read_xray(data: bytes, name: str, source: ModelSource, wanted: Wanted) -> di
 
     Args:
         data: The file's bytes.
-        name: As the answer calls it.
+        name: As the reading calls it.
         source: The model.
         wanted: The pictures to bring along.
 
     Returns:
-        What `POST /predict` answers for it, ready for JSON.
+        What `POST /predict` gives for it, ready for JSON.
 
     Raises:
         DataError: It can't be read as an image.
-        ModelError: The model's answer isn't finite.
+        ModelError: The model's output isn't finite.
     """
     served = source.current()
     pixels = read_image(data, served.classifier.shape)
     doubt = doubt_about(read_image(data, _GUARD_SHAPE))
     look = source.look(served, pixels)
     classes = served.classifier.classes
-    answer = _answer(look.probabilities, classes, doubt)
+    reading = _reading(look.probabilities, classes, doubt)
     heatmap = draw_heat(look.heat, served.classifier.shape) if wanted.heatmap else None
     pictures = {
         **({"heatmap": heatmap, "heatmap_class": classes[look.heat_class]} if wanted.heatmap else {}),
         **({"seen": _data_url(Image.fromarray(pixels.squeeze()))} if wanted.seen else {}),
     }
-    return {"name": name, **answer, **pictures, "image": _facts(data, served), "model": _model_of(served)}
+    return {"name": name, **reading, **pictures, "image": _facts(data, served), "model": _model_of(served)}
 
 
 def doubt_about(rgb: Pixels) -> str | None:
@@ -107,7 +107,7 @@ def draw_heat(heat: Floats | None, shape: Shape) -> str | None:
     return _data_url(Image.fromarray(np.stack([*channels, alpha], axis=2).astype(np.uint8)))
 
 
-def _answer(row: Floats, classes: tuple[str, ...], doubt: str | None) -> dict[str, Any]:
+def _reading(row: Floats, classes: tuple[str, ...], doubt: str | None) -> dict[str, Any]:
     best = int(row.argmax())
     second, first = np.sort(row)[-2:]
     is_uncertain = bool(first - second < _UNCERTAIN_MARGIN)
@@ -121,12 +121,12 @@ def _answer(row: Floats, classes: tuple[str, ...], doubt: str | None) -> dict[st
 
 
 def _warning(doubt: str | None, *, is_uncertain: bool) -> str | None:
-    parts = []
+    sentences = []
     if doubt:
-        parts.append(f"This does not look like an X-ray: {doubt}. The model answers all the same.")
+        sentences.append(f"This does not look like an X-ray: {doubt}. The model answers all the same.")
     if is_uncertain:
-        parts.append("The model is uncertain: the classes are close together.")
-    return " ".join(parts) or None
+        sentences.append("The model is uncertain: the classes are close together.")
+    return " ".join(sentences) or None
 
 
 def _roughness(gray: npt.NDArray[np.float32]) -> float:

@@ -10,7 +10,8 @@ Contents:
     folders        folders of images: class, patient, and what is left out
     arrays         labelled arrays, from a file or a function
     finding        which of these a data path leads to
-    data_set       a participant's data set, decoded once
+    sources        where examples come from once it is opened: arrays, or images decoded once per shape
+    data_set       a participant's data set: what is trained on, what is tested on, what is held out
     partition      cutting examples into sites, patients undivided
     split          the same for files: `worker split`
 """

@@ -136,21 +136,21 @@ def _current_directory_importable() -> Iterator[None]:
 
 
 def _from_arrays(arrays: Mapping[str, Array], name: str, given: Declared | None) -> Listing:
-    parts = [part for part in ("train", "test") if f"x_{part}" in arrays]
-    labels = {part: whole_labels(arrays[f"y_{part}"], f"y_{part} of {name!r}") for part in parts}
-    for part in parts:
-        _check_examples(arrays[f"x_{part}"], labels[part], part, name)
+    subsets = [subset for subset in ("train", "test") if f"x_{subset}" in arrays]
+    labels = {subset: whole_labels(arrays[f"y_{subset}"], f"y_{subset} of {name!r}") for subset in subsets}
+    for subset in subsets:
+        _check_examples(arrays[f"x_{subset}"], labels[subset], subset, name)
     _check_shapes(arrays, name)
     declared = agree(given, _declared_in(arrays, name), name)
     classes = declared or _found_labels(list(labels.values()), name)
     known = np.array(range(len(classes.names)) if classes.labels is None else classes.labels, np.int64)
     found = {
-        part: LabelledArrays(
-            x=arrays[f"x_{part}"],
-            labels=_index_of(labels[part], known, classes, f"y_{part} of {name!r}"),
-            values=arrays[f"y_{part}"],
+        subset: LabelledArrays(
+            x=arrays[f"x_{subset}"],
+            labels=_index_of(labels[subset], known, classes, f"y_{subset} of {name!r}"),
+            values=arrays[f"y_{subset}"],
         )
-        for part in parts
+        for subset in subsets
     }
     listing = Listing(classes=classes.names, train=found["train"], test=found.get("test"), declared=declared)
     if declared is None:
@@ -164,34 +164,34 @@ def _declared_in(arrays: Mapping[str, Array], name: str) -> Declared | None:
     return declare_array(arrays[CLASSES_ARRAY], f"{CLASSES_ARRAY!r} of {name!r}")
 
 
-def _check_examples(x: Array, labels: Labels, part: str, name: str) -> None:
+def _check_examples(x: Array, labels: Labels, subset: str, name: str) -> None:
     if x.dtype.kind not in "biuf":
         raise DataError(
-            f"x_{part} of {name!r} needs real numbers, one shape for all examples. Received {x.dtype}."
+            f"x_{subset} of {name!r} needs real numbers, one shape for all examples. Received {x.dtype}."
         )
     if x.ndim < 2 or len(x) != len(labels) or not len(x):
         raise DataError(
-            f"x_{part} and y_{part} of {name!r} need as many examples, one or more. "
+            f"x_{subset} and y_{subset} of {name!r} need as many examples, one or more. "
             f"Received shapes {x.shape} and {labels.shape}."
         )
     if x.dtype.kind == "f":
-        _check_finite(x, part, name)
+        _check_finite(x, subset, name)
 
 
-def _check_finite(x: Array, part: str, name: str) -> None:
+def _check_finite(x: Array, subset: str, name: str) -> None:
     ends = np.array([x.min(initial=0), x.max(initial=0)], np.float64)  # NaN comes through min and max
     if not np.isfinite(ends).all():
-        raise DataError(f"x_{part} of {name!r} holds NaN or infinity. Remove or replace these examples.")
+        raise DataError(f"x_{subset} of {name!r} holds NaN or infinity. Remove or replace these examples.")
     if np.abs(ends).max() > np.finfo(np.float32).max:
         raise DataError(
-            f"x_{part} of {name!r} goes from {ends[0]:g} to {ends[1]:g}, beyond what float32 holds. Scale it."
+            f"x_{subset} of {name!r} goes from {ends[0]:g} to {ends[1]:g}, beyond what float32 holds. Scale it."
         )
 
 
 def _check_shapes(arrays: Mapping[str, Array], name: str) -> None:
     if "x_test" not in arrays:
         return
-    train, test = (arrays[f"x_{part}"].shape[1:] for part in ("train", "test"))
+    train, test = (arrays[f"x_{subset}"].shape[1:] for subset in ("train", "test"))
     if train != test and (*train, 1) != test and train != (*test, 1):
         raise DataError(
             f"x_train and x_test of {name!r} need examples of one shape. Received {train} and {test}."
@@ -225,7 +225,7 @@ def _index_of(labels: Labels, known: Labels, classes: Declared, where: str) -> L
 
 
 def _check_trained(listing: Listing, name: str) -> None:
-    """A label that only the test part has can't be learned."""
+    """A label that only the test subset has can't be learned."""
     if listing.train is None:
         return
     counts = count_per_class(listing.train.labels, len(listing.classes))

@@ -52,7 +52,7 @@ def parse_classes(text: str | None) -> Declared | None:
     if text is None:
         return None
     try:
-        names = check_names((part.strip() for part in text.split(",")), "--classes")
+        names = check_names((name.strip() for name in text.split(",")), "--classes")
         if all(_WHOLE.fullmatch(name) for name in names):
             return declare_labels([int(name) for name in names], "--classes")
     except DataError as exc:
@@ -96,6 +96,11 @@ def declare_labels(labels: Sequence[int], where: str) -> Declared:
 
 def agree(given: Declared | None, found: Declared | None, where: str) -> Declared | None:
     """What is declared, when it may be twice: on the command line and with the data.
+
+    Args:
+        given: By `--classes`.
+        found: With the data.
+        where: In the data, as an error calls it.
 
     Raises:
         DataError: They differ.

@@ -145,8 +145,8 @@ class Tiff:
 def _picture(pixels: Array, *, has_alpha: bool, orientation: int) -> Image.Image:
     """An 8-bit image of (height, width, channels); transparency is scaled by a depth of its own."""
     colours = pixels.shape[2] - has_alpha
-    parts = [to_8_bits(part) for part in (pixels[..., :colours], pixels[..., colours:]) if part.size]
-    flat = np.concatenate(parts, axis=2)
+    channels = [to_8_bits(each) for each in (pixels[..., :colours], pixels[..., colours:]) if each.size]
+    flat = np.concatenate(channels, axis=2)
     image = Image.fromarray(np.ascontiguousarray(flat.squeeze(2) if flat.shape[2] == 1 else flat))
     image = image if image.mode == _MODES[flat.shape[2]] else image.convert(_MODES[flat.shape[2]])
     image.getexif()[ORIENTATION] = orientation

@@ -37,8 +37,8 @@ _TAGS = (
     *_HEADER, "PixelData", "FloatPixelData", "DoubleFloatPixelData", "ExtendedOffsetTable",
     "ExtendedOffsetTableLengths", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "VOILUTSequence",
     "WindowCenter", "WindowWidth", "VOILUTFunction", "PixelPaddingValue", "PixelPaddingRangeLimit",
-    *(f"{colour}PaletteColorLookupTable{part}" for colour in ("Red", "Green", "Blue")
-      for part in ("Descriptor", "Data")),
+    *(f"{colour}PaletteColorLookupTable{kind}" for colour in ("Red", "Green", "Blue")
+      for kind in ("Descriptor", "Data")),
     *(f"Segmented{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")),
 )  # fmt: skip
 _GRAY, _INVERTED, _PALETTE = "MONOCHROME2", "MONOCHROME1", "PALETTE COLOR"

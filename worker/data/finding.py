@@ -6,7 +6,7 @@ from pathlib import Path
 from broker.errors import DataError
 from worker.data.arrays import call_function, read_npz
 from worker.data.classes import Declared
-from worker.data.folders import LAYOUT_HELP, find_folders
+from worker.data.folders import FOLDERS_HELP, find_folders
 from worker.data.listing import Listing
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -31,5 +31,5 @@ def find_listing(spec: str, classes: Declared | None = None) -> Listing:
     if _FUNCTION.fullmatch(spec):
         return call_function(spec, classes)
     raise DataError(
-        f"There is no data at {spec!r}. {LAYOUT_HELP}, an .npz file, or MODULE:FUNCTION. Check the path."
+        f"There is no data at {spec!r}. {FOLDERS_HELP}, an .npz file, or MODULE:FUNCTION. Check the path."
     )

@@ -15,12 +15,12 @@ from worker.data.dicom import patient_of_dicom
 from worker.data.images import KINDS, is_image_file
 from worker.data.listing import ImageFiles, Listing, patient_of
 
-LAYOUT_HELP = "Expected a folder with one sub-folder of images per class (optionally under train/ and test/)"
+FOLDERS_HELP = "Expected a folder with one sub-folder of images per class (optionally under train/ and test/)"
 
-_PART_NAMES = {
+_SUBSET_NAMES = {
     "train": ("train", "training"), "test": ("test", "testing"), "val": ("val", "valid", "validation"),
 }  # fmt: skip
-_PART_OF = {name: part for part, names in _PART_NAMES.items() for name in names}
+_SUBSET_OF = {name: subset for subset, names in _SUBSET_NAMES.items() for name in names}
 _NO_DATA = frozenset(
     {"thumbs.db", "desktop.ini", "dicomdir"}
 )  # kept by the system or the archive beside data
@@ -45,19 +45,19 @@ class _LeftOut:
 
     def tell(self) -> None:
         """One warning, or none."""
-        parts = []
+        clauses = []
         if self.no_images:
-            parts.append(
+            clauses.append(
                 f"{_count(self.no_images.total(), 'file')} that are no images: {by_suffix(self.no_images)}"
             )
-        parts += [f"{_count(count, 'image')} in {place}" for place, count in self.elsewhere.items()]
-        if parts:
-            _log.warning("Left out %s", "; ".join(parts))
+        clauses += [f"{_count(count, 'image')} in {folder}" for folder, count in self.elsewhere.items()]
+        if clauses:
+            _log.warning("Left out %s", "; ".join(clauses))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Part:
-    """The class folders of train/, test/ or a folder without parts, by class name."""
+class _SubsetFolder:
+    """The class folders of train/, test/ or a folder without these, by class name."""
 
     root: Path
     folders: Mapping[str, Path]
@@ -70,22 +70,22 @@ def find_folders(root: Path, given: Declared | None) -> Listing:
         DataError: It isn't one, or a class has no image.
     """
     left_out = _LeftOut()
-    parts = _find_parts(root, left_out)
+    subsets = _find_subsets(root, left_out)
     declared = agree(given, read_classes_file(root), "classes.txt")
-    first = next(iter(parts.values()))
+    first = next(iter(subsets.values()))
     classes = declared.names if declared else tuple(sorted(first.folders))
-    for part in parts.values():
-        _check_classes(part, classes, may_lack=declared is not None)
+    for subset in subsets.values():
+        _check_classes(subset, classes, may_lack=declared is not None)
     check_names(classes, repr(str(first.root)))
     found = {
-        name: _list_part(part, classes, left_out, may_lack=declared is not None)
-        for name, part in parts.items()
+        name: _list_subset(subset, classes, left_out, may_lack=declared is not None)
+        for name, subset in subsets.items()
     }
     left_out.tell()
-    has_parts = first.root != root
+    has_subfolders = first.root != root
     grouped = dict(zip(found, _group(list(found.values()), classes), strict=True))
     train, test = grouped.get("train"), grouped.get("test")
-    return Listing(classes=classes, train=train, test=test, has_parts=has_parts, declared=declared)
+    return Listing(classes=classes, train=train, test=test, has_subfolders=has_subfolders, declared=declared)
 
 
 def by_suffix(counts: Counter[str]) -> str:
@@ -95,31 +95,31 @@ def by_suffix(counts: Counter[str]) -> str:
     return ", ".join([*shown, *([f"{rest} others"] if rest else [])])
 
 
-# Parts and classes
+# Subsets and classes
 
 
-def _find_parts(root: Path, left_out: _LeftOut) -> dict[str, _Part]:
+def _find_subsets(root: Path, left_out: _LeftOut) -> dict[str, _SubsetFolder]:
     """train and test, as far as they are there; else the folder itself, as train."""
     folders = _sub_folders(root)
     named: dict[str, Path] = {}
     for folder in folders:
-        part = _PART_OF.get(folder.name.casefold())
-        if part in named:
+        subset = _SUBSET_OF.get(folder.name.casefold())
+        if subset in named:
             raise DataError(
-                f"{str(root)!r} holds {named[part].name!r} and {folder.name!r}, which mean the same. Keep one."
+                f"{str(root)!r} holds {named[subset].name!r} and {folder.name!r}, which mean the same. Keep one."
             )
-        if part is not None:
-            named[part] = folder
+        if subset is not None:
+            named[subset] = folder
     if not {"train", "test"} & set(named):
         _count_files(root, left_out)
         _check_depth(root, folders)
-        return {"train": _Part(root=root, folders=_class_folders(root))}
+        return {"train": _SubsetFolder(root=root, folders=_class_folders(root))}
     if "test" not in named and "val" in named:
         _log.info("There is no test/: %s/ is the test part.", named["val"].name)
         named["test"] = named.pop("val")
     _leave_out_beside(root, folders, named, left_out)
-    parts = [(name, named[name]) for name in ("train", "test") if name in named]
-    return {name: _Part(root=folder, folders=_class_folders(folder)) for name, folder in parts}
+    subsets = [(name, named[name]) for name in ("train", "test") if name in named]
+    return {name: _SubsetFolder(root=folder, folders=_class_folders(folder)) for name, folder in subsets}
 
 
 def _leave_out_beside(root: Path, folders: list[Path], named: Mapping[str, Path], left_out: _LeftOut) -> None:
@@ -140,13 +140,13 @@ def _check_depth(root: Path, folders: list[Path]) -> None:
     """Refuse a path that lies one level too high, and class folders that hold train/ and test/."""
     if len(folders) == 1:
         inner = _sub_folders(folders[0])
-        if len(inner) > 1 or any(folder.name.casefold() in _PART_OF for folder in inner):
+        if len(inner) > 1 or any(folder.name.casefold() in _SUBSET_OF for folder in inner):
             raise DataError(
                 f"{str(root)!r} lies one level too high: it holds the folder {folders[0].name!r} alone, which "
                 f"holds {_names(inner)}. Give {str(folders[0])!r}."
             )
     for folder in folders:
-        inner = [each for each in _sub_folders(folder) if _PART_OF.get(each.name.casefold()) == "train"]
+        inner = [each for each in _sub_folders(folder) if _SUBSET_OF.get(each.name.casefold()) == "train"]
         if inner:
             raise DataError(
                 f"{str(folder)!r} holds {inner[0].name}/, so it is a data set of its own and no class. "
@@ -168,12 +168,12 @@ def _class_folders(root: Path) -> dict[str, Path]:
     return found
 
 
-def _check_classes(part: _Part, classes: tuple[str, ...], *, may_lack: bool) -> None:
-    names = sorted(part.folders)
+def _check_classes(subset: _SubsetFolder, classes: tuple[str, ...], *, may_lack: bool) -> None:
+    names = sorted(subset.folders)
     if len(classes) < 2:
         found = f"only {classes[0]!r}" if classes else "no sub-folder"
         raise DataError(
-            f"{str(part.root)!r} needs two classes or more; it has {found}. {LAYOUT_HELP}. "
+            f"{str(subset.root)!r} needs two classes or more; it has {found}. {FOLDERS_HELP}. "
             "Check that the path is the folder right above the class folders (or above train/ and test/), "
             "or name the classes with --classes."
         )
@@ -184,7 +184,7 @@ def _check_classes(part: _Part, classes: tuple[str, ...], *, may_lack: bool) -> 
             else "Give train/ and test/ the same class folders, or name all classes with --classes."
         )
         raise DataError(
-            f"The class folders of {str(part.root)!r} differ from the data set's: expected {list(classes)}, "
+            f"The class folders of {str(subset.root)!r} differ from the data set's: expected {list(classes)}, "
             f"found {names}. {advice}"
         )
 
@@ -192,24 +192,26 @@ def _check_classes(part: _Part, classes: tuple[str, ...], *, may_lack: bool) -> 
 # Files
 
 
-def _list_part(part: _Part, classes: tuple[str, ...], left_out: _LeftOut, *, may_lack: bool) -> ImageFiles:
+def _list_subset(
+    subset: _SubsetFolder, classes: tuple[str, ...], left_out: _LeftOut, *, may_lack: bool
+) -> ImageFiles:
     per_class: list[list[Path]] = []
     inner: list[Path] = []
     for name in classes:
         others = _LeftOut()
-        folder = part.folders.get(name)
+        folder = subset.folders.get(name)
         files = sorted(_walk(folder, others)) if folder else []
         if not files and not may_lack:
-            held = f"; it holds {by_suffix(others.no_images)}" if others.no_images else ""
+            found = f"; it holds {by_suffix(others.no_images)}" if others.no_images else ""
             raise DataError(
-                f"The class folder {str(folder)!r} holds no image ({KINDS}){held}. "
+                f"The class folder {str(folder)!r} holds no image ({KINDS}){found}. "
                 "Put images of that class there, or remove the folder everywhere."
             )
         left_out.no_images += others.no_images
         per_class.append(files)
         inner += [path.relative_to(folder) for path in files] if folder else []
     if not inner:
-        raise DataError(f"No class folder of {str(part.root)!r} holds an image ({KINDS}). Check the path.")
+        raise DataError(f"No class folder of {str(subset.root)!r} holds an image ({KINDS}). Check the path.")
     labels = np.repeat(np.arange(len(classes)), [len(files) for files in per_class])
     paths = tuple(path for files in per_class for path in files)
     return ImageFiles(paths=paths, inner=tuple(inner), labels=labels.astype(np.int64))
@@ -218,8 +220,8 @@ def _list_part(part: _Part, classes: tuple[str, ...], left_out: _LeftOut, *, may
 def _walk(folder: Path, left_out: _LeftOut) -> Iterator[Path]:
     """All images below a folder, links followed; what else there is, is counted."""
     visited: set[str] = set()
-    for place, names, files in os.walk(folder, followlinks=True, onerror=_refuse):
-        real = os.path.realpath(place)
+    for current, names, files in os.walk(folder, followlinks=True, onerror=_refuse):
+        real = os.path.realpath(current)
         if real in visited:  # a link in a circle
             names.clear()
             continue
@@ -228,7 +230,7 @@ def _walk(folder: Path, left_out: _LeftOut) -> Iterator[Path]:
         for name in files:
             if _is_hidden(name) or name.lower() in _NO_DATA:
                 continue
-            path = Path(place, name)
+            path = Path(current, name)
             if _is_readable_image(path):
                 yield path
             else:
@@ -247,7 +249,7 @@ def _is_readable_image(path: Path) -> bool:
 
 
 def _count_files(root: Path, left_out: _LeftOut) -> None:
-    """Count what lies right in a folder whose sub-folders are classes or parts."""
+    """Count what lies right in a folder whose sub-folders are classes or subsets."""
     for path in root.iterdir():
         if path.is_dir() or _is_hidden(path.name) or path.name.lower() in {*_NO_DATA, "classes.txt"}:
             continue
@@ -289,9 +291,9 @@ def _names(folders: list[Path]) -> str:
 # Patients
 
 
-def _group(parts: list[ImageFiles], classes: tuple[str, ...]) -> list[ImageFiles]:
+def _group(subsets: list[ImageFiles], classes: tuple[str, ...]) -> list[ImageFiles]:
     """Say for each image whose it is: by DICOM's tag, else the sub-folder, else the name, else alone."""
-    tagged = [[_tag_of(path) for path in part.paths] for part in parts]
+    tagged = [[_tag_of(path) for path in subset.paths] for subset in subsets]
     known = [tag for tags in tagged for tag in tags if tag]
     if len(known) > 1 and len(set(known)) == 1:
         _log.warning(
@@ -300,13 +302,13 @@ def _group(parts: list[ImageFiles], classes: tuple[str, ...]) -> list[ImageFiles
             len(known),
         )
         tagged = [[None] * len(tags) for tags in tagged]
-    depth = _depth_of_patients(parts, classes)
-    return [_with_patients(part, tags, depth) for part, tags in zip(parts, tagged, strict=True)]
+    depth = _depth_of_patients(subsets, classes)
+    return [_with_patients(subset, tags, depth) for subset, tags in zip(subsets, tagged, strict=True)]
 
 
-def _with_patients(part: ImageFiles, tags: list[str | None], depth: int) -> ImageFiles:
-    owners = (_owner(path, inner, depth) for path, inner in zip(part.paths, part.inner, strict=True))
-    return part.grouped(tuple(tag or owner for tag, owner in zip(tags, owners, strict=True)))
+def _with_patients(subset: ImageFiles, tags: list[str | None], depth: int) -> ImageFiles:
+    owners = (_owner(path, inner, depth) for path, inner in zip(subset.paths, subset.inner, strict=True))
+    return subset.grouped(tuple(tag or owner for tag, owner in zip(tags, owners, strict=True)))
 
 
 def _tag_of(path: Path) -> str | None:
@@ -323,13 +325,13 @@ def _owner(path: Path, inner: Path, depth: int) -> str:
     return str(path) if patient == path.name else patient  # 1.png of two classes is not one person
 
 
-def _depth_of_patients(parts: list[ImageFiles], classes: tuple[str, ...]) -> int:
+def _depth_of_patients(subsets: list[ImageFiles], classes: tuple[str, ...]) -> int:
     """How many levels below a class the patients' folders lie: one that holds a whole class, each, is none."""
     depth = 0
     while True:
         heads: dict[int, set[str]] = {}
-        for part in parts:
-            for inner, label in zip(part.inner, part.labels.tolist(), strict=True):
+        for subset in subsets:
+            for inner, label in zip(subset.inner, subset.labels.tolist(), strict=True):
                 heads.setdefault(label, set()).add(inner.parts[depth] if len(inner.parts) > depth + 1 else "")
         if any(len(names) > 1 or "" in names for names in heads.values()):
             return depth

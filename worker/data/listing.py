@@ -1,4 +1,4 @@
-"""What a data set is before anything is decoded: files or arrays with their labels, in parts."""
+"""What a data set is before anything is decoded: files or arrays with their labels, in subsets."""
 
 import re
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ _PATIENT = re.compile(r"(person\d+|(?:NORMAL\d*-)?IM-\d+)(?=[-_.]|$)", re.IGNORE
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ImageFiles:
-    """One part (train or test) of a folder of images.
+    """One subset (train or test) of a folder of images.
 
     Attributes:
         paths: The files, sorted by class and name.
@@ -48,7 +48,7 @@ class ImageFiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LabelledArrays:
-    """One part (train or test) of a data set in arrays.
+    """One subset (train or test) of a data set in arrays.
 
     Attributes:
         x: (n, ...) examples as they were given.
@@ -70,6 +70,7 @@ class LabelledArrays:
         return LabelledArrays(x=self.x[index], labels=self.labels[index], values=self.values[index])
 
 
+#: One half of a data set: what is trained on, or what is tested on.
 Subset = ImageFiles | LabelledArrays
 
 
@@ -79,16 +80,16 @@ class Listing:
 
     Attributes:
         classes: Class names; labels are indices into it.
-        train: The training part; None if there is only test/.
-        test: The test part, if there is one.
-        has_parts: Whether folders of images lie under train/ and test/.
+        train: The training subset; None if there is only test/.
+        test: The test subset, if there is one.
+        has_subfolders: Whether folders of images lie under train/ and test/.
         declared: The classes as somebody said them, if so: sites may lack some, and keep names and order.
     """
 
     classes: tuple[str, ...]
     train: Subset | None
     test: Subset | None
-    has_parts: bool = False
+    has_subfolders: bool = False
     declared: Declared | None = None
 
 

@@ -47,7 +47,7 @@ def parse_scheme(text: str) -> Scheme:
     )
 
 
-def parse_part(text: str, count: int) -> range:
+def parse_share(text: str, count: int) -> range:
     """Read `I/K`: which of `count` sites the I-th of K processes plays.
 
     Returns:
@@ -62,8 +62,8 @@ def parse_part(text: str, count: int) -> range:
             f"--part is I/K, this process and how many there are, with 1 ≤ I ≤ K ≤ COUNT ({count}). "
             f"Received {text!r}. Try --part 1/{min(2, count)}"
         )
-    part, parts = int(first), int(second)
-    return range(count * (part - 1) // parts, count * part // parts)
+    process, processes = int(first), int(second)
+    return range(count * (process - 1) // processes, count * process // processes)
 
 
 def _is_positive(text: str) -> bool:
@@ -108,7 +108,16 @@ def partition(
 
 
 def deal_examples(labels: Indices, into: int, seed: int) -> list[Indices]:
-    """Deal examples one by one, classes in balance; with fewer examples than sites some get none."""
+    """Deal examples one by one, classes in balance; with fewer examples than sites some get none.
+
+    Args:
+        labels: (n,) class index of each example.
+        into: The number of sites.
+        seed: The same seed gives the same sites.
+
+    Returns:
+        For each site the sorted indices of its examples.
+    """
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     order = shuffled[np.argsort(labels[shuffled], kind="stable")]
     return [np.sort(order[site::into]) for site in range(into)]
@@ -168,13 +177,13 @@ def _deal_evenly(
     bundles: _Bundles, into: int, _alpha: float, rng: np.random.Generator
 ) -> Iterator[tuple[int, int]]:
     """Large bundles first, each to the site that has the fewest of its classes (then: the fewest of all)."""
-    held = np.zeros((into, bundles.counts.shape[1]), np.int64)
+    dealt = np.zeros((into, bundles.counts.shape[1]), np.int64)
     total = np.zeros(into, np.int64)
     shuffled = rng.permutation(len(bundles.members))
     for bundle in shuffled[np.argsort(-bundles.sizes[shuffled], kind="stable")]:
         counts = bundles.counts[bundle]
-        site = int(np.argmin((held @ counts) * (int(total.max()) + 1) + total))
-        held[site] += counts
+        site = int(np.argmin((dealt @ counts) * (int(total.max()) + 1) + total))
+        dealt[site] += counts
         total[site] += counts.sum()
         yield int(bundle), site
 

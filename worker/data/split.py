@@ -24,7 +24,7 @@ class Split:
         classes: Class names.
         sites: The path of each site: a folder, or an .npz.
         train: (sites, classes) training examples.
-        test: (sites, classes) test examples; None if the data set has no test part.
+        test: (sites, classes) test examples; None if the data set has no test subset.
     """
 
     classes: tuple[str, ...]
@@ -45,13 +45,13 @@ def split(
     """Write `out`/site-1 … site-N, patients undivided, or nothing at all.
 
     Folders of images become folders (hard links where the disk allows, so they cost no space), arrays
-    become .npz files. The test part is always dealt evenly (iid): each site is measured on every class.
+    become .npz files. The test subset is always dealt evenly (iid): each site is measured on every class.
 
     Args:
         spec: The data set, as `--data` takes it.
         into: Number of sites.
         out: A new or empty folder, or one that holds this very split already.
-        scheme: How the training part is dealt: iid, shards or dirichlet:ALPHA.
+        scheme: How the training subset is dealt: iid, shards or dirichlet:ALPHA.
         seed: The same seed gives the same sites.
         classes: The classes as `--classes` names them; the sites keep names and order.
 
@@ -102,38 +102,38 @@ def _check_out(out: Path, source: Path) -> None:
         )
 
 
-def _cut(part: Subset | None, into: int, scheme: str, seed: int, name: str) -> Sequence[Subset | None]:
-    if part is None:
+def _cut(subset: Subset | None, into: int, scheme: str, seed: int, name: str) -> Sequence[Subset | None]:
+    if subset is None:
         return [None] * into
     try:
-        indices = partition(part.labels, part.patients, into, scheme, seed)
+        indices = partition(subset.labels, subset.patients, into, scheme, seed)
     except DataError as exc:
         raise DataError(f"The {name} part: {exc}") from exc
-    return [part.take(index) for index in indices]
+    return [subset.take(index) for index in indices]
 
 
 def _write_site(target: Path, listing: Listing, train: Subset | None, test: Subset | None) -> None:
     if isinstance(train, LabelledArrays):
         _write_arrays(target.with_name(f"{target.name}.npz"), listing, train, test)
         return
-    parts = {"train": train, "test": test} if listing.has_parts else {"": train}
+    subsets = {"train": train, "test": test} if listing.has_subfolders else {"": train}
     must_tell = listing.declared is not None
-    for folder, part in parts.items():
-        if isinstance(part, ImageFiles):
-            _write_images(target / folder, listing.classes, part)
-            must_tell |= not count_per_class(part.labels, len(listing.classes)).all()
+    for folder, subset in subsets.items():
+        if isinstance(subset, ImageFiles):
+            _write_images(target / folder, listing.classes, subset)
+            must_tell |= not count_per_class(subset.labels, len(listing.classes)).all()
     if must_tell:
         names = "".join(f"{name}\n" for name in listing.classes)
         (target / CLASSES_FILE).write_text(names, encoding="utf-8")
 
 
-def _write_images(target: Path, classes: tuple[str, ...], part: ImageFiles) -> None:
+def _write_images(target: Path, classes: tuple[str, ...], subset: ImageFiles) -> None:
     for name in classes:
         (target / name).mkdir(parents=True)
-    for path, inner, label in zip(part.paths, part.inner, part.labels, strict=True):
-        place = target / classes[label] / inner
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _link_or_copy(path.resolve(), place)
+    for path, inner, label in zip(subset.paths, subset.inner, subset.labels, strict=True):
+        copy = target / classes[label] / inner
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        _link_or_copy(path.resolve(), copy)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -191,6 +191,8 @@ def _describe(
     )
 
 
-def _count(parts: Sequence[Subset | None], classes: tuple[str, ...]) -> Labels:
+def _count(subsets: Sequence[Subset | None], classes: tuple[str, ...]) -> Labels:
     empty = np.zeros(len(classes), np.int64)
-    return np.stack([empty if part is None else count_per_class(part.labels, len(classes)) for part in parts])
+    return np.stack(
+        [empty if subset is None else count_per_class(subset.labels, len(classes)) for subset in subsets]
+    )

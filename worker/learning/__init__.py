@@ -1,13 +1,16 @@
 """A model on this site: built from allowed parts, trained, measured and used.
 
 Contents:
-    wire_model         a model from the wire, built only from allowed parts
-    saved_model        a model from a file, likewise
-    inference          the one way to a model's answers: each example by itself
+    wire_model         builds the untrained architecture that a round start describes
+    saved_model        opens a trained .keras file, and compares its card with the data here
+    inference          the one way to a model's predictions: each example by itself
     terms              what a strategy adds to the gradient
     gradient_step      one step of it, traced once
+    batches            examples in an epoch's order, prepared while the model trains
+    fresh_start        what an earlier round left in the model is forgotten
     compiled_metrics   a model's own metrics, and what of them adds up over workers
-    training           local training and evaluation
-    evaluation         accuracy, AUC and confusion of a model
+    results            what training and measuring tell
+    training           one model, built once: trained and measured round after round
+    evaluation         the arithmetic of accuracy, AUC and confusion, and a saved model measured with it
     prediction         class and probability of images
 """

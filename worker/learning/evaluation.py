@@ -63,9 +63,14 @@ class Classifier(Protocol):
 def evaluate(model: Classifier, examples: Examples, classes: tuple[str, ...]) -> Evaluation:
     """Measure a classifier.
 
+    Args:
+        model: The classifier.
+        examples: x of shape (n, *shape), y of shape (n,) with class numbers.
+        classes: Their names, in the order of the model's outputs.
+
     Raises:
         DataError: There is no example.
-        ModelError: The model tells another number of classes apart, or answers with NaN.
+        ModelError: The model tells another number of classes apart, or gives NaN.
     """
     if not len(examples):
         raise DataError("There is no example to evaluate on. Bring a test part.")
@@ -93,7 +98,14 @@ def check_classes(trained: tuple[str, ...] | None, found: tuple[str, ...]) -> No
 def score(
     probabilities: Floats, y: Labels, loss: float, metrics: dict[str, float] | None = None
 ) -> Evaluation:
-    """Work out the measures from probabilities, (n, classes), and true classes, (n,)."""
+    """Work out the measures.
+
+    Args:
+        probabilities: (n, classes), rows sum to 1.
+        y: (n,) true classes.
+        loss: The model's own, mean over the examples.
+        metrics: Its compiled ones.
+    """
     confusion = confusion_of(y, probabilities.argmax(axis=1), probabilities.shape[1])
     return Evaluation(
         accuracy=float(np.trace(confusion) / len(y)),
@@ -129,7 +141,7 @@ def auc_of(is_positive: npt.NDArray[np.bool_], scores: Floats) -> float | None:
 
 
 def confusion_of(y: Labels, predicted: Labels, num_classes: int) -> Labels:
-    """(classes, classes) counts, [true][predicted]."""
+    """(num_classes, num_classes) counts, [true][predicted], from true classes `y` and `predicted` ones, (n,) each."""
     return np.bincount(y * num_classes + predicted, minlength=num_classes**2).reshape(
         num_classes, num_classes
     )

@@ -1,4 +1,4 @@
-"""The one way to a model's answers: an image gets the same bits alone and among others, whoever asks."""
+"""The one way to a model's predictions: an image gets the same bits alone and among others, whoever asks."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -20,11 +20,11 @@ Array = npt.NDArray[Any]
 
 
 class Inference:
-    """A Keras classifier that is asked for answers.
+    """A Keras classifier that is asked for predictions.
 
     TensorFlow computes a batch of 32 with other kernels than a batch of one, and rounds otherwise. So every example
     goes through the model by itself, as a batch of one; several at a time, in one graph for all of them. The weights
-    are the model's own: after new ones the answers are theirs.
+    are the model's own: after new ones the predictions are theirs.
 
     Attributes:
         model: The model.
@@ -49,10 +49,10 @@ class Inference:
         return self._head
 
     def probabilities(self, x: Array) -> Floats:
-        """The model's answer for each example, (n, classes), rows sum to 1.
+        """The model's prediction for each example, (n, classes), rows sum to 1.
 
         Raises:
-            ModelError: An answer isn't finite.
+            ModelError: An output isn't finite.
         """
         outputs, _, _ = self._outputs(x)
         return self._head.probabilities(outputs)
@@ -67,7 +67,7 @@ class Inference:
             y: (n,) class numbers.
 
         Raises:
-            ModelError: An answer isn't finite.
+            ModelError: An output isn't finite.
         """
         outputs, scores, penalties = self._outputs(x)
         probabilities = self._head.probabilities(outputs)
@@ -90,11 +90,11 @@ class Inference:
         import tensorflow as tf
 
         targets = encode_labels(self.model.loss, y, self._head.num_outputs)
-        answers = tf.constant(outputs)
+        predicted = tf.constant(outputs)
         if scores.shape[1]:
-            answers._keras_logits = tf.constant(scores)  # what Keras's cross-entropies compute from
+            predicted._keras_logits = tf.constant(scores)  # what Keras's cross-entropies compute from
         # Not compute_loss, which adds the layers' own losses of the last call, here a graph's.
-        return float(self.model._compile_loss(targets, answers))
+        return float(self.model._compile_loss(targets, predicted))
 
 
 def cross_entropy(probabilities: Floats, y: Labels) -> float:
@@ -108,11 +108,11 @@ def _cut(x: Array) -> Iterator[Array]:
 
 
 def _trace(model: Any) -> Callable[[Any], Any]:
-    """One graph from (n, *shape) to the answers; it is the same whoever asks, and so are its kernels."""
+    """One graph from (n, *shape) to the outputs; it is the same whoever asks, and so are its kernels."""
     load_keras()
     import tensorflow as tf
 
-    def answer(example: Any) -> tuple[Any, Any, Any]:
+    def predict(example: Any) -> tuple[Any, Any, Any]:
         outputs = model(example[tf.newaxis], training=False)
         scores = getattr(outputs, "_keras_logits", outputs[:, :0])
         penalty = tf.add_n([tf.cast(loss, tf.float32) for loss in model.losses] or [tf.zeros(())])
@@ -120,14 +120,14 @@ def _trace(model: Any) -> Callable[[Any], Any]:
 
     dtype = model.outputs[0].dtype
 
-    def answer_all(x: Any) -> Any:
+    def predict_all(x: Any) -> Any:
         return tf.map_fn(
-            answer,
+            predict,
             x,
             fn_output_signature=(dtype, dtype, tf.float32),
             parallel_iterations=os.cpu_count() or 1,
         )
 
     spec = tf.TensorSpec((None, *model.input_shape[1:]), model.inputs[0].dtype)
-    concrete = tf.function(answer_all, autograph=False).get_concrete_function(spec)
-    return lambda x: tuple(part.numpy() for part in concrete(x))
+    concrete = tf.function(predict_all, autograph=False).get_concrete_function(spec)
+    return lambda x: tuple(each.numpy() for each in concrete(x))

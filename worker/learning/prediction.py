@@ -13,14 +13,14 @@ from worker.data.images import Pixels, check_image_shape, facts_of, read_image
 from worker.learning.inference import Inference
 from worker.learning.saved_model import LoadedModel, check_scale
 
-_BATCH = 32  # images that are held in memory at a time
+_BATCH = 32  # images that are in memory at a time
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """The answer for one image.
+    """What the model says of one image.
 
     Attributes:
         path: The image.
@@ -47,7 +47,7 @@ class Prediction:
 def predict(
     loaded: LoadedModel, images: Sequence[Path], on_unreadable: Callable[[DataError], None]
 ) -> Iterator[Prediction]:
-    """Classify image files, in order; an answer doesn't depend on the other images.
+    """Classify image files, in order; a prediction doesn't depend on the other images.
 
     Args:
         loaded: The model with its shape and classes.

@@ -62,8 +62,13 @@ def load_model(path: Path) -> LoadedModel:
 def check_scale(card: ModelCard | None, inputs: InputFacts | None, shape: Shape) -> str | None:
     """How data differ from what a model was trained on, in words, or None.
 
+    Args:
+        card: The model's; None for one from elsewhere.
+        inputs: What the data's examples are like.
+        shape: What the model takes.
+
     Raises:
-        DataError: They are images of another scale: the model's answers would be as sure as they are wrong.
+        DataError: They are images of another scale: the model's predictions would be as sure as they are wrong.
     """
     if card is None or card.inputs is None or inputs is None:
         return None

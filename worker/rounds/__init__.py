@@ -3,6 +3,8 @@
 Contents:
     round_starts   round starts put together from their parts
     uploading      an update on its way
+    time_limit     work that may never end, and is then left behind
+    site_rules     what this site's operator allows
     participant    the answer to one round start
     failures       what of an exception is told to the coordinator
     hand_over      what is to be done next, handed from thread to thread

@@ -14,7 +14,7 @@ class RoundJob:
     """Answer one round start for one logical worker.
 
     Attributes:
-        held: The newest attempt at this round that was received; the answer names it.
+        key: The newest attempt at this round that was received; the answer names it.
         session: The coordinator's, that sent it.
         stop: Set when the round has closed, or a newer one has come.
     """
@@ -22,7 +22,7 @@ class RoundJob:
     worker: str
     start: RoundStart
     weights: Vector
-    held: RoundKey
+    key: RoundKey
     session: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -40,7 +40,7 @@ class DeclineJob:
     """Tell the coordinator that a round can't be answered: its start can't be taken."""
 
     worker: str
-    held: RoundKey
+    key: RoundKey
     reason: str
 
 
@@ -74,7 +74,7 @@ class HandOver:
         """The open round whose start this worker has whole."""
         with self.lock:
             job = self.current.get(worker)
-            return job.held if job else None
+            return job.key if job else None
 
     def session(self, worker: str) -> int:
         """The coordinator's session in which it got that round start; 0 for none."""
@@ -93,24 +93,39 @@ class HandOver:
         with self.lock:
             known = self.current.get(job.worker)
             if known is not None and _is_same_round(known, job):
-                known.held, known.session = job.held, job.session
+                known.key, known.session = job.key, job.session
                 update = self.updates.get(job.worker)
                 if update is not None:
-                    update.at_attempt(job.held)
+                    update.at_attempt(job.key)
                     self.jobs.put(UploadJob(worker=job.worker, update=update))
                 return
             self._drop(job.worker)
             self.current[job.worker] = job
         self.jobs.put(job)
 
-    def decline(self, worker: str, held: RoundKey, reason: str) -> None:
-        """A round start can't be taken: what went on for an older one ends, and the coordinator is told."""
+    def decline(self, worker: str, key: RoundKey, reason: str) -> None:
+        """A round start can't be taken: what went on for an older one ends, and the coordinator is told.
+
+        Args:
+            worker: Whose round start it is.
+            key: Which attempt at which round.
+            reason: What the coordinator is told.
+        """
         with self.lock:
             self._drop(worker)
-        self.jobs.put(DeclineJob(worker=worker, held=held, reason=reason))
+        self.jobs.put(DeclineJob(worker=worker, key=key, reason=reason))
 
     def close(self, worker: str, run_id: str, round_number: int | None) -> bool:
-        """A round (None: any of this run) is over for this worker; whether it was still busy with it."""
+        """A round is over for this worker.
+
+        Args:
+            worker: For whom.
+            run_id: Of which run.
+            round_number: None: any of this run.
+
+        Returns:
+            Whether it was still busy with it.
+        """
         with self.lock:
             job = self.current.get(worker)
             if (
@@ -122,7 +137,7 @@ class HandOver:
             was_busy = worker not in self.updates
             self._drop(worker)
             if round_number is None:
-                self._spare = None  # nothing is held while nothing goes on
+                self._spare = None  # no memory is kept while nothing goes on
             return was_busy
 
     def fail(self, failure: Exception) -> None:
@@ -149,7 +164,7 @@ class HandOver:
         with self.lock:
             if self.current.get(job.worker) is not job:
                 return False
-            update.at_attempt(job.held)
+            update.at_attempt(job.key)
             self.updates[job.worker] = update
             return True
 

@@ -48,6 +48,11 @@ class Listener(threading.Thread):
     """Hears the coordinator on behalf of all logical workers of this process.
 
     Args:
+        link: Where the worker queues are consumed.
+        participants: The logical workers by name.
+        hand_over: Where what is to be done is left.
+        stop: The wish to end.
+        task: The only one to take part in; None takes part in any.
         acks_early: Acknowledge each part as it comes (a swarm: a thousand queues hold the same weights), not
             the whole round start once it is there.
     """
@@ -142,8 +147,8 @@ class Listener(threading.Thread):
             worker=worker,
             classes=data.classes,
             num_examples=0 if participant.evaluate_only else data.num_train_examples,
-            examples_per_class=tuple(data.examples_per_class.values()),
-            num_test_examples=data.num_test_examples,
+            examples_per_class=participant.rules.examples_per_class(data),
+            num_test_examples=participant.rules.num_test_examples(data),
             evaluate_only=participant.evaluate_only,
             task=self._task,
             held=self._hand_over.held(worker),
@@ -153,9 +158,9 @@ class Listener(threading.Thread):
         )
 
     def _on_connection(self, event: Connection) -> None:
-        """RoundKey parts come again after a reconnect; who we are is said again."""
+        """What wasn't acknowledged comes again after a reconnect; who we are is said again."""
         for incoming in self._incoming.values():
-            incoming.held.clear()
+            incoming.deliveries.clear()
         if event is Connection.LOST:
             self._single_reader.pause()
         else:
@@ -184,18 +189,18 @@ class Listener(threading.Thread):
         """Deal with what can't be read; whether that is all, and nothing need go to `dead`.
 
         What is of another version may come from a coordinator of now, or be left from before an upgrade: it ends
-        nothing, and can't be answered so that its sender would understand it. A newer coordinator is told once more who
-        is there, and refuses this worker by name. A round start of this version with a field too many is declined.
+        nothing, and nothing can be said back that its sender would understand. A newer coordinator is told once more
+        who is there, and refuses this worker by name. A round start of this version with a field too many is declined.
         """
         worker = delivery.queue.removeprefix("worker.")
         if isinstance(exc, OtherVersion):
-            if envelope.type not in (Refused.TYPE, Ping.TYPE):  # these are answers to a process of before
+            if envelope.type not in (Refused.TYPE, Ping.TYPE):  # these are meant for a process of before
                 self._on_other_version(worker, envelope)
             return True
-        held = _held_in(envelope)
-        if envelope.type == RoundStart.TYPE and held is not None:
+        key = _key_in(envelope)
+        if envelope.type == RoundStart.TYPE and key is not None:
             self._let_go(worker)
-            self._hand_over.decline(worker, held, str(exc))
+            self._hand_over.decline(worker, key, str(exc))
         return False
 
     def _on_other_version(self, worker: str, envelope: Envelope) -> None:
@@ -218,12 +223,12 @@ class Listener(threading.Thread):
         incoming = self._incoming.pop(worker, None)
         start = message if isinstance(message, RoundStart) else incoming and incoming.start
         if incoming is not None:
-            self._link.ack(incoming.held)
+            self._link.ack(incoming.deliveries)
         if start:
             self._hand_over.decline(worker, start.held, told(error))
 
     def _take(self, worker: str, message: Message, delivery: Delivery) -> bool:
-        """Act on one message; False when its delivery is held until the round start is whole."""
+        """Act on one message; False when its delivery stays unacknowledged until the round start is whole."""
         if isinstance(message, RoundStart):
             return self._on_start(worker, message, delivery)
         if isinstance(message, Part):
@@ -252,7 +257,7 @@ class Listener(threading.Thread):
             raise ProtocolError(f"A worker takes no {message.TYPE}.")
 
     def _on_refused(self, refused: Refused) -> None:
-        """The end, once it is acknowledged; what answers a former process, with data since mended, is ignored."""
+        """The end, once it is acknowledged; what is meant for a former process, with data since mended, is ignored."""
         if refused.token == self._token:
             self._refusal = DataError(refused.reason)
         else:
@@ -309,11 +314,11 @@ class Listener(threading.Thread):
         if self._acks_early:
             self._link.ack([delivery])
         else:
-            incoming.held.append(delivery.without_body())  # its values are in their place
+            incoming.deliveries.append(delivery.without_body())  # its values are in the vector
         if incoming.is_complete:
             del self._incoming[worker]
             self._begin(worker, incoming)
-            self._link.ack(incoming.held)
+            self._link.ack(incoming.deliveries)
         return False
 
     def _begin(self, worker: str, incoming: Incoming) -> None:
@@ -325,7 +330,7 @@ class Listener(threading.Thread):
                 worker=worker,
                 start=start,
                 weights=incoming.vector,
-                held=start.held,
+                key=start.held,
                 session=start.session,
             )
         )
@@ -334,15 +339,15 @@ class Listener(threading.Thread):
         """Acknowledge what came of a round start that a newer one replaces."""
         older = self._incoming.pop(worker, None)
         if older is not None:
-            self._link.ack(older.held)
+            self._link.ack(older.deliveries)
 
 
-def _held_in(envelope: Envelope) -> RoundKey | None:
+def _key_in(envelope: Envelope) -> RoundKey | None:
     run_id, number, attempt = envelope.run_id, envelope.round_number, envelope.attempt
     if run_id is None or number is None or attempt is None:
         return None
     return RoundKey(run_id=run_id, round_number=number, attempt=attempt)
 
 
-def _order(held: RoundKey) -> tuple[int, int]:
-    return held.round_number, held.attempt
+def _order(key: RoundKey) -> tuple[int, int]:
+    return key.round_number, key.attempt

@@ -5,30 +5,36 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 import numpy as np
 
+from broker.errors import DataError, ModelError
 from broker.wire.messages import RoundStart
 from broker.wire.tensors import Array, Vector, flatten_first, sections_of, unflatten
 from worker.data.data_set import Dataset, Examples
+from worker.learning.results import Report
 from worker.learning.terms import require_known
-from worker.learning.training import LocalModel, TrainingProgress
+from worker.learning.training import LocalModel
+from worker.rounds.site_rules import SiteRules
+from worker.rounds.time_limit import TimeLimit
 from worker.rounds.uploading import Measured
 
 logger = logging.getLogger(__name__)
 
-Report = Callable[[TrainingProgress], None]
+BUILD_SECONDS = 120.0  #: that building a model may take
+STEP_SECONDS = 600.0  #: that a batch may take; the first one with the tracing of the model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Participant:
-    """One logical worker: its name and its own data."""
+    """One logical worker: its name, its own data, and what its operator allows."""
 
     name: str
     data: Dataset
     evaluate_only: bool = False
+    rules: SiteRules = field(default_factory=SiteRules)
 
     def trains_in(self, start: RoundStart) -> bool:
         """Whether a round start asks this worker for an update."""
@@ -62,6 +68,13 @@ class Trainer(Protocol):
     ) -> Trained | None:
         """Train and measure; None when `stop` was set before the end.
 
+        Args:
+            participant: Who answers.
+            start: What is asked.
+            weights: The global ones, float32 of shape (P,).
+            stop: Looked at while it trains.
+            report: Told how far the training is.
+
         Raises:
             ModelError: The model is not allowed or can't be built.
             DataError: The data does not fit the model.
@@ -74,17 +87,30 @@ def seed_of(start: RoundStart, worker: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
 
+_Given = TypeVar("_Given")
+
+
 class KerasTrainer:
     """Trains with Keras; a model is built and compiled once, and used for every round and every logical worker.
 
+    One that takes for ever is given up, and declined from then on: TensorFlow goes on with it, and nobody waits.
+
     Args:
         deterministic: Same seed, same data, same bits, whatever the coordinator asks for.
+        ending: Set when the process is to end: what is under way is then left behind.
     """
 
-    def __init__(self, *, deterministic: bool = False) -> None:
+    def __init__(self, *, deterministic: bool = False, ending: threading.Event | None = None) -> None:
         self._deterministic = deterministic
+        self._time_limit = TimeLimit(ending or threading.Event())
         self._model: LocalModel | None = None
         self._model_json = ""
+        self._given_up: dict[str, str] = {}  # the last model that took too long, and why
+
+    @property
+    def has_left_behind(self) -> bool:
+        """Whether TensorFlow is still at something that nobody waits for."""
+        return self._time_limit.num_left_behind > 0
 
     def warm_up(self) -> None:
         """Import TensorFlow."""
@@ -104,23 +130,44 @@ class KerasTrainer:
         begun = time.monotonic()
         if participant.trains_in(start):
             require_known(start.settings.terms)
+        if start.model in self._given_up:
+            raise ModelError(self._given_up[start.model])
         model = self._model_for(start)
+        if model is None:
+            return None
         seed = seed_of(start, participant.name)
         test = self._test_examples(participant, start, model, seed)
         values = unflatten(start.layout, weights, start.integers)
-        found = model.evaluate(values, test) if len(test) else None
-        if stop.is_set():
+        found = None
+        if len(test):
+            found = self._in_time(
+                start, lambda gets_on: model.evaluate(values, test, stop=stop, each_step=gets_on)
+            )
+        if stop.is_set() or (found is None and len(test)):
             return None
         result, vector = None, None
         if participant.trains_in(start):
             examples = participant.data.sample(
                 model.input_shape, start.settings.examples_per_class, np.random.default_rng([seed, 3])
             )
+            refusal = participant.rules.refusal(start.settings, len(examples))
+            if refusal is not None:
+                raise DataError(refusal)
             validation = test if len(test) else None
-            result = model.train(
-                values, examples, validation, start.settings, seed=seed, stop=stop, report=report
+            result = self._in_time(
+                start,
+                lambda gets_on: model.train(
+                    values,
+                    examples,
+                    validation,
+                    start.settings,
+                    seed=seed,
+                    stop=stop,
+                    report=report,
+                    each_step=gets_on,
+                ),
             )
-            if not result.finished:
+            if result is None or not result.finished:
                 return None
             vector = _difference(result.weights, weights, start)
         measured = Measured(
@@ -133,7 +180,7 @@ class KerasTrainer:
             num_test_examples=len(test),
             seconds=time.monotonic() - begun,
         )
-        return Trained(vector=vector, measured=measured)
+        return Trained(vector=vector, measured=participant.rules.of(measured))
 
     def _test_examples(
         self, participant: Participant, start: RoundStart, model: LocalModel, seed: int
@@ -141,13 +188,37 @@ class KerasTrainer:
         per_class = start.settings.examples_per_class
         return participant.data.sample_test(model.input_shape, per_class, np.random.default_rng([seed, 4]))
 
-    def _model_for(self, start: RoundStart) -> LocalModel:
+    def _model_for(self, start: RoundStart) -> LocalModel | None:
+        """The model of a round start; None when the process is to end before it is built."""
         if self._model is None or (self._model_json, self._model.layout) != (start.model, start.layout):
             deterministic = self._deterministic or start.settings.deterministic
             self._model = None
-            self._model = LocalModel(start.model, start.layout, deterministic=deterministic)
+            self._model = self._in_time(
+                start,
+                lambda _: LocalModel(start.model, start.layout, deterministic=deterministic),
+                what="Building the model",
+                seconds=BUILD_SECONDS,
+            )
             self._model_json = start.model
         return self._model
+
+    def _in_time(
+        self,
+        start: RoundStart,
+        function: Callable[[Callable[[], None]], _Given],
+        *,
+        what: str = "One batch of examples",
+        seconds: float | None = None,
+    ) -> _Given | None:
+        """Let TensorFlow do something; a model that was given up over it is in use, and must not be used again."""
+        before = self._time_limit.num_left_behind
+        try:
+            return self._time_limit.keep(what, STEP_SECONDS if seconds is None else seconds, function)
+        except ModelError as exc:
+            if self._time_limit.num_left_behind > before:
+                self._model = None
+                self._given_up = {start.model: str(exc)}
+            raise
 
 
 def _difference(trained: list[Array], weights: Vector, start: RoundStart) -> Vector:

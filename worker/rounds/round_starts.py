@@ -46,12 +46,12 @@ class Incoming:
 
     Attributes:
         vector: The global weights, float32 of shape (P,); whole once `is_complete`.
-        held: Deliveries to acknowledge once it is complete.
+        deliveries: To be acknowledged once it is complete.
     """
 
     def __init__(self, start: RoundStart, spare: Vector | None = None) -> None:
         self.start = start
-        self.held: list[Delivery] = []
+        self.deliveries: list[Delivery] = []
         size = vector_size(start.layout)
         fits = spare is not None and (spare.shape, spare.dtype) == ((size,), FLOAT32)
         self.vector: Vector = spare if spare is not None and fits else _reserved(size)
@@ -64,7 +64,7 @@ class Incoming:
     def of(cls, start: RoundStart, vector: Vector) -> "Incoming":
         """A round start whose weights are here already."""
         whole = cls.__new__(cls)
-        whole.start, whole.held, whole.vector, whole._is_inline = start, [], vector, True
+        whole.start, whole.deliveries, whole.vector, whole._is_inline = start, [], vector, True
         return whole
 
     def _take_inline(self) -> None:
@@ -80,7 +80,7 @@ class Incoming:
         return self._is_inline or self._assembly.is_complete
 
     def take(self, part: Part) -> bool:
-        """Put a part in its place; False when it belongs to another round start.
+        """Take in a part; False when it belongs to another round start.
 
         Raises:
             ProtocolError: It does not fit, or the whole has another digest than announced.

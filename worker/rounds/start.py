@@ -17,6 +17,9 @@ from worker.rounds.worker_loop import WorkerLoop
 
 logger = logging.getLogger(__name__)
 
+_LAST_SECONDS = 10.0  # what leaving may take; a swarm deletes thousands of queues
+_LAST_SECONDS_OF_SWARM = 60.0
+
 
 @dataclass(frozen=True, slots=True)
 class LinkTo:
@@ -37,8 +40,25 @@ def take_part(
     connect_seconds: float,
     is_swarm: bool = False,
 ) -> None:
-    """Connect and serve until told to stop."""
-    with Stop() as stop:
+    """Connect and serve until told to stop.
+
+    Args:
+        participants: One, or a swarm's.
+        link_to: The broker.
+        log: Told which run and round the story is about.
+        task: The only one to take part in; None takes part in any.
+        once: Leave after one run.
+        deterministic: Same seed, same bits.
+        connect_seconds: How long the first connection is tried.
+        is_swarm: Whether the participants are a swarm's.
+
+    Raises:
+        BrokerUnreachable: Nothing answered in that time.
+        NameInUse: Another process reads this name's queue.
+        DataError: The coordinator refused this worker.
+    """
+    with Stop(limit_seconds=_LAST_SECONDS_OF_SWARM if is_swarm else _LAST_SECONDS) as stop:
+        trainer = KerasTrainer(deterministic=deterministic, ending=stop.event)
         link = RabbitLink(
             LinkSettings(
                 amqp_url=link_to.amqp_url,
@@ -54,7 +74,7 @@ def take_part(
             WorkerLoop(
                 link,
                 participants,
-                KerasTrainer(deterministic=deterministic),
+                trainer,
                 stop=stop.event,
                 log=log,
                 console=Console(),
@@ -64,7 +84,7 @@ def take_part(
             ).serve()
         finally:
             link.close()
-    if stop.signal_number is not None:
+    if stop.signal_number is not None or trainer.has_left_behind:
         _end_process()
 
 

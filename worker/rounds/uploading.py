@@ -36,9 +36,13 @@ class KeptUpdate:
     """An update that can be uploaded as often as it takes; each upload has an id of its own.
 
     Args:
+        worker: Whose.
+        key: The attempt at a round that it answers.
+        measured: What is announced with it.
         vector: What travels up, float32 of shape (U,): of trainable weights the difference local minus global,
             statistics as they are; None when the worker only measured.
         layout: Of the model.
+        part_bytes: The most that one message carries of it.
         precision: How its values travel.
         seed: Of int8's stochastic rounding: the same part is encoded to the same bytes every time.
 
@@ -49,7 +53,7 @@ class KeptUpdate:
     def __init__(
         self,
         worker: str,
-        held: RoundKey,
+        key: RoundKey,
         measured: Measured,
         vector: Vector | None,
         *,
@@ -63,20 +67,20 @@ class KeptUpdate:
                 "Training has diverged: the update has NaN or infinity. Try a lower learning rate."
             )
         self.worker = worker
-        self.held = held
+        self.key = key
         self.measured = measured
         self.vector = vector
         self._encoding = Encoding() if vector is None else Encoding.of(vector, layout, precision)
         self._seed = seed
         is_inline = vector is None or vector.nbytes <= INLINE_BYTES
-        self._places = [] if vector is None or is_inline else list(transfer.slices(vector.size, part_bytes))
+        self._slices = [] if vector is None or is_inline else list(transfer.slices(vector.size, part_bytes))
         self._digest = Digest()
         self._upload_id = ""
         self._is_announced = False
 
-    def at_attempt(self, held: RoundKey) -> None:
+    def at_attempt(self, key: RoundKey) -> None:
         """Answer a later attempt at the same round with the same update."""
-        self.held = held
+        self.key = key
         self._is_announced = False
 
     @property
@@ -96,14 +100,14 @@ class KeptUpdate:
     @property
     def num_parts(self) -> int:
         """How many parts it travels in; 0 when it rides inside its announcement."""
-        return len(self._places)
+        return len(self._slices)
 
     def parts(self) -> Iterator[Outgoing]:
         """The parts of the upload that was begun, encoded one by one as they are published."""
-        key = names.upload_queue(self.worker)
+        queue = names.upload_queue(self.worker)
         return (
-            Outgoing(key=key, body=_PartBody(self, self._upload_id, index), message_type=Part.TYPE)
-            for index in range(len(self._places))
+            Outgoing(key=queue, body=_PartBody(self, self._upload_id, index), message_type=Part.TYPE)
+            for index in range(len(self._slices))
         )
 
     def part(self, upload_id: str, index: int) -> bytes:
@@ -112,11 +116,11 @@ class KeptUpdate:
         self._digest.add(index, data)
         return encode_message(
             Part(
-                run_id=self.held.run_id,
-                round_number=self.held.round_number,
+                run_id=self.key.run_id,
+                round_number=self.key.round_number,
                 transfer_id=upload_id,
                 index=index,
-                count=len(self._places),
+                count=len(self._slices),
                 precision=self._encoding.precision,
                 data=data,
             )
@@ -124,16 +128,16 @@ class KeptUpdate:
 
     def _encoded(self, index: int) -> Binary:
         assert self.vector is not None  # noqa: S101 - an update without a vector has no parts
-        place = self._places[index] if self._places else slice(0, self.vector.size)
-        return self._encoding.encode(self.vector, place, np.random.default_rng([self._seed, index]))
+        section = self._slices[index] if self._slices else slice(0, self.vector.size)
+        return self._encoding.encode(self.vector, section, np.random.default_rng([self._seed, index]))
 
     def announcement(self) -> Outgoing:
         """What tells the coordinator, once the parts are confirmed."""
         message = UpdateAnnounced(
             worker=self.worker,
-            run_id=self.held.run_id,
-            round_number=self.held.round_number,
-            attempt=self.held.attempt,
+            run_id=self.key.run_id,
+            round_number=self.key.round_number,
+            attempt=self.key.attempt,
             upload_id=self._upload_id,
             num_examples=self.measured.num_examples,
             metrics=self.measured.metrics,
@@ -144,12 +148,12 @@ class KeptUpdate:
             num_test_examples=self.measured.num_test_examples,
             precision=self._encoding.precision,
             scales=self._encoding.scales,
-            parts=len(self._places),
+            parts=len(self._slices),
             update=None,
             digest=self._digest.hex(),
             seconds=self.measured.seconds,
         )
-        if self.vector is not None and not self._places:
+        if self.vector is not None and not self._slices:
             data = self._encoded(0)
             digest = Digest()
             digest.add(0, data)
@@ -164,13 +168,13 @@ class KeptUpdate:
         if self.vector is None or self._encoding.precision == "float32":
             return None
         decoded = np.empty_like(self.vector)
-        for index, place in enumerate(self._places or [slice(0, self.vector.size)]):
-            self._encoding.decode(self._encoded(index), place, decoded[place])
+        for index, section in enumerate(self._slices or [slice(0, self.vector.size)]):
+            self._encoding.decode(self._encoded(index), section, decoded[section])
         return np.subtract(self.vector, decoded, out=decoded)
 
 
 class _PartBody:
-    """Encodes one part when it is published, so that the update is not held twice."""
+    """Encodes one part when it is published, so that the update is not in memory twice."""
 
     def __init__(self, update: KeptUpdate, upload_id: str, index: int) -> None:
         self._update, self._upload_id, self._index = update, upload_id, index

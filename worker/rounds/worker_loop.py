@@ -1,4 +1,4 @@
-"""A worker's process over the broker: the main thread trains and uploads, the postbox hears."""
+"""A worker's process over the broker: the main thread trains and uploads, the listener hears."""
 
 import logging
 import queue
@@ -16,7 +16,7 @@ from broker.wire import names
 from broker.wire.messages import Declined, Left, Progress, RoundKey, RoundStart
 from broker.wire.tensors import Vector
 from worker.console import Console
-from worker.learning.training import TrainingProgress
+from worker.learning.results import TrainingProgress
 from worker.rounds.failures import told
 from worker.rounds.hand_over import DeclineJob, HandOver, Job, RoundJob, UploadJob
 from worker.rounds.listener import Listener
@@ -26,6 +26,7 @@ from worker.rounds.uploading import KeptUpdate
 logger = logging.getLogger(__name__)
 
 _WAIT_SECONDS = 0.5
+_LONGEST_PAUSE_SECONDS = 8.0
 _PROGRESS_SECONDS = 1.0
 _SWARM_PREFETCH = 2
 _OUTBOX_SECONDS = 0.2
@@ -35,8 +36,15 @@ class WorkerLoop:
     """All logical workers of one process, on one link.
 
     Args:
+        link: To the broker, open.
         participants: One for `worker run`; a swarm has many, which answer one after the other.
+        trainer: What turns a round start into an answer.
+        stop: The wish to end.
+        log: Told which run and round the story is about.
+        console: Where a person sees how far a training is.
+        task: The only one to take part in; None takes part in any.
         once: Leave after the first run.
+        is_swarm: Many workers on little data: updates are gathered, and the queues deleted at the end.
     """
 
     def __init__(
@@ -113,7 +121,7 @@ class WorkerLoop:
         if isinstance(job, UploadJob):
             self._upload([job.update])
         elif isinstance(job, DeclineJob):
-            self._decline(job.worker, job.held, job.reason)
+            self._decline(job.worker, job.key, job.reason)
         elif job is not None and not job.stop.is_set():
             self._answer(job)
         if self._outbox and (job is None or time.monotonic() - self._outbox_at > _OUTBOX_SECONDS):
@@ -126,8 +134,13 @@ class WorkerLoop:
             logger.info("Left.")
 
     def _delete_queues(self) -> None:
-        """Leave nothing behind, unless another swarm of this name waits to read it; an exit code says nothing of it."""
+        """Leave nothing behind, unless another swarm of this name waits to read it; an exit code says nothing of it.
+
+        An invited swarm's queues were made for it, and wait for it to come back.
+        """
         read = [names.worker_queue(worker) for worker in self._participants]
+        if names.is_own_queue(self._link.account, read[0]):
+            return
         uploads = [names.upload_queue(worker) for worker in self._participants]
         try:
             self._link.cancel(read)
@@ -143,7 +156,7 @@ class WorkerLoop:
         try:
             update = self._trained(job)
         except Exception as exc:  # noqa: BLE001 - also a bug is told, and not waited for until the deadline
-            self._decline(job.worker, job.held, told(exc), exc)
+            self._decline(job.worker, job.key, told(exc), exc)
             return
         finally:
             self._console.end()
@@ -167,7 +180,7 @@ class WorkerLoop:
         settings = job.start.settings
         update = KeptUpdate(
             job.worker,
-            job.held,
+            job.key,
             trained.measured,
             self._with_residual(job.worker, trained.vector),
             layout=job.start.layout,
@@ -208,10 +221,14 @@ class WorkerLoop:
                 for update in updates:
                     self._upload([update])
             else:
-                self._decline(updates[0].worker, updates[0].held, told(exc), exc)
+                self._decline(updates[0].worker, updates[0].key, told(exc), exc)
 
     def _publish(self, updates: list[KeptUpdate]) -> None:
-        """Publish the parts, then announce them; an upload queue that is gone is made again."""
+        """Publish the parts, then announce them; an upload queue that is gone is made again.
+
+        A full one is tried again with growing pauses: the coordinator may empty it.
+        """
+        pause = _WAIT_SECONDS
         while not self._stop.is_set():
             updates = [update for update in updates if self._hand_over.begin_upload(update)]
             if not updates:
@@ -223,7 +240,8 @@ class WorkerLoop:
                     update.note_announced()
                 logger.debug("The coordinator's queue has %d updates.", len(updates))
                 return
-            self._stop.wait(_WAIT_SECONDS)
+            self._stop.wait(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     def _redeclare(self, queues: list[Queue]) -> None:
         try:
@@ -231,20 +249,20 @@ class WorkerLoop:
         except BrokerError as exc:
             logger.debug("Declared again in a moment: %s", exc)
 
-    def _decline(self, worker: str, held: RoundKey, reason: str, error: Exception | None = None) -> None:
+    def _decline(self, worker: str, key: RoundKey, reason: str, error: Exception | None = None) -> None:
         """Tell the coordinator; the traceback of what nobody expected stays in this log."""
         bug = None if isinstance(error, WarrenError) else error
-        logger.error("Can't answer round %d: %s", held.round_number, reason, exc_info=bug)
+        logger.error("Can't answer round %d: %s", key.round_number, reason, exc_info=bug)
         declined = Declined(
             worker=worker,
-            run_id=held.run_id,
-            round_number=held.round_number,
-            attempt=held.attempt,
+            run_id=key.run_id,
+            round_number=key.round_number,
+            attempt=key.attempt,
             reason=reason[:2000],
         )
         self._publisher.send([outgoing(declined, names.COORDINATOR)])
         # Should the word be lost, or another attempt come, the round start is new to this worker.
-        self._hand_over.close(worker, held.run_id, held.round_number)
+        self._hand_over.close(worker, key.run_id, key.round_number)
 
     # --- the story -----------------------------------------------------------------------------------------
 
@@ -315,6 +333,6 @@ class WorkerLoop:
             epochs=progress.epochs,
             batch=progress.batch,
             batches=progress.batches,
-            metrics=progress.metrics,
+            metrics=self._participants[job.worker].rules.progress(progress.metrics),
         )
         self._publisher.try_send([outgoing(message, names.COORDINATOR, is_transient=True)])

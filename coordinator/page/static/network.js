@@ -89,6 +89,7 @@ function showConnections(isAnswering) {
 function examplesText(worker) {
   if (worker.evaluate_only) return `measures on ${plural(worker.num_test_examples, "example")}`;
   const classes = Object.entries(worker.examples_per_class);
+  if (!classes.length) return plural(worker.num_examples, "example");
   if (classes.length > 4) return `${plural(worker.num_examples, "example")} in ${classes.length} classes`;
   return classes.map(([name, number]) => `${name}: ${number.toLocaleString("en")}`).join(" · ");
 }

@@ -1,0 +1,89 @@
+"""How much may wait at the broker, and for how long: set as policies, of which a queue has one at a time."""
+
+import re
+
+from broker.hosting.management import Management
+from broker.wire import names
+
+__all__ = ["MOST_WAITING", "UPLOAD_BYTES", "limit_account", "set_policies", "unlimit"]
+
+MOST_WAITING = (
+    10_000  #: messages in each queue of an account; a model of 1 GB in its smallest parts is half of that
+)
+UPLOAD_BYTES = 2**30  #: what may wait in each queue of an account, unless it was invited with another limit
+
+# A policy's name is the badge that a person sees beside the queue at the management page.
+_EXPIRY = "warren: deleted when nobody reads it for 14 days"
+_WORKER_QUEUES = r"^worker\.[a-z0-9-]{1,48}(\.[0-9]+)?$"
+# A laptop may stay closed over a holiday; a worker that never comes back must not fill the disk for ever.
+# Upload queues have no expiry: nobody reads them before the update is announced.
+_EXPIRES_MILLISECONDS = 14 * 24 * 3600 * 1000
+
+_ABOVE_ALL = 10  #: the priority of what is said of one account; a number that is left to others is 0
+_COORDINATOR = "warren: at most 512 MiB, then nothing more is taken"
+_COORDINATOR_BYTES = 512 * 2**20  # updates of 64 KiB of 8,000 workers, while no coordinator is there
+_COORDINATOR_WAITING = 100_000
+_DEAD = "warren: at most 64 MiB, then the oldest are dropped"
+_DEAD_BYTES = 64 * 2**20  # 1,000 copies, as it may hold
+
+
+def set_policies(management: Management, vhost: str) -> None:
+    """Set what Warren wants of every federation's queues.
+
+    A worker's queue goes when nobody comes back for it. What everybody may write to is bounded: no account fills the
+    disk by way of the coordinator's queue, or of `dead`. The coordinator's takes nothing more when it is full, so that
+    who was told that his word is there can rely on it; of the others' copies the newest are worth most.
+    """
+    management.put_policy(
+        vhost, _EXPIRY, pattern=_WORKER_QUEUES, definition={"expires": _EXPIRES_MILLISECONDS}
+    )
+    management.put_policy(
+        vhost,
+        _COORDINATOR,
+        pattern=f"^{names.COORDINATOR}$",
+        definition={
+            "max-length-bytes": _COORDINATOR_BYTES,
+            "max-length": _COORDINATOR_WAITING,
+            "overflow": "reject-publish",
+        },
+    )
+    management.put_policy(
+        vhost, _DEAD, pattern=f"^{names.DEAD}$", definition={"max-length-bytes": _DEAD_BYTES}
+    )
+
+
+def limit_account(management: Management, vhost: str, name: str, *, most_bytes: int) -> None:
+    """Set how much may wait for a worker (or each of a swarm), and of it.
+
+    Full, its upload queue takes nothing more, so that it learns of that; from the queue that it reads the oldest goes:
+    a round start that was never fetched is replaced by the next. Neither expires, as its account can't make it again:
+    a worker that is away for a year finds both, and `broker revoke` deletes them.
+    """
+    bounds = {"max-length": MOST_WAITING, "max-length-bytes": most_bytes}
+    workers = rf"{re.escape(name)}(\.[1-9][0-9]*)?"
+    for badge, queue, overflow in (
+        (_reading(name), names.worker_queue, "drop-head"),
+        (_uploading(name), names.upload_queue, "reject-publish"),
+    ):
+        kind = re.escape(queue(""))
+        management.put_policy(
+            vhost,
+            badge,
+            pattern=f"^{kind}{workers}$",
+            definition={**bounds, "overflow": overflow},
+            priority=_ABOVE_ALL,
+        )
+
+
+def unlimit(management: Management, vhost: str, name: str) -> None:
+    """Take back what was set for one account's queues."""
+    for badge in (_reading(name), _uploading(name)):
+        management.api.delete("policies", vhost, badge)
+
+
+def _reading(name: str) -> str:
+    return f"warren: what waits for {name}"
+
+
+def _uploading(name: str) -> str:
+    return f"warren: what {name} may upload"

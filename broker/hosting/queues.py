@@ -1,0 +1,69 @@
+"""Queues that the admin side makes and binds, so that a worker's account needs no right to make any."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from broker.hosting.api import Fields
+from broker.hosting.management import Management
+from broker.link.seam import Queue
+from broker.wire import names
+
+logger = logging.getLogger(__name__)
+
+_COUNTS = "disable_stats=true&enable_queue_totals=true"  # the rest is slow with thousands of queues, and late
+_KINDS = ("classic", "quorum")  # a stream is read from the beginning each time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removed:
+    """How many queues are gone, and how many messages with them."""
+
+    queues: int
+    messages: int
+
+
+def make(management: Management, vhost: str, wanted: Sequence[Queue]) -> None:
+    """Make these queues, of the virtual host's own type, and bind them.
+
+    One that is there is kept with what is in it, if it is what it should be; else it is made anew: whoever made it
+    could have its messages go where they like.
+    """
+    there = {queue["name"]: queue for queue in _listed(management, vhost)}
+    for queue in wanted:
+        found = there.get(queue.name)
+        if found is not None and not _is_as_wanted(found, queue):
+            logger.warning("The queue %r was there with other arguments; it is made anew.", queue.name)
+            management.api.delete("queues", vhost, queue.name)
+            found = None
+        if found is None:
+            body = {"durable": True, "auto_delete": False, "arguments": queue.arguments}
+            management.api.put("queues", vhost, queue.name, body=body)
+        for key in queue.keys:
+            binding = {"routing_key": key, "arguments": {}}
+            management.api.post("bindings", vhost, "e", names.EXCHANGE, "q", queue.name, body=binding)
+
+
+def remove(management: Management, vhost: str, name: str) -> Removed:
+    """Delete the queues of a worker, or of its swarm, with what is in them."""
+    found = [queue for queue in _listed(management, vhost) if _is_for(queue["name"], name)]
+    for queue in found:
+        management.api.delete("queues", vhost, queue["name"])
+    return Removed(queues=len(found), messages=sum(queue.get("messages") or 0 for queue in found))
+
+
+def _listed(management: Management, vhost: str) -> list[Fields]:
+    found: list[Fields] = management.api.get("queues", vhost, query=_COUNTS)
+    return found
+
+
+def _is_as_wanted(found: Fields, wanted: Queue) -> bool:
+    arguments = {key: value for key, value in found["arguments"].items() if key != "x-queue-type"}
+    is_plain = found["durable"] and not found["auto_delete"] and not found.get("exclusive")
+    return bool(is_plain) and found.get("type") in _KINDS and arguments == wanted.arguments
+
+
+def _is_for(queue: str, name: str) -> bool:
+    worker = queue.partition(".")[2]
+    is_workers = queue in (names.worker_queue(worker), names.upload_queue(worker))
+    return is_workers and names.is_worker(worker) and worker.partition(".")[0] == name

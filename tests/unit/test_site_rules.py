@@ -1,0 +1,63 @@
+"""What leaves a site, and which rounds it declines, by its operator's own word."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from broker.wire.settings import TrainingSettings
+from worker.data.data_set import Dataset
+from worker.rounds.site_rules import SiteRules
+from worker.rounds.uploading import Measured
+
+SETTINGS = TrainingSettings(epochs=2, batch_size=4, seed=0)
+MEASURED = Measured(
+    num_examples=10, metrics={"loss": 1.0}, states={"auc": np.zeros(2)}, global_metrics={"loss": 2.0},
+    global_states={"auc": np.zeros(2)}, counts=None, num_test_examples=5, seconds=1.0,
+)  # fmt: skip
+
+
+class TenOfTwoClasses:
+    """As much of a data set as a word about it needs."""
+
+    examples_per_class = {"NORMAL": 4, "PNEUMONIA": 6}  # noqa: RUF012 - read only
+    num_test_examples = 5
+
+
+def data() -> Dataset:
+    told: object = TenOfTwoClasses()
+    return told  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("rules", "num_examples", "refusal"),
+    [
+        (SiteRules(), 1, None),
+        (SiteRules(least_examples=10), 10, None),
+        (SiteRules(least_examples=10), 9, "would train on 9 examples"),
+        (SiteRules(least_steps=6), 9, None),  # 3 batches twice
+        (SiteRules(least_steps=7), 9, "would take 6 steps"),
+    ],
+)
+def test_a_round_below_the_operators_floor_is_refused(
+    rules: SiteRules, num_examples: int, refusal: str | None
+) -> None:
+    """An update of few examples or steps tells much about them; the floor is the site's, not the coordinator's."""
+    told = rules.refusal(SETTINGS, num_examples)
+    assert told is None if refusal is None else refusal in (told or "")
+
+
+def test_with_weights_alone_no_figure_leaves() -> None:
+    """The update's weight in the mean is all that is told besides."""
+    rules = SiteRules(share="weights")
+    bare = replace(MEASURED, metrics={}, states={}, global_metrics={}, global_states={}, num_test_examples=0)
+    assert rules.of(MEASURED) == bare
+    assert rules.progress({"loss": 1.0}) == {}
+    assert (rules.examples_per_class(data()), rules.num_test_examples(data())) == ((), 0)
+
+
+def test_how_many_examples_of_each_class_is_told_on_request_alone() -> None:
+    """How many of its patients are ill is a site's own affair."""
+    assert SiteRules().examples_per_class(data()) == ()
+    assert SiteRules().of(MEASURED) is MEASURED
+    assert SiteRules(share="counts").examples_per_class(data()) == (4, 6)

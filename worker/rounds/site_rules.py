@@ -1,0 +1,73 @@
+"""What this site's operator allows, whatever a coordinator asks for."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from broker.wire.settings import TrainingSettings
+from worker.data.data_set import Dataset
+from worker.rounds.uploading import Measured
+
+Share = Literal["weights", "metrics", "counts"]
+SHARES: tuple[Share, ...] = get_args(Share)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteRules:
+    """What a round may ask of this site, and what of its answer leaves it.
+
+    The update of one example by one step of a linear model *is* that example: an update is the less telling, the more
+    examples and steps it rests on (Zhu et al. 2019, "Deep Leakage from Gradients").
+
+    Attributes:
+        least_examples: An update rests on at least so many different examples.
+        least_steps: And on so many steps of the optimizer.
+        share: *weights*: the update and how many examples it rests on. *metrics*: also loss and metrics, of training
+            and on the site's test examples, and how these were answered class by class. *counts*: also how many
+            training examples there are of each class.
+    """
+
+    least_examples: int = 1
+    least_steps: int = 1
+    share: Share = "metrics"
+
+    def refusal(self, settings: TrainingSettings, num_examples: int) -> str | None:
+        """Why a round is declined that would train on so many examples; None if it isn't."""
+        if num_examples < self.least_examples:
+            return (
+                f"This round would train on {num_examples} examples of this site, whose operator allows no update of "
+                f"fewer than {self.least_examples} (--least-examples)."
+            )
+        num_steps = settings.epochs * math.ceil(num_examples / settings.batch_size)
+        if num_steps < self.least_steps:
+            return (
+                f"This round would take {num_steps} steps at this site, whose operator allows no update of fewer than "
+                f"{self.least_steps} (--least-steps)."
+            )
+        return None
+
+    def of(self, measured: Measured) -> Measured:
+        """What may leave of what was measured."""
+        if self.share != "weights":
+            return measured
+        return replace(
+            measured,
+            metrics={},
+            states={},
+            global_metrics={},
+            global_states={},
+            counts=None,
+            num_test_examples=0,
+        )
+
+    def progress(self, metrics: dict[str, float]) -> dict[str, float]:
+        """What may leave of the figures of a training under way."""
+        return {} if self.share == "weights" else metrics
+
+    def examples_per_class(self, data: Dataset) -> tuple[int, ...]:
+        """How many training examples there are of each class, or nothing."""
+        return tuple(data.examples_per_class.values()) if self.share == "counts" else ()
+
+    def num_test_examples(self, data: Dataset) -> int:
+        """How many test examples are told of."""
+        return 0 if self.share == "weights" else data.num_test_examples
