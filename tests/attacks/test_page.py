@@ -209,7 +209,7 @@ def test_sixty_four_listeners_starve_nobody(page: Address) -> None:
 
 
 def test_open_streams_do_not_keep_the_server_from_ending(scheduler: FakeScheduler) -> None:
-    """A visitor keeps 64 streams open, and one that reads nothing: the server ends within two seconds, or three on a busy machine."""
+    """A visitor keeps 64 event streams open: the server ends in two seconds, on a busy machine in three."""
     stop = threading.Event()
     app = network.create_app(scheduler, host="127.0.0.1", token=TOKEN, stop=stop)  # type: ignore[arg-type]
     with ExitStack() as stack:
