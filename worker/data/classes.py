@@ -97,6 +97,11 @@ def declare_labels(labels: Sequence[int], where: str) -> Declared:
 def agree(given: Declared | None, found: Declared | None, where: str) -> Declared | None:
     """What is declared, when it may be twice: on the command line and with the data.
 
+    Args:
+        given: By `--classes`.
+        found: With the data.
+        where: In the data, as an error calls it.
+
     Raises:
         DataError: They differ.
     """
