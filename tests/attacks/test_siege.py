@@ -51,15 +51,19 @@ class Enemy(threading.Thread):
         """One kind after the other, again and again; a channel or connection that is closed is opened again."""
         attacks = cycle(
             [
-                self.join, self.listen, self.announce, self.junk, self.progress, self.decline, self.bomb, self.noise,
+                self.come, self.listen, self.announce, self.junk, self.progress, self.decline, self.bomb, self.noise,
                 self.speak_for_others, self.make_queues, self.read_alone, self.fill, self.claim_much, self.repeat,
             ]
         )  # fmt: skip
         while not self.end.is_set():
             with suppress(pika.exceptions.AMQPError, OSError):
                 connection = pika.BlockingConnection(pika.URLParameters(self.amqp_url))
-                while not self.end.is_set():
-                    self.attack(connection, next(attacks))
+                try:
+                    while not self.end.is_set():
+                        self.attack(connection, next(attacks))
+                finally:
+                    with suppress(pika.exceptions.AMQPError):
+                        connection.close()
 
     def attack(self, connection: pika.BlockingConnection, kind: Callable[[object], None]) -> None:
         channel = connection.channel()
@@ -81,7 +85,7 @@ class Enemy(threading.Thread):
     def of_round(self) -> dict[str, object]:
         return {"run_id": self.run_id, "round_number": self.round_number, "attempt": self.attempt}
 
-    def join(self, channel: object) -> None:
+    def come(self, channel: object) -> None:
         told = {"num_examples": 100, "examples_per_class": [], "num_test_examples": 5, "token": "0" * 16}
         self.say(channel, "joined", classes=["no", "yes"], **told)
         self.say(channel, "joined", classes=["x\n12:00:00 All is well", "\x1b[2Jx"], **told)
@@ -185,7 +189,8 @@ def test_an_enemy_that_does_everything_at_once_harms_nobody_else(
 ) -> None:
     """The enemy holds one invited account and uses it without a pause: junk, floods, lies, forged names, queues of its
     own making. It wants the others to end, the round to stay open, the coordinator to run out of memory or the broker
-    of disk. The rounds close in their time, with the bits of a run without it, and the history says who was shut out."""
+    of disk. The rounds close in their time, with the bits of a run without it, and the history says who was
+    shut out."""
     stage = Stage(vhost, tmp_path, size=MANY_PARTS, patches=SMALL_PARTS)
     as_coordinator, as_enemy = invite("coordinator"), invite(NAME)
     for name, number in HONEST.items():
