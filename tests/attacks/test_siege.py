@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import cycle
+from itertools import chain, cycle
 from pathlib import Path
 
 import msgpack
@@ -23,10 +23,10 @@ from tests.faults.actors import undisturbed
 from tests.faults.stage import MANY_PARTS, SMALL_PARTS, Actor, Stage
 
 NAME = "evil"
-TRAIN_SECONDS, GRACE_SECONDS = 3.0, 2.0
+TRAIN_SECONDS, GRACE_SECONDS, ROUNDS = 3.0, 2.0, 20
 HONEST = {"site-1": 100, "site-2": 110}
 _GROWTH_BYTES = 100 * 1024 * 1024
-_BOMB = b"\xdd" + (10_000_000).to_bytes(4, "big") + b"\x90" * 10_000_000  # ten million empty lists
+_BOMB = b"\xdd" + (14_000_000).to_bytes(4, "big") + b"\x90" * 14_000_000  # as many empty lists
 
 
 @dataclass
@@ -49,12 +49,20 @@ class Enemy(threading.Thread):
 
     def run(self) -> None:
         """One kind after the other, again and again; a channel or connection that is closed is opened again."""
-        attacks = cycle(
-            [
-                self.come, self.listen, self.announce, self.junk, self.progress, self.decline, self.bomb, self.noise,
-                self.speak_for_others, self.make_queues, self.read_alone, self.fill, self.claim_much, self.repeat,
-            ]
-        )  # fmt: skip
+        honest_faced = [
+            self.come,
+            self.listen,
+            self.announce,
+            self.junk,
+            self.progress,
+            self.bomb,
+            self.noise,
+        ]
+        open_war = [
+            self.decline, self.speak_for_others, self.make_queues, self.read_alone, self.fill, self.claim_much,
+            self.repeat, self.lie,
+        ]  # fmt: skip
+        attacks = chain(honest_faced * 60, cycle(honest_faced + open_war))
         while not self.end.is_set():
             with suppress(pika.exceptions.AMQPError, OSError):
                 connection = pika.BlockingConnection(pika.URLParameters(self.amqp_url))
@@ -67,12 +75,12 @@ class Enemy(threading.Thread):
 
     def attack(self, connection: pika.BlockingConnection, kind: Callable[[object], None]) -> None:
         channel = connection.channel()
+        self.done[kind.__name__] = self.done.get(kind.__name__, 0) + 1
         with suppress(pika.exceptions.ChannelError):
             kind(channel)
             connection.process_data_events(0)
         if channel.is_open:
             channel.close()
-        self.done[kind.__name__] = self.done.get(kind.__name__, 0) + 1
 
     def say(self, channel: object, kind: str, key: str = "coordinator", **fields: object) -> None:
         told = {"type": kind, "version": VERSION, "worker": NAME, **fields}
@@ -86,8 +94,13 @@ class Enemy(threading.Thread):
         return {"run_id": self.run_id, "round_number": self.round_number, "attempt": self.attempt}
 
     def come(self, channel: object) -> None:
+        """As an honest worker would: it is invited."""
+        told = {"examples_per_class": [], "num_test_examples": 5, "token": "0" * 16}
+        self.say(channel, "joined", classes=["no", "yes"], num_examples=100, **told)
+
+    def lie(self, channel: object) -> None:
+        """Words that would make the others unfit, or forge a line of the log; most come too often to be heard."""
         told = {"num_examples": 100, "examples_per_class": [], "num_test_examples": 5, "token": "0" * 16}
-        self.say(channel, "joined", classes=["no", "yes"], **told)
         self.say(channel, "joined", classes=["x\n12:00:00 All is well", "\x1b[2Jx"], **told)
         self.say(channel, "joined", classes=["x", "x"], **told)
 
@@ -196,7 +209,7 @@ def test_an_enemy_that_does_everything_at_once_harms_nobody_else(
     for name, number in HONEST.items():
         stage.worker(name, num_examples=number, train_seconds=TRAIN_SECONDS, amqp_url=invite(name))
     run = {"workers": 2, "quorum": 2, "grace_seconds": GRACE_SECONDS}
-    coordinator = stage.coordinator(rounds=12, run=run, amqp_url=as_coordinator)
+    coordinator = stage.coordinator(rounds=ROUNDS, run=run, amqp_url=as_coordinator)
     stage.wait_for_round(1, 60)
     before, begun = memory_of(coordinator), time.monotonic()
     enemy = Enemy(as_enemy, vhost_of(vhost))
@@ -216,7 +229,7 @@ def test_an_enemy_that_does_everything_at_once_harms_nobody_else(
     assert all(row.accepted == tuple(HONEST) or set(row.accepted) == set(HONEST) for row in rows[1:]), rows
     assert max(seconds) <= 1.5 * seconds[0] + GRACE_SECONDS, seconds
     assert most - before < _GROWTH_BYTES
-    stage.assert_bits(undisturbed(HONEST, rounds=12, size=stage.size), 12)
+    stage.assert_bits(undisturbed(HONEST, rounds=ROUNDS, size=stage.size), ROUNDS)
     assert any(NAME in row.rejected or NAME in row.late for row in rows), rows
     assert "\x1b" not in coordinator.said
     assert min(enemy.done.values()) >= 2, enemy.done
