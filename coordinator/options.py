@@ -141,7 +141,8 @@ class RunOptions:
             deterministic=self.deterministic,
             precision=self.precision,
             epochs_before=epochs_before,
-            terms=dict(self.make_strategy().worker_settings),
+            # A term of 0 is none: a worker that does not know it takes part all the same.
+            terms={name: value for name, value in self.make_strategy().worker_settings.items() if value},
         )
 
     @property

@@ -11,9 +11,12 @@ from enum import Enum
 from typing import Protocol
 
 from broker.wire import messages, names
+from broker.wire.limits import MOST_WORD_BYTES
 from broker.wire.messages import Message
 
 Body = bytes | Callable[[], bytes]
+
+_CUT_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,11 @@ class Queue:
             "x-expires": None if self.expires_seconds is None else 1000 * self.expires_seconds,
         }
         return {name: value for name, value in arguments.items() if value is not None}
+
+
+def cut_word(queue: str, body: bytes) -> bytes:
+    """The body as it is handed on: of what is too large for its queue no more than a beginning."""
+    return body[:_CUT_BYTES] if queue == names.COORDINATOR and len(body) > MOST_WORD_BYTES else body
 
 
 def coordinator_queue() -> Queue:
@@ -191,7 +199,8 @@ class Link(Protocol):
     def consume(self, queues: Sequence[str], *, prefetch: int) -> None:
         """Receive from these queues from now on, at most `prefetch` unacknowledged each; 0 means any number.
 
-        Also from the next connection on, if this one is lost now or later.
+        Also from the next connection on, if this one is lost now or later. What comes into the coordinator's queue and
+        is larger than a word (`wire.limits.MOST_WORD_BYTES`) is cut, so that it can't be read, nor fill the memory.
         """
 
     def cancel(self, queues: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from broker.allowance import Allowance
@@ -45,6 +46,7 @@ class Validator:
         self._heed = heed
         self._told = Allowance(_TOLD_EACH, _TOLD_SECONDS, read_clock)
         self.num_dead = 0
+        self._num_by_sender: Counter[str] = Counter()
 
     def open(self, delivery: Delivery, *, uploader: str | None = None) -> Message | None:
         """The message of a delivery; None when it is not ours: then it is in `dead` and acknowledged.
@@ -99,6 +101,7 @@ class Validator:
         """Copy a delivery to `dead` with the reason, and count it; of a flood the first ones, and the number."""
         self.num_dead += 1
         sender = delivery.user_id or "nobody"
+        self._num_by_sender[sender] += 1
         if not self._is_told(sender):
             return
         logger.warning("Rejected a message of %s in %s: %s", sender, delivery.queue, reason)
@@ -106,6 +109,14 @@ class Validator:
             self._link.copy_to_dead(delivery, reason)
         except BrokerError as exc:
             logger.warning("There is no copy of it in %r: %s", names.DEAD, exc)
+
+    def floods(self) -> dict[str, str]:
+        """Accounts that sent more of what is rejected than can be by mistake, and how much, in words."""
+        return {
+            sender: f"sent {number} messages that were rejected"
+            for sender, number in self._num_by_sender.items()
+            if number > _TOLD_EACH
+        }
 
     def _is_told(self, sender: str) -> bool:
         """Whether there is a line and a copy for it; of a flood there are the first ones, and then the number."""

@@ -7,6 +7,7 @@ from broker.wire.fields import require
 
 MOST_MEASURES = 64  #: metrics of one kind in one message
 MOST_CLASSES = 10_000
+MOST_WORD_BYTES = 512 * 1024  #: of a message to the coordinator: it holds some 256 of them at once
 MOST_EXAMPLES = 2**40
 _LONGEST_NAME = 200
 _MEASURE = re.compile(r"\w[\w .,:/()%+-]{0,99}")  #: nothing that a spreadsheet would take for a formula

@@ -103,13 +103,18 @@ class Committed:
         """The examples are like this from now on; on disk with the next commit."""
         self.state = replace(self.present, inputs=inputs)
 
-    def close(self, live: LiveRound, seconds: float) -> Checkpoint:
+    def close(self, live: LiveRound, seconds: float, shut_out: Mapping[str, str]) -> Checkpoint:
         """Commit a round: from here on it is closed for ever.
+
+        Args:
+            live: The round.
+            seconds: How long it was open.
+            shut_out: Who could not take part, and why.
 
         Raises:
             ModelDiverged: Its model answers NaN; the round is open still.
         """
-        closed = live.closed(seconds, self._work_out)
+        closed = live.closed(seconds, self._work_out, shut_out)
         self._folder.commit(closed, self._check if live.aggregate else lambda _aside: None)
         self.state = closed
         return closed

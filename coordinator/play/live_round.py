@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from broker.allowance import Allowance
@@ -251,12 +251,13 @@ class LiveRound:
             self._tools, self._base, the_round, self._settings, self._last_round, aggregate, kept
         )
 
-    def closed(self, seconds: float, work_out: WorkOut) -> Checkpoint:
+    def closed(self, seconds: float, work_out: WorkOut, shut_out: Mapping[str, str]) -> Checkpoint:
         """What is to be committed; the new weights are computed in the staging memory, and are its owner then.
 
         Args:
             seconds: How long it was open.
             work_out: See `measures.pooled`.
+            shut_out: Who could not take part, and why.
 
         Raises:
             ModelDiverged: The step gives NaN or infinity.
@@ -272,6 +273,10 @@ class LiveRound:
             update_bytes=self.update_bytes,
             seconds=seconds,
             work_out=work_out,
+        )
+        row = replace(
+            row,
+            rejected=row.rejected | {who: why for who, why in shut_out.items() if who not in row.accepted},
         )
         return replace(
             base,

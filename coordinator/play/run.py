@@ -201,7 +201,8 @@ class Run:
             ModelDiverged: Its model answers NaN; the round is open still.
         """
         seconds = live.round.seconds_open(self._session.clock.now())
-        closed = self._committed.close(live, seconds)
+        shut_out = self._session.validator.floods() | self._admission.unfit
+        closed = self._committed.close(live, seconds, shut_out)
         self._live = None
         live.end()
         tell_closed(live.round, closed.history, seconds)

@@ -18,6 +18,8 @@ from broker.errors import BrokerError, BrokerUnreachable
 from broker.hosting import probe
 from broker.hosting.management import Management
 from broker.hosting.private import free_ports
+from broker.link.rabbitmq.rabbit_link import RabbitLink
+from broker.link.rabbitmq.settings import LinkSettings
 from tests.brokers import started_broker
 
 ROOT = Path(__file__).parents[2]
@@ -118,7 +120,7 @@ def test_a_page_that_points_elsewhere_is_not_followed() -> None:
 
 def test_a_certificate_of_nobody_s_gets_no_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The enemy stands between a worker and the broker, with a certificate that it made itself, and waits for the
-    login. Management API and `broker up` say at once that the certificate is not trusted, and what to give if it
+    login. Management API, link and `broker up` say at once that the certificate is not trusted, and what to give if it
     is one's own; with that they work, over TLS."""
     made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
             "-addext", "subjectAltName=DNS:localhost", "-keyout", "key.pem", "-out", "ca.pem"]  # fmt: skip
@@ -137,10 +139,16 @@ def test_a_certificate_of_nobody_s_gets_no_login(tmp_path: Path, monkeypatch: py
         monkeypatch.delenv("SSL_CERT_FILE", raising=False)
         with pytest.raises(BrokerUnreachable, match=r"not trusted .*SSL_CERT_FILE"):
             Management(https).overview()
+        link = RabbitLink(LinkSettings(amqp_url=amqps, name="test", connect_seconds=60))
+        with pytest.raises(BrokerUnreachable, match=r"not trusted .*SSL_CERT_FILE"):
+            link.open()
         assert probe.ask(amqps) is probe.Answer.UNTRUSTED
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
         assert Management(https).overview()["rabbitmq_version"]
         assert probe.ask(amqps) is probe.Answer.READY
+        link = RabbitLink(LinkSettings(amqp_url=amqps, name="test"))
+        link.open()
+        link.close()
 
 
 WRONG = [

@@ -53,3 +53,15 @@ def test_another_seed_is_another_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="seed"):
         keep_identity(replace(options(tmp_path), seed=1), closed_rounds=0)
     assert content(tmp_path) == before
+
+
+def test_every_setting_of_a_worker_can_be_asked_for(tmp_path: Path) -> None:
+    """A field that `RunOptions.settings` forgets to pass on would keep its default at every worker, in silence."""
+    asked = RunOptions(
+        task=resolve("mnist"), out=tmp_path, epochs=9, batch_size=9, learning_rate=0.9, class_weight="balanced",
+        examples_per_class=9, seed=9, deterministic=True, precision="int8", strategy="fedprox",
+        strategy_options={"mu": "0.5"},
+    )  # fmt: skip
+    told, usual = asked.settings(2, epochs_before=9), options(tmp_path).settings(1)
+    for field in usual.__dataclass_fields__:
+        assert getattr(told, field) != getattr(usual, field), field

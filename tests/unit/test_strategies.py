@@ -38,7 +38,7 @@ def test_fedprox_adds_the_mean_update_and_asks_the_workers_for_its_term() -> Non
 
 @pytest.mark.parametrize(
     ("name", "options", "terms"),
-    [("fedprox", {"mu": "0.01"}, {"prox_mu": 0.01}), ("fedprox", {"mu": "0"}, {"prox_mu": 0.0}), ("fedavg", {}, {})],
+    [("fedprox", {"mu": "0.01"}, {"prox_mu": 0.01}), ("fedprox", {"mu": "0"}, {}), ("fedavg", {}, {})],
 )  # fmt: skip
 def test_what_a_strategy_needs_of_the_workers_travels_with_a_round(
     name: str, options: dict[str, str], terms: dict[str, float]

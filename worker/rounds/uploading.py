@@ -10,6 +10,7 @@ from broker.errors import ModelError
 from broker.link.seam import Outgoing, outgoing
 from broker.wire import names, transfer
 from broker.wire.fields import Binary
+from broker.wire.limits import MOST_WORD_BYTES
 from broker.wire.messages import Part, RoundKey, UpdateAnnounced
 from broker.wire.messages import encode as encode_message
 from broker.wire.scores import AnswerCounts
@@ -158,7 +159,13 @@ class KeptUpdate:
             digest = Digest()
             digest.add(0, data)
             message = replace(message, update=bytes(data), digest=digest.hex())
-        return outgoing(message, names.COORDINATOR)
+        word = outgoing(message, names.COORDINATOR)
+        if len(word.encoded()) > MOST_WORD_BYTES:
+            raise ModelError(
+                f"What the model's metrics keep is larger than the {MOST_WORD_BYTES // 1024} KiB that the coordinator "
+                "takes. Compile it with metrics of fewer thresholds or classes."
+            )
+        return word
 
     def lost_in_encoding(self) -> Vector | None:
         """What the precision cut off, float32 of shape (U,): added to the next update (error feedback).

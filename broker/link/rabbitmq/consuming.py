@@ -15,7 +15,7 @@ from broker.link.rabbitmq.declaring import Declaring
 from broker.link.rabbitmq.fetching import Fetching
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.rabbitmq.translation import delivery_of
-from broker.link.seam import Connection, Delivery, Queue
+from broker.link.seam import Connection, Delivery, Queue, cut_word
 from broker.link.standstill import Standstill
 
 logger = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ class Consuming:
         channel, generation = self.connection.channel, self.connection.generation
 
         def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
-            self._take(delivery_of(name, method, properties, body, generation))
+            self._take(delivery_of(name, method, properties, cut_word(name, body), generation))
 
         channel.basic_qos(prefetch_count=prefetch)
         tag = self._consumer_tags.setdefault(name, name)

@@ -8,11 +8,17 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-from broker.errors import BrokerError, DeclareRefused, LinkLost
+from broker.errors import BrokerError, DeclareRefused, LinkLost, LoginRefused
 from broker.link.rabbitmq.calls import fail, finish
 from broker.link.rabbitmq.connection import ConnectionThread
 from broker.link.rabbitmq.settings import LinkSettings
-from broker.link.rabbitmq.translation import is_missing, is_not_equivalent, is_refusal, translate
+from broker.link.rabbitmq.translation import (
+    is_forbidden,
+    is_missing,
+    is_not_equivalent,
+    is_refusal,
+    translate,
+)
 from broker.link.seam import Queue
 from broker.wire import names
 
@@ -81,13 +87,22 @@ class Declaring:
                 prefetch_count=1, callback=partial(_then_close, channel, partial(finish_once, None))
             )
 
+        def look(channel: Any) -> None:
+            for each in unmade:
+                channel.queue_declare(each.name, passive=True, callback=made)
+            channel.basic_qos(
+                prefetch_count=1, callback=partial(_then_close, channel, partial(finish_once, None))
+            )
+
         def refused(reason: BaseException) -> None:
             if outcome:
                 return  # closed by ourselves
-            if is_not_equivalent(reason) and unmade:
-                finish_once(self._other_arguments("queue", unmade[0].name))
+            left = [each.name for each in unmade]
+            if is_forbidden(reason) and left and not self._foreign(left):
+                # An invited account's queues were made for it: they are looked for.
+                self._connection.on_own_channel(look, refused)
             else:
-                finish_once(translate(reason, self._settings.amqp_url))
+                finish_once(self._undeclared(reason, left))
 
         self._ensure_exchange(lambda: self._connection.on_own_channel(use, refused), finish_once)
 
@@ -113,6 +128,27 @@ class Declaring:
                 proceed()
 
         self._connection.on_own_channel(use, closed)
+
+    def _foreign(self, queues: Sequence[str]) -> list[str]:
+        """Those of these queues that are not for this account, going by their names."""
+        return [name for name in queues if not names.is_own_queue(self._settings.account, name)]
+
+    def _undeclared(self, reason: BaseException, left: Sequence[str]) -> BrokerError:
+        """What it means that the broker refused the first of the declarations that are left."""
+        account = self._settings.account
+        if is_not_equivalent(reason) and left:
+            return self._other_arguments("queue", left[0])
+        if is_forbidden(reason) and (foreign := self._foreign(left)):
+            return LoginRefused(
+                f"The account {account!r} may not use the queue {foreign[0]!r}. Expected the login that "
+                "`broker invite` printed for this name, or for a swarm of this many. Check --amqp-url and --name."
+            )
+        if is_missing(reason) and left:
+            return DeclareRefused(
+                f"The queue {left[0]!r} is not there, and the account {account!r} may not make it. Ask whoever "
+                f"runs the broker for `broker invite {names.invitation(account)} --again`."
+            )
+        return translate(reason, self._settings.amqp_url)
 
     def _other_arguments(self, kind: str, name: str) -> DeclareRefused:
         vhost = self._settings.parameters("consume").virtual_host
@@ -214,15 +250,8 @@ def _then_close(channel: Any, act: Callable[[], None], _answer: Any) -> None:
 
 def _declare(each: Queue, channel: Any, made: Callable[[Any], None]) -> None:
     """Declare a queue and bind it; `made` is called with the broker's answer to the last of this."""
-    arguments: dict[str, Any] = {}
-    if each.single_active_consumer:
-        arguments["x-single-active-consumer"] = True
-    if each.max_length is not None:
-        arguments["x-max-length"] = each.max_length
-    if each.expires_seconds is not None:
-        arguments["x-expires"] = 1000 * each.expires_seconds
     callbacks = [lambda _ok: None] * len(each.keys) + [made]
-    channel.queue_declare(each.name, durable=True, arguments=arguments, callback=callbacks[0])
+    channel.queue_declare(each.name, durable=True, arguments=each.arguments, callback=callbacks[0])
     for key, callback in zip(each.keys, callbacks[1:], strict=True):
         channel.queue_bind(each.name, names.EXCHANGE, key, callback=callback)
 

@@ -43,7 +43,7 @@ class Publishing:
     """
 
     def __init__(self, settings: LinkSettings, standstill: Standstill) -> None:
-        self.account = str(settings.parameters("publish").credentials.username)
+        self.account = settings.account
         self.connection = ConnectionThread(settings, "publish", self._on_ready, self._on_lost, standstill)
         self._calls = self.connection.calls
         self._standstill = standstill

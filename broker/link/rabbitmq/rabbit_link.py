@@ -78,6 +78,8 @@ class RabbitLink:
         while not connection.ready.wait(0.02):
             if refusal := connection.login_refusal:
                 raise refusal
+            if isinstance(connection.last_error, BrokerUnreachable):
+                raise connection.last_error  # a certificate is no better the next time
             if time.monotonic() > deadline or self._settings.stop.is_set():
                 raise BrokerUnreachable(
                     f"No broker answers at {without_password(self._settings.amqp_url)} "

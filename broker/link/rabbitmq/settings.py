@@ -29,6 +29,11 @@ class LinkSettings:
     connect_seconds: float = 10.0
     stop: threading.Event = field(default_factory=threading.Event)
 
+    @property
+    def account(self) -> str:
+        """Whom the broker knows as the sender."""
+        return str(self.parameters("publish").credentials.username)
+
     def parameters(self, role: Role) -> pika.URLParameters:
         """What pika wants to know.
 

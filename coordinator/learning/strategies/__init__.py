@@ -14,6 +14,7 @@ Contents:
 import math
 from collections.abc import Mapping
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from coordinator.learning.strategies.median import Median
 
 __all__ = ["STRATEGIES", "Aggregate", "Strategy", "first_states", "make_strategy"]
 
-STRATEGIES: dict[str, type[FedAvg] | type[FedAvgM] | type[FedAdam] | type[FedProx] | type[Median]] = {
+STRATEGIES: dict[str, type[Any]] = {
     "fedavg": FedAvg,
     "fedprox": FedProx,
     "fedavgm": FedAvgM,
@@ -49,7 +50,8 @@ def make_strategy(name: str, options: Mapping[str, str]) -> Strategy:
             raise UsageError(f"{name} has no option {key!r}; it has {', '.join(sorted(known)) or 'none'}.")
         if not _is_number(value):
             raise UsageError(f"Expected a number for {name}'s option {key}, got {value!r}.")
-    return STRATEGIES[name](**{key: float(value) for key, value in options.items()})
+    made: Strategy = STRATEGIES[name](**{key: float(value) for key, value in options.items()})
+    return made
 
 
 def _is_number(text: str) -> bool:
