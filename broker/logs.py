@@ -10,7 +10,7 @@ LogFormat = Literal["text", "json"]
 
 # What TensorFlow's C++ side says about CPU features and missing GPUs, whatever the log level.
 _CHATTER = re.compile(r"WARNING: All log messages before absl|[IWE]\d{4} \d\d:|\d{4}-\d\d-\d\d .*: [IWE] ")
-_CHATTY = ("pika", "tensorflow", "absl", "h5py", "matplotlib", "PIL", "werkzeug")
+_CHATTY = ("pika", "tensorflow", "absl", "h5py", "matplotlib", "PIL", "waitress")
 
 
 def printable(text: str) -> str:

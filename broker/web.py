@@ -1,21 +1,17 @@
-"""What the two pages share: a port of one's own, a server that ends when told, and safety from other sites."""
+"""What the two pages share: a port of one's own, JSON that a script can read, and safety from other sites."""
 
 import errno
 import ipaddress
-import logging
 import socket
-import threading
-from typing import TYPE_CHECKING
+from typing import Any
 from urllib.parse import urlsplit
 
 from flask import Blueprint
-from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
+from flask.json.provider import DefaultJSONProvider
 
 from broker.errors import UsageError
 from broker.link.address import LOCAL_HOSTS
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
+from broker.wire.plain_json import json_text
 
 ANY_ADDRESS = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - compared with, not listened on
 SHARED = Blueprint(
@@ -32,11 +28,6 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-
-_SOCKET_SECONDS = 60.0  # who sends or takes nothing for as long is cut off
-_STOP_SECONDS = 0.1  # how often the server looks whether it shall end
-
-logger = logging.getLogger(__name__)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -62,39 +53,15 @@ def address_of(listener: socket.socket, host: str) -> str:
     return f"http://{f'[{name}]' if ':' in name else name}:{listener.getsockname()[1]}"
 
 
-class PageServer(threading.Thread):
-    """Answers requests in threads of their own, as long as the process's work goes on."""
+class PageJson(DefaultJSONProvider):
+    """A page's JSON: its script can read every answer, whatever was measured; classes keep their order."""
 
-    def __init__(self, app: "WSGIApplication", listener: socket.socket) -> None:
-        super().__init__(name="page", daemon=True)
-        host, port = listener.getsockname()[:2]
-        self._server: BaseWSGIServer = make_server(
-            host, port, app, threaded=True, request_handler=_QuietHandler, fd=listener.fileno()
-        )
+    sort_keys = False
 
-    def __enter__(self) -> "PageServer":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self.join(_SOCKET_SECONDS)
-
-    def run(self) -> None:
-        """Answer until the end."""
-        self._server.serve_forever(poll_interval=_STOP_SECONDS)
-
-
-class _QuietHandler(WSGIRequestHandler):
-    """Requests are no part of the story."""
-
-    timeout = _SOCKET_SECONDS
-
-    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        logger.debug("%s %s %s", self.command, self.path, code)
-
-    def version_string(self) -> str:
-        return "Warren"
+    def dumps(self, obj: Any, **kwargs: Any) -> str:
+        """One answer; what is no number is null."""
+        del kwargs  # Flask's own: how to indent for a person
+        return json_text(obj)
 
 
 def is_own_name(header: str, host: str) -> bool:
@@ -124,7 +91,10 @@ def is_own_page(origin: str | None, fetch_site: str | None, own_host: str) -> bo
     """
     if fetch_site in ("cross-site", "same-site"):
         return False
-    return origin is None or urlsplit(origin).netloc.lower() == own_host.lower()
+    try:
+        return origin is None or urlsplit(origin).netloc.lower() == own_host.lower()
+    except ValueError:  # of what is no address at all
+        return False
 
 
 def is_loopback(address: str | None) -> bool:

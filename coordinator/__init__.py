@@ -6,11 +6,12 @@ Contents, from the ground up; nothing imports what stands below it on this page:
     tasks        the table of named tasks
     options      what a person asks of one run, checked once
     folder/      What is on disk: checkpoints, histories, and which run a folder holds
+    status       what is told of workers and runs, and its JSON
     keras/       Keras, in a child process: the models of the named tasks, saving, and trying before a commit
     presence/    The coordinator's place at the broker: its queue, who is there, and who can't be understood
     play/        A run as it is played over the broker: from the next event to the next model
     launching    the options of a run, wherever it is asked for
     page/        `coordinator serve`: one run after the other, and the pages that show them
-    terminal/    What a person at a terminal sees: the bar of a run, and the answers to `launch` and `status`
+    terminal/    What a person at a terminal sees: the bar of a run, and what comes back of `launch` and `status`
     cli          the command `coordinator`
 """

@@ -1,6 +1,5 @@
 """The command `coordinator`: drives the rounds of a federation."""
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,9 +25,11 @@ from broker.link.rabbitmq.settings import LinkSettings
 from broker.logs import LogContext
 from coordinator.files import lock_folder, make_folder
 from coordinator.keras.process import ModelProcess
-from coordinator.launching import as_texts, launch_options, make_options, run_options
+from coordinator.launching import as_texts, check_texts, launch_options, make_options, run_options
+from coordinator.learning.measure_names import ALL_RESULTS
 from coordinator.options import RunOptions
 from coordinator.play.run import Run, Summary
+from coordinator.status import BrokerStatus, read_status
 from coordinator.terminal.client import Asker, asking
 from coordinator.terminal.console import Console
 from coordinator.terminal.status_text import status_text
@@ -115,7 +116,7 @@ def _link(amqp_url: str, name: str, connect_seconds: float, stop: Stop) -> Rabbi
 
 def _print_summary(options: RunOptions, summary: Summary) -> None:
     test = summary.history[-1].test
-    first = [name for name in ("accuracy", "balanced_accuracy", "auc", "loss") if name in test]
+    first = [name for name in ALL_RESULTS if name in test]
     shown = "  ".join(f"{name}={test[name]:.4f}" for name in dict.fromkeys([*first, *test]))
     click.echo(f"{options.out / 'model.keras'}  rounds={summary.rounds}  {shown}".rstrip())
     if summary.num_dead:
@@ -179,11 +180,11 @@ def serve(
 
     asked = ServeOptions(host=host, port=port, runs=runs, token=token)
     url = server.known_management_url(amqp_url, management_url, server.default_home())
-    facts = {"address": without_password(amqp_url), "management": Management(url).address}
+    at = BrokerStatus(address=without_password(amqp_url), management=Management(url).address)
     with Stop() as stop:
         link = _link(amqp_url, "coordinator", connect_seconds, stop)
         try:
-            serve_page(link, asked, facts, stop.event, log, click.echo)
+            serve_page(link, asked, at, stop.event, log, click.echo)
         except Interrupted as exc:
             click.echo(
                 "Stopped in the middle of a run; the next `coordinator serve` goes on with it.", err=True
@@ -210,11 +211,13 @@ def launch(task: str, amqp_url: str, connect_seconds: float, log: LogContext, **
     Exit codes: 0 launched, 2 refused (another run is under way, or these options are impossible),
     3 no coordinator or no broker.
     """
+    texts = as_texts(_absolute(options))
+    check_texts({"task": task, **texts})
     with _asker(amqp_url, connect_seconds) as (asker, _stop):
-        answer = asker.launch(task, as_texts(_absolute(options)))
-    if answer.reason is not None:
-        raise UsageError(f"Not launched: {answer.reason}")
-    click.echo(answer.run)
+        reply = asker.launch(task, texts)
+    if reply.reason is not None:
+        raise UsageError(f"Not launched: {reply.reason}")
+    click.echo(reply.run)
 
 
 def _absolute(options: dict[str, Any]) -> dict[str, Any]:
@@ -252,7 +255,7 @@ def _show_status(asker: Asker, *, as_json: bool, is_watched: bool) -> None:
     state = asker.status()
     if is_watched and not as_json:
         click.clear()
-    click.echo(state if as_json else status_text(json.loads(state), time.time()))
+    click.echo(state if as_json else status_text(read_status(state), time.time()))
 
 
 @contextmanager

@@ -47,6 +47,14 @@ def write_atomically(
         raise
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; a path that no file can have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def make_folder(folder: Path) -> None:
     """Create a run's folder.
 

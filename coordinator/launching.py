@@ -8,10 +8,14 @@ import click
 
 from broker.errors import UsageError
 from coordinator import tasks
+from coordinator.files import is_file
 from coordinator.learning.strategies import STRATEGIES
 from coordinator.options import RunOptions
 
 _FILE = click.Path(path_type=Path)
+_MOST = 10**9  # of anything that is counted: whatever reckons with it on the way holds that
+_MOST_SEED = 2**32 - 1  # NumPy's, and so Keras's
+_MOST_SAID = 300
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -26,17 +30,17 @@ def run_options(function: _Function) -> _Function:
     """Add the options of a run, the same for every command that starts one."""
     for option in reversed(
         (
-            click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True,
+            click.option("--workers", type=click.IntRange(1, _MOST), default=2, show_default=True,
                          help="How many must have joined before the first round."),
-            click.option("--quorum", type=click.IntRange(min=1),
+            click.option("--quorum", type=click.IntRange(1, _MOST),
                          help="Updates that may close a round.  [default: all invited workers]"),
-            click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True,
+            click.option("--rounds", type=click.IntRange(1, _MOST), default=5, show_default=True,
                          help="In all; a higher number continues a finished run."),
             click.option("--deadline-seconds", type=float, default=3600.0, show_default=True,
                          help="A round closes on the quorum then, or is tried again."),
             click.option("--grace-seconds", type=float, default=10.0, show_default=True,
                          help="How long others are waited for once the quorum is there."),
-            click.option("--retries", type=click.IntRange(min=0), default=2, show_default=True,
+            click.option("--retries", type=click.IntRange(0, _MOST), default=2, show_default=True,
                          help="Further attempts at a round that missed its quorum."),
             click.option("--strategy", type=click.Choice(list(STRATEGIES)), default="fedavg", show_default=True,
                          help="How updates become the next global model."),
@@ -44,19 +48,20 @@ def run_options(function: _Function) -> _Function:
                          help="E.g. momentum=0.9; may be repeated."),
             click.option("--fraction", type=float, default=1.0, show_default=True,
                          help="Share of the present workers invited to a round."),
-            click.option("--max-examples", type=click.IntRange(min=1),
+            click.option("--max-examples", type=click.IntRange(1, _MOST),
                          help="No update weighs more than so many examples, whatever its worker claims."),
             click.option("--max-share", type=float, default=1.0, show_default=True,
                          help="No update weighs more than this share of the round."),
-            click.option("--epochs", type=click.IntRange(min=1), help="Local epochs a round.  [default: the task's]"),
-            click.option("--batch-size", type=click.IntRange(min=1), help="[default: the task's]"),
+            click.option("--epochs", type=click.IntRange(1, _MOST),
+                         help="Local epochs a round.  [default: the task's]"),
+            click.option("--batch-size", type=click.IntRange(1, _MOST), help="[default: the task's]"),
             click.option("--learning-rate", type=float, help="Of the workers' optimizer.  [default: the task's]"),
             click.option("--class-weight", type=click.Choice(["none", "balanced"]),
                          help="balanced: every class weighs the same.  [default: the task's]"),
-            click.option("--examples-per-class", type=click.IntRange(min=1),
+            click.option("--examples-per-class", type=click.IntRange(1, _MOST),
                          help="Train each round on so many random examples of each class.  [default: the task's]"),
             click.option("--initial-model", type=_FILE, metavar="FILE.keras", help="Start from a trained model."),
-            click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
+            click.option("--seed", type=click.IntRange(0, _MOST_SEED), default=0, show_default=True,
                          help="Of the initial weights, the selection, and the workers' shuffling."),
             click.option("--deterministic", is_flag=True, help="Same updates, same bits; slower."),
             click.option("--upload-precision", "precision", type=click.Choice(["float32", "float16", "int8"]),
@@ -99,23 +104,35 @@ def read_options(options: Mapping[str, str]) -> dict[str, Any]:
     Raises:
         UsageError: There is no such option, or it can't have this value.
     """
+    check_texts(options)
     arguments = [word for name, value in options.items() for word in _words(name, value)]
     try:
         context = _COMMAND.make_context("launch", arguments, resilient_parsing=False)
     except click.ClickException as exc:
-        raise UsageError(exc.format_message()) from exc
+        raise UsageError(exc.format_message()[:_MOST_SAID]) from exc
     with context:
         return dict(context.params)
+
+
+def check_texts(options: Mapping[str, str]) -> None:
+    """Refuse names and values that can't be meant, however they were sent.
+
+    Raises:
+        UsageError: One is too long, or holds what nobody can read.
+    """
+    for name, value in options.items():
+        tasks.check_text("an option's name", name)
+        tasks.check_text(name, value)
 
 
 def _words(name: str, value: str) -> list[str]:
     name = name.removeprefix("--").replace("_", "-")
     option = next((each for each in _COMMAND.params if _name_of(each) == name), None)
     if not isinstance(option, click.Option):
-        raise UsageError(f"A launch has no option {name!r}. It has: {', '.join(option_names())}.")
+        raise UsageError(f"A launch has no option {name[:60]!r}. It has: {', '.join(option_names())}.")
     if option.is_flag:
         if value.lower() not in ("true", "false", ""):
-            raise UsageError(f"Expected true or false for {name}, got {value!r}.")
+            raise UsageError(f"Expected true or false for {name}, got {value[:60]!r}.")
         return [] if value.lower() == "false" else [f"--{name}"]
     if option.multiple:
         return [f"--{name}={each.strip()}" for each in value.split(",") if each.strip()]
@@ -152,6 +169,6 @@ def make_options(task: str, out: Path, options: Mapping[str, Any]) -> RunOptions
         UsageError: No such task or model, or options that contradict each other.
     """
     asked = RunOptions(task=tasks.resolve(task), out=out, **options)
-    if asked.initial_model is not None and not asked.initial_model.is_file():
+    if asked.initial_model is not None and not is_file(asked.initial_model):
         raise UsageError(f"There is no model {str(asked.initial_model)!r}. Try the path of a model.keras.")
     return asked

@@ -1,14 +1,43 @@
 """What a person asks of one run, checked once."""
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from broker.errors import UsageError
+from broker.errors import ProtocolError, UsageError
 from broker.wire.settings import ClassWeight, Precision, TrainingSettings
 from coordinator.learning.membership import num_selected
 from coordinator.learning.strategies import Strategy, make_strategy
 from coordinator.tasks import Task
+
+_MOST_SECONDS = 1e9  # 30 years: whatever waits for it can
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedSettings:
+    """What run.json keeps of a run, each setting as it counts; see `RunOptions` and `TrainingSettings`."""
+
+    task: str
+    strategy: str
+    strategy_options: dict[str, str]
+    seed: int
+    rounds: int
+    workers: int
+    quorum: int
+    fraction: float
+    max_examples: int | None
+    max_share: float
+    deadline_seconds: float
+    grace_seconds: float
+    retries: int
+    epochs: int
+    batch_size: int
+    learning_rate: float | None
+    learning_rate_decay: float
+    class_weight: ClassWeight
+    examples_per_class: int | None
+    upload_precision: Precision
+    deterministic: bool
+    initial_model: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +78,11 @@ class RunOptions:
     standby: bool = False
 
     def __post_init__(self) -> None:
+        """Check what contradicts itself, or can't be.
+
+        Raises:
+            UsageError: Something does.
+        """
         if not 0 < self.fraction <= 1:
             raise UsageError(f"Expected a --fraction above 0 and up to 1, got {self.fraction:g}.")
         if not 0 < self.max_share <= 1:
@@ -58,11 +92,19 @@ class RunOptions:
                 f"A quorum of {self.needed} can't be reached: --workers {self.workers} with --fraction "
                 f"{self.fraction:g} invites {self.most_invited}. Try --quorum {self.most_invited}."
             )
-        if not math.isfinite(self.deadline_seconds) or self.deadline_seconds <= 0 or self.grace_seconds < 0:
-            raise UsageError("Expected a --deadline-seconds above 0 and a --grace-seconds of at least 0.")
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise UsageError(f"Expected a --learning-rate above 0, got {self.learning_rate}.")
-        self.make_strategy()
+        if not (0 < self.deadline_seconds <= _MOST_SECONDS and 0 <= self.grace_seconds <= _MOST_SECONDS):
+            raise UsageError(
+                "Expected a --deadline-seconds above 0 and a --grace-seconds of at least 0, both up to "
+                f"{_MOST_SECONDS:g}."
+            )
+        if self.learning_rate is not None and not 2.0**-126 <= self.learning_rate < 2.0**127:
+            raise UsageError(
+                f"Expected a --learning-rate above 0 that float32 holds, got {self.learning_rate:g}."
+            )
+        try:
+            self.settings(1)
+        except ProtocolError as exc:
+            raise UsageError(f"Workers can't be told these settings. {exc}") from exc
 
     @property
     def most_invited(self) -> int:
@@ -116,26 +158,33 @@ class RunOptions:
         }
 
     @property
-    def everything(self) -> dict[str, object]:
+    def everything(self) -> RecordedSettings:
         """Every setting as it counts, for run.json: the task's own where nothing else was asked for."""
         first = self.settings(1)
-        return {
-            **self.identity,
-            "rounds": self.rounds,
-            "workers": self.workers,
-            "quorum": self.needed,
-            "fraction": self.fraction,
-            "max_examples": self.max_examples,
-            "max_share": self.max_share,
-            "deadline_seconds": self.deadline_seconds,
-            "grace_seconds": self.grace_seconds,
-            "retries": self.retries,
-            **self.training,
-            "examples_per_class": first.examples_per_class,
-            "upload_precision": first.precision,
-            "deterministic": self.deterministic,
-            "initial_model": None if self.initial_model is None else str(self.initial_model),
-        }
+        return RecordedSettings(
+            task=self.task.name,
+            strategy=self.strategy,
+            strategy_options=self.strategy_options,
+            seed=self.seed,
+            rounds=self.rounds,
+            workers=self.workers,
+            quorum=self.needed,
+            fraction=self.fraction,
+            max_examples=self.max_examples,
+            max_share=self.max_share,
+            deadline_seconds=self.deadline_seconds,
+            grace_seconds=self.grace_seconds,
+            retries=self.retries,
+            epochs=first.epochs,
+            batch_size=first.batch_size,
+            learning_rate=first.learning_rate,
+            learning_rate_decay=self.task.defaults.learning_rate_decay,
+            class_weight=first.class_weight,
+            examples_per_class=first.examples_per_class,
+            upload_precision=first.precision,
+            deterministic=self.deterministic,
+            initial_model=None if self.initial_model is None else str(self.initial_model),
+        )
 
     @property
     def identity(self) -> dict[str, object]:

@@ -4,11 +4,16 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from unicodedata import category
 
 from broker.errors import UsageError
 from broker.wire.settings import ClassWeight
+from coordinator.files import is_file
 
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+_MOST_CHARACTERS = 4096  # a path's own limit
+_UNREADABLE = frozenset({"Cc", "Cs"})  # control characters, and halves of characters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +80,18 @@ BUILT_IN: dict[str, Task] = {
 }
 
 
+def check_text(what: str, text: str) -> None:
+    """Refuse what no file, no message and no line of the log can hold.
+
+    Raises:
+        UsageError: It is too long, or holds control characters or halves of characters.
+    """
+    if len(text) > _MOST_CHARACTERS:
+        raise UsageError(f"Expected at most {_MOST_CHARACTERS} characters for {what}, got {len(text)}.")
+    if any(category(character) in _UNREADABLE for character in text):
+        raise UsageError(f"Expected readable text for {what}, got {text[:60]!r}.")
+
+
 def resolve(task: str) -> Task:
     """Find the task that a person means.
 
@@ -84,6 +101,7 @@ def resolve(task: str) -> Task:
     Raises:
         UsageError: It is none of these, or the file isn't there.
     """
+    check_text("the task", task)
     if task in BUILT_IN:
         return BUILT_IN[task]
     if task.endswith(".keras"):
@@ -98,7 +116,7 @@ def resolve(task: str) -> Task:
 
 def _of_file(task: str) -> Task:
     path = Path(task)
-    if not path.is_file():
+    if not is_file(path):
         raise UsageError(
             f"There is no model file {task!r}. Try the path of a compiled model saved by Keras 3."
         )

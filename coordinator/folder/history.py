@@ -8,22 +8,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from broker.wire.fields import to_plain
+from broker.wire.fields import from_plain, to_plain
 from coordinator.files import write_atomically
+from coordinator.learning.measure_names import CENTRAL, COLUMNS, TEST, bare_name, best_known_first
 from coordinator.learning.measures import Figures, WorkOut, pooled
 from coordinator.learning.rounds import Answer, Round, Verdict
 
 FlatRow = dict[str, Any]
 
-TEST = "val_"  #: before what the workers that train measured of the global model
-CENTRAL = "central_"  #: before what those measured that only evaluate
-WELL_KNOWN = ("loss", "accuracy", "balanced_accuracy", "auc")
-#: These always have a column.
-MEASURES = ("loss", "accuracy", "val_loss", "val_accuracy", "val_balanced_accuracy", "val_auc")
-
 _COST = ("round", "attempt", "seconds", "slowest_worker_seconds", "num_examples", "update_bytes")
 _PEOPLE = ("num_test_examples", "num_central_examples", "accepted", "late", "rejected")
 _WORKER = ("round", "worker", "num_examples", "num_test_examples", "seconds")
+_FIXED = frozenset((*_COST, *_PEOPLE, *_WORKER))  # columns that are no measure
 _MOST_WORKER_ROWS = 250  #: a row for each worker is kept in the checkpoint, too
 
 
@@ -162,10 +158,28 @@ def flat(row: Row) -> FlatRow:
 def _named(figures: Figures, prefix: str) -> FlatRow:
     """A measure that is called like another column is told apart from it."""
     names = {name: f"{prefix}{name}" for name in figures}
-    taken = {*_COST, *_PEOPLE, *_WORKER}
     return {
-        f"metric_{names[name]}" if names[name] in taken else names[name]: figures[name] for name in figures
+        f"metric_{names[name]}" if names[name] in _FIXED else names[name]: figures[name] for name in figures
     }
+
+
+def row_in(flat_row: FlatRow) -> Row:
+    """The row that `flat` made this of, as far as that can be told: of its workers there is nothing.
+
+    Raises:
+        ProtocolError: It isn't one.
+    """
+    measures = {name: value for name, value in flat_row.items() if name not in _FIXED and value is not None}
+    fields = {name: flat_row[name] for name in (*_COST, *_PEOPLE) if name in flat_row} | {
+        field: {name.removeprefix(prefix): measures[name] for name in measures if _prefix_of(name) == prefix}
+        for field, prefix in (("metrics", ""), ("test", TEST), ("central", CENTRAL))
+    }
+    row: Row = from_plain(Row, fields, "row")
+    return row
+
+
+def _prefix_of(name: str) -> str:
+    return next((prefix for prefix in (TEST, CENTRAL) if name.startswith(prefix)), "")
 
 
 def flat_workers(rows: Iterable[Row]) -> list[FlatRow]:
@@ -219,12 +233,12 @@ def _cell(value: object) -> object:
 
 def history_text(rows: Iterable[Row]) -> str:
     """history.csv."""
-    return csv_text([flat(row) for row in rows], _COST, MEASURES, _PEOPLE)
+    return csv_text([flat(row) for row in rows], _COST, COLUMNS, _PEOPLE)
 
 
 def workers_text(rows: Iterable[Row]) -> str:
     """workers.csv."""
-    return csv_text(flat_workers(rows), _WORKER, MEASURES, ())
+    return csv_text(flat_workers(rows), _WORKER, COLUMNS, ())
 
 
 def write_history(folder: Path, rows: Sequence[Row]) -> None:
@@ -235,10 +249,5 @@ def write_history(folder: Path, rows: Sequence[Row]) -> None:
 
 def names_of_measures(rows: Iterable[Mapping[str, object]]) -> list[str]:
     """Every measure in flat rows once, the best known first, without what it was measured on."""
-    fixed = {*_COST, *_PEOPLE, *_WORKER}
-    found = (name for row in rows for name in row if name not in fixed)
-    bare = dict.fromkeys(name.removeprefix(TEST).removeprefix(CENTRAL) for name in found)
-    return [
-        *(name for name in WELL_KNOWN if name in bare),
-        *(name for name in bare if name not in WELL_KNOWN),
-    ]
+    found = (name for row in rows for name in row if name not in _FIXED)
+    return best_known_first(bare_name(name) for name in found)

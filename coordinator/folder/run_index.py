@@ -1,24 +1,29 @@
 """The folder --runs: one folder a run, which of them is unfinished, and which holds a task's last model."""
 
 import csv
-import json
+import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from broker.errors import CheckpointError
+from broker.errors import CheckpointError, ProtocolError
+from broker.wire.fields import from_plain, to_plain
+from broker.wire.plain_json import json_text, read_json
 from coordinator.files import make_folder, write_atomically
 from coordinator.folder.run_json import RUN_FILE, current_settings
+from coordinator.learning.measure_names import RESULTS, TEST
+
+logger = logging.getLogger(__name__)
 
 LAUNCH_FILE = "launch.json"
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _TEXT_COLUMNS = frozenset({"accepted", "late", "rejected", "worker"})
 _MOST_HISTORY_BYTES = 32 * 1024 * 1024
 
-Fields = dict[str, Any]
+Cells = dict[str, int | float | str]  #: one row of a table on disk; what is empty there is missing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +44,42 @@ class LaunchRecord:
     ended_at: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SummedSettings:
+    """What a run was trained with, as far as its run.json says so."""
+
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    quorum: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """What there is to say of one run.
+
+    Attributes:
+        id: The name of its folder.
+        rounds: In all, as asked for.
+        outcome: See `LaunchRecord`.
+        measures: Of its last model, on the workers' test examples.
+    """
+
+    id: str
+    task: str
+    strategy: str
+    rounds: int
+    closed_rounds: int
+    started_at: str
+    ended_at: str | None
+    outcome: str | None
+    reason: str | None
+    has_model: bool
+    has_curves: bool
+    measures: dict[str, float]
+    settings: SummedSettings
+
+
 class RunIndex:
     """The runs in one folder.
 
@@ -49,9 +90,9 @@ class RunIndex:
     def __init__(self, folder: Path) -> None:
         make_folder(folder)
         self.folder = folder
-        self._known: dict[Path, tuple[object, Fields]] = {}
+        self._known: dict[Path, tuple[object, RunSummary]] = {}
 
-    def place_for(self, task: str, now: datetime) -> Path:
+    def folder_for(self, task: str, now: datetime) -> Path:
         """The folder of a new run: TASK-DATE-N."""
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(task).stem if task.endswith(".keras") else task)
         stem = f"{stem.strip('-.')[:64] or 'run'}-{now:%Y%m%d}"
@@ -62,8 +103,8 @@ class RunIndex:
 
     def find(self, name: str) -> Path | None:
         """The folder of a run; None when there is none of that name."""
-        place = self.folder / name
-        return place if _RUN_NAME.fullmatch(name) and (place / RUN_FILE).is_file() else None
+        folder = self.folder / name
+        return folder if _RUN_NAME.fullmatch(name) and (folder / RUN_FILE).is_file() else None
 
     def unfinished(self) -> tuple[Path, LaunchRecord] | None:
         """The run that was launched last and has not ended.
@@ -71,35 +112,36 @@ class RunIndex:
         Raises:
             CheckpointError: Its launch.json can't be read.
         """
-        found = [(place, read_launch(place)) for place in self._places(LAUNCH_FILE)]
-        is_open = [(place, record) for place, record in found if record.outcome is None]
+        found = [(folder, read_launch(folder)) for folder in self._run_folders(LAUNCH_FILE)]
+        is_open = [(folder, record) for folder, record in found if record.outcome is None]
         return max(is_open, key=lambda each: each[1].launched_at, default=None)
 
     def last_model(self, task: str) -> Path | None:
         """The model of the newest run of a task that closed a round; None when there is none."""
         for summary in self.summaries():
-            if summary["task"] == task and summary["has_model"] and summary["closed_rounds"] > 0:
-                return self.folder / str(summary["id"]) / "model.keras"
+            if summary.task == task and summary.has_model and summary.closed_rounds > 0:
+                return self.folder / summary.id / "model.keras"
         return None
 
-    def summaries(self) -> list[Fields]:
+    def summaries(self) -> list[RunSummary]:
         """What there is to say of each run, the newest first."""
-        found = [summary for place in self._places(RUN_FILE) if (summary := self._summary(place))]
-        return sorted(found, key=lambda each: (each["started_at"], each["id"]), reverse=True)
+        found = [summary for folder in self._run_folders(RUN_FILE) if (summary := self._summary(folder))]
+        return sorted(found, key=lambda each: (each.started_at, each.id), reverse=True)
 
-    def _places(self, file: str) -> Iterator[Path]:
+    def _run_folders(self, file: str) -> Iterator[Path]:
         return (path.parent for path in sorted(self.folder.glob(f"*/{file}")))
 
-    def _summary(self, place: Path) -> Fields | None:
+    def _summary(self, folder: Path) -> RunSummary | None:
         """Read anew only when one of its files has changed."""
-        stamp = tuple(_stamp(place / name) for name in (RUN_FILE, LAUNCH_FILE, "history.csv", "model.keras"))
-        known = self._known.get(place)
+        stamp = tuple(_stamp(folder / name) for name in (RUN_FILE, LAUNCH_FILE, "history.csv", "model.keras"))
+        known = self._known.get(folder)
         if known is None or known[0] != stamp:
             try:
-                self._known[place] = (stamp, _summarize(place))
-            except (CheckpointError, KeyError, TypeError, ValueError):
-                return None  # a run that is being made, or no run of ours
-        return self._known[place][1]
+                self._known[folder] = (stamp, _summarize(folder))
+            except Exception as exc:  # noqa: BLE001 - a run that is being made, or whatever a person put there
+                logger.debug("%s is not listed: %s", folder, exc)
+                return None
+        return self._known[folder][1]
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -110,33 +152,29 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return status.st_mtime_ns, status.st_size
 
 
-def _summarize(place: Path) -> Fields:
-    identity = current_settings(_read_json(place / RUN_FILE))
-    history = read_rows(place / "history.csv")
-    launch = read_launch(place) if (place / LAUNCH_FILE).is_file() else None
+def _summarize(folder: Path) -> RunSummary:
+    identity = current_settings(_read(folder / RUN_FILE))
+    history = read_rows(folder / "history.csv")
+    launch = read_launch(folder) if (folder / LAUNCH_FILE).is_file() else None
     last = history[-1] if history else {}
-    return {
-        "id": place.name,
-        "task": str(identity["task"]),
-        "strategy": str(identity["strategy"]),
-        "rounds": int(identity["rounds"]),
-        "closed_rounds": int(last.get("round") or 0),
-        "started_at": launch.launched_at if launch else str(identity["started_at"]),
-        "ended_at": launch.ended_at if launch else None,
-        "outcome": launch.outcome if launch else None,
-        "reason": launch.reason if launch else None,
-        "has_model": (place / "model.keras").is_file(),
-        "has_curves": (place / "curves.png").is_file(),
-        "measures": {
-            name: last[f"val_{name}"] for name in ("accuracy", "auc", "loss") if f"val_{name}" in last
-        },
-        "settings": {
-            name: identity.get(name) for name in ("epochs", "batch_size", "learning_rate", "quorum")
-        },
-    }
+    return RunSummary(
+        id=folder.name,
+        task=str(identity["task"]),
+        strategy=str(identity["strategy"]),
+        rounds=int(identity["rounds"]),
+        closed_rounds=int(last.get("round") or 0),
+        started_at=launch.launched_at if launch else str(identity["started_at"]),
+        ended_at=launch.ended_at if launch else None,
+        outcome=launch.outcome if launch else None,
+        reason=launch.reason if launch else None,
+        has_model=(folder / "model.keras").is_file(),
+        has_curves=(folder / "curves.png").is_file(),
+        measures={name: float(last[f"{TEST}{name}"]) for name in RESULTS if f"{TEST}{name}" in last},
+        settings=SummedSettings(**{name: identity.get(name) for name in SummedSettings.__slots__}),
+    )
 
 
-def read_rows(path: Path) -> list[Fields]:
+def read_rows(path: Path) -> list[Cells]:
     """The rows of history.csv or workers.csv, numbers as numbers; none when there is no such file."""
     if not path.is_file() or path.stat().st_size > _MOST_HISTORY_BYTES:
         return []
@@ -146,40 +184,41 @@ def read_rows(path: Path) -> list[Fields]:
         ]
 
 
-def _value(name: str, text: str) -> object:
+def _value(name: str, text: str) -> int | float | str:
     if name in _TEXT_COLUMNS:
         return text
     number = float(text)
     return int(number) if number.is_integer() and "." not in text else number
 
 
-def read_launch(place: Path) -> LaunchRecord:
+def read_launch(folder: Path) -> LaunchRecord:
     """Read launch.json.
 
     Raises:
         CheckpointError: It can't be read.
     """
+    path = folder / LAUNCH_FILE
     try:
-        return LaunchRecord(**_read_json(place / LAUNCH_FILE))
-    except TypeError as exc:
-        raise CheckpointError(f"{place / LAUNCH_FILE} is not ours: {exc}. Move that folder away.") from exc
+        record: LaunchRecord = from_plain(LaunchRecord, _read(path), LAUNCH_FILE)
+    except ProtocolError as exc:
+        raise CheckpointError(f"{path} is not ours: {exc} Move that folder away.") from exc
+    return record
 
 
-def write_launch(place: Path, record: LaunchRecord) -> None:
+def write_launch(folder: Path, record: LaunchRecord) -> None:
     """Write launch.json, and make the run's folder for it.
 
     Raises:
         CheckpointError: It can't be written.
     """
-    make_folder(place)
-    fields: Mapping[str, object] = {name: getattr(record, name) for name in LaunchRecord.__slots__}
-    write_atomically(place / LAUNCH_FILE, [json.dumps(fields, indent=2).encode() + b"\n"])
+    make_folder(folder)
+    write_atomically(folder / LAUNCH_FILE, [json_text(to_plain(record), indent=2).encode() + b"\n"])
 
 
-def _read_json(path: Path) -> Fields:
+def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
+        content = read_json(path.read_bytes())
+    except (OSError, ProtocolError) as exc:
         raise CheckpointError(f"Can't read {path}: {exc}.") from exc
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is not ours.")

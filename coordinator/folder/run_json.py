@@ -4,14 +4,16 @@ The first record stays as it was written. Going on with other settings (more rou
 `continued` what changed, from which round on.
 """
 
-import json
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from broker.errors import CheckpointError, UsageError
+from broker.errors import CheckpointError, ProtocolError, UsageError
+from broker.wire.fields import to_plain
+from broker.wire.plain_json import json_text, read_json
 from coordinator.files import write_atomically
 from coordinator.options import RunOptions
 
@@ -19,7 +21,21 @@ RUN_FILE = "run.json"
 
 _PACKAGES = ("warren", "tensorflow", "keras", "numpy", "pika")
 
-Record = dict[str, Any]
+Settings = dict[str, Any]  #: by name, as they stand in the file: earlier versions wrote fewer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Continuation:
+    """What changed when a folder's run went on.
+
+    Attributes:
+        after_round: How many rounds were closed then.
+        changed: [before, after] by the setting's name.
+    """
+
+    at: str
+    after_round: int
+    changed: dict[str, list[Any]]
 
 
 def keep_identity(options: RunOptions, *, closed_rounds: int) -> None:
@@ -35,7 +51,7 @@ def keep_identity(options: RunOptions, *, closed_rounds: int) -> None:
     """
     path = options.out / RUN_FILE
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    settings = {**options.everything, "versions": _versions()}
+    settings = {**to_plain(options.everything), "versions": _versions()}
     if not path.exists():
         _write(options, {**settings, "started_at": now})
         return
@@ -43,11 +59,11 @@ def keep_identity(options: RunOptions, *, closed_rounds: int) -> None:
     _compare(options, first)
     changed = _changes(current_settings(first), settings)
     if changed:
-        record = {"at": now, "after_round": closed_rounds, "changed": changed}
-        _write(options, {**first, "continued": [*first.get("continued", ()), record]})
+        record = Continuation(at=now, after_round=closed_rounds, changed=changed)
+        _write(options, {**first, "continued": [*first.get("continued", ()), to_plain(record)]})
 
 
-def current_settings(first: Mapping[str, Any]) -> Record:
+def current_settings(first: Mapping[str, Any]) -> Settings:
     """The settings that count now: the first ones, and what was changed since."""
     settings = dict(first)
     for record in settings.pop("continued", ()):
@@ -63,7 +79,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, lis
 
 
 def _plain(value: object) -> object:
-    return json.loads(json.dumps(value))
+    return read_json(json_text(value))
 
 
 def _versions() -> dict[str, str]:
@@ -76,22 +92,22 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _write(options: RunOptions, content: Record) -> None:
-    write_atomically(options.out / RUN_FILE, [json.dumps(content, indent=2).encode() + b"\n"])
+def _write(options: RunOptions, content: Settings) -> None:
+    write_atomically(options.out / RUN_FILE, [json_text(content, indent=2).encode() + b"\n"])
 
 
-def _read(options: RunOptions) -> Record:
+def _read(options: RunOptions) -> Settings:
     path = options.out / RUN_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
+        content = read_json(path.read_bytes())
+    except (OSError, ProtocolError) as exc:
         raise CheckpointError(f"Can't read {path}: {exc}. Restore it, or choose another --out.") from exc
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is not ours. Restore it, or choose another --out.")
     return content
 
 
-def _compare(options: RunOptions, content: Record) -> None:
+def _compare(options: RunOptions, content: Settings) -> None:
     for name, asked in options.identity.items():
         if content.get(name) != asked:
             raise UsageError(

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from coordinator.folder.history import CENTRAL, TEST, names_of_measures
+from coordinator.folder.history import names_of_measures
+from coordinator.learning.measure_names import CENTRAL, TEST, title_of
 
 _TRAINING = "#4c72b0"
 _VALIDATION = "#dd8452"
 _CENTRAL = "#55a868"
-_TITLES = {"auc": "AUC"}
 _PER_LINE = 3
 
 Row = Mapping[str, Any]
@@ -32,8 +32,7 @@ def draw_curves(history: Sequence[Row], path: Path) -> None:
     figure = Figure(figsize=(4.6 * columns, 3.8 * lines), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     for number, name in enumerate(names, start=1):
-        title = _TITLES.get(name, name[:1].upper() + name[1:].replace("_", " "))
-        _draw_panel(figure.add_subplot(lines, columns, number), history, title, name)
+        _draw_panel(figure.add_subplot(lines, columns, number), history, title_of(name), name)
     aside = path.with_name(f".{path.name}.aside")
     figure.savefig(aside, format="png")
     aside.replace(path)

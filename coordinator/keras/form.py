@@ -11,6 +11,7 @@ from broker.errors import ModelError, UsageError
 from broker.model.ending import EACH_ALONE, ONE_OF_ALL, UNKNOWN, ending_of
 from broker.model.head import BINARY, CATEGORICAL, num_outputs
 from broker.model.loss import encode_labels, loss_name, sole_loss, takes_class_numbers, takes_logits
+from coordinator.learning.measure_names import ACCURACY
 
 _MODELS = frozenset({"Functional", "Sequential"})
 # What a categorical cross-entropy, which divides by the sum, can take for probabilities.
@@ -18,7 +19,7 @@ _NEVER_NEGATIVE = frozenset({"exponential", "relu", "relu6", "softplus", "sparse
 # Keras's metrics that compare the wrong thing, and don't say so, when labels have another form.
 _ON_ONE_HOT = frozenset({"categoricalaccuracy", "onehotiou", "onehotmeaniou", "topkcategoricalaccuracy"})
 _ON_CLASSES = _ON_ONE_HOT | {"sparsecategoricalaccuracy", "sparsetopkcategoricalaccuracy"}
-_AT_ONE_HALF = frozenset({"acc", "accuracy", "binary_accuracy"})
+_AT_ONE_HALF = frozenset({"acc", ACCURACY, "binary_accuracy"})
 _PLACE_IN_GRAPH = re.compile(r"\{\{.*?\}\}|\[Op:.*")  # where in TensorFlow an error arose
 
 

@@ -1,11 +1,12 @@
 """One round without a broker or a disk: who answered, what counts, and how weights are put together.
 
 Contents:
-    aggregation   the exact weighted sum of updates, in int64 fixed point
-    exact_sum     a sum of doubles without rounding, for statistics
-    measures      what several workers measured, put together
-    spares        large arrays of one round, used again in the next
-    rounds        one round as a state machine: who answered, what counts, when it closes
-    membership    who joined, who is away, who is selected
-    strategies    what a round collects, and how it becomes the next global model
+    aggregation    the exact weighted sum of updates, in int64 fixed point
+    exact_sum      a sum of doubles without rounding, for statistics
+    measure_names  what measures are called
+    measures       what several workers measured, put together
+    spares         large arrays of one round, used again in the next
+    rounds         one round as a state machine: who answered, what counts, when it closes
+    membership     who joined, who is away, who is selected
+    strategies     what a round collects, and how it becomes the next global model
 """

@@ -18,10 +18,9 @@ the coordinator waits for the broker. From another machine a POST needs the head
 """
 
 import hmac
-import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +28,17 @@ from flask import Blueprint, Flask, Response, abort, current_app, jsonify, rende
 from werkzeug.exceptions import HTTPException
 
 from broker import web
-from broker.errors import NobodyServes, UsageError, WarrenError
-from coordinator.folder.history import flat_workers, names_of_measures
+from broker.errors import NobodyServes, ProtocolError, UsageError, WarrenError
+from broker.http_server import Caps
+from broker.wire.fields import to_plain
+from broker.wire.plain_json import json_text, read_json
+from coordinator.folder.history import flat, flat_workers, names_of_measures
 from coordinator.folder.run_index import read_rows
 from coordinator.learning.strategies import STRATEGIES
 from coordinator.page.prometheus import metrics_text
 from coordinator.page.scheduler import Scheduler
 from coordinator.page.snapshot import Snapshot
-from coordinator.play.status import describe_history
+from coordinator.status import plain_status
 
 TOKEN_HEADER = "X-Warren-Token"  # noqa: S105 - the header's name
 
@@ -49,6 +51,13 @@ _FILES = {
 _MOST_BODY_BYTES = 64 * 1024
 _MOST_LISTENERS = 64  # each holds a thread; whoever comes later asks every two seconds
 _LOOK_SECONDS = 1.0
+#: Listeners never starve the other requests: eight threads are kept for these.
+CAPS = Caps(
+    threads=_MOST_LISTENERS + 8,
+    connections=200,
+    body_bytes=_MOST_BODY_BYTES,
+    bodies_bytes=64 * _MOST_BODY_BYTES,
+)
 _KEEP_ALIVE_SECONDS = 15.0
 
 _pages = Blueprint("network", __name__)
@@ -76,7 +85,7 @@ def create_app(scheduler: Scheduler, *, host: str, token: str, stop: threading.E
     """
     app = Flask(__name__)
     app.config.update(MAX_CONTENT_LENGTH=_MOST_BODY_BYTES, PAGE=_Page(scheduler, host, token, stop))
-    app.json.sort_keys = False  # type: ignore[attr-defined]  # classes keep their order
+    app.json = web.PageJson(app)
     app.before_request(_check_request)
     app.after_request(_add_headers)
     app.register_error_handler(HTTPException, _explain)
@@ -107,9 +116,10 @@ def _show_state() -> Response:
 
 def _current(snapshot: Snapshot, *, is_connected: bool) -> dict[str, Any]:
     """The state with the connection as it is now: a loop that waits for the broker shows nothing new."""
-    broker = {**snapshot.state.get("broker", {}), "is_connected": is_connected}
+    plain = plain_status(snapshot.status) if snapshot.status else {}
+    broker = {**plain.get("broker", {}), "is_connected": is_connected}
     now = round(time.time(), 1)  # a browser's clock may be wrong
-    return {"version": snapshot.version, "now": now, **snapshot.state, "broker": broker}
+    return {"version": snapshot.version, "now": now, **plain, "broker": broker}
 
 
 @_pages.get("/events")
@@ -117,22 +127,23 @@ def _show_events() -> Response:
     page = _page()
     if not page.listeners.acquire(blocking=False):
         abort(503, "Too many pages listen. Ask /api/state instead.")
-    response = Response(_events(page), mimetype="text/event-stream")
+    is_gone = request.environ.get("waitress.client_disconnected", lambda: False)
+    response = Response(_events(page, is_gone), mimetype="text/event-stream")
     response.call_on_close(page.listeners.release)
     return response
 
 
-def _events(page: _Page) -> Iterator[str]:
-    """The state at once, then every change; a comment now and then shows who has gone away."""
+def _events(page: _Page, is_gone: Callable[[], bool]) -> Iterator[str]:
+    """The state at once, then every change; a comment now and then keeps the connection open."""
     yield "retry: 1000\n\n"
     told: tuple[int, bool] | None = None
     told_at = time.monotonic()
-    while not page.stop.is_set():
+    while not (page.stop.is_set() or is_gone()):
         snapshot = page.scheduler.latest.wait(told[0] if told else -1, _LOOK_SECONDS)
         is_connected = page.scheduler.is_connected
         if told != (snapshot.version, is_connected):
             told, told_at = (snapshot.version, is_connected), time.monotonic()
-            yield f"id: {snapshot.version}\ndata: {json.dumps(_current(snapshot, is_connected=is_connected))}\n\n"
+            yield f"id: {snapshot.version}\ndata: {json_text(_current(snapshot, is_connected=is_connected))}\n\n"
         elif time.monotonic() - told_at > _KEEP_ALIVE_SECONDS:
             told_at = time.monotonic()
             yield ": still here\n\n"
@@ -140,7 +151,7 @@ def _events(page: _Page) -> Iterator[str]:
 
 @_pages.get("/api/runs")
 def _show_runs() -> Response:
-    return jsonify({"runs": _page().scheduler.run_index.summaries()})
+    return jsonify({"runs": [to_plain(each) for each in _page().scheduler.run_index.summaries()]})
 
 
 @_pages.get("/api/runs/<run>")
@@ -148,13 +159,14 @@ def _show_run(run: str) -> Response:
     """Of the run under way from memory, of an earlier one from its files."""
     scheduler = _page().scheduler
     folder, snapshot = _folder(run), scheduler.latest.snapshot
-    summary = next((each for each in scheduler.run_index.summaries() if each["id"] == run), {"id": run})
+    summary = next((each for each in scheduler.run_index.summaries() if each.id == run), None)
     if snapshot.run == run:
-        history, workers = describe_history(snapshot.history), flat_workers(snapshot.history)
+        history, workers = [flat(row) for row in snapshot.history], flat_workers(snapshot.history)
     else:
         history, workers = read_rows(folder / "history.csv"), read_rows(folder / "workers.csv")
+    told = to_plain(summary) if summary else {"id": run}
     return jsonify(
-        {**summary, "history": history, "workers": workers, "measure_names": names_of_measures(history)}
+        {**told, "history": history, "workers": workers, "measure_names": names_of_measures(history)}
     )
 
 
@@ -186,8 +198,8 @@ def _show_health() -> Response:
 @_pages.get("/metrics")
 def _show_metrics() -> Response:
     scheduler = _page().scheduler
-    state = _current(scheduler.latest.snapshot, is_connected=scheduler.is_connected)
-    text, content_type = metrics_text(state)
+    status = scheduler.latest.snapshot.status
+    text, content_type = metrics_text(status, is_connected=scheduler.is_connected)
     return Response(text, content_type=content_type)
 
 
@@ -210,7 +222,7 @@ def _as_text(name: str, value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if not isinstance(value, str | int | float):
-        abort(400, f"Expected a text or a number for {name}, got {value!r}.")
+        abort(400, f"Expected a text or a number for {name!r:.60}, got {value!r:.60}.")
     return str(value)
 
 
@@ -226,7 +238,10 @@ def _asked(fields: set[str]) -> dict[str, Any]:
     """The request's JSON object; a form of another site can't send this type without being asked first."""
     if request.mimetype != "application/json":
         abort(415, "Expected the Content-Type application/json.")
-    asked = request.get_json(silent=True)
+    try:
+        asked = read_json(request.get_data(cache=False))
+    except ProtocolError:
+        asked = None
     if not isinstance(asked, dict) or not asked.keys() <= fields:
         abort(400, f"Expected a JSON object of {', '.join(sorted(fields))}.")
     return asked

@@ -1,6 +1,5 @@
 """One coordinator that stays: it knows who is there, starts runs one after the other, and goes on after a restart."""
 
-import json
 import logging
 import queue
 import threading
@@ -11,9 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from broker.errors import Interrupted, LinkLost, NobodyServes, UsageError, WarrenError
+from broker.errors import CheckpointError, Interrupted, LinkLost, NobodyServes, UsageError, WarrenError
 from broker.link.seam import Link
 from broker.logs import LogContext
 from broker.wire.messages import Launch, LaunchAnswered
@@ -25,8 +23,9 @@ from coordinator.learning.membership import Member
 from coordinator.options import RunOptions
 from coordinator.page.snapshot import LatestSnapshot
 from coordinator.play.run import Run
-from coordinator.play.status import RunView, describe
+from coordinator.play.run_view import RunView, describe
 from coordinator.presence.session import Session
+from coordinator.status import BrokerStatus, EndedRun, ServingStatus, TaskStatus, status_json
 from coordinator.tasks import BUILT_IN, Task, TaskDefaults, resolve
 
 logger = logging.getLogger(__name__)
@@ -34,8 +33,8 @@ logger = logging.getLogger(__name__)
 _IDLE_SECONDS = 0.1
 _SHOW_SECONDS = 0.5
 _PRESENCE_SECONDS = 2.0
-_SHELF_SECONDS = 2.0
-_ANSWER_SECONDS = 5.0
+_RUNS_SECONDS = 2.0
+_ERRAND_SECONDS = 5.0
 _AGAIN_SECONDS = 1.0
 
 
@@ -50,21 +49,21 @@ class _Launched:
 @dataclass(frozen=True, slots=True)
 class _Errand:
     act: Callable[[], str]
-    answer: "Future[str]"
+    done: "Future[str]"
 
 
 class Scheduler:
     """Owns the session, and what is played on it.
 
     Args:
-        facts: What the page says of the broker: its address, and that of its management page.
+        at: The broker, as the page shows it.
     """
 
     def __init__(
         self,
         link: Link,
         run_index: RunIndex,
-        facts: Mapping[str, Any],
+        at: BrokerStatus,
         *,
         stop: threading.Event,
         log: LogContext,
@@ -72,7 +71,7 @@ class Scheduler:
         self.run_index = run_index
         self.latest = LatestSnapshot()
         self._link = link
-        self._facts = dict(facts)
+        self._at = at
         self._stop = stop
         self._log = log
         self._session = Session(link, stop=stop, is_lasting=True)
@@ -82,9 +81,9 @@ class Scheduler:
         self._errands: queue.SimpleQueue[_Errand] = queue.SimpleQueue()
         self._run: Run | None = None
         self._next: _Launched | None = None
-        self._last: dict[str, Any] | None = None
+        self._last: EndedRun | None = None
         self._last_models: dict[str, str] = {}
-        self._shelved = 0
+        self._runs_stamp = 0
         self._shown_at = self._presence_at = self._looked_at = float("-inf")
 
     @property
@@ -131,36 +130,36 @@ class Scheduler:
         found = self.run_index.unfinished()
         if found is None:
             return None
-        place, record = found
-        logger.info("The run %s is unfinished: it goes on.", place.name)
+        folder, record = found
+        logger.info("The run %s is unfinished: it goes on.", folder.name)
         try:
-            return _Launched(options=_options_of(record, place), record=record)
-        except UsageError as exc:
-            self._end(place, record, "failed", str(exc))
+            return _Launched(options=_options_of(record, folder), record=record)
+        except Exception as exc:  # noqa: BLE001 - what was launched once may not end every later start
+            self._end(folder, record, "failed", _told(exc))
             return None
 
     def _play(self, launched: _Launched, models: ModelProcess) -> None:
-        """Play one run to its end; a failure is told, and ends the run alone.
+        """Play one run to its end; a failure, a bug's too, is told and ends the run alone.
 
         Raises:
             Interrupted: `stop` was set.
         """
-        place = launched.options.out
+        folder = launched.options.out
         try:
             outcome, reason = self._outcome_of(launched, models)
         except Interrupted:
             raise
         except WarrenError as exc:
-            if self._session.single_reader.is_confirmed:
-                outcome, reason = "failed", str(exc)
-                logger.error("The run %s failed: %s", place.name, exc)
-            else:
+            if not self._session.single_reader.is_confirmed:
                 raise
+            outcome, reason = "failed", _told(exc)
+        except Exception as exc:  # noqa: BLE001 - the next run may be launched, whatever this one was
+            outcome, reason = "failed", _told(exc)
         finally:
             self._run = None
             self._log.update(run=None, round=None)
         self._next = None
-        self._end(place, launched.record, outcome, reason)
+        self._end(folder, launched.record, outcome, reason)
 
     def _outcome_of(self, launched: _Launched, models: ModelProcess) -> tuple[str, str | None]:
         with lock_folder(launched.options.out, wait=False, stop=self._stop):
@@ -179,10 +178,15 @@ class Scheduler:
                     logger.warning("%s The run goes on from its folder.", exc)
                     self._stop.wait(_AGAIN_SECONDS)
 
-    def _end(self, place: Path, record: LaunchRecord, outcome: str, reason: str | None) -> None:
-        write_launch(place, replace(record, outcome=outcome, reason=reason, ended_at=time_text()))
-        self._last = {"id": place.name, "task": record.task, "outcome": outcome, "reason": reason}
-        logger.info("The run %s is %s.", place.name, outcome)
+    def _end(self, folder: Path, record: LaunchRecord, outcome: str, reason: str | None) -> None:
+        if reason is not None:
+            logger.error("The run %s failed: %s", folder.name, reason)
+        try:
+            write_launch(folder, replace(record, outcome=outcome, reason=reason, ended_at=time_text()))
+        except CheckpointError as exc:
+            logger.error("That the run %s is over could not be written down: %s", folder.name, exc)
+        self._last = EndedRun(id=folder.name, task=record.task, outcome=outcome, reason=reason)
+        logger.info("The run %s is %s.", folder.name, outcome)
 
     # --- what is asked for ---------------------------------------------------------------------------------
 
@@ -198,7 +202,7 @@ class Scheduler:
 
         Raises:
             UsageError: It can't be started now, or not so.
-            NobodyServes: The coordinator did not answer in time; nothing was started.
+            NobodyServes: The coordinator did not get to it in time; nothing was started.
         """
         return self._ask(lambda: self._take(task, options, must_reach_quorum=True))
 
@@ -207,7 +211,7 @@ class Scheduler:
 
         Raises:
             UsageError: There is no run under way.
-            NobodyServes: The coordinator did not answer in time.
+            NobodyServes: The coordinator did not get to it in time.
         """
         return self._ask(lambda: self._stop_run(now=now))
 
@@ -215,10 +219,10 @@ class Scheduler:
         errand = _Errand(act, Future())
         self._errands.put(errand)
         try:
-            return errand.answer.result(_ANSWER_SECONDS)
+            return errand.done.result(_ERRAND_SECONDS)
         except TimeoutError as exc:
-            if not errand.answer.cancel():
-                return errand.answer.result(_ANSWER_SECONDS)
+            if not errand.done.cancel():
+                return errand.done.result(_ERRAND_SECONDS)
             raise NobodyServes("The coordinator waits for the broker. Try again in a moment.") from exc
 
     def _stop_run(self, *, now: bool) -> str:
@@ -233,8 +237,8 @@ class Scheduler:
             return LaunchAnswered(
                 run=self._take(launch.task, launch.options, must_reach_quorum=False), reason=None
             )
-        except WarrenError as exc:
-            return LaunchAnswered(run="", reason=str(exc))
+        except Exception as exc:  # noqa: BLE001 - a launch that can't be taken is refused, whatever is wrong with it
+            return LaunchAnswered(run="", reason=_told(exc))
 
     def _take(self, task: str, options: Mapping[str, str], *, must_reach_quorum: bool) -> str:
         """Write down a run that is to be started next.
@@ -254,7 +258,7 @@ class Scheduler:
         if asked["initial_model"] is None and not is_from_scratch:
             asked["initial_model"] = self.run_index.last_model(task)
         now = datetime.now(UTC)
-        made = make_options(task, self.run_index.place_for(task, now), asked)
+        made = make_options(task, self.run_index.folder_for(task, now), asked)
         if must_reach_quorum:
             self._check_quorum(made)
         record = LaunchRecord(task=task, options=as_texts(asked), launched_at=time_text(now))
@@ -287,7 +291,7 @@ class Scheduler:
         if now - self._presence_at >= _PRESENCE_SECONDS and self.is_connected:
             self._presence_at = now
             self._session.look_after_present()
-        if now - self._looked_at >= _SHELF_SECONDS:
+        if now - self._looked_at >= _RUNS_SECONDS:
             self._looked_at = now
             self._look_at_run_index()
         if now - self._shown_at >= _SHOW_SECONDS:
@@ -298,29 +302,29 @@ class Scheduler:
         """Find each task's last model, and note when a run's files have changed."""
         summaries = self.run_index.summaries()
         self._last_models = {
-            each["task"]: each["id"]
-            for each in reversed(summaries)
-            if each["has_model"] and each["closed_rounds"] > 0
+            each.task: each.id for each in reversed(summaries) if each.has_model and each.closed_rounds > 0
         }
-        self._shelved = hash(repr(summaries)) % 2**32
+        self._runs_stamp = hash(repr(summaries)) % 2**32
 
     def _show(self) -> None:
         view = self._view()
-        self.latest.show(self._state(view), view.folder if view else None, view.history if view else [])
+        self.latest.show(self._status(view), view.folder if view else None, view.history if view else [])
 
     def _view(self) -> RunView | None:
         return self._run.view() if self._run else None
 
-    def _state(self, view: RunView | None) -> dict[str, Any]:
-        return {
-            "broker": {**self._facts, "is_connected": self.is_connected},
-            "is_ready": self._session.single_reader.is_confirmed,
-            **describe(self._session.roster.members.values(), self._session.sightings, view),
-            "last_run": self._last,
-            "num_dead": self.num_dead,
-            "runs_stamp": self._shelved,
-            "tasks": [self._describe_task(task) for task in self._tasks()],
-        }
+    def _status(self, view: RunView | None) -> ServingStatus:
+        told = describe(self._session.roster.members.values(), self._session.sightings, view)
+        return ServingStatus(
+            broker=replace(self._at, is_connected=self.is_connected),
+            is_ready=self._session.single_reader.is_confirmed,
+            workers=told.workers,
+            run=told.run,
+            last_run=self._last,
+            num_dead=self.num_dead,
+            runs_stamp=self._runs_stamp,
+            tasks=tuple(self._describe_task(task) for task in self._tasks()),
+        )
 
     def _tasks(self) -> list[Task]:
         """The built-in tasks, and those that present workers name."""
@@ -332,19 +336,19 @@ class Scheduler:
         ]
         return [*BUILT_IN.values(), *sorted(own, key=lambda task: task.name)]
 
-    def _describe_task(self, task: Task) -> dict[str, Any]:
+    def _describe_task(self, task: Task) -> TaskStatus:
         defaults = task.defaults
-        return {
-            "name": task.name,
-            "num_able": len(self._able(task)),
-            "epochs": defaults.epochs,
-            "batch_size": defaults.batch_size,
-            "learning_rate": defaults.learning_rate,
-            "last_model": self._last_models.get(task.name),
-        }
+        return TaskStatus(
+            name=task.name,
+            num_able=len(self._able(task)),
+            epochs=defaults.epochs,
+            batch_size=defaults.batch_size,
+            learning_rate=defaults.learning_rate,
+            last_model=self._last_models.get(task.name),
+        )
 
     def _tell(self) -> str:
-        return json.dumps(self._state(self._view()))
+        return status_json(self._status(self._view()))
 
 
 _DEFAULTS = TaskDefaults()
@@ -356,16 +360,24 @@ def _is_able(member: Member, task: Task) -> bool:
     return member.is_present and not member.evaluate_only and fits_task and fits_classes
 
 
-def _options_of(record: LaunchRecord, place: Path) -> RunOptions:
+def _options_of(record: LaunchRecord, folder: Path) -> RunOptions:
     asked = read_options(record.options)
     asked.pop("from_scratch")
-    return make_options(record.task, place, asked)
+    return make_options(record.task, folder, asked)
 
 
 def _perform(errand: _Errand) -> None:
-    if not errand.answer.set_running_or_notify_cancel():
+    if not errand.done.set_running_or_notify_cancel():
         return
     try:
-        errand.answer.set_result(errand.act())
-    except WarrenError as exc:
-        errand.answer.set_exception(exc)
+        errand.done.set_result(errand.act())
+    except Exception as exc:  # noqa: BLE001 - carried to the thread that asked
+        errand.done.set_exception(exc)
+
+
+def _told(exc: Exception) -> str:
+    """Why something failed, for a person; a bug's traceback is in the log."""
+    if isinstance(exc, WarrenError):
+        return str(exc)
+    logger.error("A fault in the coordinator.", exc_info=exc)
+    return f"A fault in the coordinator ({type(exc).__name__}: {exc!s:.200}). Its log tells more."

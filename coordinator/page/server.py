@@ -3,20 +3,22 @@
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from broker import web
 from broker.errors import NameInUse
+from broker.http_server import PageServer
 from broker.link.address import LOCAL_HOSTS
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.logs import LogContext
 from coordinator.files import lock_folder
 from coordinator.folder.run_index import RunIndex
-from coordinator.page.app import create_app
+from coordinator.page.app import CAPS, create_app
 from coordinator.page.scheduler import Scheduler
+from coordinator.status import BrokerStatus
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ class ServeOptions:
 def serve_page(
     link: RabbitLink,
     asked: ServeOptions,
-    facts: Mapping[str, str],
+    at: BrokerStatus,
     stop: threading.Event,
     log: LogContext,
     announce: Callable[[str], None],
@@ -49,10 +51,10 @@ def serve_page(
     Args:
         link: Not yet open.
         asked: Where.
-        facts: What the page says of the broker.
+        at: The broker, as the page shows it.
         stop: The wish to end.
         log: What this process is busy with.
-        announce: Told the address once the page answers.
+        announce: Told the address once the page is there.
 
     Raises:
         UsageError: The address can't be used, or another coordinator has this folder or virtual host.
@@ -64,9 +66,9 @@ def serve_page(
     with web.listen(asked.host, asked.port) as listener, _locked(asked.runs, stop):
         link.open()
         try:
-            scheduler = Scheduler(link, run_index, facts, stop=stop, log=log)
+            scheduler = Scheduler(link, run_index, at, stop=stop, log=log)
             app = create_app(scheduler, host=asked.host, token=token, stop=stop)
-            with web.PageServer(app, listener):
+            with PageServer(app, listener, CAPS):
                 _announce(announce, web.address_of(listener, asked.host), asked, token)
                 try:
                     scheduler.serve()

@@ -2,11 +2,9 @@
 
 import threading
 from dataclasses import dataclass
-from typing import Any
 
 from coordinator.folder.history import Row
-
-Fields = dict[str, Any]
+from coordinator.status import ServingStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,13 +13,13 @@ class Snapshot:
 
     Attributes:
         version: Grows with every change.
-        state: See `coordinator.play.status`.
+        status: What goes on; None before the loop has begun.
         run: The folder of the run under way, or None.
         history: Of the run under way.
     """
 
     version: int
-    state: Fields
+    status: ServingStatus | None = None
     run: str | None = None
     history: tuple[Row, ...] = ()
 
@@ -31,24 +29,26 @@ class LatestSnapshot:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._exhibit = Snapshot(version=0, state={})
+        self._snapshot = Snapshot(version=0)
 
     @property
     def snapshot(self) -> Snapshot:
         """The newest state."""
-        return self._exhibit
+        return self._snapshot
 
-    def show(self, state: Fields, run: str | None, history: list[Row]) -> None:
+    def show(self, status: ServingStatus, run: str | None, history: list[Row]) -> None:
         """Show a state, if it differs from the last one."""
-        former = self._exhibit
-        if (state, run) == (former.state, former.run):
+        former = self._snapshot
+        if (status, run) == (former.status, former.run):
             return
         with self._changed:
-            self._exhibit = Snapshot(version=former.version + 1, state=state, run=run, history=tuple(history))
+            self._snapshot = Snapshot(
+                version=former.version + 1, status=status, run=run, history=tuple(history)
+            )
             self._changed.notify_all()
 
     def wait(self, version: int, seconds: float) -> Snapshot:
         """The first state after this version, or the present one when so many seconds are over."""
         with self._changed:
-            self._changed.wait_for(lambda: self._exhibit.version != version, seconds)
-            return self._exhibit
+            self._changed.wait_for(lambda: self._snapshot.version != version, seconds)
+            return self._snapshot

@@ -13,5 +13,5 @@ Contents:
     run              the rounds over the broker: asks for the next event, and decides
     story            what the log tells of a run
     log_text         how the log says things
-    status           what a person sees of workers and runs, as plain values
+    run_view         a run at one moment, and what is to be told of it
 """

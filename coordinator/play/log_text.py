@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from coordinator.folder.history import WELL_KNOWN
+from coordinator.learning.measure_names import best_known_first
 from coordinator.learning.membership import Member
 
 _MOST_NAMES = 8
@@ -33,9 +33,5 @@ def described(member: Member) -> str:
 
 def measured(figures: Mapping[str, float]) -> str:
     """A clause with all measures, the best known first; nothing where there is none."""
-    names = [
-        *(name for name in WELL_KNOWN if name in figures),
-        *(name for name in figures if name not in WELL_KNOWN),
-    ]
-    shown = [f"{name.replace('_', ' ')} {figures[name]:.4f}" for name in names]
+    shown = [f"{name.replace('_', ' ')} {figures[name]:.4f}" for name in best_known_first(figures)]
     return f": {', '.join(shown)}" if shown else ""

@@ -1,6 +1,5 @@
 """The rounds over the broker: asks the session for the next event, and decides; goes on after any interruption."""
 
-import json
 import logging
 import threading
 import time
@@ -29,10 +28,11 @@ from coordinator.play.inviting import fewest_present
 from coordinator.play.live_round import LiveRound, Tools
 from coordinator.play.log_text import listed
 from coordinator.play.round_start import addressed, groups_of
-from coordinator.play.status import Phase, RunView, describe
+from coordinator.play.run_view import Phase, RunView, describe
 from coordinator.play.story import tell_closed
 from coordinator.play.unacknowledged import Unacknowledged
 from coordinator.presence.session import DeclineCame, Event, Session, UpdateCame
+from coordinator.status import status_json
 
 logger = logging.getLogger(__name__)
 
@@ -365,7 +365,7 @@ class Run:
 
     def _tell(self) -> str:
         members = self._session.roster.members.values()
-        return json.dumps(describe(members, self._session.sightings, self.view()))
+        return status_json(describe(members, self._session.sightings, self.view()))
 
     @property
     def _phase(self) -> Phase:

@@ -326,7 +326,7 @@ class Session:
         """Without a queue for the answer, a person finds a refused launch in `dead`, with the reason."""
         answer = self.on_launch(launch)
         if answer.reason is not None:
-            logger.warning("Refused to launch %s: %s", launch.task, answer.reason)
+            logger.warning("Refused to launch %.100r: %s", launch.task, answer.reason)
         if launch.reply_to is not None:
             self._reply(launch.reply_to, answer)
         elif answer.reason is not None:

@@ -1,4 +1,4 @@
-"""What a person at a terminal sees: the bar of a run, and the answers to `launch` and `status`.
+"""What a person at a terminal sees: the bar of a run, and what comes back of `launch` and `status`.
 
 Contents:
     console       the live bar of `coordinator run`

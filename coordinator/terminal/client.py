@@ -15,13 +15,13 @@ from broker.wire import names
 from broker.wire.messages import Launch, LaunchAnswered, Message, StatusAsked, StatusTold
 from broker.wire.versions import difference
 
-ANSWER_SECONDS = 10.0  #: a question that nobody has read by then is dropped by the broker
+REPLY_SECONDS = 10.0  #: a question that nobody has read by then is dropped by the broker
 
-_Answer = TypeVar("_Answer", bound=Message)
+_Reply = TypeVar("_Reply", bound=Message)
 
 
 class Asker:
-    """Asks, and hears the answers in a queue of its own. Make one with `asking`."""
+    """Asks, and hears the replies in a queue of its own. Make one with `asking`."""
 
     def __init__(self, link: Link, queue: str, stop: threading.Event) -> None:
         self._link = link
@@ -45,26 +45,26 @@ class Asker:
         """
         return self._ask(StatusAsked(reply_to=self._queue), StatusTold).state
 
-    def _ask(self, question: Message, kind: type[_Answer]) -> _Answer:
+    def _ask(self, question: Message, kind: type[_Reply]) -> _Reply:
         """Publish a question that expires, for it must not be found and acted on tomorrow."""
         if not self._link.consumers(names.COORDINATOR):
             raise NobodyServes(
                 "No coordinator works on this virtual host. Start one with `coordinator serve`, or check --amqp-url."
             )
         self._link.publish([outgoing(question, names.COORDINATOR, is_transient=True)])
-        deadline = time.monotonic() + ANSWER_SECONDS
+        deadline = time.monotonic() + REPLY_SECONDS
         while time.monotonic() < deadline and not self._stop.is_set():
-            answer = self._hear()
-            if isinstance(answer, kind):
-                return answer
+            reply = self._hear()
+            if isinstance(reply, kind):
+                return reply
         raise NobodyServes(
-            f"The coordinator did not answer within {ANSWER_SECONDS:g} s. It may be aggregating: ask again; or older "
+            f"The coordinator did not answer within {REPLY_SECONDS:g} s. It may be aggregating: ask again; or older "
             "than this command: its log then says so."
         )
 
     @staticmethod
     def _heed(exc: ProtocolError, envelope: Envelope, _delivery: Delivery) -> bool:
-        """An answer of another version is an answer, too.
+        """A reply of another version is a reply, too.
 
         Raises:
             NobodyServes: Always, for nobody understands each other.
@@ -79,15 +79,15 @@ class Asker:
         event = self._link.receive(0.2)
         if not isinstance(event, Delivery):
             return None
-        answer = self._validator.open(event)
-        if answer is not None:
+        reply = self._validator.open(event)
+        if reply is not None:
             self._link.ack([event])
-        return answer
+        return reply
 
 
 @contextmanager
 def asking(link: Link, stop: threading.Event) -> Iterator[Asker]:
-    """Have a queue for answers; it is deleted at the end, by the broker if need be."""
+    """Have a queue for replies; it is deleted at the end, by the broker if need be."""
     queue = reply_queue(f"reply.{secrets.token_hex(8)}")
     link.declare([queue])
     link.consume([queue.name], prefetch=10)

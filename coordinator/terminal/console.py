@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from coordinator.play.status import RunView
+from coordinator.play.run_view import RunView
 
 _DRAW_SECONDS = 0.2
 _FORMAT = "{desc} |{bar:30}| {n_fmt} of {total_fmt} answered, {elapsed}"

@@ -1,94 +1,94 @@
 """What goes on, as a table that a person wants to read at a terminal."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from coordinator.folder.history import CENTRAL, TEST, names_of_measures
-
-Fields = Mapping[str, Any]
+from coordinator.folder.history import Row
+from coordinator.learning.measure_names import best_known_first
+from coordinator.status import (
+    EndedRun,
+    ProgressStatus,
+    RunStatus,
+    ServingStatus,
+    Status,
+    WorkerStatus,
+)
 
 _BAR_WIDTH = 12
 
 
-def status_text(state: Fields, now: float) -> str:
+def status_text(status: Status, now: float) -> str:
     """The whole of it.
 
     Args:
-        state: As the coordinator tells it; see `coordinator.play.status.describe`.
+        status: As the coordinator tells it.
         now: Seconds since 1970.
     """
-    parts = [_run_text(state["run"]) if state.get("run") else _idle_text(state)]
-    workers = state.get("workers", [])
-    if workers:
-        parts.append(_columns([_HEAD, *(_worker_cells(worker, now) for worker in workers)]))
+    last, num_dead = (status.last_run, status.num_dead) if isinstance(status, ServingStatus) else (None, 0)
+    parts = [_run_text(status.run) if status.run else _idle_text(last)]
+    if status.workers:
+        parts.append(_columns([_HEAD, *(_worker_cells(worker, now) for worker in status.workers)]))
     else:
         parts.append("No worker has joined yet.")
-    if state.get("num_dead"):
-        parts.append(f"{state['num_dead']} messages were rejected: see the queue 'dead'.")
+    if num_dead:
+        parts.append(f"{num_dead} messages were rejected: see the queue 'dead'.")
     return "\n\n".join(parts)
 
 
-def _idle_text(state: Fields) -> str:
-    last = state.get("last_run")
-    if not last:
+def _idle_text(last: EndedRun | None) -> str:
+    if last is None:
         return "No run is under way."
-    reason = f": {last['reason']}" if last["reason"] else ""
-    return f"No run is under way. The last one, {last['id']}, is {last['outcome']}{reason}."
+    reason = f": {last.reason}" if last.reason else ""
+    return f"No run is under way. The last one, {last.id}, is {last.outcome}{reason}."
 
 
-def _run_text(run: Fields) -> str:
-    title = (
-        f"{run['id']}  {run['task']}, {_phase_text(run)}{', stopping after it' if run['is_stopping'] else ''}"
-    )
-    last = run["last_round"]
-    return title if last is None else f"{title}\n{_round_text(last)}"
+def _run_text(run: RunStatus) -> str:
+    title = f"{run.id}  {run.task}, {_phase_text(run)}{', stopping after it' if run.is_stopping else ''}"
+    return title if run.last_round is None else f"{title}\n{_round_text(run.last_round)}"
 
 
-def _phase_text(run: Fields) -> str:
-    opened = run["open_round"]
-    if run["phase"] == "building":
+def _phase_text(run: RunStatus) -> str:
+    opened = run.open_round
+    if run.phase == "building":
         return "building the model"
     if opened is None:
-        return f"waiting for workers: {run['workers_present']} of {run['workers_wanted']}"
-    answered = f"{opened['accepted']} of {opened['invited']} answered"
-    if run["phase"] == "measuring":
-        return f"measuring the model of round {run['closed_rounds']}: {answered}"
-    attempt = f", attempt {opened['attempt']}" if opened["attempt"] > 1 else ""
-    return f"round {run['round']} of {run['rounds']}{attempt}: {answered} (quorum {opened['quorum']})"
+        return f"waiting for workers: {run.workers_present} of {run.workers_wanted}"
+    answered = f"{opened.accepted} of {opened.invited} answered"
+    if run.phase == "measuring":
+        return f"measuring the model of round {run.closed_rounds}: {answered}"
+    attempt = f", attempt {opened.attempt}" if opened.attempt > 1 else ""
+    return f"round {run.round} of {run.rounds}{attempt}: {answered} (quorum {opened.quorum})"
 
 
-def _round_text(row: Fields) -> str:
-    measures = [f"{words}{name.replace('_', ' ')} {row[key]:.4f}" for words, name, key in _measures_in(row)]
-    seconds = f" in {row['seconds']:.1f} s" if "seconds" in row else ""
-    return f"round {row['round']} closed{seconds}: {', '.join(measures)}"
+def _round_text(row: Row) -> str:
+    return f"round {row.round} closed in {row.seconds:.1f} s: {', '.join(_measures_in(row))}"
 
 
-def _measures_in(row: Fields) -> Iterator[tuple[str, str, str]]:
-    names = names_of_measures([row])
-    for words, prefix in (("", ""), ("test ", TEST), ("central ", CENTRAL)):
-        yield from ((words, name, f"{prefix}{name}") for name in names if f"{prefix}{name}" in row)
+def _measures_in(row: Row) -> Iterator[str]:
+    for words, figures in (("", row.metrics), ("test ", row.test), ("central ", row.central)):
+        for name in best_known_first(figures):
+            yield f"{words}{name.replace('_', ' ')} {figures[name]:.4f}"
 
 
 _HEAD = ("worker", "state", "progress", "examples", "seen", "")
 
 
-def _worker_cells(worker: Fields, now: float) -> tuple[str, ...]:
-    examples = worker["num_test_examples"] if worker["evaluate_only"] else worker["num_examples"]
+def _worker_cells(worker: WorkerStatus, now: float) -> tuple[str, ...]:
+    examples = worker.num_test_examples if worker.evaluate_only else worker.num_examples
     return (
-        worker["name"],
-        worker["state"],
-        _bar(worker["progress"]),
-        f"{examples}{' (test)' if worker['evaluate_only'] else ''}",
-        _ago(worker["last_seen"], now),
-        (worker["detail"] or "")[:80],
+        worker.name,
+        worker.state,
+        _bar(worker.progress),
+        f"{examples}{' (test)' if worker.evaluate_only else ''}",
+        _ago(worker.last_seen, now),
+        (worker.detail or "")[:80],
     )
 
 
-def _bar(progress: Fields | None) -> str:
+def _bar(progress: ProgressStatus | None) -> str:
     if progress is None:
         return ""
-    full = round(progress["share"] * _BAR_WIDTH)
-    return f"{'█' * full}{'░' * (_BAR_WIDTH - full)} {progress['share']:4.0%}"
+    full = round(progress.share * _BAR_WIDTH)
+    return f"{'█' * full}{'░' * (_BAR_WIDTH - full)} {progress.share:4.0%}"
 
 
 def _ago(seen: float | None, now: float) -> str:

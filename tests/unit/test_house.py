@@ -139,6 +139,14 @@ def test_own_private_names_are_no_touch() -> None:
     assert touches_of_pika("import pika\nclass A:\n    def b(self): self._c(pika.spec.__name__)") == []
 
 
+def test_the_server_under_the_pages_is_set_up_in_one_place() -> None:
+    """Caps, and that nothing goes to a temporary file, hold for both pages; werkzeug's server is for debugging."""
+    assert users_of("waitress") == {"broker/http_server.py"}
+    for floor in FLOORS:
+        for path in sources(floor):
+            assert "werkzeug.serving" not in imported(path), path
+
+
 def test_dicom_is_read_in_one_place() -> None:
     """What pydicom says may quote a patient's tags; the file that keeps it in is the only one that hears it."""
     assert users_of("pydicom") == {"worker/data/dicom.py", "worker/data/dicom_codecs.py"}
@@ -322,3 +330,16 @@ def test_a_command_line_starts_without_tensorflow(command: str) -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert answer.stdout.strip() == "[]"
+
+
+def test_the_names_of_measures_stand_in_one_file_of_the_coordinator() -> None:
+    """A column, a chart, a line of the log and the model's card call a measure the same."""
+    ours = {"loss", "balanced_accuracy", "auc", "accuracy", "val_", "central_"}
+    found = {
+        str(path.relative_to(ROOT))
+        for path in sources("coordinator")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in ours
+    }
+    # What Keras is told stands where its models are made.
+    assert found - KERAS_IN_COORDINATOR == {"coordinator/learning/measure_names.py"}

@@ -46,6 +46,38 @@ def test_what_the_command_line_refuses_is_refused(options: dict[str, str]) -> No
         read_options(options)
 
 
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        ("mnist", {"initial-model": "\0"}), ("mnist", {"initial-model": "x" * 5000}),
+        ("mnist", {"initial-model": "\ud800"}), ("mnist", {"initial-model": "x" * 4000}),
+        ("mnist", {"workers": str(10**309)}), ("mnist", {"workers": str(10**20)}), ("mnist", {"seed": str(2**32)}),
+        ("mnist", {"batch-size": str(2**53)}), ("mnist", {"deadline-seconds": "1e300"}),
+        ("mnist", {"grace-seconds": "nan"}), ("mnist", {"grace-seconds": "inf"}), ("mnist", {"fraction": "nan"}),
+        ("mnist", {"learning-rate": "1e-320"}), ("mnist", {"learning-rate": "1e300"}),
+        ("mnist", {"strategy": "fedprox", "strategy-option": "mu=1e300"}), ("mnist", {"x" * 9999: "1"}),
+        ("\0.keras", {}), ("x" * 5000 + ".keras", {}), ("x" * 4000 + ".keras", {}), ("\ud800", {}), ("a\n:b", {}),
+    ],
+)  # fmt: skip
+def test_what_can_not_be_meant_is_a_usage_error_of_one_line(
+    tmp_path: Path, task: str, options: dict[str, str]
+) -> None:
+    """No path that no file has, no number that nothing on the way holds, no character that nobody can read."""
+    with pytest.raises(UsageError) as raised:
+        asked = read_options(options)
+        asked.pop("from_scratch")
+        make_options(task, tmp_path / "run", asked)
+    assert len(str(raised.value)) < 5000
+    assert str(raised.value).isprintable()
+
+
+def test_the_greatest_seed_is_numpys(tmp_path: Path) -> None:
+    """2^32 - 1; Keras takes no other."""
+    asked = read_options({"seed": str(2**32 - 1)})
+    asked.pop("from_scratch")
+    assert make_options("mnist", tmp_path, asked).seed == 2**32 - 1
+
+
 def test_options_written_as_texts_are_read_back() -> None:
     """launch.json and a message hold what the person asked for."""
     asked = read_options(
@@ -63,7 +95,7 @@ def test_a_contradiction_is_refused_before_anything_is_written(tmp_path: Path) -
         make_options("mnist", tmp_path / "run", asked)
 
 
-# The shelf
+# The folder of runs
 
 
 def record(**changes: str) -> LaunchRecord:
@@ -81,12 +113,12 @@ def save_run(place: Path, task: str, rounds: int, launched_at: str, outcome: str
 def test_runs_are_named_after_their_task_and_day(tmp_path: Path) -> None:
     """TASK-DATE-N, whatever a task's name holds."""
     run_index = RunIndex(tmp_path)
-    assert run_index.place_for("mnist", NOON).name == "mnist-20261125-1"
+    assert run_index.folder_for("mnist", NOON).name == "mnist-20261125-1"
     (tmp_path / "mnist-20261125-1").mkdir()
-    assert run_index.place_for("mnist", NOON).name == "mnist-20261125-2"
-    assert run_index.place_for("my.models:build", NOON).name == "my.models-build-20261125-1"
-    assert run_index.place_for("../../etc/x.keras", NOON).name == "x-20261125-1"
-    assert run_index.place_for("../..", NOON).parent == tmp_path
+    assert run_index.folder_for("mnist", NOON).name == "mnist-20261125-2"
+    assert run_index.folder_for("my.models:build", NOON).name == "my.models-build-20261125-1"
+    assert run_index.folder_for("../../etc/x.keras", NOON).name == "x-20261125-1"
+    assert run_index.folder_for("../..", NOON).parent == tmp_path
 
 
 def test_a_task_goes_on_from_the_newest_run_that_closed_a_round(tmp_path: Path) -> None:
@@ -98,8 +130,8 @@ def test_a_task_goes_on_from_the_newest_run_that_closed_a_round(tmp_path: Path) 
     save_run(tmp_path / "d", "other", 5, "2026-11-27")
     assert run_index.last_model("mnist") == tmp_path / "b" / "model.keras"
     assert run_index.last_model("chest-xray") is None
-    assert [each["id"] for each in run_index.summaries()] == ["d", "c", "b", "a"]
-    assert run_index.summaries()[0]["measures"] == {"accuracy": 0.75}
+    assert [each.id for each in run_index.summaries()] == ["d", "c", "b", "a"]
+    assert run_index.summaries()[0].measures == {"accuracy": 0.75}
 
 
 def test_the_run_without_an_outcome_is_the_unfinished_one(tmp_path: Path) -> None:
@@ -133,4 +165,4 @@ def test_a_run_that_a_person_broke_is_left_out(tmp_path: Path) -> None:
     save_run(tmp_path / "a", "mnist", 5, "2026-11-24")
     save_run(tmp_path / "b", "mnist", 5, "2026-11-25")
     (tmp_path / "b" / "run.json").write_text("no json")
-    assert [each["id"] for each in RunIndex(tmp_path).summaries()] == ["a"]
+    assert [each.id for each in RunIndex(tmp_path).summaries()] == ["a"]

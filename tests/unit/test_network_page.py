@@ -10,9 +10,11 @@ from flask.testing import FlaskClient
 
 from broker import web
 from broker.errors import NobodyServes, UsageError
+from coordinator.folder.history import Row
 from coordinator.folder.run_index import RunIndex
 from coordinator.page.app import TOKEN_HEADER, create_app
 from coordinator.page.snapshot import LatestSnapshot
+from tests.unit.test_status import serving, view
 
 TOKEN = "correct-horse"
 LOCAL = {"REMOTE_ADDR": "127.0.0.1"}
@@ -111,6 +113,68 @@ def test_a_wrong_body_is_said_to_be_wrong(client: FlaskClient, body: Any) -> Non
     assert answer.json["error"]
 
 
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"\xff", b"[" * 30_000, b'{"task":' * 7000, b'{"task": "mnist", "options": {"rounds": NaN}}',
+     b'{"task": "mnist", "options": {"rounds": null}}',
+     b'{"task": "mnist", "options": {"rounds": ' + b"9" * 9999 + b"}}"],
+)  # fmt: skip
+def test_what_is_no_json_of_ours_is_a_400(client: FlaskClient, scheduler: FakeScheduler, body: bytes) -> None:
+    """However deep, however long, and NaN isn't JSON."""
+    answer = client.post("/api/launch", data=body, content_type="application/json", environ_base=LOCAL)
+    assert answer.status_code == 400
+    assert answer.json is not None
+    assert answer.json["error"].isprintable()
+    assert scheduler.launched == []
+
+
+def test_what_is_no_number_is_null_in_every_answer(
+    client: FlaskClient, scheduler: FakeScheduler, stop: threading.Event
+) -> None:
+    """The page's script can read the state, the stream and the runs, whatever a worker measured."""
+    bad = Row(
+        round=1, metrics={"loss": float("nan")}, test={"loss": float("inf")}, central={"auc": -float("inf")}
+    )
+    scheduler.latest.show(serving([], {}, view(history=[bad])), "a", [bad])
+    folder = scheduler.run_index.folder / "a"
+    folder.mkdir()
+    (folder / "run.json").write_text(
+        '{"task": "mnist", "strategy": "fedavg", "rounds": 1, "started_at": "x"}'
+    )
+    (folder / "history.csv").write_text("round,val_loss,val_auc\n0,nan,-inf\n")
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    for path in ("/api/state", "/api/runs", "/api/runs/a"):
+        json.loads(client.get(path, environ_base=LOCAL).text, parse_constant=refuse)
+    assert client.get("/api/runs", environ_base=LOCAL).json["runs"][0]["measures"] == {
+        "auc": None,
+        "loss": None,
+    }  # type: ignore[index]
+    events = iter(client.get("/events", environ_base=LOCAL).response)
+    next(events)  # type: ignore[arg-type]
+    told = next(events).decode().partition("data: ")[2]  # type: ignore[arg-type,union-attr]
+    stop.set()
+    assert json.loads(told, parse_constant=refuse)["run"]["last_round"]["loss"] is None
+
+
+def test_a_bug_is_a_500_and_the_page_goes_on(client: FlaskClient, scheduler: FakeScheduler) -> None:
+    """What went wrong stands in the log, and not in the answer."""
+    scheduler.error = ZeroDivisionError("secret")
+    answer = client.post("/api/launch", json={"task": "mnist"}, environ_base=LOCAL)
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    scheduler.error = None
+    assert launch(client, LOCAL) == 202
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://[::1", "null", "\x00", "http://localhost:99999"])
+def test_an_origin_that_is_no_address_is_foreign(client: FlaskClient, origin: str) -> None:
+    """403, and no traceback."""
+    assert launch(client, LOCAL, Origin=origin) == 403
+
+
 def test_errors_of_ours_are_answers(client: FlaskClient, scheduler: FakeScheduler) -> None:
     """Impossible is 400, not now is 503; both say why."""
     scheduler.error = UsageError("busy")
@@ -153,7 +217,7 @@ def test_events_tell_the_state_at_once_and_the_connection_as_it_is(
     client: FlaskClient, scheduler: FakeScheduler, stop: threading.Event
 ) -> None:
     """A loop that waits for the broker shows nothing new; the stream says that the broker is away all the same."""
-    scheduler.latest.show({"broker": {"is_connected": True}, "workers": []}, None, [])
+    scheduler.latest.show(serving([], {}, None), None, [])
     scheduler.is_connected = False
     events = iter(client.get("/events", environ_base=LOCAL).response)
     assert b"retry" in next(events)  # type: ignore[arg-type]
@@ -165,11 +229,11 @@ def test_events_tell_the_state_at_once_and_the_connection_as_it_is(
     assert state["version"] == 1
 
 
-def test_the_showcase_counts_changes_alone() -> None:
+def test_the_latest_snapshot_counts_changes_alone() -> None:
     """The same state shown again wakes nobody."""
     latest = LatestSnapshot()
-    latest.show({"a": 1}, None, [])
-    latest.show({"a": 1}, None, [])
+    latest.show(serving([], {}, None), None, [])
+    latest.show(serving([], {}, None), None, [])
     assert latest.snapshot.version == 1
     assert latest.wait(0, 1.0).version == 1
     assert latest.wait(1, 0.01).version == 1

@@ -1,15 +1,28 @@
 """What a person is told of workers and runs, from plain values to a table."""
 
+import json
+import math
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
+from broker.errors import ProtocolError
 from broker.wire.messages import Progress
 from broker.wire.settings import TrainingSettings
 from coordinator.folder.history import Row, WorkerRow, flat_workers
 from coordinator.learning.membership import Member
 from coordinator.learning.rounds import Answer, RoundRecord, Verdict
 from coordinator.page.prometheus import metrics_text
-from coordinator.play.status import RunView, Sighting, describe
+from coordinator.play.run_view import RunView, Sighting, describe
+from coordinator.status import (
+    BrokerStatus,
+    EndedRun,
+    ServingStatus,
+    plain_status,
+    read_status,
+    status_json,
+)
 from coordinator.terminal.status_text import status_text
 
 SETTINGS = TrainingSettings(
@@ -60,11 +73,28 @@ def progress(worker: str, epoch: int, batch: int, round_number: int = 2) -> Prog
     )  # fmt: skip
 
 
+def told(members: list[Member], sightings: dict[str, Sighting], run: RunView | None) -> dict[str, Any]:
+    """What the page and `coordinator status --json` are told."""
+    found: dict[str, Any] = json.loads(status_json(describe(members, sightings, run)))
+    return found
+
+
+def serving(
+    members: list[Member], sightings: dict[str, Sighting], run: RunView | None, **changes: Any
+) -> ServingStatus:
+    found = describe(members, sightings, run)
+    given: dict[str, Any] = {
+        "broker": BrokerStatus(address="amqp://h", management="http://h:15672", is_connected=True),
+        "is_ready": True, "last_run": None, "num_dead": 0, "runs_stamp": 1, "tasks": (),
+    }  # fmt: skip
+    return ServingStatus(workers=found.workers, run=found.run, **{**given, **changes})
+
+
 def states(
     members: list[Member], run: RunView | None, heard: dict[str, Progress] | None = None
 ) -> dict[str, str]:
     sightings = {name: Sighting(at=1.0, progress=each) for name, each in (heard or {}).items()}
-    return {worker["name"]: worker["state"] for worker in describe(members, sightings, run)["workers"]}
+    return {worker["name"]: worker["state"] for worker in told(members, sightings, run)["workers"]}
 
 
 def test_a_worker_is_idle_without_a_round_and_away_without_a_reader() -> None:
@@ -96,28 +126,28 @@ def test_progress_of_another_round_is_no_progress() -> None:
 
 def test_the_share_counts_all_epochs() -> None:
     """Epoch 2 of 2, batch 5 of 10, is three quarters."""
-    told = describe([member("a")], {"a": Sighting(at=1.0, progress=progress("a", 2, 5))}, view())
-    assert told["workers"][0]["progress"]["share"] == 0.75
+    state = told([member("a")], {"a": Sighting(at=1.0, progress=progress("a", 2, 5))}, view())
+    assert state["workers"][0]["progress"]["share"] == 0.75
 
 
 def test_late_rejected_and_unfit_workers_are_told_why() -> None:
     """A person learns what to do about it."""
     run = view(record=None, unfit={"b": "its classes are x, y"}, answers={})
-    told = {worker["name"]: worker for worker in describe([member("b"), member("c")], {}, run)["workers"]}
-    assert "its classes are x, y" in told["b"]["detail"]
-    assert told["c"]["state"] == "late"
+    found = {worker["name"]: worker for worker in told([member("b"), member("c")], {}, run)["workers"]}
+    assert "its classes are x, y" in found["b"]["detail"]
+    assert found["c"]["state"] == "late"
 
 
 def test_workers_are_in_the_order_that_a_person_expects() -> None:
     """site.2 before site.10."""
-    told = describe([member("site.10"), member("site.2")], {}, None)["workers"]
-    assert [worker["name"] for worker in told] == ["site.2", "site.10"]
+    workers = told([member("site.10"), member("site.2")], {}, None)["workers"]
+    assert [worker["name"] for worker in workers] == ["site.2", "site.10"]
 
 
 def test_the_table_says_round_worker_and_result() -> None:
     """`coordinator status` at a glance."""
     state = describe([member("a")], {"a": Sighting(at=90.0, progress=progress("a", 2, 5))}, view())
-    text = status_text(state, now=100.0)
+    text = status_text(read_status(status_json(state)), now=100.0)
     assert "round 2 of 5: 0 of 4 answered (quorum 2)" in text
     assert "round 1 closed in 3.0 s: loss 0.5000" in text
     assert "training" in text
@@ -127,22 +157,22 @@ def test_the_table_says_round_worker_and_result() -> None:
 
 def test_the_table_of_an_idle_coordinator_tells_the_last_outcome() -> None:
     """And says that nobody is there."""
-    last = {"id": "mnist-1", "task": "mnist", "outcome": "failed", "reason": "no quorum"}
-    text = status_text({"workers": [], "run": None, "last_run": last}, now=0.0)
+    last = EndedRun(id="mnist-1", task="mnist", outcome="failed", reason="no quorum")
+    text = status_text(read_status(status_json(serving([], {}, None, last_run=last))), now=0.0)
     assert "mnist-1, is failed: no quorum" in text
     assert "No worker has joined" in text
 
 
 def test_metrics_follow_the_state() -> None:
     """What Prometheus reads is what the page shows."""
-    state = {"broker": {"is_connected": True}, "num_dead": 3, **describe([member("a")], {}, view())}
-    text = metrics_text(state)[0].decode()
+    status = serving([member("a")], {}, view(), num_dead=3)
+    text = metrics_text(status, is_connected=True)[0].decode()
     assert "warren_broker_connected 1.0" in text
     assert "warren_dead_messages_total 3.0" in text
     assert 'warren_workers{state="invited"} 1.0' in text
     assert "warren_run_closed_rounds 1.0" in text
     assert 'warren_model{measure="loss"} 0.5' in text
-    assert b"warren_run_active 0.0" in metrics_text({})[0]
+    assert b"warren_run_active 0.0" in metrics_text(None, is_connected=False)[0]
 
 
 def test_each_accepted_worker_has_a_row_of_its_own() -> None:
@@ -155,3 +185,59 @@ def test_each_accepted_worker_has_a_row_of_its_own() -> None:
         {"round": 1, "worker": "a", "num_examples": 9, "seconds": 1.5, "loss": 0.5},
         {"round": 1, "worker": "b", "num_test_examples": 3, "val_loss": 0.25},
     ]
+
+
+def test_a_state_has_the_keys_that_programs_read() -> None:
+    """What the page's script, `status --json` and other people's programs rest on; a new key is no flag day."""
+    state = plain_status(
+        serving([member("a")], {"a": Sighting(at=9.0, progress=progress("a", 2, 5))}, view())
+    )
+    assert state.keys() == {
+        "workers", "run", "broker", "is_ready", "last_run", "num_dead", "runs_stamp", "tasks",
+    }  # fmt: skip
+    assert state["workers"][0]["progress"] == {
+        "epoch": 2, "epochs": 2, "batch": 5, "batches": 10, "share": 0.75, "metrics": {"loss": 0.25},
+    }  # fmt: skip
+    assert state["run"]["last_round"] == {
+        "round": 1, "attempt": 0, "seconds": 3.0, "slowest_worker_seconds": 0.0, "num_examples": 0,
+        "update_bytes": 0, "loss": 0.5, "accepted": (), "late": ("c",), "rejected": {},
+    }  # fmt: skip
+    assert state["run"]["settings"] == {"epochs": 2, "batch_size": 8, "learning_rate": 0.1}
+    assert state["run"]["open_round"] == {
+        "attempt": 1, "invited": 4, "accepted": 0, "rejected": 0, "quorum": 2, "deadline_seconds": 60.0,
+        "update_bytes": 0,
+    }  # fmt: skip
+
+
+def test_a_status_is_read_back_as_it_was() -> None:
+    """Whatever was measured: the row's measures find their places again."""
+    row = Row(
+        round=1, seconds=3.0, metrics={"loss": 0.5, "mine": 1.0}, test={"auc": 0.9}, num_test_examples=7,
+        central={"loss": 2.0}, accepted=("a",), rejected={"b": "NaN"},
+    )  # fmt: skip
+    status = serving([member("a")], {}, view(history=[row]))
+    assert read_status(status_json(status)) == status
+
+
+def test_a_later_versions_status_is_read_and_no_status_is_refused() -> None:
+    """Keys that this version does not know are passed over, wherever they stand."""
+    state = told([member("a")], {}, view())
+    state["run"]["settings"]["new"] = state["workers"][0]["new"] = state["new"] = [1]
+    assert read_status(json.dumps(state)) == read_status(status_json(describe([member("a")], {}, view())))
+    for text in ("[]", "{}", "no json", "[" * 30_000, '{"workers": 3, "run": null}'):
+        with pytest.raises(ProtocolError):
+            read_status(text)
+
+
+def test_what_is_no_number_is_null() -> None:
+    """NaN and infinity of a worker, of its training or of a closed round, are no JSON: no browser could read them."""
+    bad = {"loss": math.nan, "more": math.inf}
+    heard = replace(progress("a", 1, 5), metrics=bad)
+    run = view(history=[Row(round=1, metrics=bad, test=bad)])
+    text = status_json(serving([member("a")], {"a": Sighting(at=1.0, progress=heard)}, run))
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    state = json.loads(text)
+    assert state["workers"][0]["progress"]["metrics"] == {"loss": None, "more": None}
+    assert (state["run"]["last_round"]["loss"], state["run"]["last_round"]["val_more"]) == (None, None)
+    assert "round 1 closed" in status_text(read_status(text), now=2.0)

@@ -5,13 +5,12 @@
     POST /predict  images as multipart field `image`, or one as the body; an object for one, a list for more
     GET  /healthz  {"status": "ok"}
 
-Errors are JSON, {"error": "..."}: 400 unreadable, 403 from a foreign page, 413 too large, 415 wrong type.
+Errors are JSON, {"error": "..."}: 400 unreadable or too many pixels, 403 from a foreign page, 413 too large, 415 wrong
+type, 503 busy.
 """
 
-import contextlib
 import io
 import logging
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -21,14 +20,16 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from broker.command import Stop
 from broker.errors import DataError, ModelError
+from broker.http_server import Caps, PageServer
 from broker.link.address import LOCAL_HOSTS
-from broker.web import HEADERS, SHARED, PageServer, address_of, is_own_name, is_own_page, listen
+from broker.web import HEADERS, SHARED, PageJson, address_of, is_own_name, is_own_page, listen
+from worker.clinic.budget import Budget, Turns
 from worker.clinic.current_model import ModelSource, describe
 from worker.clinic.report import Wanted, read_xray
+from worker.data.images import size_of
 
 MAX_UPLOAD_BYTES = 50 << 20
-_MAX_DRAINED_BYTES = 1 << 30
-_AT_ONCE = 2  # images being decoded: a large one takes a few hundred MB meanwhile
+_CAPS = Caps(threads=16, connections=64, body_bytes=MAX_UPLOAD_BYTES, bodies_bytes=5 * MAX_UPLOAD_BYTES)
 _BODY_TYPES = ("application/octet-stream", "application/dicom")
 _HEADERS = HEADERS | {
     "Content-Security-Policy": HEADERS["Content-Security-Policy"] + "; img-src 'self' data: blob:"
@@ -57,10 +58,8 @@ def create_app(source: ModelSource, host: str = "127.0.0.1") -> Flask:
         host: The address it listens on; requests under other names are refused.
     """
     app = _Clinic(__name__)
-    app.config.update(
-        MAX_CONTENT_LENGTH=MAX_UPLOAD_BYTES, SOURCE=source, ROOM=threading.BoundedSemaphore(_AT_ONCE)
-    )
-    app.json.sort_keys = False  # type: ignore[attr-defined]  # classes keep the model's order
+    app.config.update(MAX_CONTENT_LENGTH=MAX_UPLOAD_BYTES, SOURCE=source, TURNS=Turns())
+    app.json = PageJson(app)
     app.before_request(lambda: _check_origin(host))
     app.after_request(_add_headers)
     app.register_error_handler(HTTPException, _explain)
@@ -87,7 +86,7 @@ def run_clinic(model: Path, host: str, port: int, announce: Callable[[str], None
         _log.info("Answering with %s", describe(source.current(), model)["name"])
         if host not in LOCAL_HOSTS:
             _log.warning("Listening on %s: whoever reaches this address can use the page", host)
-        with PageServer(create_app(source, host), listener):
+        with PageServer(create_app(source, host), listener, _CAPS):
             announce(f"The clinic is open at {address_of(listener, host)}")
             stop.event.wait()  # until a signal: serving is all that this process does
 
@@ -113,7 +112,9 @@ def _show_health() -> Response:
 @_pages.post("/predict")
 def _predict() -> tuple[Response, int]:
     wanted = Wanted(heatmap=request.args.get("heatmap") == "1", seen=request.args.get("seen") == "1")
-    readings = [_reading(name, data, wanted) for name, data in _uploads()]
+    with _turns().request():
+        budget = Budget()
+        readings = [_reading(name, data, wanted, budget) for name, data in _uploads()]
     if len(readings) == 1:
         return jsonify(readings[0]), 400 if "error" in readings[0] else 200
     if all("error" in each for each in readings):
@@ -131,10 +132,16 @@ def _source() -> ModelSource:
     return source
 
 
-def _reading(name: str, data: bytes, wanted: Wanted) -> dict[str, Any]:
+def _turns() -> Turns:
+    turns: Turns = current_app.config["TURNS"]
+    return turns
+
+
+def _reading(name: str, data: bytes, wanted: Wanted, budget: Budget) -> dict[str, Any]:
     try:
-        with current_app.config["ROOM"]:
-            return read_xray(data, name, _source(), wanted)
+        size, source = size_of(data), _source()
+        budget.spend(size)
+        return _turns().take(size, budget, lambda: read_xray(data, name, source, wanted))
     except DataError as exc:
         return {"name": name, "error": str(exc)}
     except ModelError as exc:
@@ -189,18 +196,8 @@ def _explain(exc: HTTPException) -> tuple[Response, int]:
     """Any HTTP error as JSON, for the page and for programs."""
     code = exc.code or 500
     if isinstance(exc, RequestEntityTooLarge):
-        _drain()
         limit = MAX_UPLOAD_BYTES >> 20
         return jsonify({"error": f"The upload is larger than the {limit} MB that are taken."}), code
     if getattr(exc, "original_exception", None):  # a bug: Flask has logged its traceback
         return jsonify({"error": "A fault in the clinic; its log tells more."}), code
     return jsonify({"error": exc.description}), code
-
-
-def _drain() -> None:
-    """Read what is still coming: a browser that is cut off while sending shows nothing at all."""
-    stream = request.environ["wsgi.input"]
-    remaining = min(request.content_length or 0, _MAX_DRAINED_BYTES)
-    with contextlib.suppress(OSError):  # it went away, or fell silent
-        while remaining > 0 and (chunk := stream.read(min(remaining, 1 << 16))):
-            remaining -= len(chunk)

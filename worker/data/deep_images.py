@@ -18,6 +18,7 @@ _DEPTHS = (8, 10, 12, 14, 16, 24, 32)  # bits a pixel, as scanners write them in
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _MINISWHITE, _MINISBLACK, _RGB, _PALETTE = 0, 1, 2, 3  # TIFF's PhotometricInterpretation
+_MOST_CHANNELS = 8  # colours, transparency, and what a scanner may add
 _ALPHA = 2  # TIFF's ExtraSamples: transparency that the colours aren't multiplied with yet
 
 
@@ -90,6 +91,7 @@ class Tiff:
     Attributes:
         width: Pixels.
         height: Pixels.
+        tile_pixels: Of one tile, which may be larger than the picture; 0 where there are none.
         bits: Of a channel.
         is_deep: Whether Pillow would lose some of it.
         pages: How many there are.
@@ -103,6 +105,7 @@ class Tiff:
         pages: Any = tifffile.TiffFile(file).pages
         page = self._page = pages[0]
         self.width, self.height = int(page.imagewidth), int(page.imagelength)
+        self.tile_pixels = int(page.tilewidth) * int(page.tilelength)
         self.bits = int(np.max(page.bitspersample))
         self.is_deep = self.bits > 8
         self.pages = len(pages)
@@ -119,6 +122,8 @@ class Tiff:
         """
         page = self._page
         channels = page.samplesperpixel - len(page.extrasamples)
+        if page.samplesperpixel > _MOST_CHANNELS:
+            raise ValueError(f"it has {page.samplesperpixel} channels")
         if (page.photometric, channels) not in ((_MINISWHITE, 1), (_MINISBLACK, 1), (_RGB, 3)):
             raise ValueError(f"it has {channels} channels of {self.bits} bits that are neither gray nor RGB")
         pixels = page.asarray(maxworkers=1).reshape(self._shape())

@@ -83,6 +83,26 @@ class ImageFacts:
     pages: int = 1
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredSize:
+    """What a picture takes once it is decoded.
+
+    Attributes:
+        width: Pixels, as stored.
+        height: Pixels, as stored.
+        is_deep_colour: Whether it has colours of more than 8 bits.
+    """
+
+    width: int
+    height: int
+    is_deep_colour: bool
+
+    @property
+    def pixels(self) -> int:
+        """How many."""
+        return self.width * self.height
+
+
 def read_image(source: Path | bytes, shape: Shape) -> Pixels:
     """Decode one picture and stretch it to the model's shape.
 
@@ -116,6 +136,33 @@ def facts_of(source: Path | bytes) -> ImageFacts:
         DataError: There is no such file, or it isn't a picture.
     """
     return _guarded(lambda head: _look(source, head, _name_of(source)), source)
+
+
+def size_of(source: Path | bytes) -> StoredSize:
+    """How large a picture is, from its file's header alone: nothing of it is decoded, not even to find its EXIF tags.
+
+    Raises:
+        DataError: There is no such file, or it isn't a picture.
+    """
+    return _guarded(lambda head: _measure(source, head, _name_of(source)), source)
+
+
+def _measure(source: Path | bytes, head: bytes, name: str) -> StoredSize:
+    if is_dicom(head):
+        facts = facts_of_dicom(source, name)
+        is_deep_colour = facts.is_colour and facts.bits > 8
+        return StoredSize(width=facts.width, height=facts.height, is_deep_colour=is_deep_colour)
+    if head.startswith(TIFF_HEADS):
+        with _stream(source) as file:
+            tiff = Tiff(file)
+            return StoredSize(
+                width=tiff.width, height=tiff.height, is_deep_colour=tiff.is_colour and tiff.is_deep
+            )
+    if _is_deep_png(head):
+        width, height = png_size(head)
+        return StoredSize(width=width, height=height, is_deep_colour=not png_is_gray(head))
+    with _open(source) as image:
+        return StoredSize(width=image.width, height=image.height, is_deep_colour=False)
 
 
 def is_image_file(path: Path) -> bool:
@@ -177,6 +224,7 @@ def _decode(source: Path | bytes, head: bytes, shape: Shape, name: str) -> Image
         with _stream(source) as file:
             tiff = Tiff(file)
             _check_size(tiff.width, tiff.height, name)
+            _check_size(tiff.tile_pixels, 1, name)
             if tiff.is_deep:
                 return _flatten(tiff.read())
     with _open(source) as image:

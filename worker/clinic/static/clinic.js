@@ -180,12 +180,18 @@ function heatNote(answer) {
 function bars(answer) {
   const sorted = Object.entries(answer.probabilities).sort((one, other) => other[1] - one[1]);
   return sorted.map(([name, value]) => {
-    const row = document.createElement("li");
+    const row = document.createElement("li"), words = document.createElement("div"), bar = document.createElement("div");
+    const [label, number, filled] = ["span", "b", "i"].map(tag => document.createElement(tag));
     row.classList.toggle("best", name === answer.class);
-    row.innerHTML = '<div class="bar-text"><span></span><b></b></div><div class="bar" aria-hidden="true"><i></i></div>';
-    row.querySelector("span").textContent = name;
-    row.querySelector("b").textContent = percent(value);
-    row.querySelector("i").style.setProperty("--share", `${100 * value}%`);
+    words.className = "bar-text";
+    label.textContent = name;
+    number.textContent = percent(value);
+    words.append(label, number);
+    bar.className = "bar";
+    bar.setAttribute("aria-hidden", "true");
+    filled.style.setProperty("--share", `${100 * value}%`);
+    bar.append(filled);
+    row.append(words, bar);
     return row;
   });
 }

@@ -1,15 +1,24 @@
-"""What a person sees of a run and of the workers, as plain values: pure, with time passed in."""
+"""A run at one moment, and what is to be told of it and of the workers: pure, with time passed in."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from broker.wire.messages import Progress
 from broker.wire.settings import TrainingSettings
-from coordinator.folder.history import Row, flat
+from coordinator.folder.history import Row
 from coordinator.learning.membership import Member
 from coordinator.learning.rounds import Answer, RoundRecord, Verdict
 from coordinator.presence.session import Sighting
+from coordinator.status import (
+    ProgressStatus,
+    RoundStatus,
+    RunStatus,
+    SettingsStatus,
+    Status,
+    WorkerStatus,
+)
 
 Phase = Literal["building", "waiting", "training", "measuring"]
 
@@ -50,25 +59,22 @@ class RunView:
     strategy: str
 
 
-def describe(
-    members: Iterable[Member], sightings: Mapping[str, Sighting], view: RunView | None
-) -> dict[str, Any]:
+def describe(members: Iterable[Member], sightings: Mapping[str, Sighting], view: RunView | None) -> Status:
     """What goes on at a coordinator: the workers, and the run under way."""
-    return {
-        "workers": describe_workers(members, sightings, view),
-        "run": describe_run(view) if view else None,
-    }
+    return Status(
+        workers=describe_workers(members, sightings, view), run=describe_run(view) if view else None
+    )
 
 
 def describe_workers(
     members: Iterable[Member], sightings: Mapping[str, Sighting], view: RunView | None
-) -> list[dict[str, Any]]:
+) -> tuple[WorkerStatus, ...]:
     """One entry a worker, in the order of their names."""
     late = _late_in_last_round(view)
-    return [
+    return tuple(
         _describe(member, sightings.get(member.worker), view, is_late=member.worker in late)
         for member in sorted(members, key=lambda member: _natural(member.worker))
-    ]
+    )
 
 
 def _natural(name: str) -> tuple[str, int]:
@@ -84,22 +90,22 @@ def _late_in_last_round(view: RunView | None) -> frozenset[str]:
 
 def _describe(
     member: Member, sighting: Sighting | None, view: RunView | None, *, is_late: bool
-) -> dict[str, Any]:
+) -> WorkerStatus:
     progress = _current(sighting.progress if sighting else None, view)
     state, detail = _state(member, progress, view, is_late=is_late)
-    return {
-        "name": member.worker,
-        "is_present": member.is_present,
-        "task": member.task,
-        "evaluate_only": member.evaluate_only,
-        "num_examples": member.num_examples,
-        "num_test_examples": member.num_test_examples,
-        "examples_per_class": dict(zip(member.classes, member.examples_per_class, strict=False)),
-        "last_seen": round(sighting.at, 1) if sighting else None,
-        "state": state,
-        "detail": detail,
-        "progress": _progress(progress) if progress and state == "training" else None,
-    }
+    return WorkerStatus(
+        name=member.worker,
+        is_present=member.is_present,
+        task=member.task,
+        evaluate_only=member.evaluate_only,
+        num_examples=member.num_examples,
+        num_test_examples=member.num_test_examples,
+        examples_per_class=dict(zip(member.classes, member.examples_per_class, strict=False)),
+        last_seen=round(sighting.at, 1) if sighting else None,
+        state=state,
+        detail=detail,
+        progress=_progress(progress) if progress and state == "training" else None,
+    )
 
 
 def _current(progress: Progress | None, view: RunView | None) -> Progress | None:
@@ -141,66 +147,56 @@ def _is_trained(progress: Progress) -> bool:
     return (progress.epoch, progress.batch) == (progress.epochs, progress.batches)
 
 
-def _progress(progress: Progress) -> dict[str, Any]:
+def _progress(progress: Progress) -> ProgressStatus:
     done = (progress.epoch - 1) * progress.batches + progress.batch
-    return {
-        "epoch": progress.epoch,
-        "epochs": progress.epochs,
-        "batch": progress.batch,
-        "batches": progress.batches,
-        "share": round(done / max(1, progress.epochs * progress.batches), 3),
-        "metrics": {name: round(value, 4) for name, value in progress.metrics.items()},
-    }
-
-
-def describe_run(view: RunView) -> dict[str, Any]:
-    """The run under way, without its history."""
-    settings = view.settings
-    return {
-        "id": view.folder,
-        "task": view.task,
-        "phase": view.phase,
-        "round": view.record.round_number if view.record else view.closed_rounds,
-        "closed_rounds": view.closed_rounds,
-        "rounds": view.rounds,
-        "workers_wanted": view.workers,
-        "workers_present": len(view.present),
-        "quorum": view.quorum,
-        "is_stopping": view.is_stopping,
-        "strategy": view.strategy,
-        "settings": {
-            "epochs": settings.epochs,
-            "batch_size": settings.batch_size,
-            "learning_rate": settings.learning_rate,
+    return ProgressStatus(
+        epoch=progress.epoch,
+        epochs=progress.epochs,
+        batch=progress.batch,
+        batches=progress.batches,
+        share=round(done / max(1, progress.epochs * progress.batches), 3),
+        metrics={
+            name: round(value, 4) if math.isfinite(value) else None
+            for name, value in progress.metrics.items()
         },
-        "open_round": _open_round(view),
-        "last_round": _last_row(view),
-        "history_stamp": f"{len(view.history)}-{view.history[-1].is_measured:d}" if view.history else "0",
-    }
+    )
 
 
-def _last_row(view: RunView) -> dict[str, Any] | None:
-    """The last closed round, and what was measured of its model if that is known already."""
-    rows = describe_history(view.history)
-    return rows[-1] if view.closed_rounds else None
+def describe_run(view: RunView) -> RunStatus:
+    """The run under way, without its history."""
+    settings, history = view.settings, view.history
+    return RunStatus(
+        id=view.folder,
+        task=view.task,
+        phase=view.phase,
+        round=view.record.round_number if view.record else view.closed_rounds,
+        closed_rounds=view.closed_rounds,
+        rounds=view.rounds,
+        workers_wanted=view.workers,
+        workers_present=len(view.present),
+        quorum=view.quorum,
+        is_stopping=view.is_stopping,
+        strategy=view.strategy,
+        settings=SettingsStatus(
+            epochs=settings.epochs, batch_size=settings.batch_size, learning_rate=settings.learning_rate
+        ),
+        open_round=_open_round(view),
+        last_round=history[-1] if view.closed_rounds else None,
+        history_stamp=f"{len(history)}-{history[-1].is_measured:d}" if history else "0",
+    )
 
 
-def _open_round(view: RunView) -> dict[str, Any] | None:
+def _open_round(view: RunView) -> RoundStatus | None:
     record = view.record
     if record is None:
         return None
     verdicts = [answer.verdict for answer in view.answers.values()]
-    return {
-        "attempt": record.attempt - record.first_attempt + 1,
-        "invited": len(record.invited),
-        "accepted": sum(verdict is Verdict.ACCEPTED for verdict in verdicts),
-        "rejected": sum(verdict is Verdict.REJECTED for verdict in verdicts),
-        "quorum": record.quorum,
-        "deadline_seconds": record.deadline_seconds,
-        "update_bytes": view.update_bytes,
-    }
-
-
-def describe_history(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """The rows without what is kept for each worker, each measure under a name of its own."""
-    return [flat(row) for row in rows]
+    return RoundStatus(
+        attempt=record.attempt - record.first_attempt + 1,
+        invited=len(record.invited),
+        accepted=sum(verdict is Verdict.ACCEPTED for verdict in verdicts),
+        rejected=sum(verdict is Verdict.REJECTED for verdict in verdicts),
+        quorum=record.quorum,
+        deadline_seconds=record.deadline_seconds,
+        update_bytes=view.update_bytes,
+    )
