@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from broker.allowance import Allowance
-from broker.link.seam import Delivery, outgoing, upload_queue
+from broker.link.seam import Delivery, outgoing
 from broker.wire import names
 from broker.wire.messages import Declined, RoundClosed, UpdateAnnounced, UploadAgain
 from broker.wire.settings import Precision, TrainingSettings
@@ -184,7 +184,6 @@ class LiveRound:
             upload_id=upload_id,
         )
         with session.until_link_is_back():
-            session.link.declare([upload_queue(worker)])
             session.publisher.send([outgoing(again, names.worker_queue(worker))])
 
     def greet(self, member: Member, *, takes_newcomers: bool) -> None:

@@ -63,3 +63,13 @@ def test_a_large_body_that_is_not_ours_is_refused(body: bytes) -> None:
     """Cut, too long, of other keys, or promising more than there is: a ProtocolError each time."""
     with pytest.raises(ProtocolError):
         codec.unpack(body)
+
+
+def test_no_message_builds_more_values_than_one_may_have() -> None:
+    """15 MB of empty lists are 15 million objects and a gigabyte: refused before they are built."""
+    bomb = b"\xdd" + (600_000).to_bytes(4, "big") + b"\x90" * 600_000
+    nested = msgpack.packb({"a": [[0] * 1000 for _ in range(600)]})
+    for body in (bomb, nested):
+        with pytest.raises(ProtocolError):
+            codec.unpack(body)
+    assert codec.unpack(nested, most_values=2_000_000) == {"a": [[0] * 1000 for _ in range(600)]}

@@ -9,7 +9,7 @@ import pytest
 from broker.errors import DataError
 from broker.link.memory import MemoryBroker, MemoryLink
 from broker.link.seam import coordinator_queue, dead_queue, outgoing, upload_queue, worker_queue
-from broker.wire.messages import Joined, Message, Part, Refused, RollCall, RoundStart, decode
+from broker.wire.messages import Joined, Message, Part, Refused, RollCall, RoundStart, RunFinished, decode
 from broker.wire.transfer import Digest
 from tests.faults.actors import StandInData
 from tests.unit.test_messages import EXAMPLES
@@ -154,3 +154,50 @@ def test_a_failure_of_the_receiving_thread_ends_the_training_too(
     hearing.listener.run()
     assert job.stop.is_set()
     assert isinstance(hearing.hand_over.failure, ZeroDivisionError)
+
+
+# Sessions
+
+
+def test_a_round_start_of_an_earlier_session_is_void(hearing: Hearing) -> None:
+    """Replayed, or left from before a restart: the newest start of the coordinator counts, whatever the round."""
+    hearing.say(replace(START, session=20))
+    hearing.take_all()
+    assert hearing.hand_over.session("w") == 20
+    hearing.say(replace(START, session=10, round_number=START.round_number + 5))
+    hearing.take_all()
+    assert hearing.hand_over.held("w") == START.held
+    assert hearing.is_all_acknowledged
+
+
+def test_a_newer_session_counts_although_its_round_is_an_earlier_one(hearing: Hearing) -> None:
+    """The run was restored from an older copy."""
+    later = replace(START, session=10, round_number=START.round_number + 5)
+    hearing.say(later)
+    hearing.take_all()
+    hearing.say(replace(START, session=20))
+    hearing.take_all()
+    assert hearing.hand_over.held("w") == START.held
+
+
+def test_the_roll_calls_session_counts_also_if_it_is_lower(hearing: Hearing) -> None:
+    """The coordinator moved to a machine whose clock is behind: the roll call can't be old, so it is believed."""
+    hearing.say(replace(START, session=20))
+    hearing.say(RollCall(session=10))
+    hearing.say(replace(START, session=10, attempt=START.attempt + 1))
+    hearing.take_all()
+    held = hearing.hand_over.held("w")
+    assert held is not None
+    assert held.attempt == START.attempt + 1
+
+
+def test_a_run_that_has_ended_begins_no_more_in_the_same_session(hearing: Hearing) -> None:
+    """Replayed round starts of it are void; a coordinator that is started again with more rounds goes on with it."""
+    hearing.say(replace(START, session=20))
+    hearing.say(RunFinished(run_id=START.run_id, rounds=1, outcome="done"))
+    hearing.say(replace(START, session=20))
+    hearing.take_all()
+    assert hearing.hand_over.held("w") is None
+    hearing.say(replace(START, session=30))
+    hearing.take_all()
+    assert hearing.hand_over.held("w") == START.held

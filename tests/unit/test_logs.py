@@ -1,8 +1,10 @@
 """What is kept out of the story on stderr, and what is not."""
 
+import logging
+
 import pytest
 
-from broker.logs import is_chatter
+from broker.logs import _TextFormatter, is_chatter, printable
 
 
 @pytest.mark.parametrize(
@@ -21,3 +23,12 @@ from broker.logs import is_chatter
 def test_tensorflows_chatter_is_told_from_all_else(line: str, expected: bool) -> None:
     """Its four forms, as TensorFlow 2.21 writes them; a story's line, a traceback and a person's words go through."""
     assert is_chatter(line) is expected
+
+
+def test_nobody_elses_text_begins_a_line() -> None:
+    """What a worker or a file calls itself is shown as it is, but can't forge a line or move a terminal's cursor."""
+    assert printable("Pneumonía") == "Pneumonía"
+    assert printable("x\n12:00:00 All is well") == "x\\n12:00:00 All is well"
+    assert printable("\x1b[2J\u202eevil") == "\\x1b[2J\\u202eevil"
+    record = logging.LogRecord("n", logging.INFO, "p", 1, "%s joined.", ("x\ny",), None)
+    assert _TextFormatter().format(record).endswith("x\\ny joined.")

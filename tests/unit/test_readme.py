@@ -66,3 +66,12 @@ def test_every_room_has_a_readme_that_the_first_one_leads_to(room: str) -> None:
 def test_the_first_readme_is_read_in_one_go() -> None:
     """What it is, the first run, the commands, operating: the rest stands in the rooms."""
     assert len(README.splitlines()) <= 160
+
+
+def test_every_test_that_security_names_exists() -> None:
+    """Each *cannot* is tried by the test that stands beside it."""
+    text = (ROOT / "deploy" / "SECURITY.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[a-z_/]+\.py)(?:::(test_\w+))?`", text)
+    assert len(named) > 20
+    for file, test in named:
+        assert f"def {test}" in (ROOT / file).read_text(encoding="utf-8"), (file, test)

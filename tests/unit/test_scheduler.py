@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from coordinator.status import BrokerStatus, ServingStatus
 
 from broker.errors import ModelError, UsageError
 from broker.link.memory import MemoryBroker, MemoryLink
@@ -16,6 +15,7 @@ from coordinator.files import write_atomically
 from coordinator.folder.run_index import LaunchRecord, RunIndex, read_launch, write_launch
 from coordinator.page import scheduler as module
 from coordinator.page.scheduler import Scheduler
+from coordinator.status import BrokerStatus, ServingStatus
 from tests.brokers import wait_until
 
 

@@ -6,14 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from coordinator.status import (
-    BrokerStatus,
-    EndedRun,
-    ServingStatus,
-    plain_status,
-    read_status,
-    status_json,
-)
 
 from broker.errors import ProtocolError
 from broker.wire.messages import Progress
@@ -23,6 +15,14 @@ from coordinator.learning.membership import Member
 from coordinator.learning.rounds import Answer, RoundRecord, Verdict
 from coordinator.page.prometheus import metrics_text
 from coordinator.play.run_view import RunView, Sighting, describe
+from coordinator.status import (
+    BrokerStatus,
+    EndedRun,
+    ServingStatus,
+    plain_status,
+    read_status,
+    status_json,
+)
 from coordinator.terminal.status_text import status_text
 
 SETTINGS = TrainingSettings(

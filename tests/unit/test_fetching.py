@@ -1,0 +1,119 @@
+"""Updates taken out of upload queues: what is no part of them costs little, and never holds up a round."""
+
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from broker.errors import PublishRefused
+from broker.link.memory import MemoryBroker, MemoryLink
+from broker.link.seam import Delivery, Outgoing, dead_queue, upload_queue
+from broker.link.validator import Validator, may_send_to_coordinator
+from broker.wire.messages import Part, UpdateAnnounced, encode
+from broker.wire.tensors import TensorSpec
+from broker.wire.transfer import Digest
+from coordinator.play import fetching
+from coordinator.play.fetching import Fetched, Fetcher
+
+PART_BYTES = 8
+VALUES = np.arange(6, dtype=np.float32)
+
+
+class Upload:
+    """An upload queue of the worker w, and the coordinator that fetches from it."""
+
+    def __init__(self) -> None:
+        broker = MemoryBroker()
+        self.link, self.worker = MemoryLink(broker, "coordinator"), MemoryLink(broker, "w")
+        self.link.declare([dead_queue(), upload_queue("w")])
+        self.broker = broker
+        layout = (TensorSpec(dtype="float32", shape=(6,), kind="trainable"),)
+        validator = Validator(self.link, may_send_to_coordinator)
+        out = np.empty(6, np.float32)
+        self.fetcher = Fetcher(self.link, validator, out, layout, PART_BYTES, threading.Event())
+
+    def part(self, index: int, upload_id: str = "u1") -> bytes:
+        part = Part(
+            run_id="r", round_number=1, transfer_id=upload_id, index=index, count=3,
+            data=VALUES[2 * index : 2 * index + 2].tobytes(),
+        )  # fmt: skip
+        return encode(part)
+
+    def put(self, *bodies: bytes) -> None:
+        self.worker.publish([Outgoing(key="upload.w", body=body, message_type="part") for body in bodies])
+
+    def fetch(self) -> Fetched:
+        digest = Digest()
+        for index in range(3):
+            digest.add(index, VALUES[2 * index : 2 * index + 2].tobytes())
+        return self.fetcher.fetch(
+            UpdateAnnounced(
+                worker="w", run_id="r", round_number=1, attempt=1, upload_id="u1", num_examples=1, parts=3,
+                digest=digest.hex(), seconds=0.0,
+            )
+        )  # fmt: skip
+
+
+@pytest.fixture
+def upload(monkeypatch: pytest.MonkeyPatch) -> Upload:
+    monkeypatch.setattr(fetching, "_EMPTY_SECONDS", 0.0)
+    monkeypatch.setattr(fetching, "_PATIENCE_SECONDS", 0.2)
+    return Upload()
+
+
+def test_parts_of_an_older_upload_are_read_past(upload: Upload) -> None:
+    """A worker that was killed in the middle of an upload leaves them behind."""
+    upload.put(*(upload.part(index, "u0") for index in range(3)), *(upload.part(index) for index in range(3)))
+    fetched = upload.fetch()
+    assert (fetched.is_whole, fetched.flaw) == (True, None)
+    assert np.array_equal(fetched.vector, VALUES)
+    assert len(fetched.held) == 6
+
+
+def test_a_little_junk_is_read_past(upload: Upload) -> None:
+    """It goes to `dead`, and the update counts."""
+    upload.put(b"x", upload.part(0), b"y", upload.part(1), upload.part(2))
+    assert upload.fetch().flaw is None
+    assert upload.broker.depth("dead") == 2
+
+
+@pytest.mark.parametrize("kind", ["junk", "older parts", "the same part"])
+def test_an_upload_queue_full_of_something_else_is_given_up_and_emptied(upload: Upload, kind: str) -> None:
+    """20,000 messages of one byte took half a minute of a round. So many are no accident: this update is rejected."""
+    body = {"junk": b"x", "older parts": upload.part(0, "u0"), "the same part": upload.part(0)}[kind]
+    upload.put(*[body] * 500)
+    fetched = upload.fetch()
+    assert fetched.is_whole
+    assert fetched.flaw == "its upload queue is full of what is no part of its update"
+    assert upload.broker.depth("upload.w") == 0
+    assert upload.broker.depth("dead") <= 20
+
+
+def test_junk_that_trickles_in_does_not_keep_a_fetch_open(
+    upload: Upload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One byte every moment: a wait for parts that never come ends as if there were none."""
+    fetch = upload.link.fetch
+
+    def trickling(queue: str, most: int = 1) -> Iterator[Delivery]:
+        upload.put(b"x")
+        return fetch(queue, 1)
+
+    monkeypatch.setattr(fetching, "_MOST_FOREIGN", 10**9)
+    monkeypatch.setattr(upload.link, "fetch", trickling)
+    assert not upload.fetch().is_whole
+
+
+def test_a_queue_that_can_not_be_read_is_its_workers_fault(
+    upload: Upload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody reads it exclusively, or made it of another kind: this update alone is rejected."""
+
+    def refuse(_queue: str, most: int = 1) -> Iterator[Delivery]:
+        raise PublishRefused("The broker refused: 403 ACCESS_REFUSED")
+
+    monkeypatch.setattr(upload.link, "fetch", refuse)
+    assert "can't be read" in (upload.fetch().flaw or "")
+    upload.worker.consume(["upload.w"], prefetch=1)
+    assert upload.fetch().flaw == "somebody reads its upload queue"
