@@ -13,18 +13,25 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
+from urllib.parse import quote, urlsplit
 
 import click
 import numpy as np
 
+from broker.hosting import accounts
+from broker.hosting.management import Management
 from broker.hosting.private import PrivateBroker, wait_until
+from broker.hosting.probe import vhost_of
 from broker.link.seam import Outgoing
 from broker.wire.tensors import Vector
+from tests.attacks.enemy import NAME as ENEMY
+from tests.attacks.enemy import Enemy
 from tests.brokers import ALARMS, control, fresh_vhost, started_broker
 from tests.faults.actors import undisturbed
 from tests.faults.forwarder import Forwarder
@@ -108,23 +115,38 @@ class Chaos:
         amqp_url: The virtual host there that is this federation's alone.
         folder: Logs and runs.
         seed: Of the schedule; the same seed chooses the same faults.
+        logins: Addresses with accounts of their own, by name, an enemy's among them; {} for one account.
     """
 
-    def __init__(self, play: Play, broker: PrivateBroker, amqp_url: str, folder: Path, seed: int) -> None:
+    def __init__(
+        self,
+        play: Play,
+        broker: PrivateBroker,
+        amqp_url: str,
+        folder: Path,
+        seed: int,
+        logins: Mapping[str, str] | None = None,
+    ) -> None:
         self.survived: Counter[str] = Counter()
         self.memory: list[int] = []
-        self._play = play
+        self.play = play
         self._broker = broker
         self._amqp_url = amqp_url
         self._folder = folder
         self._random = random.Random(seed)
-        self._networks = {name: Forwarder(amqp_url) for name in ("coordinator", *WORKERS)}
+        self._logins = logins or {}
+        self._networks = {
+            name: Forwarder(self._logins.get(name, amqp_url)) for name in ("coordinator", *WORKERS)
+        }
         self._actors: dict[str, Actor] = {}
 
     def run(self, number: int) -> None:
         """One run under faults, and its proof."""
-        folder = self._folder / f"{self._play.name}-{number}"
+        folder = self._folder / f"{self.play.name}-{number}"
         folder.mkdir()
+        enemy = Enemy(self._logins[ENEMY], is_two_faced=False) if self._logins else None
+        if enemy is not None:
+            enemy.start()
         stage = self._stage = Stage(self._amqp_url, folder, size=MANY_PARTS, patches=QUICK)
         faults: Counter[str] = Counter()
         try:
@@ -132,15 +154,20 @@ class Chaos:
                 self._start(name)
             if "w3" not in self._actors:
                 self._start("w3")
-            end = time.monotonic() + self._play.longest_seconds
+            end = time.monotonic() + self.play.longest_seconds
             while not self._is_done:
                 assert time.monotonic() < end, f"stuck after {dict(faults)}:\n{stage.story}"
-                passed(self._random.uniform(*self._play.pause_seconds))
+                passed(self._random.uniform(*self.play.pause_seconds))
                 if not self._is_done:
                     faults[self._one_fault()] += 1
                 self._see_to_everyone()
+            if enemy is not None:
+                enemy.end.set()
+                enemy.join(60)
             self._prove()
         finally:
+            if enemy is not None:
+                enemy.end.set()
             if "w3" in self._actors and self._actors["w3"] in stage.actors:
                 stage.actors.remove(self._actors["w3"])  # it plays on
             stage.close()
@@ -148,12 +175,12 @@ class Chaos:
 
     @property
     def _is_done(self) -> bool:
-        return self._stage.committed_round >= self._play.rounds
+        return self._stage.committed_round >= self.play.rounds
 
     def report(self) -> str:
         """How many runs, and what the worker that lived through them holds."""
         return (
-            f"{len(self.memory)} runs of {self._play.rounds} rounds with {self._play.name}; memory of the worker that "
+            f"{len(self.memory)} runs of {self.play.rounds} rounds with {self.play.name}; memory of the worker that "
             f"lived through them: {self.memory} MB."
         )
 
@@ -185,11 +212,11 @@ class Chaos:
         url = self._networks[name].amqp_url
         if name == "coordinator":
             self._actors[name] = self._stage.coordinator(
-                rounds=self._play.rounds,
+                rounds=self.play.rounds,
                 amqp_url=url,
                 connect_seconds=120,
                 run={"deadline_seconds": 3600.0, "deterministic": True},
-                data="mnist" if self._play.data else "",
+                data="mnist" if self.play.data else "",
             )
         else:
             self._actors[name] = self._stage.worker(
@@ -198,7 +225,7 @@ class Chaos:
                 train_seconds=self._random.uniform(0.0, 0.8),
                 connect_seconds=120,
                 once=name != "w3",
-                data=self._play.data.get(name, ""),
+                data=self.play.data.get(name, ""),
                 trainings=str(self._folder / "trainings.jsonl"),
             )
 
@@ -217,9 +244,10 @@ class Chaos:
         for name in ("w1", "w2"):
             assert self._actors[name].ended(60) == 0, self._stage.story
         assert self._actors["w3"].is_running
-        self._stage.assert_bits(self._play.expected, self._play.rounds)
+        self._stage.assert_bits(self.play.expected, self.play.rounds)
         self.memory.append(self._memory_of(self._actors["w3"]))
-        assert wait_until(lambda: not self._stage.leftovers(WORKERS), 20), self._stage.leftovers(WORKERS)
+        left = partial(self._stage.leftovers, WORKERS, ENEMY)
+        assert wait_until(lambda: not left(), 20), left()
 
     def _memory_of(self, actor: Actor) -> int:
         """Its resident megabytes."""
@@ -252,7 +280,7 @@ class Chaos:
         }
         name = self._random.choices(list(faults), [weight for weight, _ in faults.values()])[0]
         round_number = self._stage.committed_round
-        click.echo(f"{time.strftime('%H:%M:%S')} {self._play.name}, round {round_number}: {name}", err=True)
+        click.echo(f"{time.strftime('%H:%M:%S')} {self.play.name}, round {round_number}: {name}", err=True)
         faults[name][1]()
         return name
 
@@ -312,8 +340,24 @@ class Chaos:
     def _lose_queue(self, *, is_deleted: bool) -> None:
         queue = self._random.choice(["coordinator", "worker.w1", "upload.w1", "worker.w2", "upload.w2"])
         link = self._stage.link()
-        link.delete([queue]) if is_deleted else link.purge(queue)
+        # An invited worker can't make its queue again: the admin side does.
+        link.delete([queue]) if is_deleted and not self._logins else link.purge(queue)
         link.close()
+
+
+@contextmanager
+def invited(broker: PrivateBroker, amqp_url: str) -> Iterator[dict[str, str]]:
+    """Accounts of their own for everybody, and one for an enemy: each one's address."""
+    management, vhost = Management(broker.management_url), vhost_of(amqp_url)
+    logins = {}
+    for name in ("coordinator", *WORKERS, ENEMY):
+        login = accounts.invite(management, vhost, name)
+        parts = urlsplit(amqp_url)
+        user = f"{login.user}:{quote(login.password or '', safe='')}"
+        logins[name] = parts._replace(netloc=f"{user}@{parts.hostname}:{parts.port}").geturl()
+    yield logins
+    for name in logins:
+        accounts.revoke(management, name)
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
@@ -335,9 +379,13 @@ def main(minutes: float, seed: int) -> None:
         for play in (arithmetic(), trained(broker, folder / "undisturbed")):
             amqp_url = stack.enter_context(fresh_vhost(broker))
             federations.append(stack.enter_context(Chaos(play, broker, amqp_url, folder, seed)))
+        besieged = replace(federations[0].play, name="arithmetic, under siege")
+        amqp_url = stack.enter_context(fresh_vhost(broker))
+        logins = stack.enter_context(invited(broker, amqp_url))
+        federations.append(stack.enter_context(Chaos(besieged, broker, amqp_url, folder, seed, logins)))
         number = 0
         while time.monotonic() < end:
-            federations[number % 4 == 3].run(number)
+            federations[(0, 2, 0, 1)[number % 4]].run(number)
             number += 1
     click.echo(
         f"{number} runs in {(time.monotonic() - begun) / 60:.1f} minutes (seed {seed}), each with the bits of an"

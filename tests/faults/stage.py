@@ -172,15 +172,24 @@ class Stage:
         for link in self._links:
             link.close()
 
-    def leftovers(self, workers: Iterable[str] = ()) -> dict[tuple[str, str | None], int]:
+    def leftovers(
+        self, workers: Iterable[str] = (), enemy: str | None = None
+    ) -> dict[tuple[str, str | None], int]:
         """What waits in the queues after all: (queue, type) to count, but for who is there, which changes nothing.
 
-        Without `workers` those who have trained are looked at.
+        Args:
+            workers: Whose queues are looked at; by default of those who have trained.
+            enemy: An account whose messages may wait for ever.
         """
         link = self.link()
         workers = set(workers) or {note["worker"] for note in self.notes()}
         queues = ["coordinator", *(f"{kind}.{name}" for name in workers for kind in ("worker", "upload"))]
-        found = Counter((queue, each.message_type) for queue in queues for each in drained(link, queue))
+        found = Counter(
+            (queue, each.message_type)
+            for queue in queues
+            for each in drained(link, queue)
+            if enemy is None or each.user_id != enemy
+        )
         return {
             key: count
             for key, count in found.items()
