@@ -73,9 +73,9 @@ class Api:
         query: str = "",
         missing_ok: bool = False,
     ) -> object:
-        place = "/".join(quote(piece, safe="") for piece in path)
+        resource = "/".join(quote(piece, safe="") for piece in path)
         request = urllib.request.Request(  # noqa: S310 - the constructor allows http and https alone
-            f"{self.address}/api/{place}{query and '?'}{query}",
+            f"{self.address}/api/{resource}{query and '?'}{query}",
             method=method,
             data=None if body is None else json.dumps(body).encode(),
             headers={"Authorization": self._authorization, "Content-Type": "application/json"},
@@ -87,7 +87,7 @@ class Api:
             with exc:  # an answer, too: closed like one
                 if exc.code == 404 and missing_ok:
                     return None
-                raise self._refusal(method, place, exc) from exc
+                raise self._refusal(method, resource, exc) from exc
         except (OSError, HTTPException) as exc:
             raise self._unreachable(exc) from exc
 
@@ -109,13 +109,13 @@ class Api:
             "Try `broker up`, or give --management-url."
         )
 
-    def _refusal(self, method: str, place: str, exc: urllib.error.HTTPError) -> BrokerError:
+    def _refusal(self, method: str, resource: str, exc: urllib.error.HTTPError) -> BrokerError:
         said = exc.read(500).decode(errors="replace").strip()
         if exc.code in (401, 403):
             return LoginRefused(
-                f"The management API at {self.address} refused {method} {place}: {said or exc.reason}. "
+                f"The management API at {self.address} refused {method} {resource}: {said or exc.reason}. "
                 "Expected an account with the tag 'administrator'. Try its user and password in --amqp-url."
             )
         return BrokerError(
-            f"The management API at {self.address} answered {exc.code} to {method} {place}: {said}"
+            f"The management API at {self.address} answered {exc.code} to {method} {resource}: {said}"
         )

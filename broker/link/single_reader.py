@@ -42,7 +42,7 @@ class SingleReader:
         self.is_confirmed = False
 
     def begin(self, now: float) -> None:
-        """SingleReader the queue, or claim it again after a reconnect."""
+        """Claim the queue, or claim it again after a reconnect."""
         self.pause()
         self._is_sought = True
         self.check(now)

@@ -55,8 +55,8 @@ def _binned(probabilities: Floats, y: Labels) -> Array:
     odds = np.log(probabilities[:, 1].clip(_TINY)) - np.log(probabilities[:, 0].clip(_TINY))
     width = 2 * _LARGEST_LOG_ODDS / NUM_BINS
     number = np.floor((odds + _LARGEST_LOG_ODDS) / width).clip(0, NUM_BINS - 1).astype(np.int64)
-    used, place = np.unique(number, return_inverse=True)
-    negatives, positives = (np.bincount(place[y == label], minlength=len(used)) for label in (0, 1))
+    used, position = np.unique(number, return_inverse=True)
+    negatives, positives = (np.bincount(position[y == label], minlength=len(used)) for label in (0, 1))
     return np.stack([used, negatives, positives]).astype(np.int32)
 
 

@@ -128,8 +128,8 @@ class Sections:
 
     @cached_property
     def tensors(self) -> tuple[slice, ...]:
-        """The place of each trainable tensor."""
-        return tuple(place for place, spec in self._places() if spec.kind == "trainable")
+        """The span of each trainable tensor."""
+        return tuple(span for span, spec in self._spans() if spec.kind == "trainable")
 
     @cached_property
     def variances(self) -> tuple[tuple[slice, slice], ...]:
@@ -140,18 +140,18 @@ class Sections:
         """
         pairs: list[tuple[slice, slice]] = []
         before: tuple[slice, TensorSpec] | None = None
-        for place, spec in self._places():
+        for span, spec in self._spans():
             if spec.kind == "variance":
                 if before is None or (before[1].kind, before[1].shape) != ("statistic", spec.shape):
                     raise ProtocolError(f"No mean of the shape {spec.shape} stands before its variance.")
-                pairs.append((self._among_statistics(before[0]), self._among_statistics(place)))
-            before = place, spec
+                pairs.append((self._among_statistics(before[0]), self._among_statistics(span)))
+            before = span, spec
         return tuple(pairs)
 
-    def _among_statistics(self, place: slice) -> slice:
-        return slice(place.start - self.num_trainable, place.stop - self.num_trainable)
+    def _among_statistics(self, span: slice) -> slice:
+        return slice(span.start - self.num_trainable, span.stop - self.num_trainable)
 
-    def _places(self) -> Iterator[tuple[slice, TensorSpec]]:
+    def _spans(self) -> Iterator[tuple[slice, TensorSpec]]:
         begin = 0
         for position in self.order:
             spec = self.layout[position]

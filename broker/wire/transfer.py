@@ -31,7 +31,7 @@ class Encoding:
     Attributes:
         precision: Of the trainable values.
         num_trainable: How many values, from the first, travel with that precision; the others as float32.
-        tensors: For int8: the place of each trainable tensor.
+        tensors: For int8: the span of each trainable tensor.
         scales: For int8: the value of one step in each of these tensors.
     """
 
@@ -45,7 +45,7 @@ class Encoding:
         """What an update's sender decides; int8 wants finite trainable values."""
         sections = sections_of(layout)
         tensors = sections.tensors if precision == "int8" else ()
-        scales = tuple(_scale_of(vector[place]) for place in tensors)
+        scales = tuple(_scale_of(vector[span]) for span in tensors)
         return cls(precision=precision, num_trainable=sections.num_trainable, tensors=tensors, scales=scales)
 
     @classmethod
@@ -64,37 +64,37 @@ class Encoding:
             )
         return cls(precision=precision, num_trainable=sections.num_trainable, tensors=tensors, scales=scales)
 
-    def encode(self, vector: Vector, place: slice, generator: np.random.Generator) -> Binary:
+    def encode(self, vector: Vector, span: slice, generator: np.random.Generator) -> Binary:
         """Write down one slice of a vector.
 
         int8 rounds stochastically (Alistarh et al. 2017, "QSGD", section 3): v ≈ scale · q with E[scale · q] = v.
 
         Args:
             vector: float32, shape (P,); as float32 the data is a view of it.
-            place: What of it.
+            span: What of it.
             generator: Draws the rounding of int8.
         """
         if self.precision == "float32":
-            return as_bytes(vector[place])
-        coarse, exact = self._divided(place)
+            return as_bytes(vector[span])
+        coarse, exact = self._divided(span)
         return self._encode_coarse(vector, coarse, generator) + bytes(as_bytes(vector[exact]))
 
-    def _encode_coarse(self, vector: Vector, place: slice, generator: np.random.Generator) -> bytes:
-        values = vector[place]
+    def _encode_coarse(self, vector: Vector, span: slice, generator: np.random.Generator) -> bytes:
+        values = vector[span]
         if self.precision == "float16":
             return np.clip(values, -_FLOAT16_LIMIT, _FLOAT16_LIMIT).astype("<f2").tobytes()
         steps = generator.random(values.size, np.float32)
-        for piece, scale in self._pieces(place):
+        for piece, scale in self._pieces(span):
             steps[piece] += values[piece] / np.float32(scale)
         return np.clip(np.floor(steps), -_INT8_LIMIT, _INT8_LIMIT).astype("<i1").tobytes()
 
-    def decode(self, data: Binary, place: slice, out: Vector) -> None:
+    def decode(self, data: Binary, span: slice, out: Vector) -> None:
         """Read one slice of a vector into `out`, float32 of the slice's shape.
 
         Raises:
             ProtocolError: The data is not exactly so many values.
         """
-        coarse, exact = self._divided(place)
+        coarse, exact = self._divided(span)
         num_coarse, num_exact = coarse.stop - coarse.start, exact.stop - exact.start
         code = np.dtype(_CODES[self.precision])
         cut = num_coarse * code.itemsize
@@ -107,17 +107,17 @@ class Encoding:
             out[piece] *= np.float32(scale)
         out[num_coarse:] = np.frombuffer(data, FLOAT32, num_exact, cut)
 
-    def _divided(self, place: slice) -> tuple[slice, slice]:
+    def _divided(self, span: slice) -> tuple[slice, slice]:
         """A slice's part with the precision asked for, and the rest."""
-        middle = min(max(self.num_trainable, place.start), place.stop)
-        return slice(place.start, middle), slice(middle, place.stop)
+        middle = min(max(self.num_trainable, span.start), span.stop)
+        return slice(span.start, middle), slice(middle, span.stop)
 
-    def _pieces(self, place: slice) -> Iterator[tuple[slice, float]]:
+    def _pieces(self, span: slice) -> Iterator[tuple[slice, float]]:
         """What a slice covers of each tensor, within the slice, with the tensor's scale."""
         for tensor, scale in zip(self.tensors, self.scales, strict=True):
-            begin, end = max(tensor.start, place.start), min(tensor.stop, place.stop)
+            begin, end = max(tensor.start, span.start), min(tensor.stop, span.stop)
             if begin < end:
-                yield slice(begin - place.start, end - place.start), scale
+                yield slice(begin - span.start, end - span.start), scale
 
 
 PLAIN = Encoding()  #: every value as float32
@@ -200,8 +200,8 @@ class Assembly:
         if part.precision != self._encoding.precision:
             raise ProtocolError(f"Expected parts of {self._encoding.precision}, got {part.precision}.")
         begin = part.index * self._step
-        place = slice(begin, min(begin + self._step, self._out.size))
-        self._encoding.decode(part.data, place, self._out[place])
+        span = slice(begin, min(begin + self._step, self._out.size))
+        self._encoding.decode(part.data, span, self._out[span])
         self.digest.add(part.index, part.data)
         self._missing.discard(part.index)
         return True

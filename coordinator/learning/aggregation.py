@@ -46,7 +46,7 @@ def examine(update: Vector, layout: Layout) -> tuple[float, str | None]:
     trainable, statistics = update[: sections.num_trainable], update[sections.num_trainable :]
     largest = 0.0
     for chunk in _chunks(trainable):
-        low, high = _span(chunk)
+        low, high = _range(chunk)
         if not (low >= -LIMIT and high <= LIMIT):
             return 0.0, f"expected finite values within ±{LIMIT:g}, got values from {low:g} to {high:g}"
         largest = max(largest, -low, high)
@@ -54,14 +54,14 @@ def examine(update: Vector, layout: Layout) -> tuple[float, str | None]:
 
 
 def _flaw_in_statistics(statistics: Vector, sections: Sections) -> str | None:
-    low, high = _span(statistics)
+    low, high = _range(statistics)
     if not (low >= -STATISTIC_LIMIT and high <= STATISTIC_LIMIT):
         return f"expected finite statistics within ±{STATISTIC_LIMIT:g}, got ones from {low:g} to {high:g}"
-    lowest = min((_span(statistics[place])[0] for _, place in sections.variances), default=0.0)
+    lowest = min((_range(statistics[span])[0] for _, span in sections.variances), default=0.0)
     return None if lowest >= 0 else f"expected variances of at least 0, got {lowest:g}"
 
 
-def _span(values: Vector) -> tuple[float, float]:
+def _range(values: Vector) -> tuple[float, float]:
     return (float(np.min(values)), float(np.max(values))) if values.size else (0.0, 0.0)
 
 
@@ -102,7 +102,7 @@ class UpdateSum:
 
     @property
     def _num_variances(self) -> int:
-        return sum(place.stop - place.start for _, place in self._sections.variances)
+        return sum(span.stop - span.start for _, span in self._sections.variances)
 
     def add(self, update: Vector, num_examples: int) -> None:
         """Add one judged update, float32 of shape (T + S,), with its weight."""
@@ -118,13 +118,13 @@ class UpdateSum:
         doubles = np.empty(min(_CHUNK, update.size), np.float64)
         integers = np.empty(doubles.shape, np.int64)
         for begin in range(0, update.size, _CHUNK):
-            piece, place = update[begin : begin + _CHUNK], self.values[begin : begin + _CHUNK]
+            piece, total = update[begin : begin + _CHUNK], self.values[begin : begin + _CHUNK]
             product, rounded = doubles[: piece.size], integers[: piece.size]
             np.multiply(piece, factor, out=product, dtype=np.float64)
             np.rint(product, out=product)
-            np.copyto(place if is_first else rounded, product, casting="unsafe")
+            np.copyto(total if is_first else rounded, product, casting="unsafe")
             if not is_first:
-                place += rounded
+                total += rounded
 
     def _add_statistics(self, statistics: Doubles, num_examples: int) -> None:
         squares = [
@@ -133,13 +133,13 @@ class UpdateSum:
         self.statistics.add_product(float(num_examples), np.concatenate([statistics, *squares]))
 
     def mean_chunks(self) -> Iterator[tuple[slice, Doubles]]:
-        """The mean update Σ n_k Δ_k / Σ n_k of the trainable values in float64, chunk by chunk, each with its place."""
+        """The mean update Σ n_k Δ_k / Σ n_k of the trainable values in float64, chunk by chunk, each with its span."""
         if self.num_examples == 0:
             raise ValueError("there is no mean of no updates")
         divisor = math.ldexp(self.num_examples, self.exponent)
         for begin in range(0, self.values.size, _CHUNK):
-            place = slice(begin, min(begin + _CHUNK, self.values.size))
-            yield place, self.values[place] / divisor
+            span = slice(begin, min(begin + _CHUNK, self.values.size))
+            yield span, self.values[span] / divisor
 
     def mean_statistics(self) -> Doubles:
         """The next statistics, float64 of shape (S,).
@@ -150,10 +150,10 @@ class UpdateSum:
         size = total.size - self._num_variances
         result = total[:size] / self.num_examples
         begin = size
-        for mean, place in self._sections.variances:
-            end = begin + place.stop - place.start
+        for mean, span in self._sections.variances:
+            end = begin + span.stop - span.start
             squares = ExactSum(end - begin, self.statistics.pieces[:, begin:end].copy())
-            result[place] += self._spread(squares, total[mean], rest[mean])
+            result[span] += self._spread(squares, total[mean], rest[mean])
             begin = end
         return result
 

@@ -28,13 +28,13 @@ class Fetched:
     """What was taken out of an upload queue.
 
     Attributes:
-        held: Every part taken, of this upload or an older one; acknowledge with the next checkpoint.
+        deliveries: Every part taken, of this upload or an older one; acknowledge with the next checkpoint.
         is_whole: Whether all parts of this upload were there.
         flaw: Why the update can't be accepted, or None.
         vector: Its values, float32 of shape (U,), in memory that the next fetch overwrites.
     """
 
-    held: list[Delivery]
+    deliveries: list[Delivery]
     is_whole: bool
     flaw: str | None
     vector: Vector
@@ -125,12 +125,12 @@ class Fetcher:
         return self._parts(update, Assembly(self._out, update.upload_id, self._part_bytes, encoding))
 
     def _parts(self, update: UpdateAnnounced, assembly: Assembly) -> Fetched:
-        queue, held, flaw = names.upload_queue(update.worker), list[Delivery](), None
+        queue, deliveries, flaw = names.upload_queue(update.worker), list[Delivery](), None
         patience = _Patience(_MOST_FOREIGN + _MOST_OLDER * assembly.num_missing)
         for delivery in self._deliveries(queue, assembly, patience):
             part, num_missing = self._validator.open(delivery, uploader=update.worker), assembly.num_missing
             if isinstance(part, Part):
-                held.append(delivery.without_body())  # its values are where they belong
+                deliveries.append(delivery.without_body())  # its values are where they belong
                 try:
                     assembly.place(part)
                 except ProtocolError as exc:
@@ -142,12 +142,12 @@ class Fetcher:
             flaw = "its upload queue is full of what is no part of its update"
         elif assembly.is_complete:
             flaw = flaw or _digest_flaw(update.digest, assembly.digest)
-        return self._fetched(held, is_whole=assembly.is_complete or patience.is_overrun, flaw=flaw)
+        return self._fetched(deliveries, is_whole=assembly.is_complete or patience.is_overrun, flaw=flaw)
 
     def _fetched(
-        self, held: list[Delivery] | None = None, *, is_whole: bool = True, flaw: str | None = None
+        self, deliveries: list[Delivery] | None = None, *, is_whole: bool = True, flaw: str | None = None
     ) -> Fetched:
-        return Fetched(held=held or [], is_whole=is_whole, flaw=flaw, vector=self._out)
+        return Fetched(deliveries=deliveries or [], is_whole=is_whole, flaw=flaw, vector=self._out)
 
     def _deliveries(self, queue: str, assembly: Assembly, patience: "_Patience") -> Iterator[Delivery]:
         """What the queue holds, until the assembly is complete; an empty one is looked at a few times more."""

@@ -135,13 +135,13 @@ class LiveRound:
         fetched = self._fetcher.fetch(update)
         if not fetched.is_whole and self._may_ask_again(update.worker):
             self.ask_again(update.worker, update.upload_id)
-            unacknowledged.hold(delivery, fetched.held)
+            unacknowledged.hold(delivery, fetched.deliveries)
             return
         largest, flaw = examine(fetched.vector, self._base.layout)
         reason = fetched.flaw or flaw if fetched.is_whole else "its parts were not there, time and again"
         verdict = Verdict.REJECTED if reason else Verdict.ACCEPTED
         self._bury_if_wrong(delivery, update, verdict, reason)
-        unacknowledged.hold(delivery, fetched.held)
+        unacknowledged.hold(delivery, fetched.deliveries)
         if verdict is Verdict.ACCEPTED and self.aggregate is not None:
             self.aggregate.add(update.worker, fetched.vector, self.record.weight(update.num_examples))
             self.update_bytes += _travelled(update.precision, self._base.layout)

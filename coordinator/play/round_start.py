@@ -30,7 +30,7 @@ class Invitation:
     ) -> None:
         self._record = record
         self._vector = base.vector
-        self._places = list(transfer.slices(base.vector.size, record.part_bytes))
+        self._spans = list(transfer.slices(base.vector.size, record.part_bytes))
         is_inline = base.vector.nbytes <= INLINE_BYTES
         self._start = RoundStart(
             run_id=record.run_id,
@@ -64,8 +64,8 @@ class Invitation:
         if is_inline:
             digest.add(0, as_bytes(self._vector))
         else:
-            for index, place in enumerate(self._places):
-                digest.add(index, as_bytes(self._vector[place]))
+            for index, span in enumerate(self._spans):
+                digest.add(index, as_bytes(self._vector[span]))
         return digest.hex()
 
     def send(self, publisher: Publisher, workers: Sequence[str]) -> None:
@@ -77,7 +77,7 @@ class Invitation:
         yield addressed(self._start, group)
         if self._start.weights is None:
             first, *others = (names.worker_queue(worker) for worker in group)
-            for index in range(len(self._places)):
+            for index in range(len(self._spans)):
                 yield Outgoing(
                     key=first, bcc=tuple(others), body=_PartBody(self, index), message_type=Part.TYPE
                 )
@@ -90,9 +90,9 @@ class Invitation:
                 round_number=self._record.round_number,
                 transfer_id=self._start.transfer_id,
                 index=index,
-                count=len(self._places),
+                count=len(self._spans),
                 precision="float32",
-                data=as_bytes(self._vector[self._places[index]]),
+                data=as_bytes(self._vector[self._spans[index]]),
             )
         )
 

@@ -16,7 +16,7 @@ class Unacknowledged:
     def __init__(self, link: Link, read_clock: Callable[[], float] = time.monotonic) -> None:
         self._link = link
         self._read_clock = read_clock
-        self._held: list[Delivery] = []
+        self._deliveries: list[Delivery] = []
         self._num_answers = 0
         self._oldest_at = 0.0
 
@@ -25,15 +25,15 @@ class Unacknowledged:
 
         The parts were fetched, not consumed: any number of them may be held.
         """
-        if not self._held:
+        if not self._deliveries:
             self._oldest_at = self._read_clock()
         self._num_answers += 1
-        self._held.extend(each.without_body() for each in (answer, *parts))
+        self._deliveries.extend(each.without_body() for each in (answer, *parts))
 
     @property
     def is_due(self) -> bool:
         """Whether a checkpoint should be written now."""
-        return bool(self._held) and (
+        return bool(self._deliveries) and (
             self._num_answers >= MOST_HELD or self._read_clock() - self._oldest_at >= LONGEST_SECONDS
         )
 
@@ -42,5 +42,5 @@ class Unacknowledged:
 
         What was held before a reconnect came again with a new tag; the link ignores the void one.
         """
-        held, self._held, self._num_answers = self._held, [], 0
-        self._link.ack(held)
+        deliveries, self._deliveries, self._num_answers = self._deliveries, [], 0
+        self._link.ack(deliveries)

@@ -145,7 +145,7 @@ class Session:
         self._probed_at = float("-inf")
 
     def begin(self) -> None:
-        """SingleReader the place of the one coordinator of this virtual host; a second call does nothing."""
+        """Claim the place of the one coordinator of this virtual host; a second call does nothing."""
         if self._has_begun:
             return
         self._has_begun = True

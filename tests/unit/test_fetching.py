@@ -68,7 +68,7 @@ def test_parts_of_an_older_upload_are_read_past(upload: Upload) -> None:
     fetched = upload.fetch()
     assert (fetched.is_whole, fetched.flaw) == (True, None)
     assert np.array_equal(fetched.vector, VALUES)
-    assert len(fetched.held) == 6
+    assert len(fetched.deliveries) == 6
 
 
 def test_a_little_junk_is_read_past(upload: Upload) -> None:

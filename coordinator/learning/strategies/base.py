@@ -72,13 +72,13 @@ class Strategy(Protocol):
     def first_state(self) -> tuple[float, ...]:
         """One value for each vector."""
 
-    def collect(self, layout: Layout, exponent: int, place: Path, spares: Spares) -> Aggregate:
+    def collect(self, layout: Layout, exponent: int, folder: Path, spares: Spares) -> Aggregate:
         """An empty aggregate for one round.
 
         Args:
             layout: Of the model.
             exponent: The round's fixed-point scale is 2^exponent.
-            place: A folder of its own, if it needs one.
+            folder: Of its own, if it needs one.
             spares: Memory to use again.
         """
 

@@ -71,9 +71,9 @@ class MeanAggregate:
             ModelDiverged: The step gives NaN, infinity, or what float32 can't hold.
         """
         with np.errstate(over="ignore", invalid="ignore"):
-            for place, mean in self.total.mean_chunks():
-                chunk_state = tuple(vector[place] for vector in state)
-                out[place] = self._strategy.step(weights[place].astype(np.float64), mean, chunk_state)
+            for span, mean in self.total.mean_chunks():
+                chunk_state = tuple(vector[span] for vector in state)
+                out[span] = self._strategy.step(weights[span].astype(np.float64), mean, chunk_state)
             statistics = self.total.mean_statistics()
             begin, end = self.total.values.size, self.total.values.size + statistics.size
             out[begin:end] = statistics

@@ -37,9 +37,9 @@ class SideBySide(Plain):
         """
         raise NotImplementedError
 
-    def collect(self, layout: Layout, _exponent: int, place: Path, _spares: Spares) -> Aggregate:
+    def collect(self, layout: Layout, _exponent: int, folder: Path, _spares: Spares) -> Aggregate:
         """The spool."""
-        return Spool(self, layout, place)
+        return Spool(self, layout, folder)
 
 
 class Spool:
@@ -48,13 +48,13 @@ class Spool:
     Args:
         strategy: Says how they are combined.
         layout: Of the model.
-        place: A folder of its own; what was left there by an earlier round is removed with the first update.
+        folder: Of its own; what was left there by an earlier round is removed with the first update.
     """
 
-    def __init__(self, strategy: SideBySide, layout: Layout, place: Path) -> None:
+    def __init__(self, strategy: SideBySide, layout: Layout, folder: Path) -> None:
         self._strategy = strategy
         self._sections = sections_of(layout)
-        self._place = place
+        self._folder = folder
         self._examples: dict[str, int] = {}
         self._unsynced: set[str] = set()
 
@@ -70,13 +70,14 @@ class Spool:
             CheckpointError: There is no space left, or no permission.
         """
         if not self._examples:
-            shutil.rmtree(self._place, ignore_errors=True)
-            make_folder(self._place)
+            shutil.rmtree(self._folder, ignore_errors=True)
+            make_folder(self._folder)
         try:
-            update.astype("<f4", copy=False).tofile(self._place / worker)
+            update.astype("<f4", copy=False).tofile(self._folder / worker)
         except OSError as exc:
             raise CheckpointError(
-                f"Can't write {self._place / worker}: {exc.strerror or exc}. Make room, and run the same command again."
+                f"Can't write {self._folder / worker}: {exc.strerror or exc}. Make room, and run the same command "
+                "again."
             ) from exc
         self._examples[worker] = num_examples
         self._unsynced.add(worker)
@@ -84,9 +85,9 @@ class Spool:
     def save(self) -> list[NDArray[Any]]:
         """See to it that every file is on disk for good."""
         for worker in sorted(self._unsynced):
-            sync(self._place / worker)
+            sync(self._folder / worker)
         if self._unsynced:
-            sync(self._place)
+            sync(self._folder)
         self._unsynced.clear()
         return []
 
@@ -97,7 +98,7 @@ class Spool:
             CheckpointError: One is missing or cut off.
         """
         for worker in accepted:
-            path = self._place / worker
+            path = self._folder / worker
             size = path.stat().st_size if path.is_file() else -1
             if size != self._sections.num_up * FLOAT32.itemsize:
                 raise CheckpointError(
@@ -115,8 +116,8 @@ class Spool:
         del state
         num_trainable, num_up = self._sections.num_trainable, self._sections.num_up
         with np.errstate(over="ignore", invalid="ignore"):
-            for place, values in self._chunks():
-                out[place] = self._strategy.combine(values)
+            for span, values in self._chunks():
+                out[span] = self._strategy.combine(values)
             out[:num_trainable] += weights[:num_trainable]
         check_finite(out[:num_up], type(self._strategy).__name__)
         out[num_up:] = weights[num_up:]
@@ -129,9 +130,9 @@ class Spool:
         for begin in range(0, num_up, step):
             count = min(step, num_up - begin)
             offset = begin * FLOAT32.itemsize
-            rows = [np.fromfile(self._place / worker, FLOAT32, count, offset=offset) for worker in workers]
+            rows = [np.fromfile(self._folder / worker, FLOAT32, count, offset=offset) for worker in workers]
             yield slice(begin, begin + count), np.stack(rows)
 
     def end(self, _spares: Spares) -> None:
         """Remove the files."""
-        shutil.rmtree(self._place, ignore_errors=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
