@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from broker.errors import CheckpointError
+from coordinator import files
 from coordinator.files import write_atomically
-from coordinator.folder import files
 from coordinator.folder.checkpoint import CHECKPOINT_FILE, ROUND_FILE, read_checkpoint
 from tests.faults.conftest import MakeStage
 from tests.faults.stage import Stage
