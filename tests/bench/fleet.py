@@ -27,6 +27,7 @@ from broker.wire.settings import Precision
 from broker.wire.tensors import TensorSpec, Vector
 from coordinator.keras.process import BuiltModel
 from coordinator.options import RunOptions
+from coordinator.play.live_round import LiveRound
 from coordinator.play.run import Run
 from coordinator.tasks import Task, TaskDefaults
 from tests.bench.memory import peak_megabytes
@@ -110,14 +111,17 @@ class Echo:
         return Trained(vector=vector, measured=measured)
 
 
-class TimedRun(Run):
-    """Notes when each round begins."""
+def noted_starts() -> list[float]:
+    """When each round begins, from now on."""
+    starts: list[float] = []
+    send = LiveRound.send
 
-    starts: list[float]
+    def noting(live: LiveRound) -> None:
+        starts.append(time.monotonic())
+        send(live)
 
-    def _announce(self, live: Any) -> Any:
-        self.starts = [*getattr(self, "starts", []), time.monotonic()]
-        return super()._announce(live)
+    LiveRound.send = noting  # type: ignore[method-assign]
+    return starts
 
 
 def coordinate(
@@ -125,6 +129,7 @@ def coordinate(
 ) -> dict[str, Any]:
     """Play the rounds in this process and measure them."""
     started, models, log = time.monotonic(), NoModels(weights), logs.configure()
+    starts = noted_starts()
     link = RabbitLink(LinkSettings(amqp_url=amqp_url, name="coordinator"))
     with Stop() as stop, tempfile.TemporaryDirectory(dir=".") as folder:
         options = RunOptions(
@@ -137,17 +142,20 @@ def coordinate(
             strategy=strategy,
         )
         link.open()
-        run = TimedRun(link, options, models, stop=stop.event, log=log)  # type: ignore[arg-type]
+        run = Run(link, options, models, stop=stop.event, log=log)  # type: ignore[arg-type]
         run.play()
         link.close()
-        state, peak = run._committed, peak_megabytes()  # before the check below takes memory of its own
+        state, peak = (
+            run._committed.present,
+            peak_megabytes(),
+        )  # before the check below takes memory of its own
     first = models.build(TASK, seed=0).vector
     ratio = float(state.vector[0]) / float(first[0]) / expected_scale(workers, rounds)
     return {
         "workers": len(workers),
         "megabytes": round(weights * 4 / 1e6, 2),
         "precision": precision,
-        **tell([started, *run.starts[1:]]),
+        **tell([started, *starts[1:]]),
         "update_bytes": state.history[-1].update_bytes,
         "coordinator_peak_mb": peak,
         "result_over_expected": ratio,
