@@ -82,12 +82,12 @@ def publish(channel: Channel, key: str, *, user: str | None = None) -> None:
     channel.basic_publish(EXCHANGE, key, b"x", pika.BasicProperties(user_id=user), mandatory=True)
 
 
-def refused(amqp_url: str, action: Callable[[Channel], object], *, code: int = 403) -> None:
-    """The broker closes the channel with this code."""
+def refused(amqp_url: str, action: Callable[[Channel], object], *, codes: tuple[int, ...] = (403,)) -> None:
+    """The broker closes the channel with one of these codes."""
     with channel_to(amqp_url) as channel:
         with pytest.raises(pika.exceptions.ChannelClosedByBroker) as refusal:
             action(channel)
-        assert refusal.value.reply_code == code
+        assert refusal.value.reply_code in codes
 
 
 @pytest.fixture
@@ -121,8 +121,9 @@ def test_a_swarm_has_the_queues_that_it_was_invited_with(vhost: str, invited: In
             publish(worker, f"upload.{each}", user=f"{name}.1-3")
             assert worker.basic_get(f"worker.{each}", auto_ack=True)[2] == b"x"
             assert admin.basic_get(f"upload.{each}", auto_ack=True)[2] == b"x"
-    refused(url, lambda channel: look_for_own(channel, f"{name}.4"), code=404)
-    refused(url, lambda channel: look_for_own(channel, name), code=404)
+    refused(url, lambda channel: look_for_own(channel, f"{name}.4"), codes=(404,))
+    # Before 4.3.1 a queue that is not there is told of without a look at the rights.
+    refused(url, lambda channel: look_for_own(channel, name), codes=(403, 404))
     refused(url, lambda channel: channel.queue_declare(f"worker.{name}.4", durable=True))
     refused(url, lambda channel: publish(channel, f"upload.{name}"))
 
@@ -168,7 +169,7 @@ def test_a_worker_can_do_nothing_else(vhost: str, invited: Invite, name: str) ->
     for key in (f"worker.{other}", f"upload.{other}", "workers"):
         refused(url, lambda channel, key=key: publish(channel, key))
     refused(url, lambda channel: channel.basic_publish("", COORDINATOR, b"x"))
-    refused(url, lambda channel: publish(channel, COORDINATOR, user=COORDINATOR), code=406)
+    refused(url, lambda channel: publish(channel, COORDINATOR, user=COORDINATOR), codes=(406,))
 
 
 def test_the_coordinator_has_all_rights_in_its_virtual_host(vhost: str, invited: Invite) -> None:
@@ -222,7 +223,11 @@ def test_again_keeps_the_password_and_mends_the_rest(
         look_for_own(worker, name)
     refused(url, lambda channel: channel.queue_declare("mine", durable=True))
     found = management.api.get("queues", virtual, f"worker.{name}")
-    assert found["arguments"] == {"x-single-active-consumer": True}
+    # Where the virtual host says of which type queues are, RabbitMQ writes that down as an argument.
+    assert {**found["arguments"], "x-queue-type": found["type"]} == {
+        "x-single-active-consumer": True,
+        "x-queue-type": found["type"],
+    }
     assert limits_on(management, virtual, f"worker.{name}")["max-length-bytes"] == 5 * 2**20
 
 

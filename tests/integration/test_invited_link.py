@@ -14,7 +14,7 @@ from broker.hosting.private import PrivateBroker
 from broker.hosting.probe import vhost_of
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
-from broker.link.seam import Connection, Delivery, upload_queue, worker_queue
+from broker.link.seam import Connection, Delivery, Queue, upload_queue, worker_queue
 from tests.brokers import at_vhost, control, fresh_vhost, wait_until
 from tests.link_contract import message, next_delivery
 
@@ -130,3 +130,16 @@ def test_a_queue_that_is_gone_is_told_and_found_once_it_is_there_again(
             link.consume(["worker.site"], prefetch=0)
             link.publish([message("worker.site")])
             assert isinstance(next_delivery(link), Delivery)
+
+
+def test_who_reads_a_queue_that_is_made_anew_hears_of_it(typed_vhost: str, management: Management) -> None:
+    """Somebody made the queue otherwise and reads it: the link is lost, and is not left to listen to nothing."""
+    with link_to(typed_vhost) as link:
+        link.declare([Queue(name="worker.site", keys=("worker.site",), max_length=7)])
+        link.consume(["worker.site"], prefetch=0)
+        virtual = vhost_of(typed_vhost)
+        wait_until(
+            lambda: any(each["channel_details"] for each in management.api.get("consumers", virtual)), 20
+        )
+        with invited(management, typed_vhost, "site"):
+            assert link.receive(10) is Connection.LOST
