@@ -176,12 +176,17 @@ class Refused(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFinished(Message):
-    """Coordinator to all, when a run ends. A repeat is ignored."""
+    """Coordinator to all, when a run ends. A repeat is ignored.
+
+    Attributes:
+        session: As in `RoundStart`: what that session, or one before, sent of this run is void from now on.
+    """
 
     TYPE: ClassVar[str] = "run-finished"
     run_id: str
     rounds: int
     outcome: Outcome
+    session: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,6 +274,7 @@ class UpdateAnnounced(Message):
         parts: Parts in the upload queue; 0 when `update` holds all, or there is none.
         digest: `transfer.Digest` of the data of the parts, as they travel.
         seconds: The worker's own time from the round start to the end of training.
+        base: The digest of the weights that it was trained from.
     """
 
     TYPE: ClassVar[str] = "update-announced"
@@ -290,9 +296,10 @@ class UpdateAnnounced(Message):
     update: bytes | None = None
     digest: str
     seconds: float
+    base: str = ""
 
     def __post_init__(self) -> None:
-        require_short(run_id=self.run_id, upload_id=self.upload_id, digest=self.digest)
+        require_short(run_id=self.run_id, upload_id=self.upload_id, digest=self.digest, base=self.base)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -187,8 +187,8 @@ class Round:
         declared = self.record.num_examples.get(update.worker, 0)
         if trains and not 1 <= update.num_examples <= declared:
             return f"expected 1 to {declared} examples as declared, got {update.num_examples}"
-        if not trains and (update.parts or update.update is not None):
-            return "expected metrics alone, got weights"
+        if not trains and (update.parts or update.update is not None or update.num_examples):
+            return "expected metrics alone, got weights, or examples that they were trained on"
         return _flaw_in_measures(update, num_classes)
 
     def settle(

@@ -84,6 +84,8 @@ class Admission:
             return f"its classes are {listed(member.classes)}; this run's are {listed(state.classes)}"
         if len(member.classes) != state.num_classes:
             return f"it has {len(member.classes)} classes; the model of {state.task} has {state.num_classes}"
+        if not (member.num_examples or member.evaluate_only):
+            return "it has no examples to train on"
         if member.inputs is None:
             return None
         return shape_difference(member.inputs, state.input_shape) or self._scale_flaw(member, state)

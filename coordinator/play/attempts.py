@@ -54,8 +54,9 @@ class Attempts:
         the_round = Round(opened.record, self._tools.session.clock.now(), opened.answers)
         aggregate = self._new_aggregate(opened.record)
         if aggregate is not None:
-            accepted = {worker: the_round.answers[worker].num_examples for worker in the_round.accepted}
-            weights = {worker: opened.record.weight(number) for worker, number in accepted.items() if number}
+            trained = [worker for worker in the_round.accepted if the_round.trains(worker)]
+            numbers = {worker: the_round.answers[worker].num_examples for worker in trained}
+            weights = {worker: opened.record.weight(number) for worker, number in numbers.items()}
             aggregate.restore(opened.arrays, weights)
         return self._living(the_round, aggregate)
 
@@ -68,6 +69,8 @@ class Attempts:
             is_training=mode == "train",
             part_bytes=PART_BYTES,
         )
+        if any(number > record.most_weight for number in record.num_examples.values()):
+            logger.info("No update weighs more than %d examples in this round.", record.most_weight)
         the_round = Round(record, self._tools.session.clock.now())
         return self._announced(self._living(the_round, self._new_aggregate(record)))
 

@@ -80,9 +80,7 @@ class LiveRound:
         self._base = base
         self._settings = settings
         self._last_round = last_round
-        self._invitation = Invitation(
-            the_round.record, base, settings, last_round=last_round, session=tools.session.number
-        )
+        self._invitation = Invitation(the_round.record, base, settings, last_round=last_round)
         self._staging = tools.spares.take(sections_of(base.layout).size if aggregate else 0, FLOAT32)
         session = tools.session
         self._fetcher = Fetcher(
@@ -94,6 +92,7 @@ class LiveRound:
             session.stop,
         )
         self._asked: set[str] = set()
+        self._unsaved: set[str] = set()  # whose answers the last checkpoint lacks
         self._num_torn: Counter[str] = Counter()
         self._sent = Allowance(_MOST_SENT, _SENT_AGAIN_SECONDS)
         self._presence_at = time.monotonic()
@@ -106,13 +105,15 @@ class LiveRound:
     def send(self) -> None:
         """Fsync the record, then let the round start go out to those who have not answered."""
         self.keep()
-        self._invitation.send(self._tools.session.publisher, self.round.unanswered)
+        session = self._tools.session
+        self._invitation.send(session.publisher, self.round.unanswered, session.number)
         self._presence_at = self._tools.session.roll_called_at = time.monotonic()
 
     def keep(self) -> None:
         """Fsync the round as it is."""
         arrays = self.aggregate.save() if self.aggregate else []
         self._tools.folder.keep_open(self.record, self.round.answers, arrays)
+        self._unsaved.clear()
 
     # --- what comes in -------------------------------------------------------------------------------------
 
@@ -124,8 +125,8 @@ class LiveRound:
         """
         unacknowledged = self._tools.unacknowledged
         verdict, reason = self.round.judge(update, self._base.num_classes)
-        if verdict is Verdict.DISCARDED:
-            self._tools.session.link.ack([delivery])
+        if verdict is Verdict.DISCARDED or (update.base and update.base != self._invitation.held.digest):
+            self._put_away(delivery, update.worker)
             return
         if verdict is not Verdict.ACCEPTED or not self.round.trains(update.worker):
             self._bury_if_wrong(delivery, update, verdict, reason)
@@ -147,6 +148,13 @@ class LiveRound:
             self.update_bytes += _travelled(update.precision, self._base.layout)
         self._settle(update, verdict, reason, largest)
 
+    def _put_away(self, delivery: Delivery, worker: str) -> None:
+        """Acknowledge what changes nothing; but a repeat of an answer that is not on disk yet may be all there is."""
+        if worker in self._unsaved:
+            self._tools.unacknowledged.hold(delivery)
+        else:
+            self._tools.session.link.ack([delivery])
+
     def _bury_if_wrong(
         self, delivery: Delivery, update: UpdateAnnounced, verdict: Verdict, reason: str | None
     ) -> None:
@@ -156,17 +164,19 @@ class LiveRound:
     def _settle(self, update: UpdateAnnounced, verdict: Verdict, reason: str | None, largest: float) -> None:
         session = self._tools.session
         self.round.settle(update, verdict, reason, session.clock.now(), largest=largest)
+        self._unsaved.add(update.worker)
         session.roster.set_present(update.worker, is_present=True)
         logger.debug("%s: %s after %.1f s.", update.worker, verdict.value, update.seconds)
 
     def decline(self, delivery: Delivery, declined: Declined) -> None:
         """Go on without a worker that can't answer."""
         if declined.attempt < self.record.attempt or declined.worker not in self.round.unanswered:
-            self._tools.session.link.ack([delivery])
+            self._put_away(delivery, declined.worker)
             return
         reason = declined.reason[:_REASON_LENGTH]
         logger.warning("%s can't answer: %s", declined.worker, reason)
         self.round.decline(declined.worker, reason, self._tools.session.clock.now())
+        self._unsaved.add(declined.worker)
         self._tools.unacknowledged.hold(delivery)
 
     def _may_ask_again(self, worker: str) -> bool:
@@ -217,7 +227,7 @@ class LiveRound:
             return
         self._asked.discard(worker)
         logger.info("Round %d is sent to %s.", self.record.round_number, worker)
-        self._invitation.send(session.publisher, [worker])
+        self._invitation.send(session.publisher, [worker], session.number)
 
     def _has_room(self, member: Member) -> bool:
         record = self.record
@@ -235,8 +245,9 @@ class LiveRound:
             unacknowledged.release()
         now = time.monotonic()
         if now - self._presence_at >= _PRESENCE_SECONDS:
-            self._presence_at = now
             self.round.note_away(frozenset(session.look_for_absent(self.round.unanswered)))
+            # On a slow line with many workers this takes long: it never takes more than a fifth of the time.
+            self._presence_at = time.monotonic() + 4 * (time.monotonic() - now)
         if self.round.unanswered:
             session.call_roll_if_due()
 

@@ -1,6 +1,7 @@
 """The round start on its way: one header and the parts of the global weights, published once for many workers."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from broker.link.publisher import Publisher
 from broker.link.seam import Outgoing, outgoing
@@ -26,7 +27,6 @@ class Invitation:
         settings: TrainingSettings,
         *,
         last_round: int,
-        session: int,
     ) -> None:
         self._record = record
         self._vector = base.vector
@@ -51,7 +51,6 @@ class Invitation:
             digest=self._digest(is_inline=is_inline),
             last_round=last_round,
             deadline_seconds=record.deadline_seconds,
-            session=session,
         )
 
     @property
@@ -68,8 +67,15 @@ class Invitation:
                 digest.add(index, as_bytes(self._vector[span]))
         return digest.hex()
 
-    def send(self, publisher: Publisher, workers: Sequence[str]) -> None:
-        """Publish it to these workers."""
+    def send(self, publisher: Publisher, workers: Sequence[str], session: int) -> None:
+        """Publish it to these workers.
+
+        Args:
+            publisher: Of the coordinator.
+            workers: Their names.
+            session: The coordinator's, which a resumed round was made before.
+        """
+        self._start = replace(self._start, session=session)
         for group in groups_of(workers):
             publisher.send(list(self._messages(group)))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from broker.allowance import Allowance
 from broker.errors import Interrupted, LinkLost, ModelDiverged, QuorumNotReached, RunStopped
 from broker.link.seam import Link
 from broker.logs import LogContext
@@ -39,6 +40,8 @@ logger = logging.getLogger(__name__)
 _LONGEST_WAIT_SECONDS = 0.5
 _TELL_SECONDS = 30.0
 _REUNION_SECONDS = 5.0
+_MOST_PURGES = 3  #: of one worker's upload queue
+_PURGES_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +94,7 @@ class Run:
         self._attempts = Attempts(self._tools, self._committed, options, self._admission, log)
         self._is_to_stop = self._is_to_stop_now = False
         self._live: LiveRound | None = None
+        self._purges = Allowance(_MOST_PURGES, _PURGES_SECONDS)
 
     # --- the course of a run -------------------------------------------------------------------------------
 
@@ -303,6 +307,9 @@ class Run:
                 return
             logger.debug("Discarded an update of %s for round %d.", update.worker, update.round_number)
             self._session.link.ack([event.delivery])
+            if update.parts and self._purges.take(update.worker):
+                # Left there, the parts of late updates would fill its queue up to its limit.
+                self._session.link.purge(names.upload_queue(update.worker))
 
     def _take_decline(self, event: DeclineCame) -> None:
         declined, live = event.declined, self._live
@@ -327,7 +334,9 @@ class Run:
         if outcome is None:
             return  # the same command line goes on with this run: the workers stay
         session, workers = self._session, sorted(each.worker for each in self._admission.members)
-        message = RunFinished(run_id=state.run_id, rounds=state.round_number, outcome=outcome)
+        message = RunFinished(
+            run_id=state.run_id, rounds=state.round_number, outcome=outcome, session=session.number
+        )
         for group in groups_of(workers):
             session.publisher.send([addressed(message, group)])
         if session.is_lasting:

@@ -2,6 +2,7 @@
 
 import logging
 
+from broker.allowance import Allowance
 from broker.envelope import Envelope
 from broker.errors import OtherVersion, ProtocolError
 from broker.link.publisher import Publisher
@@ -12,12 +13,16 @@ from broker.wire.versions import difference, encode_not_launched, encode_refused
 
 logger = logging.getLogger(__name__)
 
+_MOST_REFUSALS = 20  #: of one worker; each is a message that the broker keeps
+_REFUSALS_SECONDS = 30.0
+
 
 class Strangers:
     """Deals with messages that can't be read although their senders may send them."""
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
+        self._refusals = Allowance(_MOST_REFUSALS, _REFUSALS_SECONDS)
         self._told: dict[str, int] = {}  #: of which worker the log has told, and its version
 
     def heed(self, exc: ProtocolError, envelope: Envelope, _delivery: Delivery) -> bool:
@@ -31,7 +36,7 @@ class Strangers:
             is_news = is_other and self._told.get(envelope.worker) != envelope.version
             if is_news:
                 self._tell(envelope.worker, envelope.version)
-            if is_news or envelope.type == Joined.TYPE:
+            if is_news or (envelope.type == Joined.TYPE and self._refusals.take(envelope.worker)):
                 self._refuse(exc, envelope, envelope.worker)
         elif envelope.reply_to is not None:
             self._answer(exc, envelope, envelope.reply_to)

@@ -525,3 +525,27 @@ def test_a_held_round_of_a_forged_run_does_not_confuse(opened: OpenRound) -> Non
     )
     opened.take_all()
     opened.assert_unmoved()
+
+
+def test_a_repeat_of_an_answer_that_is_not_on_disk_is_not_acknowledged(opened: OpenRound) -> None:
+    """After a dropped connection an accepted update comes again: until a checkpoint covers it, the broker keeps it."""
+    announced, parts = opened.update("w2")
+    opened.send("w2", announced, parts)
+    opened.take_all()
+    opened.say("w2", announced)
+    opened.take_all()
+    held = [delivery.queue for delivery in opened.run._tools.unacknowledged._deliveries]
+    assert held.count("coordinator") == 2
+    opened.opened.keep()
+    opened.run._tools.unacknowledged.release()
+    opened.say("w2", announced)
+    opened.take_all()
+    assert opened.run._tools.unacknowledged._deliveries == []
+
+
+def test_an_update_from_other_weights_is_not_added(opened: OpenRound) -> None:
+    """It was trained in the same round of a run that was restored from a copy since."""
+    announced, parts = opened.update("w2")
+    opened.send("w2", replace(announced, base="0" * 32), parts)
+    opened.take_all()
+    assert opened.opened.round.answers == {}

@@ -194,10 +194,28 @@ def test_the_roll_calls_session_counts_also_if_it_is_lower(hearing: Hearing) -> 
 def test_a_run_that_has_ended_begins_no_more_in_the_same_session(hearing: Hearing) -> None:
     """Replayed round starts of it are void; a coordinator that is started again with more rounds goes on with it."""
     hearing.say(replace(START, session=20))
-    hearing.say(RunFinished(run_id=START.run_id, rounds=1, outcome="done"))
+    hearing.say(RunFinished(run_id=START.run_id, rounds=1, outcome="done", session=20))
     hearing.say(replace(START, session=20))
     hearing.take_all()
     assert hearing.hand_over.held("w") is None
+    hearing.say(replace(START, session=30))
+    hearing.take_all()
+    assert hearing.hand_over.held("w") == START.held
+
+
+def test_the_end_of_an_earlier_session_does_not_end_the_run_that_goes_on(hearing: Hearing) -> None:
+    """Who was away hears the new roll call first in one queue, and the old end in another one."""
+    hearing.say(RollCall(session=30))
+    hearing.say(RunFinished(run_id=START.run_id, rounds=1, outcome="failed", session=20))
+    hearing.say(replace(START, session=30))
+    hearing.take_all()
+    assert hearing.hand_over.held("w") == START.held
+
+
+def test_an_end_that_seems_to_be_later_is_forgotten_with_the_roll_call(hearing: Hearing) -> None:
+    """The coordinator's clock was set back between two of its starts."""
+    hearing.say(RunFinished(run_id=START.run_id, rounds=1, outcome="failed", session=90))
+    hearing.say(RollCall(session=30))
     hearing.say(replace(START, session=30))
     hearing.take_all()
     assert hearing.hand_over.held("w") == START.held

@@ -206,6 +206,14 @@ def test_measures_that_can_not_be_are_rejected(changes: dict[str, Any]) -> None:
     assert reason
 
 
+def test_who_only_evaluates_trains_on_nothing() -> None:
+    """A claim of examples would be taken for an update's weight by a coordinator that is started again."""
+    record = replace(RECORD, evaluators=("e",), num_examples={**RECORD.num_examples, "e": 0})
+    verdict, reason = Round(record, 0.0).judge(update("e", num_examples=5, parts=0), 2)
+    assert verdict is Verdict.REJECTED
+    assert "metrics alone" in (reason or "")
+
+
 def test_counts_that_add_up_are_accepted() -> None:
     """Two of class 0, one of class 1, one answer of each right."""
     assert Round(RECORD, 0.0).judge(update("a", counts=COUNTS, num_test_examples=3), 2) == (

@@ -238,7 +238,7 @@ class Listener(threading.Thread):
 
     def _on_word(self, worker: str, message: Message) -> None:
         if isinstance(message, RollCall):
-            self._session = message.session or self._session
+            self._hear_session(message.session)
             self._to_join.add(worker)
             self._repeat_at = 0.0
         elif isinstance(message, Ping):
@@ -256,6 +256,12 @@ class Listener(threading.Thread):
         else:
             raise ProtocolError(f"A worker takes no {message.TYPE}.")
 
+    def _hear_session(self, session: int) -> None:
+        """A roll call's is that of now, also if the clock was set back: what seems to be later is forgotten."""
+        if session:
+            self._session = session
+            self._ended = {run_id: ended for run_id, ended in self._ended.items() if ended <= session}
+
     def _on_refused(self, refused: Refused) -> None:
         """The end, once it is acknowledged; what is meant for a former process, with data since mended, is ignored."""
         if refused.token == self._token:
@@ -269,7 +275,8 @@ class Listener(threading.Thread):
 
     def _on_finished(self, worker: str, finished: RunFinished) -> None:
         self._hand_over.close(worker, finished.run_id, None)
-        self._ended = dict([*self._ended.items(), (finished.run_id, self._session)][-_MOST_ENDED:])
+        if finished.session:
+            self._ended = dict([*self._ended.items(), (finished.run_id, finished.session)][-_MOST_ENDED:])
         if not self._hand_over.is_run_over.is_set():
             logger.info(
                 "Training finished: the run is %s after %d rounds.", finished.outcome, finished.rounds

@@ -153,6 +153,7 @@ class KeptUpdate:
             update=None,
             digest=self._digest.hex(),
             seconds=self.measured.seconds,
+            base=self.key.digest,
         )
         if self.vector is not None and not self._slices:
             data = self._encoded(0)
