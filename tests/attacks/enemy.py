@@ -69,6 +69,8 @@ class Enemy(threading.Thread):
                 finally:
                     with suppress(pika.exceptions.AMQPError):
                         connection.close()
+            # Thousands of tries at a broker that is down would end in a connection to itself, on the broker's port.
+            self.end.wait(0.5)
 
     def attack(self, connection: pika.BlockingConnection, kind: Callable[[object], None]) -> None:
         channel = connection.channel()
