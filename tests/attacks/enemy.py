@@ -61,16 +61,17 @@ class Enemy(threading.Thread):
             first, cycle(open_war + (honest_faced if self.is_two_faced else [self.junk, self.noise]))
         )
         while not self.end.is_set():
-            with suppress(pika.exceptions.AMQPError, OSError):
+            try:
                 connection = pika.BlockingConnection(pika.URLParameters(self.amqp_url))
-                try:
-                    while not self.end.is_set():
-                        self.attack(connection, next(attacks))
-                finally:
-                    with suppress(pika.exceptions.AMQPError):
-                        connection.close()
-            # Thousands of tries at a broker that is down would end in a connection to itself, on the broker's port.
-            self.end.wait(0.5)
+            except (pika.exceptions.AMQPError, OSError):
+                # Thousands of tries at a broker that is down would end in a connection to itself, on its very port.
+                self.end.wait(0.5)
+                continue
+            with suppress(pika.exceptions.AMQPError, OSError):
+                while not self.end.is_set():
+                    self.attack(connection, next(attacks))
+            with suppress(pika.exceptions.AMQPError):
+                connection.close()
 
     def attack(self, connection: pika.BlockingConnection, kind: Callable[[object], None]) -> None:
         channel = connection.channel()
