@@ -2,6 +2,9 @@
 
 import csv
 import importlib.util
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,25 +13,29 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broker.errors import EXIT_DONE
+from broker.errors import EXIT_DONE, ModelError
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.seam import outgoing, worker_queue
 from broker.model.card import read_card
 from broker.wire import names
 from broker.wire.messages import Joined, Refused, decode
+from coordinator.keras.process import ModelProcess
+from coordinator.tasks import resolve
 from tests.brokers import wait_until
 from tests.own_trainers import Federation, ulps_apart
-from tests.servings import Lab
+from tests.servings import ROOT, Lab
 from worker.examples.digits import Site, log_softmax, open_site
 from worker.rounds.participant import seed_of
 
 ROUNDS = 2
 SECONDS = 120  # to import PyTorch takes long on a busy machine
 EXAMPLES = {"sklearn_logistic": "sklearn", "sklearn_mlp": "sklearn", "jax_optax": "jax", "torch_mlp": "torch"}
-_SHUT_OUT = (
-    "import pathlib\npathlib.Path(__file__).with_suffix('.imported').touch()\nraise ImportError('shut out')\n"
-)
+_SHUT_OUT = """
+import pathlib
+pathlib.Path(__file__).with_suffix(".imported").touch()
+raise ModuleNotFoundError("shut out", name=__name__)
+"""
 
 
 @pytest.fixture
@@ -232,3 +239,21 @@ def test_whoever_has_the_other_kind_is_refused_and_a_page_launches_arrays(lab: L
     assert f"{oldest['id']}/model.npz" in settings
     assert mine.terminate() == EXIT_DONE
     serve.terminate()
+
+
+def test_without_tensorflow_a_keras_model_is_refused_in_a_sentence(
+    without_tensorflow: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At both sides, and what is missing is said; a child that would have warmed up goes on with a task of arrays."""
+    monkeypatch.setenv("PYTHONPATH", str(without_tensorflow))
+    with ModelProcess() as models:
+        with pytest.raises(ModelError, match="try pip install tensorflow"):
+            models.build(resolve("mnist"), seed=0)
+        built = models.build(resolve("worker.examples.sklearn_logistic:task"), seed=0)
+    assert (built.num_parameters, built.num_classes, built.input_shape) == (650, 0, ())
+    done = subprocess.run(
+        [sys.executable, "-c", "from worker.tensorflow import load_keras; load_keras()"],
+        env=os.environ | {"PYTHONPATH": f"{without_tensorflow}{os.pathsep}{ROOT}"},
+        capture_output=True, text=True, timeout=SECONDS, check=False,
+    )  # fmt: skip
+    assert "ModelError: Keras models need TensorFlow" in done.stderr
