@@ -337,7 +337,8 @@ class Run:
     def _tell_end(self, state: Checkpoint, outcome: Outcome | None) -> None:
         if outcome is None:
             return  # the same command line goes on with this run: the workers stay
-        session, readers = self._session, sorted({each.reader for each in self._admission.members})
+        session = self._session
+        readers = sorted(session.roster.by_reader(self._everyone_of(state)))
         message = RunFinished(
             run_id=state.run_id, rounds=state.round_number, outcome=outcome, session=session.number
         )
@@ -349,6 +350,11 @@ class Run:
             for reader in readers:
                 with session.until_link_is_back():
                     session.link.purge(names.upload_queue(reader))
+
+    def _everyone_of(self, state: Checkpoint) -> set[str]:
+        """Who may wait for the run's end: whoever a restarted coordinator has not heard of again, too."""
+        members = {each.worker for each in self._admission.members}
+        return members.union(*(row.accepted for row in state.history))
 
     # --- what is seen of it --------------------------------------------------------------------------------
 

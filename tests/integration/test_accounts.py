@@ -114,8 +114,8 @@ def test_a_worker_can_do_its_work(vhost: str, invited: Invite, name: str) -> Non
 def test_a_swarm_has_the_queues_that_it_was_invited_with(
     vhost: str, invited: Invite, name: str, parts: str, suffixes: list[str]
 ) -> None:
-    """Two for all of its workers, or for each of the processes that share them, and no more; the account's name says for
-    how many it may speak."""
+    """Two for all of its workers, or for each of the processes that share them, and no more; the account's name
+    says for how many it may speak."""
     url = invited(name, "--swarm", "3", "--parts", parts)
     assert urlsplit(url).username == f"{name}.1-3"
     with channel_to(vhost) as admin, channel_to(url) as worker:
