@@ -37,6 +37,26 @@ def _kinds(model: Any) -> dict[int, Kind]:
     return kinds
 
 
+def renew_adapted(model: Any) -> None:
+    """Have Normalization layers work with the statistics that were just assigned: each works with a copy of its own.
+
+    Keras makes that copy when a layer is built or loaded. Here it is a variable, which traced functions read anew.
+    """
+    import tensorflow as tf
+
+    for layer in model._flatten_layers():
+        if type(layer).__name__ == _ADAPTED and layer.input_mean is None and layer.built:
+            copies = layer.mean, layer.variance
+            layer.finalize_state()
+            for name, copy in zip(("mean", "variance"), copies, strict=True):
+                value = getattr(layer, name)
+                if isinstance(copy, tf.Variable):
+                    copy.assign(value)
+                else:
+                    copy = tf.Variable(value, trainable=False)
+                setattr(layer, name, copy)
+
+
 def apply_kinds(model: Any, layout: Layout) -> bool:
     """Freeze and unfreeze single weights as the layout says, for Keras's JSON tells of whole layers only.
 

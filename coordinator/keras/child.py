@@ -23,7 +23,7 @@ from broker.errors import ModelError, UsageError, WarrenError
 from broker.model.allowlist import check_model_json
 from broker.model.archive import read_config
 from broker.model.card import ModelCard, read_card, write_card
-from broker.model.kinds import apply_kinds, layout_of
+from broker.model.kinds import apply_kinds, layout_of, renew_adapted
 from broker.wire.fields import to_plain
 from broker.wire.tensors import Array, unflatten
 from coordinator.folder.history import flat
@@ -222,6 +222,7 @@ def _values(model: Any) -> list[Array]:
 def _set_weights(model: Any, values: list[Array]) -> None:
     for weight, value in zip(model.weights, values, strict=True):
         weight.assign(value)
+    renew_adapted(model)
 
 
 class _Keeper:
