@@ -23,7 +23,7 @@ from broker.errors import ModelError, UsageError, WarrenError
 from broker.model.allowlist import check_model_json
 from broker.model.archive import read_config
 from broker.model.card import ModelCard, read_card, write_card
-from broker.model.kinds import apply_kinds, layout_of, renew_adapted
+from broker.model.kinds import adapt_sole_normalization, apply_kinds, layout_of, renew_adapted
 from broker.wire.fields import to_plain
 from broker.wire.tensors import Array, unflatten
 from coordinator.folder.history import flat
@@ -102,6 +102,8 @@ def _build(request: Request) -> dict[str, Any]:
     warnings = check_training(copy)
     if request["initial_model"] is not None:
         _take_weights(model, Path(request["initial_model"]))
+    if request["normalization"] is not None:
+        adapt_sole_normalization(model, **request["normalization"])
     np.savez(request["weights_path"], *(_values(model)))
     return {
         "model_json": text,

@@ -8,6 +8,7 @@ Contents:
     participant    the answer to one round start
     failures       what of an exception is told to the coordinator
     hand_over      what is to be done next, handed from thread to thread
+    telling        what a coordinator that asks is told of the examples
     listener       the thread that hears
     worker_loop    the thread that trains and uploads
     start          from the command line to a worker that takes part

@@ -26,10 +26,11 @@ from broker.wire.messages import (
     RunFinished,
     UploadAgain,
 )
+from broker.wire.statistics import StatisticsAsked
 from broker.wire.tensors import Vector
 from broker.wire.versions import VERSION, difference
 from worker.rounds.failures import told
-from worker.rounds.hand_over import HandOver, RoundJob
+from worker.rounds.hand_over import HandOver, RoundJob, StatisticsJob
 from worker.rounds.participant import Participant
 from worker.rounds.round_starts import Incoming, check_start
 
@@ -253,8 +254,15 @@ class Listener(threading.Thread):
             self._on_finished(worker, message)
         elif isinstance(message, Refused):
             self._on_refused(message)
+        elif isinstance(message, StatisticsAsked):
+            self._on_asked(worker, message)
         else:
             raise ProtocolError(f"A worker takes no {message.TYPE}.")
+
+    def _on_asked(self, worker: str, asked: StatisticsAsked) -> None:
+        """Leave a question to the thread that has the data; one of an earlier session is nobody's any more."""
+        if asked.session >= self._session:
+            self._hand_over.jobs.put(StatisticsJob(worker=worker, asked=asked))
 
     def _hear_session(self, session: int) -> None:
         """A roll call's is that of now, also if the clock was set back: what seems to be later is forgotten."""

@@ -18,9 +18,10 @@ from broker.wire.tensors import Vector
 from worker.console import Console
 from worker.learning.results import TrainingProgress
 from worker.rounds.failures import told
-from worker.rounds.hand_over import DeclineJob, HandOver, Job, RoundJob, UploadJob
+from worker.rounds.hand_over import DeclineJob, HandOver, Job, RoundJob, StatisticsJob, UploadJob
 from worker.rounds.listener import Listener
 from worker.rounds.participant import Participant, Trained, Trainer, seed_of
+from worker.rounds.telling import OwnStatistics
 from worker.rounds.uploading import KeptUpdate
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class WorkerLoop:
         self._listener = Listener(
             link, self._participants, self._hand_over, stop, task=task, acks_early=is_swarm
         )
+        self._statistics = OwnStatistics(self._participants.values())
         self._progress_at = float("-inf")
         self._told_odd: set[tuple[str, str]] = set()
         self._is_progress_off = False
@@ -122,6 +124,8 @@ class WorkerLoop:
             self._upload([job.update])
         elif isinstance(job, DeclineJob):
             self._decline(job.worker, job.key, job.reason)
+        elif isinstance(job, StatisticsJob):
+            self._publisher.send([outgoing(self._statistics.answer(job), names.COORDINATOR)])
         elif job is not None and not job.stop.is_set():
             self._answer(job)
         if self._outbox and (job is None or time.monotonic() - self._outbox_at > _OUTBOX_SECONDS):
