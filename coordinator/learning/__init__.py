@@ -7,7 +7,7 @@ Contents:
     measures       what several workers measured, put together
     statistics    what the sites tell of their examples, judged and put together
     spares         large arrays of one round, used again in the next
-    rounds         one round as a state machine: who answered, what counts, when it closes
     membership     who joined, who is away, who is selected
+    rounds         one round as a state machine: who answered, what counts, when it closes
     strategies     what a round collects, and how it becomes the next global model
 """

@@ -102,16 +102,18 @@ class Survey:
             enough, self._options.deadline_seconds, each_turn=self._session.call_roll_if_due
         ):
             present = self._trainers()
+            has_swarm = any(each.worker != each.reader for each in self._session.roster.members.values())
             raise QuorumNotReached(
                 f"Only {len(present)} of {self._options.workers} workers joined within "
                 f"{self._options.deadline_seconds:g} s: {', '.join(present) or 'nobody'}. "
-                "Start more workers, or lower --workers."
+                f"Start more workers, or lower --workers.{' A swarm tells no statistics.' if has_swarm else ''}"
             )
         self._session.look_for_unseen()
 
     def _trainers(self) -> list[str]:
         members = self._session.roster.members.values()
-        return sorted(each.worker for each in members if each.is_present and not each.evaluate_only)
+        able = (each for each in members if each.is_present and not each.evaluate_only)
+        return sorted(each.worker for each in able if each.worker == each.reader)
 
     def _alike(self, ranges: Answers) -> Answers:
         """Those whose examples have the shape that most have; the others are named."""

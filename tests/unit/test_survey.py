@@ -16,6 +16,7 @@ from broker.link.seam import Delivery, coordinator_queue, outgoing, worker_queue
 from broker.wire import names
 from broker.wire.messages import Joined, Message, decode
 from broker.wire.statistics import StatisticsAsked, StatisticsRefused, StatisticsTold
+from broker.wire.swarms import swarm_words
 from coordinator.learning.statistics import Statistics
 from coordinator.presence import survey
 from coordinator.presence.session import Session
@@ -139,6 +140,17 @@ def test_too_few_workers_are_told_at_the_deadline() -> None:
     expected = r"Only 1 of 3 workers joined within 0\.8 s: site"
     with federation.worker("site", rows(50)), pytest.raises(QuorumNotReached, match=expected):
         federation.survey(3, 0.8)
+
+
+def test_a_swarm_is_not_asked() -> None:
+    """Its many workers have parts of one data set: a person has that at hand."""
+    federation = Federation()
+    federation.link.declare([coordinator_queue(), worker_queue("lab")])
+    counts = {"classes": ("no", "yes"), "examples_per_class": ()}
+    each = [Joined(worker=f"lab.{number}", num_examples=60, **counts) for number in (1, 2, 3)]  # type: ignore[arg-type]
+    federation.link.publish([outgoing(word, names.COORDINATOR) for word in swarm_words("lab", each)])
+    with pytest.raises(QuorumNotReached, match=r"Only 0 of 2 .* A swarm tells no statistics\."):
+        federation.survey(2, 0.8)
 
 
 @pytest.mark.parametrize(

@@ -7,30 +7,32 @@ import threading
 import time
 from collections.abc import Iterable
 
-from broker.errors import BrokerError, LinkLost, WarrenError
+from broker.errors import BrokerError, DataError, LinkLost, WarrenError
 from broker.link.publisher import Publisher
 from broker.link.seam import Link, Queue, outgoing, upload_queue, worker_queue
 from broker.logs import LogContext
 from broker.model.likeness import scale_difference
 from broker.wire import names
-from broker.wire.messages import Declined, Left, Progress, RoundKey, RoundStart
+from broker.wire.messages import Declined, Left, Progress, RoundKey, RoundStart, SwarmLeft
+from broker.wire.statistics import WORDS, StatisticsRefused, StatisticsTold
 from broker.wire.tensors import Vector
 from worker.console import Console
 from worker.learning.results import TrainingProgress
 from worker.rounds.failures import told
 from worker.rounds.hand_over import DeclineJob, HandOver, Job, RoundJob, StatisticsJob, UploadJob
 from worker.rounds.listener import Listener
+from worker.rounds.own_site import OwnSite
 from worker.rounds.participant import Participant, Trained, Trainer, seed_of
-from worker.rounds.telling import OwnStatistics
 from worker.rounds.uploading import KeptUpdate
+from worker.statistics.site import SiteStatistics
 
 logger = logging.getLogger(__name__)
 
 _WAIT_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 8.0
 _PROGRESS_SECONDS = 1.0
-_SWARM_PREFETCH = 2
 _OUTBOX_SECONDS = 0.2
+_MOST_SAID = 2000
 
 
 class WorkerLoop:
@@ -46,6 +48,7 @@ class WorkerLoop:
         task: The only one to take part in; None takes part in any.
         once: Leave after the first run.
         is_swarm: Many workers on little data: updates are gathered, and the queues deleted at the end.
+        reader: The name by which a swarm's queues are called; its own by default, NAME of NAME.i.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class WorkerLoop:
         task: str | None = None,
         once: bool = False,
         is_swarm: bool = False,
+        reader: str | None = None,
     ) -> None:
         self._link = link
         self._participants = {participant.name: participant for participant in participants}
@@ -69,12 +73,19 @@ class WorkerLoop:
         self._console = console
         self._once = once
         self._is_swarm = is_swarm
+        first = next(iter(self._participants))
+        self._reader = reader or (names.swarm_of(first) if is_swarm else first)
         self._publisher = Publisher(link, stop)
         self._hand_over = HandOver()
         self._listener = Listener(
-            link, self._participants, self._hand_over, stop, task=task, acks_early=is_swarm
+            link,
+            self._participants,
+            self._hand_over,
+            stop,
+            task=task,
+            swarm=self._reader if is_swarm else None,
         )
-        self._statistics = OwnStatistics(self._participants.values())
+        self._sites: dict[str, SiteStatistics] = {}
         self._progress_at = float("-inf")
         self._told_odd: set[tuple[str, str]] = set()
         self._is_progress_off = False
@@ -89,9 +100,8 @@ class WorkerLoop:
             NameInUse: Another process reads this name's queue.
             DataError: The coordinator refused this worker.
         """
-        self._link.declare([*map(worker_queue, self._participants), *map(upload_queue, self._participants)])
-        prefetch = _SWARM_PREFETCH if self._is_swarm else 0
-        self._link.consume([*map(names.worker_queue, self._participants)], prefetch=prefetch)
+        self._link.declare([worker_queue(self._reader), upload_queue(self._reader)])
+        self._link.consume([names.worker_queue(self._reader)], prefetch=0)
         self._listener.start()
         try:
             self._trainer.warm_up()
@@ -102,7 +112,7 @@ class WorkerLoop:
             if self._listener.end():
                 self._leave()
             if self._is_swarm:
-                self._delete_queues()
+                self._delete_queues(names.worker_queue(self._reader), names.upload_queue(self._reader))
 
     def _is_over(self) -> bool:
         if self._hand_over.failure is not None:
@@ -125,7 +135,7 @@ class WorkerLoop:
         elif isinstance(job, DeclineJob):
             self._decline(job.worker, job.key, job.reason)
         elif isinstance(job, StatisticsJob):
-            self._publisher.send([outgoing(self._statistics.answer(job), names.COORDINATOR)])
+            self._publisher.send([outgoing(self._statistics(job), names.COORDINATOR)])
         elif job is not None and not job.stop.is_set():
             self._answer(job)
         if self._outbox and (job is None or time.monotonic() - self._outbox_at > _OUTBOX_SECONDS):
@@ -133,25 +143,23 @@ class WorkerLoop:
             self._upload(updates)
 
     def _leave(self) -> None:
-        left = [outgoing(Left(worker=worker), names.COORDINATOR) for worker in self._participants]
-        if self._publisher.try_send(left):
+        left = SwarmLeft(worker=self._reader) if self._is_swarm else Left(worker=self._reader)
+        if self._publisher.try_send([outgoing(left, names.COORDINATOR)]):
             logger.info("Left.")
 
-    def _delete_queues(self) -> None:
+    def _delete_queues(self, read: str, uploads: str) -> None:
         """Leave nothing behind, unless another swarm of this name waits to read it; an exit code says nothing of it.
 
         An invited swarm's queues were made for it, and wait for it to come back.
         """
-        read = [names.worker_queue(worker) for worker in self._participants]
-        if names.is_own_queue(self._link.account, read[0]):
+        if names.is_own_queue(self._link.account, read):
             return
-        uploads = [names.upload_queue(worker) for worker in self._participants]
         try:
-            self._link.cancel(read)
-            if not self._link.consumers(read[0]):
-                self._link.delete(read + uploads)
+            self._link.cancel([read])
+            if not self._link.consumers(read):
+                self._link.delete([read, uploads])
         except BrokerError as exc:
-            logger.warning("%d queues of this swarm may be left at the broker: %s", 2 * len(read), exc)
+            logger.warning("The queues of this swarm may be left at the broker: %s", exc)
 
     # --- one round -----------------------------------------------------------------------------------------
 
@@ -191,6 +199,7 @@ class WorkerLoop:
             part_bytes=job.start.part_bytes,
             precision=settings.precision,
             seed=seed_of(job.start, job.worker) if settings.deterministic else secrets.randbits(32),
+            reader=self._reader,
         )
         if not settings.deterministic:
             residual = update.lost_in_encoding()
@@ -238,7 +247,7 @@ class WorkerLoop:
             if not updates:
                 return
             if not self._publisher.send([part for update in updates for part in update.parts()]):
-                self._redeclare([upload_queue(update.worker) for update in updates])
+                self._redeclare([upload_queue(self._reader)])
             elif self._publisher.send([update.announcement() for update in updates]):
                 for update in updates:
                     update.note_announced()
@@ -262,11 +271,28 @@ class WorkerLoop:
             run_id=key.run_id,
             round_number=key.round_number,
             attempt=key.attempt,
-            reason=reason[:2000],
+            reason=reason[:_MOST_SAID],
         )
         self._publisher.send([outgoing(declined, names.COORDINATOR)])
         # Should the word be lost, or another attempt come, the round start is new to this worker.
         self._hand_over.close(worker, key.run_id, key.round_number)
+
+    def _statistics(self, job: StatisticsJob) -> StatisticsTold | StatisticsRefused:
+        """What is told of a worker's examples, or why nothing is."""
+        participant, asked = self._participants[job.worker], job.asked
+        refusal = participant.statistics_refusal
+        try:
+            if refusal is not None or isinstance(participant.data, OwnSite):
+                raise DataError(refusal or "")
+            if job.worker not in self._sites:
+                least = participant.rules.least_examples
+                self._sites[job.worker] = SiteStatistics(job.worker, participant.data, least)
+            answer = self._sites[job.worker].answer(asked)
+        except Exception as exc:  # also a bug is told, and not waited for until the deadline
+            logger.warning("Told no statistics: %s", exc, exc_info=not isinstance(exc, WarrenError))
+            return StatisticsRefused(worker=job.worker, asked=asked.asked, reason=told(exc)[:_MOST_SAID])
+        logger.info("Told the %s of %d examples.", WORDS[asked.step], answer.num_examples)
+        return answer
 
     # --- the story -----------------------------------------------------------------------------------------
 
