@@ -221,14 +221,15 @@ def participation_options(function: Any) -> Any:
     type=click.Choice(SHARES),
     default="metrics",
     show_default=True,
-    help="What leaves besides the update; counts: also how many examples of each class.",
+    help="What leaves besides the update; counts: also how many examples of each class; statistics: also mean, "
+    "spread, range and histogram of each feature, when a coordinator asks.",
 )
 @click.option(
     "--least-examples",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Decline a round that would train on fewer.",
+    help="Decline a round that would train on fewer, and statistics that would rest on fewer (or on fewer than 10).",
 )
 @click.option("--least-steps", type=click.IntRange(min=1), default=1, show_default=True,
               help="Decline a round that would take fewer steps.")  # fmt: skip

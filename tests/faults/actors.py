@@ -191,9 +191,11 @@ class StandInModels:
     def __init__(self, size: int) -> None:
         self._size = size
 
-    def build(self, _task: Task, *, seed: int, initial_model: Path | None = None) -> BuiltModel:
+    def build(
+        self, _task: Task, *, seed: int, initial_model: Path | None = None, normalize: Path | None = None
+    ) -> BuiltModel:
         """A model of one weight tensor."""
-        del initial_model
+        del initial_model, normalize
         return BuiltModel(
             model_json='{"class_name": "StandIn"}',
             layout=layout_of_size(self._size),

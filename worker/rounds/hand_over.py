@@ -5,6 +5,7 @@ import threading
 from dataclasses import dataclass, field
 
 from broker.wire.messages import RoundKey, RoundStart
+from broker.wire.statistics import StatisticsAsked
 from broker.wire.tensors import Vector
 from worker.rounds.uploading import KeptUpdate
 
@@ -44,7 +45,15 @@ class DeclineJob:
     reason: str
 
 
-Job = RoundJob | UploadJob | DeclineJob
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatisticsJob:
+    """Tell the coordinator what the examples are like."""
+
+    worker: str
+    asked: StatisticsAsked
+
+
+Job = RoundJob | UploadJob | DeclineJob | StatisticsJob
 
 
 class HandOver:

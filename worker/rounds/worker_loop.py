@@ -7,21 +7,24 @@ import threading
 import time
 from collections.abc import Iterable
 
-from broker.errors import BrokerError, LinkLost, WarrenError
+from broker.errors import BrokerError, DataError, LinkLost, WarrenError
 from broker.link.publisher import Publisher
 from broker.link.seam import Link, Queue, outgoing, upload_queue, worker_queue
 from broker.logs import LogContext
 from broker.model.likeness import scale_difference
 from broker.wire import names
 from broker.wire.messages import Declined, Left, Progress, RoundKey, RoundStart, SwarmLeft
+from broker.wire.statistics import WORDS, StatisticsRefused, StatisticsTold
 from broker.wire.tensors import Vector
 from worker.console import Console
 from worker.learning.results import TrainingProgress
 from worker.rounds.failures import told
-from worker.rounds.hand_over import DeclineJob, HandOver, Job, RoundJob, UploadJob
+from worker.rounds.hand_over import DeclineJob, HandOver, Job, RoundJob, StatisticsJob, UploadJob
 from worker.rounds.listener import Listener
+from worker.rounds.own_site import OwnSite
 from worker.rounds.participant import Participant, Trained, Trainer, seed_of
 from worker.rounds.uploading import KeptUpdate
+from worker.statistics.site import SiteStatistics
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +32,7 @@ _WAIT_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 8.0
 _PROGRESS_SECONDS = 1.0
 _OUTBOX_SECONDS = 0.2
+_MOST_SAID = 2000
 
 
 class WorkerLoop:
@@ -81,6 +85,7 @@ class WorkerLoop:
             task=task,
             swarm=self._reader if is_swarm else None,
         )
+        self._sites: dict[str, SiteStatistics] = {}
         self._progress_at = float("-inf")
         self._told_odd: set[tuple[str, str]] = set()
         self._is_progress_off = False
@@ -129,6 +134,8 @@ class WorkerLoop:
             self._upload([job.update])
         elif isinstance(job, DeclineJob):
             self._decline(job.worker, job.key, job.reason)
+        elif isinstance(job, StatisticsJob):
+            self._publisher.send([outgoing(self._statistics(job), names.COORDINATOR)])
         elif job is not None and not job.stop.is_set():
             self._answer(job)
         if self._outbox and (job is None or time.monotonic() - self._outbox_at > _OUTBOX_SECONDS):
@@ -264,11 +271,28 @@ class WorkerLoop:
             run_id=key.run_id,
             round_number=key.round_number,
             attempt=key.attempt,
-            reason=reason[:2000],
+            reason=reason[:_MOST_SAID],
         )
         self._publisher.send([outgoing(declined, names.COORDINATOR)])
         # Should the word be lost, or another attempt come, the round start is new to this worker.
         self._hand_over.close(worker, key.run_id, key.round_number)
+
+    def _statistics(self, job: StatisticsJob) -> StatisticsTold | StatisticsRefused:
+        """What is told of a worker's examples, or why nothing is."""
+        participant, asked = self._participants[job.worker], job.asked
+        refusal = participant.statistics_refusal
+        try:
+            if refusal is not None or isinstance(participant.data, OwnSite):
+                raise DataError(refusal or "")
+            if job.worker not in self._sites:
+                least = participant.rules.least_examples
+                self._sites[job.worker] = SiteStatistics(job.worker, participant.data, least)
+            answer = self._sites[job.worker].answer(asked)
+        except Exception as exc:  # also a bug is told, and not waited for until the deadline
+            logger.warning("Told no statistics: %s", exc, exc_info=not isinstance(exc, WarrenError))
+            return StatisticsRefused(worker=job.worker, asked=asked.asked, reason=told(exc)[:_MOST_SAID])
+        logger.info("Told the %s of %d examples.", WORDS[asked.step], answer.num_examples)
+        return answer
 
     # --- the story -----------------------------------------------------------------------------------------
 

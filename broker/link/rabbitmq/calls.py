@@ -38,13 +38,18 @@ class Calls:
     Args:
         alarm: That of the connection: while it is on no wait runs out.
         run_soon: Has something done in the connection's thread, or raises LinkLost.
+        restart: Begins anew with a new connection, in its thread.
     """
 
     def __init__(
-        self, settings: LinkSettings, alarm: Alarm, run_soon: Callable[[Callable[[], None]], None]
+        self,
+        settings: LinkSettings,
+        alarm: Alarm,
+        run_soon: Callable[[Callable[[], None]], None],
+        restart: Callable[[str], None],
     ) -> None:
         self._settings, self._alarm = settings, alarm
-        self._run_soon = run_soon
+        self._run_soon, self._restart = run_soon, restart
         self._pending: set[Future[Any]] = set()
 
     def ask(self, call: Call, seconds: float = 30.0) -> Any:
@@ -75,7 +80,11 @@ class Calls:
             fail(future, translate(exc, self._settings.amqp_url))
 
     def wait(self, future: Future[Any], seconds: float, *, seconds_after_stop: float = float("inf")) -> Any:
-        """Wait for a future in pieces: a stop ends the wait soon, an alarm does not."""
+        """Wait for a future in pieces: a stop ends the wait soon, an alarm does not.
+
+        Raises:
+            LinkLost: No answer came; if that is the broker's fault, its connection is given up.
+        """
         deadline, stop_deadline = time.monotonic() + seconds, float("inf")
         while not wait_for([future], timeout=_PIECE_SECONDS).done:
             now = time.monotonic()
@@ -86,8 +95,14 @@ class Calls:
             if now >= stop_deadline:
                 raise LinkLost("Stopped while the broker takes no messages.")
             if now > deadline:
+                self._give_up(f"the broker did not answer for {seconds:g} s")
                 raise LinkLost(f"The broker did not answer for {seconds:g} s.")
         return future.result()
+
+    def _give_up(self, reason: str) -> None:
+        """What isn't acknowledged comes again with another connection only: whoever waited counts on that."""
+        with suppress(LinkLost):  # it went away by itself
+            self._run_soon(partial(self._restart, reason))
 
     def fail_all(self, error: BrokerError) -> None:
         """The connection went away, and with it every answer."""
