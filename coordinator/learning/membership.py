@@ -23,6 +23,7 @@ class Member:
         reader: The process that it is a worker of, by which the queues are called; of a swarm it has many.
         announced: The upload_id of its update for the round that it holds, once announced.
         token: Of its newest `joined`.
+        has_trainer: It trains models of named arrays, and none of Keras's.
         is_present: It said it is there, and nobody found its queue without a reader since.
     """
 
@@ -39,6 +40,7 @@ class Member:
     token: str = ""
     is_present: bool = True
     inputs: InputFacts | None = None
+    has_trainer: bool = False
 
 
 class Roster:
@@ -68,6 +70,7 @@ class Roster:
             announced=joined.announced,
             inputs=joined.inputs,
             token=joined.token,
+            has_trainer=joined.has_trainer,
         )
         self.add(member)
         return member
