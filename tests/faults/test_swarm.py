@@ -1,6 +1,8 @@
 """A swarm, one process of many workers with one queue, is killed, or its coordinator is."""
 
+import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -73,3 +75,32 @@ def test_a_purged_upload_queue_costs_a_swarm_no_round(vhost: str, make_stage: Ma
     coordinator.says("is not all there")
     stage.assert_same_bits(workers=SWARM)
     stage.assert_nobody_trained_twice()
+
+
+def test_a_swarm_of_two_processes_gives_the_same_bits(stage: Stage) -> None:
+    """One of the two that train is killed in round 2: its worker is trained again by another one in its place, nothing
+    is missing, and they end with the swarm."""
+    swarm = stage.swarm(COUNT, processes=2, train_seconds=0.1)
+    coordinator = stage.coordinator(run={"workers": COUNT})
+    stage.wait(lambda: stage.has_begun("s.3", 2), 60, "round 2")
+    first, *_ = {note["pid"] for note in stage.notes()}
+    os.kill(first, signal.SIGKILL)
+    assert [actor.ended() for actor in (coordinator, swarm)] == [0, 0], stage.story
+    swarm.says("it is started again")
+    stage.assert_same_bits(workers=SWARM)
+    pids = {note["pid"] for note in stage.notes()}
+    assert len(pids) == 3
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_the_processes_of_a_killed_swarm_end(stage: Stage) -> None:
+    """SIGKILL leaves no orphan that trains for nobody, and no file."""
+    swarm = stage.swarm(COUNT, processes=2, train_seconds=0.2)
+    stage.coordinator(run={"workers": COUNT})
+    stage.wait(lambda: len({note["pid"] for note in stage.notes()}) == 2, 60, "two processes")
+    pids = {note["pid"] for note in stage.notes()}
+    folder = Path(Path(f"/proc/{min(pids)}/cmdline").read_text().rstrip("\0").rpartition("\0")[2])
+    assert folder.is_dir()
+    swarm.kill()
+    stage.wait(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 20, "their end")
+    assert not folder.exists()

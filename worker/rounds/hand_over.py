@@ -44,7 +44,20 @@ class DeclineJob:
     reason: str
 
 
-Job = RoundJob | UploadJob | DeclineJob
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnsweredJob:
+    """What another thread has made of a round start; the update is None when it was stopped, or failed.
+
+    Attributes:
+        error: What it raised.
+    """
+
+    job: RoundJob
+    update: KeptUpdate | None
+    error: Exception | None = None
+
+
+Job = RoundJob | UploadJob | DeclineJob | AnsweredJob
 
 
 class HandOver:
