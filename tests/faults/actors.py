@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +47,7 @@ from tests.steps import next_weights
 from worker.console import Console
 from worker.data.data_set import open_data
 from worker.learning.results import Report
+from worker.processes.pool import TrainingPool
 from worker.rounds.own_site import open_trainer
 from worker.rounds.own_trainer import OwnTraining
 from worker.rounds.participant import KerasTrainer, Participant, Trained, seed_of
@@ -105,6 +107,7 @@ class Options:
         names: More than one: a process that speaks for several workers, one after the other.
         trainings: Where each training is noted, one JSON line each.
         patches: Constants of the product to set, "module:name" to value: shorter waits for the tests.
+        processes: That train behind a swarm's own; 1 trains in it.
         fails: Training raises DataError.
         spoils: Added to every value of its updates: finite, and yet too much for the model.
         crashes: So many trainings raise what nobody expects.
@@ -125,6 +128,7 @@ class Options:
     holds_gil_seconds: float = 0.0
     once: bool = True
     is_swarm: bool = False
+    processes: int = 1
     evaluate_only: bool = False
     fails: bool = False
     spoils: float = 0.0
@@ -191,9 +195,11 @@ class StandInModels:
     def __init__(self, size: int) -> None:
         self._size = size
 
-    def build(self, _task: Task, *, seed: int, initial_model: Path | None = None) -> BuiltModel:
+    def build(
+        self, _task: Task, *, seed: int, initial_model: Path | None = None, normalize: Path | None = None
+    ) -> BuiltModel:
         """A model of one weight tensor."""
-        del initial_model
+        del initial_model, normalize
         return BuiltModel(
             model_json='{"class_name": "StandIn"}',
             layout=layout_of_size(self._size),
@@ -431,19 +437,23 @@ def play_worker(options: Options, link: RabbitLink, stop: Stop, log: logs.LogCon
             data = open_data(options.data)
         participants.append(Participant(name=name, data=data, evaluate_only=options.evaluate_only))
     link.open()
-    try:
+    with ExitStack() as stack:
+        stack.callback(link.close)
+        pool = None
+        if options.processes > 1:
+            make_trainer = partial(NumpyTrainer, options)
+            pool = stack.enter_context(TrainingPool(participants, options.processes, make_trainer))
         WorkerLoop(
             link,
             participants,
-            trainer_of(options, stop),
+            pool or trainer_of(options, stop),
             stop=stop.event,
             log=log,
             console=Console(),
             once=options.once,
             is_swarm=options.is_swarm,
+            at_once=pool.num_at_once if pool else 1,
         ).serve()
-    finally:
-        link.close()
     return 0
 
 
