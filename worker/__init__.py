@@ -8,6 +8,7 @@ Contents, from the ground up; nothing imports what stands below it on this page:
     statistics/   What a site tells of its examples before a training, and what it keeps to itself
     console       how a training is shown
     rounds/       Taking part: from a round start that comes in to an update that goes out
+    processes/    Training on all cores: one process that takes part, and several behind it that train
     baseline      the same training with no federation
     examples/     Trainers of one's own, each with its task: scikit-learn, JAX, PyTorch
     clinic/       The doctor's page: `worker clinic`

@@ -200,7 +200,7 @@ def _called(source: str, function: Callable[[], Any]) -> Any:
     try:
         return function()
     except Exception as exc:  # a person's own code may raise anything
-        raise ModelError(f"{source} raised {_one_line(exc)}") from exc
+        raise _raised(source, exc) from exc
 
 
 def _origin(module: Any) -> str:
@@ -217,7 +217,13 @@ def _import(module_name: str) -> Any:
             raise UsageError(
                 f"There is no module {exc.name!r}. Try from its folder, or set PYTHONPATH."
             ) from exc
-        raise ModelError(f"Importing {module_name} raised {_one_line(exc)}") from exc
+        raise _raised(f"Importing {module_name}", exc) from exc
+
+
+def _raised(what: str, exc: Exception) -> ModelError:
+    is_missing = isinstance(exc, ModuleNotFoundError) and exc.name in ("keras", "tensorflow")
+    advice = ". Keras models need TensorFlow: try pip install tensorflow." if is_missing else ""
+    return ModelError(f"{what} raised {_one_line(exc)}{advice}")
 
 
 def _load(path: Path) -> Any:

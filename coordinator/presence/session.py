@@ -343,10 +343,10 @@ class Session:
         except ProtocolError as exc:
             self.validator.bury(delivery, str(exc))
             return None
+        came = self._on_joined(joined, word.worker)
         for member in self.roster.of_reader(word.worker):
             if member.token != word.token:
                 self.roster.set_present(member.worker, is_present=False)
-        came = self._on_joined(joined, word.worker)
         for member in came.members:
             self._note_seen(member.worker)
         return came

@@ -26,6 +26,7 @@ from coordinator.keras.form import refuse_other_rate
 from coordinator.keras.process import BuiltModel, ModelProcess
 from coordinator.keras.trial import made_up_examples
 from coordinator.tasks import Task, resolve
+from tests.servings import TASK
 from tests.unit.test_statistics import over, rows
 from worker.tensorflow import load_keras
 
@@ -260,10 +261,12 @@ def test_built_in_tasks_are_built(
 
 
 def test_the_seed_decides_the_initial_weights(process: ModelProcess) -> None:
-    """Same run seed, same initial weights, in any process; another seed, others."""
-    first, other = (process.build(function("good"), seed=seed).vector for seed in (1, 2))
-    with ModelProcess() as second:
-        again = second.build(function("good"), seed=1).vector
+    """Same run seed, same initial weights, in any process, also in one that has no Keras yet when a function brings it;
+    another seed, others."""
+    task = resolve(TASK)
+    first, other = (process.build(task, seed=seed).vector for seed in (1, 2))
+    with ModelProcess(is_warm=False) as second:
+        again = second.build(task, seed=1).vector
     assert first.tobytes() == again.tobytes()
     assert first.tobytes() != other.tobytes()
 

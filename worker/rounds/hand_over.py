@@ -53,7 +53,20 @@ class StatisticsJob:
     asked: StatisticsAsked
 
 
-Job = RoundJob | UploadJob | DeclineJob | StatisticsJob
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnsweredJob:
+    """What another thread has made of a round start; the update is None when it was stopped, or failed.
+
+    Attributes:
+        error: What it raised.
+    """
+
+    job: RoundJob
+    update: KeptUpdate | None
+    error: Exception | None = None
+
+
+Job = RoundJob | UploadJob | DeclineJob | StatisticsJob | AnsweredJob
 
 
 class HandOver:

@@ -6,6 +6,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 from broker.errors import BrokerError, DataError, LinkLost, WarrenError
 from broker.link.publisher import Publisher
@@ -19,7 +20,15 @@ from broker.wire.tensors import Vector
 from worker.console import Console
 from worker.learning.results import TrainingProgress
 from worker.rounds.failures import told
-from worker.rounds.hand_over import DeclineJob, HandOver, Job, RoundJob, StatisticsJob, UploadJob
+from worker.rounds.hand_over import (
+    AnsweredJob,
+    DeclineJob,
+    HandOver,
+    Job,
+    RoundJob,
+    StatisticsJob,
+    UploadJob,
+)
 from worker.rounds.listener import Listener
 from worker.rounds.own_site import OwnSite
 from worker.rounds.participant import Participant, Trained, Trainer, seed_of
@@ -49,6 +58,7 @@ class WorkerLoop:
         once: Leave after the first run.
         is_swarm: Many workers on little data: updates are gathered, and the queues deleted at the end.
         reader: The name by which a swarm's queues are called; its own by default, NAME of NAME.i.
+        at_once: How many answers the trainer may be asked for at the same time.
     """
 
     def __init__(
@@ -64,6 +74,7 @@ class WorkerLoop:
         once: bool = False,
         is_swarm: bool = False,
         reader: str | None = None,
+        at_once: int = 1,
     ) -> None:
         self._link = link
         self._participants = {participant.name: participant for participant in participants}
@@ -90,6 +101,7 @@ class WorkerLoop:
         self._told_odd: set[tuple[str, str]] = set()
         self._is_progress_off = False
         self._residuals: dict[str, Vector] = {}
+        self._threads = ThreadPoolExecutor(at_once, "answer") if at_once > 1 else None
         self._outbox: list[KeptUpdate] = []
         self._outbox_at = float("-inf")
 
@@ -108,6 +120,9 @@ class WorkerLoop:
             while not self._is_over():
                 self._turn()
         finally:
+            if self._threads is not None:
+                self._hand_over.stop_all()
+                self._threads.shutdown(wait=False, cancel_futures=True)
             # Nothing is said after Left; a process that waits behind another of its name has nothing to take back.
             if self._listener.end():
                 self._leave()
@@ -136,6 +151,8 @@ class WorkerLoop:
             self._decline(job.worker, job.key, job.reason)
         elif isinstance(job, StatisticsJob):
             self._publisher.send([outgoing(self._statistics(job), names.COORDINATOR)])
+        elif isinstance(job, AnsweredJob):
+            self._take_answer(job)
         elif job is not None and not job.stop.is_set():
             self._answer(job)
         if self._outbox and (job is None or time.monotonic() - self._outbox_at > _OUTBOX_SECONDS):
@@ -164,15 +181,26 @@ class WorkerLoop:
     # --- one round -----------------------------------------------------------------------------------------
 
     def _answer(self, job: RoundJob) -> None:
-        """Train, keep the update, upload it."""
+        """Train, keep the update, upload it; where several are trained at once, train elsewhere, and the rest here."""
+        if self._threads is not None:
+            self._threads.submit(lambda: self._hand_over.jobs.put(self._worked_out(job)))
+        else:
+            self._take_answer(self._worked_out(job))
+
+    def _worked_out(self, job: RoundJob) -> AnsweredJob:
         try:
-            update = self._trained(job)
+            update = None if job.stop.is_set() else self._trained(job)
         except Exception as exc:  # noqa: BLE001 - also a bug is told, and not waited for until the deadline
-            self._decline(job.worker, job.key, told(exc), exc)
-            return
+            return AnsweredJob(job=job, update=None, error=exc)
         finally:
             self._console.end()
-        if update is not None and self._hand_over.keep(job, update):
+        return AnsweredJob(job=job, update=update)
+
+    def _take_answer(self, answered: AnsweredJob) -> None:
+        job, update, error = answered.job, answered.update, answered.error
+        if error is not None:
+            self._decline(job.worker, job.key, told(error), error)
+        elif update is not None and self._hand_over.keep(job, update):
             self._upload_first(update)
 
     def _trained(self, job: RoundJob) -> KeptUpdate | None:

@@ -1,7 +1,7 @@
 """What other threads ask of the thread that owns a connection; every call ends, at the latest with the connection."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import wait as wait_for
 from contextlib import suppress
@@ -62,14 +62,24 @@ class Calls:
 
     def send(self, call: Call) -> Future[Any]:
         """Hand a function to the connection's thread; its future fails if the connection goes away first."""
-        future: Future[Any] = Future()
-        self._pending.add(future)
-        future.add_done_callback(self._pending.discard)
+        return self.send_all([call])[0]
+
+    def send_all(self, calls: Sequence[Call]) -> list[Future[Any]]:
+        """Hand several over at once: to wake the other thread costs as much as a small call itself."""
+        futures: list[Future[Any]] = [Future() for _ in calls]
+        for future in futures:
+            self._pending.add(future)
+            future.add_done_callback(self._pending.discard)
         try:
-            self._run_soon(partial(self._perform, call, future))
+            self._run_soon(partial(self._perform_all, list(zip(calls, futures, strict=True))))
         except BrokerError as exc:
-            fail(future, exc)
-        return future
+            for future in futures:
+                fail(future, exc)
+        return futures
+
+    def _perform_all(self, calls: Sequence[tuple[Call, Future[Any]]]) -> None:
+        for call, future in calls:
+            self._perform(call, future)
 
     def _perform(self, call: Call, future: Future[Any]) -> None:
         if future.done():
@@ -85,6 +95,8 @@ class Calls:
         Raises:
             LinkLost: No answer came; if that is the broker's fault, its connection is given up.
         """
+        if future.done():
+            return future.result()
         deadline, stop_deadline = time.monotonic() + seconds, float("inf")
         while not wait_for([future], timeout=_PIECE_SECONDS).done:
             now = time.monotonic()
