@@ -32,9 +32,10 @@ from coordinator.launching import as_texts, check_texts, launch_options, make_op
 from coordinator.learning.measure_names import ALL_RESULTS
 from coordinator.options import RunOptions
 from coordinator.play.run import Run, Summary
+from coordinator.play.run_view import describe
 from coordinator.presence.session import Session
 from coordinator.presence.survey import Survey, SurveyOptions
-from coordinator.status import BrokerStatus, read_status
+from coordinator.status import BrokerStatus, read_status, status_json
 from coordinator.terminal.client import Asker, asking
 from coordinator.terminal.console import Console
 from coordinator.terminal.statistics_picture import draw_statistics
@@ -173,7 +174,11 @@ def statistics_command(
         link = _link(amqp_url, "coordinator", connect_seconds, stop)
         try:
             _open(link, stop)
-            found = Survey(Session(link, stop=stop.event), asked).take()
+            session = Session(link, stop=stop.event)
+            session.tell = lambda: status_json(
+                describe(session.roster.members.values(), session.sightings, None)
+            )
+            found = Survey(session, asked).take()
         except Interrupted as exc:
             click.echo("Stopped before all sites had answered.", err=True)
             raise SystemExit(EXIT_SIGNAL + (stop.signal_number or 0)) from exc
