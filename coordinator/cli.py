@@ -59,7 +59,8 @@ def main() -> None:
 def run(task: str, out: Path, amqp_url: str, connect_seconds: float, log: LogContext, **options: Any) -> None:
     """Train TASK: chest-xray, chest-xray-lab, mnist, MODULE:FUNCTION, or a compiled FILE.keras.
 
-    The folder OUT then holds model.keras, history.csv, curves.png, run.json and the checkpoint.
+    The folder OUT then holds model.keras, best.keras (of the round with the lowest val_loss, or the best --stop-when),
+    history.csv, curves.png, run.json and the checkpoint.
 
     \b
     coordinator run chest-xray --workers 3 --quorum 2 --rounds 5 --out runs/demo
@@ -165,7 +166,7 @@ def serve(
     GET  /api/runs[/ID]         every run; one with its rounds
     POST /api/launch            {"task": "mnist", "options": {"rounds": 3}}
     POST /api/stop              {"now": false}
-    GET  /runs/ID/model.keras   also history.csv, workers.csv, curves.png
+    GET  /runs/ID/model.keras   also best.keras, history.csv, workers.csv, curves.png, workers.png
     GET  /healthz, /metrics
     curl -H 'Content-Type: application/json' -d '{"task": "mnist"}' http://127.0.0.1:5000/api/launch
 

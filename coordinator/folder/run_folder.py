@@ -67,14 +67,17 @@ class RunFolder:
         is_open = record and (record.run_id, record.round_number, record.first_attempt) == following
         return opened if is_open else None
 
-    def keep_identity(self, options: RunOptions, state: Checkpoint | None) -> None:
+    def keep_identity(self, options: RunOptions, state: Checkpoint | None) -> int:
         """Write run.json, or hold the options against it.
+
+        Returns:
+            After which round more rounds were asked for the last time; 0 if they never were.
 
         Raises:
             UsageError: The folder holds another task, strategy or seed.
             CheckpointError: run.json can't be read or written.
         """
-        keep_identity(options, closed_rounds=state.round_number if state else 0)
+        return keep_identity(options, closed_rounds=state.round_number if state else 0)
 
     def commit(self, state: Checkpoint, check: Callable[[Path], None] = lambda _aside: None) -> None:
         """Commit: until this returns the round is open, after it closed for ever.

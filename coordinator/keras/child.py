@@ -26,8 +26,8 @@ from broker.model.card import ModelCard, read_card, write_card
 from broker.model.kinds import apply_kinds, layout_of
 from broker.wire.fields import to_plain
 from broker.wire.tensors import Array, unflatten
-from coordinator.folder.history import flat
-from coordinator.keras.curves import draw_curves
+from coordinator.folder.history import flat, flat_workers
+from coordinator.keras.curves import draw_curves, draw_workers
 from coordinator.keras.form import check_form, check_training
 from coordinator.keras.trial import made_up_examples, unanswered, work_out
 
@@ -232,13 +232,16 @@ class _Keeper:
         self._model: Any = None
 
     def save(self, request: Request) -> dict[str, Any]:
-        """Write model.keras with its card, and curves.png beside it, each aside and then in place."""
+        """Write a model with its card, and curves.png beside the newest, each aside and then in place."""
         from coordinator.folder.checkpoint import read_checkpoint
 
         checkpoint = read_checkpoint(Path(request["checkpoint"]))
         model = self._with_weights(checkpoint)
         path = Path(request["model"])
         _put_in_place(model, path, ModelCard.from_json(request["card"]))
+        if request["is_held"]:
+            Path(request["checkpoint"]).unlink(missing_ok=True)
+            return {}
         draw_curves([flat(row) for row in checkpoint.history], path.with_name("curves.png"))
         return {}
 
@@ -272,6 +275,14 @@ class _Keeper:
         return self._model
 
 
+def _draw_workers(request: Request) -> dict[str, Any]:
+    """Each worker's own curves: many lines take seconds, so this is asked for when a run ends."""
+    from coordinator.folder.checkpoint import read_checkpoint
+
+    draw_workers(flat_workers(read_checkpoint(Path(request["checkpoint"])).history), Path(request["picture"]))
+    return {}
+
+
 def _put_in_place(model: Any, path: Path, card: ModelCard) -> None:
     """Save aside, fsync, rename: whoever opens the file finds a whole model, whenever the power goes."""
     aside = path.with_name(f".aside-{path.name}")  # Keras wants the suffix .keras
@@ -296,6 +307,7 @@ _OPERATIONS: dict[str, Callable[[Request], dict[str, Any]]] = {
     "save": _KEEPER.save,
     "check": _KEEPER.check,
     "work-out": _KEEPER.work_out,
+    "draw-workers": _draw_workers,
 }
 
 if __name__ == "__main__":

@@ -173,13 +173,14 @@ class Scheduler:
                     session=self._session,
                 )
                 try:
-                    return ("stopped" if self._run.play().is_stopped else "done"), None
+                    summary = self._run.play()
+                    return ("stopped" if summary.is_stopped else "done"), summary.reason
                 except LinkLost as exc:
                     logger.warning("%s The run goes on from its folder.", exc)
                     self._stop.wait(_AGAIN_SECONDS)
 
     def _end(self, folder: Path, record: LaunchRecord, outcome: str, reason: str | None) -> None:
-        if reason is not None:
+        if outcome == "failed":
             logger.error("The run %s failed: %s", folder.name, reason)
         try:
             write_launch(folder, replace(record, outcome=outcome, reason=reason, ended_at=time_text()))

@@ -43,7 +43,12 @@ def _idle_text(last: EndedRun | None) -> str:
 
 def _run_text(run: RunStatus) -> str:
     title = f"{run.id}  {run.task}, {_phase_text(run)}{', stopping after it' if run.is_stopping else ''}"
-    return title if run.last_round is None else f"{title}\n{_round_text(run.last_round)}"
+    lines = [title]
+    if run.last_round is not None:
+        lines.append(_round_text(run.last_round))
+    if run.best is not None:
+        lines.append(f"best so far: round {run.best.round}, {run.best.measure} {run.best.value:.4f}")
+    return "\n".join(lines)
 
 
 def _phase_text(run: RunStatus) -> str:

@@ -66,7 +66,10 @@ class NoModels:
     def check(self, *_: object) -> None:
         """Any model will do."""
 
-    def save(self, *_: object) -> None:
+    def draw_workers(self, *_: object) -> None:
+        """Nobody looks."""
+
+    def save(self, *_: object, **__: object) -> None:
         """The child that saves is measured apart."""
 
     def flush(self, _timeout_seconds: float) -> bool:

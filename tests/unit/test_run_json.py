@@ -65,3 +65,13 @@ def test_every_setting_of_a_worker_can_be_asked_for(tmp_path: Path) -> None:
     told, usual = asked.settings(2, epochs_before=9), options(tmp_path).settings(1)
     for field in usual.__dataclass_fields__:
         assert getattr(told, field) != getattr(usual, field), field
+
+
+def test_asking_for_more_rounds_is_remembered_across_restarts(tmp_path: Path) -> None:
+    """After which round: patience begins anew there. Fewer rounds, and other settings, ask for nothing more."""
+    asked = options(tmp_path)
+    assert keep_identity(asked, closed_rounds=0) == 0
+    assert keep_identity(replace(asked, learning_rate=0.01), closed_rounds=2) == 0
+    assert keep_identity(replace(asked, rounds=9), closed_rounds=5) == 5
+    assert keep_identity(replace(asked, rounds=9), closed_rounds=7) == 5
+    assert keep_identity(replace(asked, rounds=8), closed_rounds=8) == 5
