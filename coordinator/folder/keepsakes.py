@@ -43,37 +43,32 @@ class Keepsakes:
 
     Args:
         checkpoint: The committed state's file.
-        model: The newest model's.
         every: Each so many rounds the model is kept; None keeps the best alone.
     """
 
-    def __init__(self, checkpoint: Path, model: Path, every: int | None) -> None:
+    def __init__(self, checkpoint: Path, every: int | None) -> None:
         self._checkpoint = checkpoint
-        self._model = model
         self._every = every
         self._new: list[Held] = []
 
-    @property
-    def best(self) -> Path:
-        """The file of the best model."""
-        return self._model.with_stem("best")
+    def take_up(self, model: Path, standing: Standing, committed_round: int) -> None:
+        """After a restart: go on with what an earlier process held, and find out whether the best model is there.
 
-    def of_round(self, number: int) -> Path:
-        """The file of a round's model that is kept."""
-        return self._model.with_stem(f"{self._model.stem}-{number:04d}")
-
-    def take_up(self, standing: Standing, committed_round: int) -> None:
-        """After a restart: go on with what an earlier process held, and find out whether the best model is there."""
-        best_round = standing.best.round if standing.best else 0
+        Args:
+            model: The newest model's file.
+            standing: Of the run.
+            committed_round: Whose checkpoint there is.
+        """
+        best, best_round = best_beside(model), standing.best.round if standing.best else 0
         for held in self._held():
-            if held.model == self.best and held.round != best_round:
+            if held.model == best and held.round != best_round:
                 held.checkpoint.unlink()
             else:
                 self._new.append(held)
-        if not best_round or self._is_there(best_round, self.best):
+        if not best_round or self._is_there(best_round, best):
             return
         if best_round == committed_round:
-            self._hold(best_round, self.best)
+            self._hold(best_round, best)
         else:
             logger.info(
                 "By %s round %d is the best so far, and its model was not kept; a better one will be.",
@@ -81,30 +76,32 @@ class Keepsakes:
                 best_round,
             )
 
-    def hold(self, number: int, standing: Standing) -> None:
+    def hold(self, model: Path, number: int, standing: Standing) -> None:
         """Hold the checkpoint, which is this round's, if its model is to stay; called before another replaces it.
 
         Args:
+            model: The newest model's file.
             number: The round.
             standing: With what was measured of its model.
 
         Raises:
             CheckpointError: It can't be held.
         """
-        for model in self._wanted(number, standing):
-            self._hold(number, model)
+        for kept in self._wanted(model, number, standing):
+            self._hold(number, kept)
 
-    def hold_last(self, number: int, standing: Standing) -> None:
+    def hold_last(self, model: Path, number: int, standing: Standing) -> None:
         """The same at the end of a run, whose last checkpoint nothing replaces; what is saved already stays."""
-        for model in self._wanted(number, standing):
-            if not self._is_there(number, model):
-                self._hold(number, model)
+        for kept in self._wanted(model, number, standing):
+            if not self._is_there(number, kept):
+                self._hold(number, kept)
 
-    def _wanted(self, number: int, standing: Standing) -> list[Path]:
+    def _wanted(self, model: Path, number: int, standing: Standing) -> list[Path]:
         best = standing.best.round if standing.best else 0
         is_nth = self._every is not None and number % self._every == 0
-        kept = ((self.best, number == best), (self.of_round(number), is_nth))
-        return [model for model, is_wanted in kept if is_wanted and number]
+        nth = model.with_stem(f"{model.stem}-{number:04d}")
+        kept = ((best_beside(model), number == best), (nth, is_nth))
+        return [each for each, is_wanted in kept if is_wanted and number]
 
     def taken(self) -> list[Held]:
         """What has been held since this was asked for the last time."""
@@ -136,6 +133,11 @@ class Keepsakes:
                 held = Held(round=int(match[1]), checkpoint=path, model=path.with_name(match[2]))
                 found.append(held)
         return found
+
+
+def best_beside(model: Path) -> Path:
+    """The file of the best model, beside the newest one's."""
+    return model.with_stem("best")
 
 
 def _give_second_name(file: Path, name: Path) -> None:

@@ -17,6 +17,7 @@ from coordinator.folder.checkpoint import (
     write_open_round,
 )
 from coordinator.folder.history import Row, write_history
+from coordinator.folder.keepsakes import Keepsakes
 from coordinator.folder.run_json import keep_identity
 from coordinator.learning.rounds import Answer, RoundRecord
 from coordinator.options import RunOptions
@@ -46,6 +47,10 @@ class RunFolder:
     def updates(self) -> Path:
         """Where a round's aggregate may keep updates."""
         return self.path / _UPDATES
+
+    def keepsakes(self, every: int | None) -> Keepsakes:
+        """What is kept of earlier rounds: the best model, and that of each so many rounds."""
+        return Keepsakes(self.checkpoint, every)
 
     def read(self) -> Checkpoint | None:
         """The committed state; None in a new folder.

@@ -13,7 +13,6 @@ from broker.wire.settings import TrainingSettings
 from broker.wire.tensors import Array, InputFacts, sections_of
 from coordinator.folder.checkpoint import Checkpoint, card_of
 from coordinator.folder.history import Row
-from coordinator.folder.keepsakes import Keepsakes
 from coordinator.folder.run_folder import RunFolder
 from coordinator.folder.standing import Standing, Watch, standing_of
 from coordinator.keras.form import compiled_rate, refuse_decay, refuse_other_rate
@@ -44,7 +43,7 @@ class Committed:
         self._log = log
         self.standing = Standing()
         self._watch = Watch(target=options.target, patience=options.patience)
-        self._keepsakes = Keepsakes(folder.checkpoint, folder.model, options.keep_every)
+        self._keepsakes = folder.keepsakes(options.keep_every)
         self._compiled_rate: float | None = None
 
     def read(self) -> bool:
@@ -63,7 +62,7 @@ class Committed:
             logger.info("Going on after round %d in %s.", state.round_number, self._folder.path)
             self._watch = replace(self._watch, since=since)
             self.standing = standing_of(state.history, self._watch)
-            self._keepsakes.take_up(self.standing, state.round_number)
+            self._keepsakes.take_up(self._folder.model, self.standing, state.round_number)
         return state is not None
 
     def _check_rate(self, model_json: str) -> None:
@@ -139,7 +138,7 @@ class Committed:
         standing = standing_of(closed.history, self._watch)
         if standing.enough and live.aggregate and closed.round_number < self._options.rounds:
             closed = _stopped(closed, standing.enough)
-        self._keepsakes.hold(self.present.round_number, standing)
+        self._keepsakes.hold(self._folder.model, self.present.round_number, standing)
         self._folder.commit(closed, self._check if live.aggregate else lambda _aside: None)
         self._tell_unknown(standing)
         self.state, self.standing = closed, standing
@@ -177,7 +176,7 @@ class Committed:
     def finish(self) -> None:
         """Wait until what follows is up to date."""
         if self.state is not None:
-            self._keepsakes.hold_last(self.state.round_number, self.standing)
+            self._keepsakes.hold_last(self._folder.model, self.state.round_number, self.standing)
             self._save_held()
             self._models.draw_workers(self._folder.checkpoint, self._folder.path / "workers.png")
             self._folder.write_history(self.state.history)
