@@ -23,6 +23,8 @@ from broker.link.address import without_password
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.logs import LogContext
+from broker.wire.fields import to_plain
+from broker.wire.plain_json import json_text
 from coordinator.files import lock_folder, make_folder
 from coordinator.keras.process import ModelProcess
 from coordinator.launching import as_texts, check_texts, launch_options, make_options, run_options
@@ -31,6 +33,7 @@ from coordinator.options import RunOptions
 from coordinator.play.run import Run, Summary
 from coordinator.status import BrokerStatus, read_status
 from coordinator.terminal.client import Asker, asking
+from coordinator.terminal.compare import compare, compared_text, read_runs
 from coordinator.terminal.console import Console
 from coordinator.terminal.status_text import status_text
 
@@ -257,6 +260,35 @@ def _show_status(asker: Asker, *, as_json: bool, is_watched: bool) -> None:
     if is_watched and not as_json:
         click.clear()
     click.echo(state if as_json else status_text(read_status(state), time.time()))
+
+
+@main.command(name="compare", short_help="Several runs beside each other: a table and a picture.")
+@click.argument(
+    "runs", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False)
+)
+@click.option("--measure", help="A column of history.csv.  [default: a run's --stop-when, else val_loss]")
+@click.option("--out", type=_FILE, default=Path("compare.png"), show_default=True, help="The picture.")
+@click.option("--json", "as_json", is_flag=True, help="For programs: a JSON list, an object a run.")
+def compare_runs(runs: tuple[Path, ...], measure: str | None, out: Path, as_json: bool) -> None:
+    """Compare RUNS, folders of `coordinator run`: how far each came, when it was best, what it cost.
+
+    The table is printed; the curves of all runs go into one picture, a panel a measure. Seconds and examples are
+    those of all rounds together.
+
+    \b
+    coordinator compare runs/a runs/b
+    coordinator compare runs/* --measure val_auc --out aucs.png
+
+    \b
+    Exit codes: 0 shown, 2 no such folder, 5 a folder without a run, or a measure that no round tells.
+    """
+    from coordinator.keras.curves import draw_runs  # late: matplotlib comes with it
+
+    histories = read_runs(runs)
+    found = compare(histories, measure)
+    draw_runs(histories, out)
+    click.echo(json_text([to_plain(each) for each in found], indent=2) if as_json else compared_text(found))
+    click.echo(f"The curves are in {out}.", err=True)
 
 
 @contextmanager

@@ -81,6 +81,7 @@ class RunSummary:
     measures: dict[str, float]
     settings: SummedSettings
     best_round: int | None
+    has_workers_picture: bool
 
 
 class RunIndex:
@@ -137,7 +138,8 @@ class RunIndex:
     def _summary(self, folder: Path) -> RunSummary | None:
         """Read anew only when one of its files has changed."""
         stamp = tuple(
-            _stamp(folder / name) for name in (RUN_FILE, LAUNCH_FILE, "history.csv", "model.keras", BEST_FILE)
+            _stamp(folder / name)
+            for name in (RUN_FILE, LAUNCH_FILE, "history.csv", "model.keras", BEST_FILE, "workers.png")
         )
         known = self._known.get(folder)
         if known is None or known[0] != stamp:
@@ -177,6 +179,7 @@ def _summarize(folder: Path) -> RunSummary:
         measures={name: float(last[f"{TEST}{name}"]) for name in RESULTS if f"{TEST}{name}" in last},
         settings=SummedSettings(**{name: identity.get(name) for name in SummedSettings.__slots__}),
         best_round=round_of(folder / BEST_FILE),
+        has_workers_picture=(folder / "workers.png").is_file(),
     )
 
 

@@ -3,5 +3,6 @@
 Contents:
     console       the live bar of `coordinator run`
     status_text   what `coordinator status` prints
+    compare       `coordinator compare`: several runs beside each other
     client        `coordinator launch` and `status`: questions over the broker
 """

@@ -26,7 +26,7 @@ def status_text(status: Status, now: float) -> str:
     last, num_dead = (status.last_run, status.num_dead) if isinstance(status, ServingStatus) else (None, 0)
     parts = [_run_text(status.run) if status.run else _idle_text(last)]
     if status.workers:
-        parts.append(_columns([_HEAD, *(_worker_cells(worker, now) for worker in status.workers)]))
+        parts.append(columns([_HEAD, *(_worker_cells(worker, now) for worker in status.workers)]))
     else:
         parts.append("No worker has joined yet.")
     if num_dead:
@@ -105,7 +105,8 @@ def _ago(seen: float | None, now: float) -> str:
     return f"{seconds // 60} min ago" if seconds < 3600 else f"{seconds // 3600} h ago"
 
 
-def _columns(rows: Sequence[tuple[str, ...]]) -> str:
+def columns(rows: Sequence[tuple[str, ...]]) -> str:
+    """Rows of cells below each other, each column as wide as its widest cell."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
