@@ -26,6 +26,7 @@ from broker.logs import LogContext
 from broker.wire.fields import to_plain
 from broker.wire.plain_json import json_text
 from coordinator.files import lock_folder, make_folder
+from coordinator.folder.tracking.process import tracked
 from coordinator.keras.process import ModelProcess
 from coordinator.launching import as_texts, check_texts, launch_options, make_options, run_options
 from coordinator.learning.measure_names import ALL_RESULTS
@@ -91,7 +92,7 @@ def _play(options: RunOptions, amqp_url: str, connect_seconds: float, log: LogCo
     with lock_folder(options.out, wait=options.standby, stop=stop.event):
         _open(link, stop)
         try:
-            with ModelProcess() as models:
+            with ModelProcess() as models, tracked(options.out, options.track):
                 run = Run(link, options, models, stop=stop.event, log=log)
                 console = Console(run.view)
                 run.each_turn(console.draw)

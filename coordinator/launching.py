@@ -9,6 +9,7 @@ import click
 from broker.errors import UsageError
 from coordinator import tasks
 from coordinator.files import is_file
+from coordinator.folder.tracking.kinds import KINDS, refuse_missing
 from coordinator.learning.strategies import STRATEGIES
 from coordinator.options import RunOptions
 
@@ -69,6 +70,8 @@ def run_options(function: _Function) -> _Function:
                          help="Rounds without a better --stop-when before the run ends."),
             click.option("--keep-every", type=click.IntRange(1, _MOST), metavar="N",
                          help="Keep the model of every N-th round, as model-0010.keras."),
+            click.option("--track", type=click.Choice(KINDS), multiple=True,
+                         help="Tell the figures to TensorBoard (RUN/tensorboard) or MLflow; may be repeated."),
             click.option("--initial-model", type=_FILE, metavar="FILE.keras", help="Start from a trained model."),
             click.option("--seed", type=click.IntRange(0, _MOST_SEED), default=0, show_default=True,
                          help="Of the initial weights, the selection, and the workers' shuffling."),
@@ -163,6 +166,8 @@ def _text(value: Any) -> str:
         return ",".join(f"{key}={each}" for key, each in value.items())
     if isinstance(value, bool):
         return "true" if value else ""
+    if isinstance(value, tuple):
+        return ",".join(value)
     return "" if value is None else str(value)
 
 
@@ -175,9 +180,10 @@ def make_options(task: str, out: Path, options: Mapping[str, Any]) -> RunOptions
         options: By parameter's name, as click gives them.
 
     Raises:
-        UsageError: No such task or model, or options that contradict each other.
+        UsageError: No such task, model or tracker, or options that contradict each other.
     """
     asked = RunOptions(task=tasks.resolve(task), out=out, **options)
     if asked.initial_model is not None and not is_file(asked.initial_model):
         raise UsageError(f"There is no model {str(asked.initial_model)!r}. Try the path of a model.keras.")
+    refuse_missing(asked.track)
     return asked

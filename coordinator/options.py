@@ -40,6 +40,7 @@ class RecordedSettings:
     stop_when: str | None
     patience: int | None
     keep_every: int | None
+    track: tuple[str, ...]
     upload_precision: Precision
     deterministic: bool
     initial_model: str | None
@@ -60,6 +61,7 @@ class RunOptions:
         stop_when: The measure that must go on becoming better; see `coordinator.learning.stopping`.
         patience: Rounds without a better one before the run ends.
         keep_every: Every so many rounds the model is kept for good.
+        track: Who is told the figures; see `coordinator.folder.tracking`.
     """
 
     task: Task
@@ -84,6 +86,7 @@ class RunOptions:
     stop_when: str | None = None
     patience: int = 5
     keep_every: int | None = None
+    track: tuple[str, ...] = ()
     initial_model: Path | None = None
     seed: int = 0
     deterministic: bool = False
@@ -217,6 +220,7 @@ class RunOptions:
             stop_when=self.stop_when,
             patience=None if self.stop_when is None else self.patience,
             keep_every=self.keep_every,
+            track=self.track,
             upload_precision=first.precision,
             deterministic=self.deterministic,
             initial_model=None if self.initial_model is None else str(self.initial_model),

@@ -8,4 +8,5 @@ Contents:
     run_json     run.json: which run a folder holds
     run_folder   one run's folder: all that is fsynced
     run_index    the folder --runs
+    tracking/    what history.csv tells, passed on to TensorBoard and MLflow by a process of its own
 """

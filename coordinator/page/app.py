@@ -35,6 +35,7 @@ from broker.wire.plain_json import json_text, read_json
 from coordinator.folder.history import flat, flat_workers, names_of_measures
 from coordinator.folder.keepsakes import KEPT
 from coordinator.folder.run_index import read_rows
+from coordinator.folder.tracking.kinds import KINDS
 from coordinator.learning.strategies import STRATEGIES
 from coordinator.page.prometheus import metrics_text
 from coordinator.page.scheduler import Scheduler
@@ -108,7 +109,9 @@ def _page() -> _Page:
 
 @_pages.get("/")
 def _show_page() -> str:
-    return render_template("network.html", needs_token=not _is_local(), strategies=list(STRATEGIES))
+    return render_template(
+        "network.html", needs_token=not _is_local(), strategies=list(STRATEGIES), trackers=KINDS
+    )
 
 
 @_pages.get("/api/state")

@@ -275,6 +275,8 @@ async function launch(event) {
   const optional = { quorum: "quorum", epochs: "epochs", "batch-size": "batch-size", "learning-rate": "learning-rate", "deadline-seconds": "deadline",
     "learning-rate-decay": "decay", "keep-every": "keep-every", "stop-when": "stop-when", patience: "patience" };
   for (const [name, id] of Object.entries(optional)) if ($(id).value) options[name] = $(id).value;
+  const trackers = [...document.querySelectorAll("[name=track]:checked")].map(box => box.value);
+  if (trackers.length) options.track = trackers.join(",");
   $("launch-button").disabled = true;
   const answer = await ask("api/launch", { task: chosenTask().name, options });
   if (answer) {
