@@ -19,8 +19,8 @@ from coordinator.folder.standing import Standing
 
 logger = logging.getLogger(__name__)
 
-BEST_FILE = "best.keras"
-KEPT = re.compile(r"model-[0-9]{4,}\.keras")  #: a round's model that was kept
+BEST = re.compile(r"best\.(keras|npz)")
+KEPT = re.compile(r"model-[0-9]{4,}\.(keras|npz)")  #: a round's model that was kept
 _HELD = re.compile(r"\.held-([0-9]{1,10})-(.+)")
 
 

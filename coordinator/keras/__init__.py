@@ -5,6 +5,7 @@ Contents:
     child         the child process itself
     task_models   their Keras models; imported by the child process alone
     form          whether workers can train a model, found out in the child
+    arrays        tasks of named arrays, which need no Keras
     trial         whether a model still answers with numbers, tried in the child before a commit
     curves        curves.png; drawn by the child
 """

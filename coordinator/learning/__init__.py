@@ -7,7 +7,7 @@ Contents:
     measures       what several workers measured, put together
     stopping       which round was the best, and when a run is no longer becoming better
     spares         large arrays of one round, used again in the next
-    rounds         one round as a state machine: who answered, what counts, when it closes
     membership     who joined, who is away, who is selected
+    rounds         one round as a state machine: who answered, what counts, when it closes
     strategies     what a round collects, and how it becomes the next global model
 """

@@ -15,6 +15,7 @@ from coordinator.folder.checkpoint import Checkpoint, card_of
 from coordinator.folder.history import Row
 from coordinator.folder.run_folder import RunFolder
 from coordinator.folder.standing import Standing, Watch, standing_of
+from coordinator.keras.arrays import refuse_keras_settings
 from coordinator.keras.form import compiled_rate, refuse_decay, refuse_other_rate
 from coordinator.keras.process import BuiltModel, ModelProcess
 from coordinator.learning.measures import Figures
@@ -50,26 +51,27 @@ class Committed:
         """Take up what the folder holds; whether that is a run.
 
         Raises:
-            UsageError: One of another task, strategy or seed, or with a schedule where a learning rate is given.
+            UsageError: One of another task, strategy or seed, or whose model can't be trained with these settings.
             CheckpointError: It can't be read.
         """
         self.state = state = self._folder.read()
         if state is not None:
-            self._check_rate(state.model_json)
+            self._check_settings(state.model_json)
         since = self._folder.keep_identity(self._options, state)
         if state is not None:
             self._log.update(run=state.run_id)
             logger.info("Going on after round %d in %s.", state.round_number, self._folder.path)
             self._watch = replace(self._watch, since=since)
             self.standing = standing_of(state.history, self._watch)
-            self._keepsakes.take_up(self._folder.model, self.standing, state.round_number)
+            self._keepsakes.take_up(self._model, self.standing, state.round_number)
         return state is not None
 
-    def _check_rate(self, model_json: str) -> None:
-        """Refuse a learning rate that the model can't be trained with, and remember its own."""
+    def _check_settings(self, model_json: str) -> None:
+        """Refuse settings that the model can't be trained with, and remember its own learning rate."""
         learning_rate = self._options.settings(1).learning_rate
         refuse_other_rate(model_json, learning_rate)
         refuse_decay(model_json, learning_rate, self._options.decay)
+        refuse_keras_settings(model_json, self.settings)
         self._compiled_rate = compiled_rate(model_json)
 
     @property
@@ -90,7 +92,7 @@ class Committed:
 
     def begin(self, model: BuiltModel, strategy: Strategy) -> None:
         """Commit a new model as round 0."""
-        self._check_rate(model.model_json)
+        self._check_settings(model.model_json)
         self.state = self._first_state(model, strategy)
         self._folder.commit(self.state)
         self.save()
@@ -138,8 +140,10 @@ class Committed:
         standing = standing_of(closed.history, self._watch)
         if standing.enough and live.aggregate and closed.round_number < self._options.rounds:
             closed = _stopped(closed, standing.enough)
-        self._keepsakes.hold(self._folder.model, self.present.round_number, standing)
-        self._folder.commit(closed, self._check if live.aggregate else lambda _aside: None)
+        self._keepsakes.hold(self._model, self.present.round_number, standing)
+        # Arrays answer nothing by themselves: that they are finite numbers has been seen when they were computed.
+        is_tried = live.aggregate is not None and not closed.is_arrays
+        self._folder.commit(closed, self._check if is_tried else lambda _aside: None)
         self._tell_unknown(standing)
         self.state, self.standing = closed, standing
         return closed
@@ -155,17 +159,22 @@ class Committed:
             )
 
     def follow(self) -> None:
-        """Have model.keras, curves.png and the histories follow."""
+        """Have the model, curves.png and the histories follow."""
         self.save()
         self._folder.write_history(self.present.history, at_most_each_second=True)
 
     def save(self) -> None:
-        """Have model.keras and curves.png follow; the newest state wins."""
-        if len(self.present.classes) < 2:
+        """Have the model and curves.png follow; the newest state wins."""
+        if len(self.present.classes) < 2 and not self.present.is_arrays:
             return  # nobody has joined: there is nothing to say which class is which
         card = card_of(self.present, self._options.training)
-        self._models.save(self._folder.checkpoint, self._folder.model, card)
+        self._models.save(self._folder.checkpoint, self._model, card)
         self._save_held()
+
+    @property
+    def _model(self) -> Path:
+        """The newest model's file."""
+        return self._folder.model(is_arrays=self.present.is_arrays)
 
     def _save_held(self) -> None:
         """Have the models follow that are kept for good."""
@@ -176,7 +185,7 @@ class Committed:
     def finish(self) -> None:
         """Wait until what follows is up to date."""
         if self.state is not None:
-            self._keepsakes.hold_last(self._folder.model, self.state.round_number, self.standing)
+            self._keepsakes.hold_last(self._model, self.state.round_number, self.standing)
             self._save_held()
             self._models.draw_workers(self._folder.checkpoint, self._folder.path / "workers.png")
             self._folder.write_history(self.state.history)
@@ -194,6 +203,8 @@ class Committed:
             raise ModelDiverged(reason)
 
     def _work_out(self, sums: Mapping[str, Array]) -> Figures:
+        if self.present.is_arrays:
+            return {}  # there is no metric object that knows what its sums mean
         return self._models.work_out(self.present.model_json, sums)
 
 

@@ -348,10 +348,13 @@ function showRun() {
   $("run-reason").className = `notice ${outcome === "failed" ? "error" : "warn"}`;
   setText($("run-reason"), summary && summary.reason || "");
   $("get-model").hidden = !(summary && summary.has_model);
-  $("get-model").href = `runs/${id}/model.keras`;
+  const file = (summary && summary.model_file) || "model.keras";
+  $("get-model").href = `runs/${id}/${file}`;
+  setText($("get-model"), `Download ${file}`);
   $("get-history").href = `runs/${id}/history.csv`;
   $("get-best").hidden = !(summary && summary.best_round);
-  $("get-best").href = `runs/${id}/best.keras`;
+  $("get-best").href = `runs/${id}/${file.replace("model", "best")}`;
+  setText($("get-best"), file.replace("model", "best"));
   $("get-workers").hidden = !(summary && summary.has_workers_picture);
   $("get-workers").href = `runs/${id}/workers.png`;
   $("get-curves").hidden = !(summary && summary.has_curves);
@@ -367,7 +370,7 @@ function showBest(live, summary) {
   const best = live && live.best;
   const until = live && live.stop_when ? ` It ends after ${plural(live.patience, "round")} without a better ${live.stop_when}.` : "";
   const text = best ? `Best so far: round ${best.round}, ${best.measure} ${best.value.toFixed(4)}.${until}`
-    : !live && summary && summary.best_round ? `best.keras is the model of round ${summary.best_round}.` : until.trim();
+    : !live && summary && summary.best_round ? `The best model is that of round ${summary.best_round}.` : until.trim();
   $("run-best").hidden = !text;
   setText($("run-best"), text);
 }
