@@ -70,6 +70,8 @@ def run_options(function: _Function) -> _Function:
                          help="Rounds without a better --stop-when before the run ends."),
             click.option("--keep-every", type=click.IntRange(1, _MOST), metavar="N",
                          help="Keep the model of every N-th round, as model-0010.keras."),
+            click.option("--private", multiple=True, metavar="PATTERN",
+                         help='Weights that stay at each worker, e.g. "batch_normalization*"; may be repeated.'),
             click.option("--track", type=click.Choice(KINDS), multiple=True,
                          help="Tell the figures to TensorBoard (RUN/tensorboard) or MLflow; may be repeated."),
             click.option("--initial-model", type=_FILE, metavar="FILE",

@@ -41,6 +41,7 @@ class RecordedSettings:
     patience: int | None
     keep_every: int | None
     track: tuple[str, ...]
+    private: tuple[str, ...]
     upload_precision: Precision
     deterministic: bool
     initial_model: str | None
@@ -61,6 +62,7 @@ class RunOptions:
         stop_when: The measure that must go on becoming better; see `coordinator.learning.stopping`.
         patience: Rounds without a better one before the run ends.
         keep_every: Every so many rounds the model is kept for good.
+        private: Patterns of weights that stay at the workers; see `broker.model.kinds.matches`.
         track: Who is told the figures; see `coordinator.folder.tracking`.
     """
 
@@ -87,6 +89,7 @@ class RunOptions:
     patience: int = 5
     keep_every: int | None = None
     track: tuple[str, ...] = ()
+    private: tuple[str, ...] = ()
     initial_model: Path | None = None
     seed: int = 0
     deterministic: bool = False
@@ -191,6 +194,7 @@ class RunOptions:
             "learning_rate": first.learning_rate,
             "learning_rate_decay": self.decay,
             "class_weight": first.class_weight,
+            **({"private": ", ".join(self.private)} if self.private else {}),
         }
 
     @property
@@ -221,6 +225,7 @@ class RunOptions:
             patience=None if self.stop_when is None else self.patience,
             keep_every=self.keep_every,
             track=self.track,
+            private=self.private,
             upload_precision=first.precision,
             deterministic=self.deterministic,
             initial_model=None if self.initial_model is None else str(self.initial_model),
@@ -234,4 +239,5 @@ class RunOptions:
             "strategy": self.strategy,
             "strategy_options": self.strategy_options,
             "seed": self.seed,
+            "private": list(self.private),
         }

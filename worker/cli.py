@@ -205,6 +205,9 @@ def participation_options(function: Any) -> Any:
             click.option("--once", is_flag=True, help="Leave after one run."),
             click.option("--seed", type=int, default=0, show_default=True, help="Of what is held out for tests."),
             click.option("--deterministic", is_flag=True, help="Same seed, same bits; slower."),
+            click.option("--state", type=_FILE, metavar="DIR",
+                         help="Keeps the weights that stay here when a run has --private, and this worker's own "
+                              "model.keras.  [default: ~/.local/state/warren/workers]"),
             click.option("--connect-seconds", type=float, default=10.0, show_default=True,
                          help="How long the first connection is tried."),
         )

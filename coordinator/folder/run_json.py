@@ -119,7 +119,7 @@ def _read(options: RunOptions) -> Settings:
 
 def _compare(options: RunOptions, content: Settings) -> None:
     for name, asked in options.identity.items():
-        if content.get(name) != asked:
+        if (content.get(name) or None) != (asked or None):  # earlier versions did not write what wasn't used
             raise UsageError(
                 f"{options.out} holds a run with {name} {content.get(name)!r}, not {asked!r}. "
                 f"Choose another --out, or ask for the same {name}."

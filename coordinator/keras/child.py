@@ -110,19 +110,22 @@ def _build(request: Request) -> dict[str, Any]:
     """Make the model of a task and its initial weights."""
     model = _given(request)
     if isinstance(model, Mapping):
+        if request["private"]:
+            raise UsageError("--private names weights of a Keras model. A task of arrays has none.")
         return _build_arrays(model, request)
     check_form(model)
     text = _to_json(model)
     copy = _from_json(text)
     _check_copy(model, copy)
-    apply_kinds(copy, layout_of(model))
+    layout = layout_of(model, request["private"])
+    apply_kinds(copy, layout)
     warnings = check_training(copy)
     if request["initial_model"] is not None:
         _take_weights(model, Path(request["initial_model"]))
     np.savez(request["weights_path"], *(_values(model)))
     return {
         "model_json": text,
-        "layout": [to_plain(spec) for spec in layout_of(model)],
+        "layout": [to_plain(spec) for spec in layout],
         "input_shape": list(model.input_shape[1:]),
         "num_classes": max(int(model.output_shape[-1]), 2),
         "num_parameters": int(model.count_params()),

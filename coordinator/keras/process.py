@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -113,13 +113,16 @@ class ModelProcess:
     ) -> None:
         self.close()
 
-    def build(self, task: Task, *, seed: int, initial_model: Path | None = None) -> BuiltModel:
+    def build(
+        self, task: Task, *, seed: int, initial_model: Path | None = None, private: Sequence[str] = ()
+    ) -> BuiltModel:
         """Build a task's model and its initial weights.
 
         Args:
             task: From `coordinator.tasks.resolve`.
             seed: Of the initial weights.
             initial_model: A .keras file, or an .npz file of arrays, whose weights to start from.
+            private: Patterns of weights that stay at the workers.
 
         Raises:
             UsageError: There is no such module, function or file.
@@ -135,6 +138,7 @@ class ModelProcess:
                     "seed": seed,
                     "initial_model": None if initial_model is None else str(initial_model.resolve()),
                     "weights_path": str(weights_path),
+                    "private": list(private),
                 }
             )
             weights = _read_weights(weights_path)

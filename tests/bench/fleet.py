@@ -50,7 +50,7 @@ class NoModels:
     def __init__(self, size: int) -> None:
         self._size = size
 
-    def build(self, _task: Task, *, seed: int, initial_model: Path | None = None) -> BuiltModel:
+    def build(self, _task: Task, *, seed: int, initial_model: Path | None = None, **_: object) -> BuiltModel:
         """One tensor of random weights."""
         del initial_model
         return BuiltModel(

@@ -185,7 +185,7 @@ class StandInModels:
     def __init__(self, size: int) -> None:
         self._size = size
 
-    def build(self, _task: Task, *, seed: int, initial_model: Path | None = None) -> BuiltModel:
+    def build(self, _task: Task, *, seed: int, initial_model: Path | None = None, **_: object) -> BuiltModel:
         """A model of one weight tensor."""
         del initial_model
         return BuiltModel(
