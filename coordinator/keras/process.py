@@ -97,8 +97,7 @@ class ModelProcess:
         self._is_warm = is_warm
         self._child = _Child(is_warm=is_warm)
         self._talking = threading.Lock()  # one request at a time
-        self._changed = threading.Condition()  # guards the five below
-        self._num_waited_for = 0
+        self._changed = threading.Condition()  # guards the four below
         self._waiting: dict[Path, _Later] = {}  # by the file
         self._is_saving = False
         self._is_closed = False
@@ -131,7 +130,7 @@ class ModelProcess:
         """
         with tempfile.TemporaryDirectory(prefix="warren-") as folder:
             weights_path = Path(folder) / "weights.npz"
-            answer = self._ask_now(
+            answer = self._ask(
                 {
                     "op": "build",
                     "kind": task.kind,
@@ -172,14 +171,14 @@ class ModelProcess:
             ModelError: The process that would try it died.
         """
         facts = None if inputs is None else to_plain(inputs)
-        answer = self._ask_now({"op": "check", "checkpoint": str(candidate.resolve()), "inputs": facts})
+        answer = self._ask({"op": "check", "checkpoint": str(candidate.resolve()), "inputs": facts})
         reason: str | None = answer["reason"]
         return reason
 
     def work_out(self, model_json: str, sums: Mapping[str, Array]) -> dict[str, float]:
         """The results of compiled metrics from the sums that they keep, float64 of shape (k,) each, by name."""
         states = {name: [float(value) for value in state] for name, state in sums.items()}
-        answer = self._ask_now({"op": "work-out", "model_json": model_json, "states": states})
+        answer = self._ask({"op": "work-out", "model_json": model_json, "states": states})
         return {str(name): float(value) for name, value in answer["metrics"].items()}
 
     def save(
@@ -264,9 +263,7 @@ class ModelProcess:
 
     def _take(self) -> _Later | None:
         with self._changed:
-            self._changed.wait_for(
-                lambda: bool(self._waiting and not self._num_waited_for) or self._is_closed
-            )
+            self._changed.wait_for(lambda: bool(self._waiting) or self._is_closed)
             target = next(iter(self._waiting), None)
             self._is_saving = target is not None
             return self._waiting.pop(target) if target is not None else None
@@ -282,17 +279,6 @@ class ModelProcess:
             log.exception("%s not saved", wanted.path.name)
             return ModelError(f"{wanted.path.name} could not be saved: {exc}")
         return None
-
-    def _ask_now(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Ask while a round waits for the answer: no file that could be written later goes before."""
-        with self._changed:
-            self._num_waited_for += 1
-        try:
-            return self._ask(request)
-        finally:
-            with self._changed:
-                self._num_waited_for -= 1
-                self._changed.notify_all()
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         with self._talking:

@@ -433,20 +433,6 @@ def test_a_held_checkpoint_becomes_its_own_model_and_is_given_up(
     assert names == ["best.keras", CHECKPOINT_FILE, "curves.png", "model.keras"]
 
 
-def test_no_round_waits_for_files_that_can_be_written_later(process: ModelProcess, tmp_path: Path) -> None:
-    """With many models to be kept, a trial before a commit waits for the one that is being saved, and goes first."""
-    built = process.build(resolve("mnist"), seed=1)
-    checkpoint = commit(tmp_path, built, 0.25)
-    process.save(checkpoint, tmp_path / "model.keras", card())
-    assert process.flush(60)
-    for number in range(8):
-        process.save(checkpoint, tmp_path / f"model-{number:04d}.keras", card())
-    process.check(checkpoint, None)
-    assert len(list(tmp_path.glob("model-*.keras"))) <= 2
-    assert process.flush(120)
-    assert len(list(tmp_path.glob("model-*.keras"))) == 8
-
-
 def tried(process: ModelProcess, folder: Path, built: BuiltModel, former: float, value: float) -> str | None:
     """What the child says of a checkpoint that is about to follow another."""
     commit(folder, built, former)
