@@ -9,6 +9,7 @@ import click
 from broker.errors import UsageError
 from coordinator import tasks
 from coordinator.files import is_file
+from coordinator.folder.statistics_file import read_statistics
 from coordinator.folder.tracking.kinds import KINDS, refuse_missing
 from coordinator.learning.strategies import STRATEGIES
 from coordinator.options import RunOptions
@@ -74,6 +75,8 @@ def run_options(function: _Function) -> _Function:
                          help='Weights that stay at each worker, e.g. "batch_normalization*"; may be repeated.'),
             click.option("--track", type=click.Choice(KINDS), multiple=True,
                          help="Tell the figures to TensorBoard (RUN/tensorboard) or MLflow; may be repeated."),
+            click.option("--normalize", type=_FILE, metavar="FILE.json",
+                         help="Set the model's Normalization layer from what `coordinator statistics` has found."),
             click.option("--initial-model", type=_FILE, metavar="FILE",
                          help="Start from a trained model: FILE.keras, or FILE.npz for a task of arrays."),
             click.option("--seed", type=click.IntRange(0, _MOST_SEED), default=0, show_default=True,
@@ -184,6 +187,7 @@ def make_options(task: str, out: Path, options: Mapping[str, Any]) -> RunOptions
 
     Raises:
         UsageError: No such task, model or tracker, or options that contradict each other.
+        DataError: What to normalise by can't be read.
     """
     asked = RunOptions(task=tasks.resolve(task), out=out, **options)
     if asked.initial_model is not None and not is_file(asked.initial_model):
@@ -191,4 +195,6 @@ def make_options(task: str, out: Path, options: Mapping[str, Any]) -> RunOptions
             f"There is no model {str(asked.initial_model)!r}. Try the path of a model.keras or model.npz."
         )
     refuse_missing(asked.track)
+    if asked.normalize is not None:
+        read_statistics(asked.normalize)
     return asked

@@ -45,6 +45,7 @@ class RecordedSettings:
     upload_precision: Precision
     deterministic: bool
     initial_model: str | None
+    normalize: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +65,7 @@ class RunOptions:
         keep_every: Every so many rounds the model is kept for good.
         private: Patterns of weights that stay at the workers; see `broker.model.kinds.matches`.
         track: Who is told the figures; see `coordinator.folder.tracking`.
+        normalize: What `coordinator statistics` has found, for the model's Normalization layer.
     """
 
     task: Task
@@ -91,6 +93,7 @@ class RunOptions:
     track: tuple[str, ...] = ()
     private: tuple[str, ...] = ()
     initial_model: Path | None = None
+    normalize: Path | None = None
     seed: int = 0
     deterministic: bool = False
     precision: Precision = "float32"
@@ -124,6 +127,11 @@ class RunOptions:
             raise UsageError(f"Expected a --learning-rate-decay above 0 and up to 1, got {self.decay:g}.")
         if self.stop_when is not None:
             target_in(self.stop_when)
+        if self.normalize is not None and self.initial_model is not None:
+            raise UsageError(
+                "A model to start from was trained with the Normalization layer that it has. Take --normalize or "
+                "--initial-model; with `coordinator launch`, --from-scratch."
+            )
         try:
             self.settings(1)
         except ProtocolError as exc:
@@ -229,6 +237,7 @@ class RunOptions:
             upload_precision=first.precision,
             deterministic=self.deterministic,
             initial_model=None if self.initial_model is None else str(self.initial_model),
+            normalize=None if self.normalize is None else str(self.normalize),
         )
 
     @property

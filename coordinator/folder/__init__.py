@@ -8,5 +8,6 @@ Contents:
     run_json     run.json: which run a folder holds
     run_folder   one run's folder: all that is fsynced
     run_index    the folder --runs
+    statistics_file what a survey of the sites' examples has found
     tracking/    what history.csv tells, passed on to TensorBoard and MLflow by a process of its own
 """

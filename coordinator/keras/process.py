@@ -21,6 +21,7 @@ from broker.logs import is_chatter
 from broker.model.card import ModelCard
 from broker.wire.fields import from_plain, to_plain
 from broker.wire.tensors import Array, InputFacts, Layout, TensorSpec, Vector, flatten
+from coordinator.folder.statistics_file import read_statistics
 from coordinator.keras.form import has_schedule
 from coordinator.tasks import Task
 
@@ -114,7 +115,13 @@ class ModelProcess:
         self.close()
 
     def build(
-        self, task: Task, *, seed: int, initial_model: Path | None = None, private: Sequence[str] = ()
+        self,
+        task: Task,
+        *,
+        seed: int,
+        initial_model: Path | None = None,
+        private: Sequence[str] = (),
+        normalize: Path | None = None,
     ) -> BuiltModel:
         """Build a task's model and its initial weights.
 
@@ -123,6 +130,7 @@ class ModelProcess:
             seed: Of the initial weights.
             initial_model: A .keras file, or an .npz file of arrays, whose weights to start from.
             private: Patterns of weights that stay at the workers.
+            normalize: What `coordinator statistics` has found, for the model's Normalization layer.
 
         Raises:
             UsageError: There is no such module, function or file.
@@ -137,6 +145,7 @@ class ModelProcess:
                     "source": task.source,
                     "seed": seed,
                     "initial_model": None if initial_model is None else str(initial_model.resolve()),
+                    "normalization": None if normalize is None else _normalization_in(normalize),
                     "weights_path": str(weights_path),
                     "private": list(private),
                 }
@@ -291,6 +300,11 @@ class ModelProcess:
         if answer["error"] in _ERRORS:
             raise _ERRORS[answer["error"]](answer["text"])
         raise RuntimeError(f"The model process failed: {answer['text']}")
+
+
+def _normalization_in(path: Path) -> dict[str, list[float]]:
+    features = read_statistics(path).features
+    return {"means": [each.mean for each in features], "variances": [each.variance for each in features]}
 
 
 def _read_weights(path: Path) -> list[Array]:

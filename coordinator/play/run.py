@@ -423,6 +423,7 @@ def _building(models: ModelProcess, options: RunOptions) -> Future[BuiltModel]:
                     seed=options.seed,
                     initial_model=options.initial_model,
                     private=options.private,
+                    normalize=options.normalize,
                 )
             )
         except Exception as exc:  # noqa: BLE001 - carried to the thread that waits for the model

@@ -3,8 +3,10 @@
 import logging
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from broker.command import Stop
 from broker.errors import EXIT_DONE, BrokerUnreachable
@@ -14,13 +16,23 @@ from broker.link.rabbitmq.settings import LinkSettings
 from broker.logs import LogContext
 from worker.console import Console
 from worker.rounds.own_trainer import OwnTraining
-from worker.rounds.participant import KerasTrainer, Participant
+from worker.rounds.participant import KerasTrainer, Participant, Trainer
 from worker.rounds.private_parts import PrivateParts, default_folder
 from worker.rounds.worker_loop import WorkerLoop
 
 logger = logging.getLogger(__name__)
 
 _LAST_SECONDS = 10.0  # what leaving may take
+
+
+class PooledTrainer(Trainer, Protocol):
+    """A trainer of several processes; see `worker.processes.pool`."""
+
+    num_at_once: int
+    has_left_behind: bool
+
+    def close(self) -> None:
+        """End them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +55,7 @@ def take_part(
     state: Path | None = None,
     is_swarm: bool = False,
     reader: str | None = None,
+    make_pool: Callable[[], PooledTrainer] | None = None,
 ) -> None:
     """Connect and serve until told to stop.
 
@@ -57,6 +70,7 @@ def take_part(
         state: Where weights are kept that stay at this site; None takes this user's own folder.
         is_swarm: Whether the participants are a swarm's.
         reader: The name by which a swarm's queues are called, if not by that of its workers.
+        make_pool: Makes a trainer of several processes, in the place of one in this process.
 
     Raises:
         BrokerUnreachable: Nothing answered in that time.
@@ -64,7 +78,8 @@ def take_part(
         DataError: The coordinator refused this worker.
     """
     with Stop(limit_seconds=_LAST_SECONDS) as stop:
-        trainer = (
+        pool = make_pool() if make_pool is not None else None
+        trainer = pool or (
             OwnTraining(ending=stop.event)
             if participants[0].has_trainer
             else KerasTrainer(
@@ -81,9 +96,9 @@ def take_part(
                 stop=stop.event,
             )
         )
-        if not _is_open(link, stop):
-            return
         try:
+            if not _is_open(link, stop):
+                return
             logger.info("Connected to %s; registering %s.", without_password(link_to.amqp_url), link_to.name)
             WorkerLoop(
                 link,
@@ -96,9 +111,12 @@ def take_part(
                 once=once,
                 is_swarm=is_swarm,
                 reader=reader,
+                at_once=pool.num_at_once if pool else 1,
             ).serve()
         finally:
             link.close()
+            if pool is not None:
+                pool.close()
     if stop.signal_number is not None or trainer.has_left_behind:
         _end_process()
 
