@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from broker.command import Stop
@@ -16,6 +17,7 @@ from broker.logs import LogContext
 from worker.console import Console
 from worker.rounds.own_trainer import OwnTraining
 from worker.rounds.participant import KerasTrainer, Participant, Trainer
+from worker.rounds.private_parts import PrivateParts, default_folder
 from worker.rounds.worker_loop import WorkerLoop
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ def take_part(
     once: bool,
     deterministic: bool,
     connect_seconds: float,
+    state: Path | None = None,
     is_swarm: bool = False,
     reader: str | None = None,
     make_pool: Callable[[], PooledTrainer] | None = None,
@@ -64,6 +67,7 @@ def take_part(
         once: Leave after one run.
         deterministic: Same seed, same bits.
         connect_seconds: How long the first connection is tried.
+        state: Where weights are kept that stay at this site; None takes this user's own folder.
         is_swarm: Whether the participants are a swarm's.
         reader: The name by which a swarm's queues are called, if not by that of its workers.
         make_pool: Makes a trainer of several processes, in the place of one in this process.
@@ -78,7 +82,11 @@ def take_part(
         trainer = pool or (
             OwnTraining(ending=stop.event)
             if participants[0].has_trainer
-            else KerasTrainer(deterministic=deterministic, ending=stop.event)
+            else KerasTrainer(
+                deterministic=deterministic,
+                ending=stop.event,
+                private=PrivateParts(state or default_folder(), saves_model=not is_swarm),
+            )
         )
         link = RabbitLink(
             LinkSettings(
