@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 _WINDOW_BYTES = 12 * 1024 * 1024  #: unconfirmed bytes under way at once; more is memory, not speed
 _WINDOW_MESSAGES = 256
 _HANDFUL_BYTES = 512 * 1024  #: of small messages that are handed over together
+_LARGE_BYTES = 64 * 1024
 _TRANSIENT_MILLISECONDS = "10000"
 _STOP_SECONDS = 2.0  #: how long a confirm is waited for after the wish to stop
 _CONFIRM_SECONDS = 5.0  #: a message unconfirmed for so long: the broker takes none now
@@ -155,7 +156,7 @@ class Publishing:
 
 
 def _handfuls(batch: Iterable[Outgoing]) -> Iterator[list[tuple[Outgoing, bytes]]]:
-    """Messages with their bodies, encoded when their turn comes; small ones together, a large one by itself."""
+    """Messages with their bodies, encoded when their turn comes; small ones together, a large one at once."""
     group: list[tuple[Outgoing, bytes]] = []
     num_bytes = 0
     for message in batch:
@@ -165,5 +166,8 @@ def _handfuls(batch: Iterable[Outgoing]) -> Iterator[list[tuple[Outgoing, bytes]
             group, num_bytes = [], 0
         group.append((message, body))
         num_bytes += len(body)
+        if len(body) >= _LARGE_BYTES:
+            yield group
+            group, num_bytes = [], 0
     if group:
         yield group
