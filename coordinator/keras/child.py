@@ -12,7 +12,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -93,25 +94,46 @@ def _build(request: Request) -> dict[str, Any]:
     import keras
 
     keras.utils.set_random_seed(request["seed"])
-    model = _load(Path(request["source"])) if request["kind"] == "file" else _call(request["source"])
+    model = model_of(request["kind"], request["source"])
+    answer, weights = describe(model, request["initial_model"])
+    np.savez(request["weights_path"], *weights)
+    return answer
+
+
+def model_of(kind: str, source: str) -> Any:
+    """The model of a task, as its function or its file gives it; see `Task`.
+
+    Raises:
+        UsageError: There is no such module, function or file.
+        ModelError: It is no model of built-in parts, or its code raised.
+    """
+    return _load(Path(source)) if kind == "file" else _call(source)
+
+
+def describe(model: Any, initial_model: str | None) -> tuple[dict[str, Any], list[Array]]:
+    """What the coordinator is to know of a model, and its initial weights in Keras's order.
+
+    Raises:
+        ModelError: No worker could train it, or the weights to start from don't fit.
+    """
     check_form(model)
     text = _to_json(model)
     copy = _from_json(text)
     _check_copy(model, copy)
     apply_kinds(copy, layout_of(model))
     warnings = check_training(copy)
-    if request["initial_model"] is not None:
-        _take_weights(model, Path(request["initial_model"]))
-    np.savez(request["weights_path"], *(_values(model)))
-    return {
+    if initial_model is not None:
+        _take_weights(model, Path(initial_model))
+    answer = {
         "model_json": text,
         "layout": [to_plain(spec) for spec in layout_of(model)],
         "input_shape": list(model.input_shape[1:]),
         "num_classes": max(int(model.output_shape[-1]), 2),
         "num_parameters": int(model.count_params()),
-        "inputs": _trained_on(request["initial_model"]),
+        "inputs": _trained_on(initial_model),
         "warnings": warnings,
     }
+    return answer, _values(model)
 
 
 def _trained_on(initial_model: str | None) -> dict[str, Any] | None:
@@ -134,10 +156,19 @@ def _call(source: str) -> Any:
         raise UsageError(
             f"Module {module_name} has no function {name!r}. Expected MODULE:FUNCTION as the task.{_origin(module)}"
         )
+    return called(function, source)
+
+
+def called(function: Callable[[], Any], name: str) -> Any:
+    """What a person's own function gives.
+
+    Raises:
+        ModelError: It raised.
+    """
     try:
         return function()
     except Exception as exc:  # a person's own code may raise anything
-        raise ModelError(f"{source} raised {_one_line(exc)}") from exc
+        raise ModelError(f"{name} raised {_one_line(exc)}") from exc
 
 
 def _origin(module: Any) -> str:
@@ -224,7 +255,7 @@ def _set_weights(model: Any, values: list[Array]) -> None:
         weight.assign(value)
 
 
-class _Keeper:
+class Keeper:
     """Keeps the built model, for only its weights change from round to round."""
 
     def __init__(self) -> None:
@@ -236,31 +267,51 @@ class _Keeper:
         from coordinator.folder.checkpoint import read_checkpoint
 
         checkpoint = read_checkpoint(Path(request["checkpoint"]))
-        model = self._with_weights(checkpoint)
+        model = self.with_weights(checkpoint)
         path = Path(request["model"])
         _put_in_place(model, path, ModelCard.from_json(request["card"]))
         draw_curves([flat(row) for row in checkpoint.history], path.with_name("curves.png"))
         return {}
 
     def check(self, request: Request) -> dict[str, Any]:
-        """Try a checkpoint's model on made-up examples; what the committed model can't answer either says nothing."""
+        """Try a checkpoint's model on made-up examples."""
         from coordinator.folder.checkpoint import CHECKPOINT_FILE, read_checkpoint
 
         path = Path(request["checkpoint"])
-        candidate = read_checkpoint(path)
-        examples = made_up_examples(candidate.input_shape, request["inputs"])
-        wrong = unanswered(self._with_weights(candidate), examples)
-        if wrong.any() and path.with_name(CHECKPOINT_FILE).exists():
-            former = self._with_weights(read_checkpoint(path.with_name(CHECKPOINT_FILE)))
-            wrong &= ~unanswered(former, examples)
+        committed = path.with_name(CHECKPOINT_FILE)
+        former = partial(read_checkpoint, committed) if committed.exists() else None
+        return {"reason": self.reason_against(read_checkpoint(path), former, request["inputs"])}
+
+    def reason_against(
+        self,
+        candidate: "Checkpoint",
+        former: "Callable[[], Checkpoint] | None",
+        inputs: Mapping[str, Any] | None,
+    ) -> str | None:
+        """Why a model must not be committed; what the committed one can't answer either says nothing.
+
+        Args:
+            candidate: Its state.
+            former: Gives the committed state, if there is one.
+            inputs: What the workers' examples are like, as `InputFacts` by field.
+        """
+        examples = made_up_examples(candidate.input_shape, inputs)
+        wrong = unanswered(self.with_weights(candidate), examples)
+        if wrong.any() and former is not None:
+            wrong &= ~unanswered(self.with_weights(former()), examples)
         reason = f"its model answers NaN or infinity to {wrong.sum()} of {len(wrong)} examples"
-        return {"reason": reason if wrong.any() else None}
+        return reason if wrong.any() else None
 
     def work_out(self, request: Request) -> dict[str, Any]:
         """The results of compiled metrics from the sums that they keep."""
-        return {"metrics": work_out(self._built(request["model_json"]), request["states"])}
+        return {"metrics": self.results_of(request["model_json"], request["states"])}
 
-    def _with_weights(self, checkpoint: "Checkpoint") -> Any:
+    def results_of(self, model_json: str, states: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        """The results of a model's compiled metrics; see `trial.work_out`."""
+        return work_out(self._built(model_json), states)
+
+    def with_weights(self, checkpoint: "Checkpoint") -> Any:
+        """The model of a committed state, compiled; the same object every time, for only its weights change."""
         model = self._built(checkpoint.model_json)
         apply_kinds(model, checkpoint.layout)
         _set_weights(model, unflatten(checkpoint.layout, checkpoint.vector, checkpoint.integers))
@@ -289,7 +340,7 @@ def _one_line(exc: Exception) -> str:
     return f"{type(exc).__name__}: {' '.join(str(exc).split())[:400]}"
 
 
-_KEEPER = _Keeper()
+_KEEPER = Keeper()
 _OPERATIONS: dict[str, Callable[[Request], dict[str, Any]]] = {
     "warm": _warm,
     "build": _build,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Protocol, Self
 
 import numpy as np
 
@@ -61,6 +61,48 @@ class BuiltModel:
     def has_schedule(self) -> bool:
         """Whether its learning rate is a schedule, which no other rate can replace."""
         return has_schedule(self.model_json)
+
+
+def built_model(answer: Mapping[str, Any], weights: list[Array]) -> BuiltModel:
+    """A task's model from what its builder said of it; tells what is hardly meant.
+
+    Args:
+        answer: See `coordinator.keras.child.describe`.
+        weights: The initial ones, in Keras's order.
+    """
+    layout = tuple(from_plain(TensorSpec, each, "layout") for each in answer["layout"])
+    for warning in answer["warnings"]:
+        log.warning("%s", warning)
+    vector, integers = flatten(weights, layout)
+    return BuiltModel(
+        model_json=answer["model_json"],
+        layout=layout,
+        vector=vector,
+        integers=integers,
+        input_shape=tuple(answer["input_shape"]),
+        num_classes=answer["num_classes"],
+        num_parameters=answer["num_parameters"],
+        inputs=from_plain(InputFacts, answer["inputs"], "inputs") if answer["inputs"] else None,
+    )
+
+
+class Models(Protocol):
+    """What a run asks of Keras; `ModelProcess` says what each does."""
+
+    def build(self, task: Task, *, seed: int, initial_model: Path | None = None) -> BuiltModel:
+        """Build a task's model and its initial weights."""
+
+    def check(self, candidate: Path, inputs: InputFacts | None) -> str | None:
+        """Why a checkpoint must not be committed, or None."""
+
+    def work_out(self, model_json: str, sums: Mapping[str, Array]) -> dict[str, float]:
+        """The results of compiled metrics from the sums that they keep."""
+
+    def save(self, checkpoint_path: Path, model_path: Path, card: ModelCard) -> None:
+        """Have a checkpoint saved as a model."""
+
+    def flush(self, timeout_seconds: float) -> bool:
+        """Wait until everything asked for is saved; False if that took too long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,20 +171,7 @@ class ModelProcess:
                 }
             )
             weights = _read_weights(weights_path)
-        layout = tuple(from_plain(TensorSpec, each, "layout") for each in answer["layout"])
-        for warning in answer["warnings"]:
-            log.warning("%s", warning)
-        vector, integers = flatten(weights, layout)
-        return BuiltModel(
-            model_json=answer["model_json"],
-            layout=layout,
-            vector=vector,
-            integers=integers,
-            input_shape=tuple(answer["input_shape"]),
-            num_classes=answer["num_classes"],
-            num_parameters=answer["num_parameters"],
-            inputs=from_plain(InputFacts, answer["inputs"], "inputs") if answer["inputs"] else None,
-        )
+        return built_model(answer, weights)
 
     def check(self, candidate: Path, inputs: InputFacts | None) -> str | None:
         """Why a checkpoint must not be committed: its model answers NaN or infinity where it didn't before.

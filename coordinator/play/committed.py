@@ -15,7 +15,7 @@ from coordinator.folder.checkpoint import Checkpoint, card_of
 from coordinator.folder.history import Row
 from coordinator.folder.run_folder import RunFolder
 from coordinator.keras.form import refuse_other_rate
-from coordinator.keras.process import BuiltModel, ModelProcess
+from coordinator.keras.process import BuiltModel, Models
 from coordinator.learning.measures import Figures
 from coordinator.learning.strategies import Strategy, first_states
 from coordinator.options import RunOptions
@@ -33,7 +33,7 @@ class Committed:
         state: The newest one; None until there is a model.
     """
 
-    def __init__(self, options: RunOptions, folder: RunFolder, models: ModelProcess, log: LogContext) -> None:
+    def __init__(self, options: RunOptions, folder: RunFolder, models: Models, log: LogContext) -> None:
         self.state: Checkpoint | None = None
         self._options = options
         self._folder = folder
