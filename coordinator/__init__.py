@@ -13,5 +13,28 @@ Contents, from the ground up; nothing imports what stands below it on this page:
     launching    the options of a run, wherever it is asked for
     page/        `coordinator serve`: one run after the other, and the pages that show them
     terminal/    What a person at a terminal sees: the bar of a run, and what comes back of `launch` and `status`
+    api          a run asked for from Python: `coordinator.run`
+    simulation   a federation in this process: `coordinator.simulate`, the one place that knows of workers
     cli          the command `coordinator`
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from coordinator.api import RunResult, run
+    from coordinator.learning import strategies
+    from coordinator.simulation import simulate
+
+__all__ = ["RunResult", "run", "simulate", "strategies"]
+
+#: Where each name is: loaded when it is first asked for, so that importing this package stays cheap.
+_MODULES = {"RunResult": "api", "run": "api", "simulate": "simulation", "strategies": "learning.strategies"}
+
+
+def __getattr__(name: str) -> Any:
+    """What a person imports from Python."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f"{__name__}.{_MODULES[name]}")
+    return getattr(module, name, module)

@@ -16,6 +16,7 @@ _FILE = click.Path(path_type=Path)
 _MOST = 10**9  # of anything that is counted: whatever reckons with it on the way holds that
 _MOST_SEED = 2**32 - 1  # NumPy's, and so Keras's
 _MOST_SAID = 300
+_FROM_SCRATCH = "from-scratch"
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -75,7 +76,7 @@ def run_options(function: _Function) -> _Function:
 def launch_options(function: _Function) -> _Function:
     """Add the options of a run that a serving coordinator starts."""
     add = click.option(
-        "--from-scratch", is_flag=True, help="Begin with new weights, not with this task's last model."
+        f"--{_FROM_SCRATCH}", is_flag=True, help="Begin with new weights, not with this task's last model."
     )
     return add(run_options(function))
 
@@ -112,6 +113,25 @@ def read_options(options: Mapping[str, str]) -> dict[str, Any]:
         raise UsageError(exc.format_message()[:_MOST_SAID]) from exc
     with context:
         return dict(context.params)
+
+
+def read_values(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the options of a run as Python gives them; what is None or left out has its default.
+
+    Args:
+        options: By their names on the command line, with _ for -.
+
+    Raises:
+        UsageError: A run has no such option, or it can't have this value.
+    """
+    known = [name.replace("-", "_") for name in option_names() if name != _FROM_SCRATCH]
+    for name in options:
+        if name not in known:
+            raise UsageError(f"A run has no option {str(name)[:60]!r}. It has: {', '.join(known)}.")
+    given = {name: value for name, value in options.items() if value is not None}
+    read = read_options({name: _text(value) or str(value) for name, value in given.items()})
+    del read["from_scratch"]
+    return read
 
 
 def check_texts(options: Mapping[str, str]) -> None:

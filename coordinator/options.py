@@ -51,6 +51,7 @@ class RunOptions:
         fraction: Share of the present workers invited to a round (C in McMahan et al. 2017).
         max_examples: No update weighs more than so many.
         max_share: No update weighs more than this share of those invited.
+        made_strategy: One that was made by whoever asks, and goes by the name `strategy`; None makes that of the table.
     """
 
     task: Task
@@ -76,6 +77,7 @@ class RunOptions:
     deterministic: bool = False
     precision: Precision = "float32"
     standby: bool = False
+    made_strategy: Strategy | None = None
 
     def __post_init__(self) -> None:
         """Check what contradicts itself, or can't be.
@@ -118,7 +120,7 @@ class RunOptions:
 
     def make_strategy(self) -> Strategy:
         """The strategy asked for."""
-        return make_strategy(self.strategy, self.strategy_options)
+        return self.made_strategy or make_strategy(self.strategy, self.strategy_options)
 
     def settings(self, round_number: int, *, epochs_before: int = 0) -> TrainingSettings:
         """The training settings of a round: the learning rate decays from round to round if the task says so.

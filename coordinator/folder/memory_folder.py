@@ -65,7 +65,9 @@ class MemoryFolder(RunFolder):
             del self._states[_CANDIDATE]
         self._states[CHECKPOINT_FILE] = state
 
-    def keep_open(self, _record: RoundRecord, _answers: dict[str, Answer], _arrays: list[NDArray[Any]]) -> None:
+    def keep_open(
+        self, _record: RoundRecord, _answers: dict[str, Answer], _arrays: list[NDArray[Any]]
+    ) -> None:
         """The open round is where it is played."""
 
     def write_history(self, _rows: list[Row], *, at_most_each_second: bool = False) -> None:

@@ -122,8 +122,7 @@ def describe(model: Any, initial_model: str | None) -> tuple[dict[str, Any], lis
     _check_copy(model, copy)
     apply_kinds(copy, layout_of(model))
     warnings = check_training(copy)
-    if initial_model is not None:
-        _take_weights(model, Path(initial_model))
+    weights = _values(model) if initial_model is None else _weights_for(model, Path(initial_model))
     answer = {
         "model_json": text,
         "layout": [to_plain(spec) for spec in layout_of(model)],
@@ -133,7 +132,7 @@ def describe(model: Any, initial_model: str | None) -> tuple[dict[str, Any], lis
         "inputs": _trained_on(initial_model),
         "warnings": warnings,
     }
-    return answer, _values(model)
+    return answer, weights
 
 
 def _trained_on(initial_model: str | None) -> dict[str, Any] | None:
@@ -236,14 +235,15 @@ def _check_copy(model: Any, copy: Any) -> None:
         )
 
 
-def _take_weights(model: Any, path: Path) -> None:
+def _weights_for(model: Any, path: Path) -> list[Array]:
+    """The weights of another model, which fit this one."""
     values = _values(_load(path))
     shapes, received = [value.shape for value in _values(model)], [value.shape for value in values]
     if shapes != received:
         raise ModelError(
             f"The weights of {path.name} don't fit the task's model. Expected {shapes}, received {received}."
         )
-    _set_weights(model, values)
+    return values
 
 
 def _values(model: Any) -> list[Array]:

@@ -1,0 +1,203 @@
+"""A federation in one process, for a notebook or a test: the commands' own rounds and workers, over a link in memory.
+
+The one place of the coordinator that knows of workers, and has TensorFlow in its process; no command imports it.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from broker.command import Interruptible, checked_amqp_url
+from broker.errors import Interrupted, ModelError
+from broker.link.memory import MemoryBroker, MemoryLink
+from broker.link.seam import Link
+from broker.logs import LogContext
+from coordinator import tasks
+from coordinator.api import RunResult, asked_options, opened, result_of
+from coordinator.folder.memory_folder import MemoryFolder
+from coordinator.keras.in_process import InProcessModels
+from coordinator.learning.strategies import Strategy
+from coordinator.options import RunOptions
+from coordinator.play.run import Run, Summary
+from coordinator.tasks import Task, TaskDefaults
+from coordinator.terminal.console import RoundsBar
+from worker.console import Console
+from worker.data.data_set import Dataset, open_data, open_values
+from worker.rounds.participant import KerasTrainer, Participant, Trainer
+from worker.rounds.worker_loop import WorkerLoop
+from worker.tensorflow import load_keras
+
+_NAME = "swarm"  # as `worker swarm` calls its workers: the same names, the same seeds
+_CONNECT_SECONDS = 10.0
+_LAST_SECONDS = 30.0
+
+
+def simulate(
+    model: Any,
+    data: Any,
+    *,
+    workers: int = 100,
+    fraction: float = 0.1,
+    rounds: int = 20,
+    partition: str = "dirichlet:0.3",
+    strategy: str | Strategy = "fedavg",
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    seed: int = 0,
+    deterministic: bool = False,
+    amqp_url: str | None = None,
+    progress: bool = True,
+    stop: threading.Event | None = None,
+    **options: Any,
+) -> RunResult:
+    """Train a model with many logical workers in this process, in one call.
+
+    It plays what `coordinator run` and `worker swarm` play: with the same seed, settings and partition, and with
+    `deterministic`, the result has the same bits. No broker is needed, and no files are left; of a strategy that needs
+    every update side by side (`median`) a temporary folder holds them while a round is open. Keras's and Python's
+    random seeds are set in this process. Ctrl-C ends it with KeyboardInterrupt.
+
+    Args:
+        model: A compiled keras.Model, which is left as it is; a function that returns one; or a TASK as
+            `coordinator run` takes it.
+        data: (x, y), or ((x_train, y_train), (x_test, y_test)), and after them the classes' names if you like; or a
+            PATH as `worker swarm --data` takes it. Of (x, y) a tenth is held out for tests.
+        workers: How many there are.
+        fraction: Share of them that is invited to a round.
+        rounds: How many.
+        partition: How alike their data are: iid, shards or dirichlet:ALPHA.
+        strategy: By name, or one of `coordinator.strategies`, or an object of one's own.
+        epochs: Local ones in a round; None takes the task's, or 1.
+        batch_size: None takes the task's, or 32.
+        learning_rate: None takes the task's, or the model's own.
+        seed: Of the initial weights, the partition, who is invited, and shuffling.
+        deterministic: Same seed, same bits; slower, and TensorFlow stays so in this process.
+        amqp_url: A broker's address: the same over this broker. None takes a link in memory.
+        progress: Whether a bar shows how far it is.
+        stop: Ends the call when it is set, from any thread.
+        **options: Others of `coordinator run`, with _ for -: `class_weight="balanced"`.
+
+    Returns:
+        `history`, one dict a round: `pandas.DataFrame(result.history)`; `model`, `weights`, `workers`.
+
+    Raises:
+        UsageError: Options that are unknown or contradict each other.
+        DataError: The data can't be used, can't be cut into so many parts, or don't fit the model.
+        ModelError: No worker could train the model.
+        QuorumNotReached: Workers could not train; the reasons are told.
+        BrokerError: The broker is unreachable, or refused the login.
+        Interrupted: `stop` was set.
+    """
+    task, make = _task_of(model)
+    given = {
+        "workers": workers,
+        "fraction": fraction,
+        "rounds": rounds,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "deterministic": deterministic,
+    }
+    asked = RunOptions(task=task, out=Path(_NAME), **asked_options(strategy, given | options))
+    sites = _data_of(data, seed).divide(workers, partition, seed)
+    participants = [Participant(name=f"{_NAME}.{number}", data=site) for number, site in enumerate(sites, 1)]
+    _load_keras()
+    with Interruptible(stop) as ending, _links(amqp_url, ending) as (ours, theirs):
+        swarm = _Swarm(theirs, participants, KerasTrainer(deterministic=deterministic, ending=ending), ending)
+        with swarm:
+            summary = _play(ours, asked, make, ending, progress=progress)
+    return result_of(summary, None)
+
+
+def _task_of(model: Any) -> tuple[Task, Callable[[], Any] | None]:
+    """The task, and what makes its model if that is no matter of the task's own."""
+    if isinstance(model, str):
+        return tasks.resolve(model), None
+    is_function = callable(model) and not hasattr(model, "to_json")
+    name = getattr(model, "__name__", None) or getattr(model, "name", None) or type(model).__name__
+    task = Task(name=str(name), kind="builder", source="", defaults=TaskDefaults())
+    return task, model if is_function else lambda: model
+
+
+def _data_of(data: Any, seed: int) -> Dataset:
+    return open_data(data, seed=seed) if isinstance(data, str) else open_values(data, seed=seed)
+
+
+def _load_keras() -> None:
+    backend = load_keras().backend.backend()
+    if backend != "tensorflow":
+        raise ModelError(
+            f"Keras runs on {backend} in this process; Warren trains with TensorFlow. Set KERAS_BACKEND=tensorflow "
+            "before Keras is imported."
+        )
+
+
+@contextmanager
+def _links(amqp_url: str | None, stop: threading.Event) -> Iterator[tuple[Link, Link]]:
+    """The coordinator's and the workers'."""
+    if amqp_url is None:
+        broker = MemoryBroker()
+        yield MemoryLink(broker), MemoryLink(broker)
+        return
+    address = checked_amqp_url(amqp_url)
+    with (
+        opened(None, address, "coordinator", _CONNECT_SECONDS, stop) as ours,
+        opened(None, address, f"swarm {_NAME}", _CONNECT_SECONDS, stop) as theirs,
+    ):
+        yield ours, theirs
+
+
+def _play(
+    link: Link, asked: RunOptions, make: Callable[[], Any] | None, stop: threading.Event, *, progress: bool
+) -> Summary:
+    folder = MemoryFolder()
+    models = InProcessModels(folder.state_at, make)
+    run = Run(link, asked, models, stop=stop, log=LogContext(), folder=folder)
+    try:
+        with RoundsBar(run.view, asked.rounds, is_shown=progress) as bar:
+            run.each_turn(bar.draw)
+            return run.play()
+    finally:
+        folder.close()
+
+
+class _Swarm:
+    """The workers, in a thread of their own; what ends them ends the run, and is raised where the run is played."""
+
+    def __init__(
+        self, link: Link, participants: list[Participant], trainer: Trainer, run_is_to_end: threading.Event
+    ) -> None:
+        self._run_is_to_end = run_is_to_end
+        self._failure: Exception | None = None
+        self._is_over = threading.Event()
+        self._loop = WorkerLoop(
+            link,
+            participants,
+            trainer,
+            stop=self._is_over,
+            log=LogContext(),
+            console=Console(),
+            once=True,
+            is_swarm=True,
+        )
+        self._thread = threading.Thread(target=self._serve, name=_NAME, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, _trace: object) -> None:
+        self._is_over.set()
+        self._thread.join(_LAST_SECONDS)
+        if self._failure is not None and (kind is None or issubclass(kind, Interrupted)):
+            raise self._failure from exc
+
+    def _serve(self) -> None:
+        try:
+            self._loop.serve()
+        except Exception as exc:  # noqa: BLE001 - raised in the thread that waits for the run
+            self._failure = exc
+            self._run_is_to_end.set()
