@@ -25,10 +25,10 @@ from broker.link.rabbitmq.settings import LinkSettings
 from broker.logs import LogContext
 from coordinator.files import lock_folder, make_folder
 from coordinator.keras.process import ModelProcess
-from coordinator.launching import as_texts, check_texts, launch_options, make_options, run_options
 from coordinator.learning.measure_names import ALL_RESULTS
 from coordinator.options import RunOptions
 from coordinator.play.run import Run, Summary
+from coordinator.starting.launching import as_texts, check_texts, launch_options, make_options, run_options
 from coordinator.status import BrokerStatus, read_status
 from coordinator.terminal.client import Asker, asking
 from coordinator.terminal.console import Console

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 from coordinator.learning.measure_names import ALL_RESULTS
 from coordinator.play.run_view import RunView
@@ -68,32 +68,31 @@ class RoundsBar:
     """
 
     def __init__(self, look: Callable[[], RunView], rounds: int, *, is_shown: bool) -> None:
-        from tqdm import tqdm  # late, as above
-
         self._look = look
-        self._is_shown = is_shown
-        self._bar = tqdm(total=rounds, unit=" rounds", disable=not is_shown)
+        self._bar: Any = None
         self._drawn_at = float("-inf")
+        if is_shown:
+            from tqdm import tqdm  # late, as above
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._show()
-        self._bar.close()
+            self._bar = tqdm(total=rounds, unit=" rounds")
 
     def draw(self) -> None:
         """Bring the bar up to date; cheap to call at every turn."""
         now = time.monotonic()
-        if self._is_shown and now - self._drawn_at >= _DRAW_SECONDS:
+        if self._bar is not None and now - self._drawn_at >= _DRAW_SECONDS:
             self._drawn_at = now
             self._show()
+
+    def end(self) -> None:
+        """Leave it as it is at last."""
+        if self._bar is not None:
+            self._show()
+            self._bar.close()
 
     def _show(self) -> None:
         view = self._look()
         last = view.history[-1].test if view.history else {}
-        self._bar.set_postfix(
-            {name: f"{last[name]:.4f}" for name in ALL_RESULTS if name in last}, refresh=False
-        )
+        shown = {name: f"{last[name]:.4f}" for name in ALL_RESULTS if name in last}
+        self._bar.set_postfix(shown, refresh=False)
         self._bar.n = view.closed_rounds
         self._bar.refresh()

@@ -7,7 +7,7 @@ import pytest
 
 from broker.errors import CheckpointError, UsageError
 from coordinator.folder.run_index import LaunchRecord, RunIndex, read_launch, write_launch
-from coordinator.launching import as_texts, make_options, option_names, read_options
+from coordinator.starting.launching import as_texts, make_options, option_names, read_options
 
 NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
 

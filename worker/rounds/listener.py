@@ -102,6 +102,7 @@ class Listener(threading.Thread):
     def end(self) -> bool:
         """Hear no more; whether this process is the reader of its queue, and not another one of the same name."""
         self.ending.set()
+        self._link.post(self._single_reader.ping())  # it waits for what comes
         self.join(_END_SECONDS)
         return self._single_reader.is_confirmed
 
@@ -281,7 +282,7 @@ class Listener(threading.Thread):
             logger.info(
                 "Training finished: the run is %s after %d rounds.", finished.outcome, finished.rounds
             )
-            self._hand_over.is_run_over.set()
+            self._hand_over.end_run()
 
     def _on_start(self, worker: str, start: RoundStart, delivery: Delivery) -> bool:
         check_start(start)

@@ -19,9 +19,9 @@ from coordinator.files import lock_folder, make_folder
 from coordinator.folder.checkpoint import Checkpoint
 from coordinator.folder.history import FlatRow, flat, flat_workers
 from coordinator.keras.process import ModelProcess
-from coordinator.launching import make_options, read_values
 from coordinator.learning.strategies import STRATEGIES, Strategy
 from coordinator.play.run import Run, Summary
+from coordinator.starting.launching import make_options, read_values
 from coordinator.terminal.console import Console
 
 

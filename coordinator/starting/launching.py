@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 import click
 
 from broker.errors import UsageError
-from coordinator import tasks
 from coordinator.files import is_file
 from coordinator.learning.strategies import STRATEGIES
 from coordinator.options import RunOptions
+from coordinator.tasks import check_text, resolve
 
 _FILE = click.Path(path_type=Path)
 _MOST = 10**9  # of anything that is counted: whatever reckons with it on the way holds that
@@ -141,8 +141,8 @@ def check_texts(options: Mapping[str, str]) -> None:
         UsageError: One is too long, or holds what nobody can read.
     """
     for name, value in options.items():
-        tasks.check_text("an option's name", name)
-        tasks.check_text(name, value)
+        check_text("an option's name", name)
+        check_text(name, value)
 
 
 def _words(name: str, value: str) -> list[str]:
@@ -188,7 +188,7 @@ def make_options(task: str, out: Path, options: Mapping[str, Any]) -> RunOptions
     Raises:
         UsageError: No such task or model, or options that contradict each other.
     """
-    asked = RunOptions(task=tasks.resolve(task), out=out, **options)
+    asked = RunOptions(task=resolve(task), out=out, **options)
     if asked.initial_model is not None and not is_file(asked.initial_model):
         raise UsageError(f"There is no model {str(asked.initial_model)!r}. Try the path of a model.keras.")
     return asked

@@ -14,14 +14,13 @@ from broker.errors import Interrupted, ModelError
 from broker.link.memory import MemoryBroker, MemoryLink
 from broker.link.seam import Link
 from broker.logs import LogContext
-from coordinator import tasks
-from coordinator.api import RunResult, asked_options, opened, result_of
 from coordinator.folder.memory_folder import MemoryFolder
 from coordinator.keras.in_process import InProcessModels
 from coordinator.learning.strategies import Strategy
 from coordinator.options import RunOptions
 from coordinator.play.run import Run, Summary
-from coordinator.tasks import Task, TaskDefaults
+from coordinator.starting.api import RunResult, asked_options, opened, result_of
+from coordinator.tasks import Task, TaskDefaults, resolve
 from coordinator.terminal.console import RoundsBar
 from worker.console import Console
 from worker.data.data_set import Dataset, open_data, open_values
@@ -116,7 +115,7 @@ def simulate(
 def _task_of(model: Any) -> tuple[Task, Callable[[], Any] | None]:
     """The task, and what makes its model if that is no matter of the task's own."""
     if isinstance(model, str):
-        return tasks.resolve(model), None
+        return resolve(model), None
     is_function = callable(model) and not hasattr(model, "to_json")
     name = getattr(model, "__name__", None) or getattr(model, "name", None) or type(model).__name__
     task = Task(name=str(name), kind="builder", source="", defaults=TaskDefaults())
@@ -157,11 +156,12 @@ def _play(
     folder = MemoryFolder()
     models = InProcessModels(folder.state_at, make)
     run = Run(link, asked, models, stop=stop, log=LogContext(), folder=folder)
+    bar = RoundsBar(run.view, asked.rounds, is_shown=progress)
+    run.each_turn(bar.draw)
     try:
-        with RoundsBar(run.view, asked.rounds, is_shown=progress) as bar:
-            run.each_turn(bar.draw)
-            return run.play()
+        return run.play()
     finally:
+        bar.end()
         folder.close()
 
 
