@@ -24,6 +24,7 @@ from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.logs import LogContext
 from coordinator.files import lock_folder, make_folder
+from coordinator.folder.run_folder import model_file
 from coordinator.keras.process import ModelProcess
 from coordinator.learning.measure_names import ALL_RESULTS
 from coordinator.options import RunOptions
@@ -59,7 +60,8 @@ def main() -> None:
 def run(task: str, out: Path, amqp_url: str, connect_seconds: float, log: LogContext, **options: Any) -> None:
     """Train TASK: chest-xray, chest-xray-lab, mnist, MODULE:FUNCTION, or a compiled FILE.keras.
 
-    The folder OUT then holds model.keras, history.csv, curves.png, run.json and the checkpoint.
+    A FUNCTION returns a compiled Keras model, or a mapping of names to arrays for workers that have a --trainer.
+    The folder OUT then holds model.keras (of arrays: model.npz), history.csv, curves.png, run.json and the checkpoint.
 
     \b
     coordinator run chest-xray --workers 3 --quorum 2 --rounds 5 --out runs/demo
@@ -87,7 +89,7 @@ def _play(options: RunOptions, amqp_url: str, connect_seconds: float, log: LogCo
     with lock_folder(options.out, wait=options.standby, stop=stop.event):
         _open(link, stop)
         try:
-            with ModelProcess() as models:
+            with ModelProcess(is_warm=options.task.is_surely_keras) as models:
                 run = Run(link, options, models, stop=stop.event, log=log)
                 console = Console(run.view)
                 run.each_turn(console.draw)
@@ -118,7 +120,7 @@ def _print_summary(options: RunOptions, summary: Summary) -> None:
     test = summary.history[-1].test
     first = [name for name in ALL_RESULTS if name in test]
     shown = "  ".join(f"{name}={test[name]:.4f}" for name in dict.fromkeys([*first, *test]))
-    click.echo(f"{options.out / 'model.keras'}  rounds={summary.rounds}  {shown}".rstrip())
+    click.echo(f"{model_file(options.out)}  rounds={summary.rounds}  {shown}".rstrip())
     if summary.num_dead:
         click.echo(f"{summary.num_dead} messages were rejected: see the queue 'dead'.", err=True)
 
@@ -165,7 +167,7 @@ def serve(
     GET  /api/runs[/ID]         every run; one with its rounds
     POST /api/launch            {"task": "mnist", "options": {"rounds": 3}}
     POST /api/stop              {"now": false}
-    GET  /runs/ID/model.keras   also history.csv, workers.csv, curves.png
+    GET  /runs/ID/model.keras   also model.npz, history.csv, workers.csv, curves.png
     GET  /healthz, /metrics
     curl -H 'Content-Type: application/json' -d '{"task": "mnist"}' http://127.0.0.1:5000/api/launch
 

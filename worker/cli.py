@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from worker.learning.evaluation import check_classes, evaluate, format_evaluatio
 from worker.learning.inference import Inference
 from worker.learning.prediction import predict
 from worker.learning.saved_model import LoadedModel, check_scale, load_model
+from worker.rounds.own_site import OwnSite, open_trainer
 from worker.rounds.participant import Participant
 from worker.rounds.site_rules import SHARES, Share, SiteRules
 from worker.rounds.start import LinkTo, take_part
@@ -38,6 +40,20 @@ _DATA_HELP = (
 def data_option(function: Any) -> Any:
     """Add --data and what belongs to it."""
     return click.option("--data", required=True, help=_DATA_HELP)(classes_option(function))
+
+
+def trainer_option(function: Any) -> Any:
+    """Add --trainer and --data, of which one at least must be given."""
+    trainer = click.option(
+        "--trainer",
+        metavar="MODULE:CLASS",
+        help="Take part in tasks of arrays with a trainer of your own, importable from the current folder; it is "
+        "made as CLASS(data=..., worker=...). No TensorFlow is needed.",
+    )
+    data = click.option(
+        "--data", help=f"{_DATA_HELP} With --trainer: whatever that makes of it; may be left out."
+    )
+    return trainer(data(classes_option(function)))
 
 
 def classes_option(function: Any) -> Any:
@@ -184,7 +200,7 @@ def participation_options(function: Any) -> Any:
     """Add what `run` and `swarm` have in common."""
     for option in reversed(
         (
-            data_option,
+            trainer_option,
             click.option("--task", help="Take part in runs of this task only.  [default: any]"),
             click.option("--once", is_flag=True, help="Leave after one run."),
             click.option("--seed", type=int, default=0, show_default=True, help="Of what is held out for tests."),
@@ -221,7 +237,8 @@ def participation_options(function: Any) -> Any:
 @log_options
 def run_command(
     name: str,
-    data: str,
+    trainer: str | None,
+    data: str | None,
     classes: str | None,
     seed: int,
     evaluate_only: bool,
@@ -245,6 +262,7 @@ def run_command(
     worker run --name hospital-1 --data mnist.npz --once
     worker run --name hospital-2 --data archive --classes NORMAL,PNEUMONIA
     worker run --name test-set --data chest_xray --evaluate-only
+    worker run --name hospital-1 --trainer my_trainer:Trainer --data ward-7
     worker run --name hospital-1 --data x-rays --amqp-url amqps://hospital-1:SECRET@broker.example/%2F
 
     \b
@@ -253,11 +271,26 @@ def run_command(
     """
     check_name(name)
     log.update(worker=name)
-    declared = parse_classes(classes)
-    dataset = open_data(data, for_training=not evaluate_only, seed=seed, classes=declared)
+    site = _own_sites(trainer, data, classes, [name])
+    its = site[0] if site else _open_data(data, classes, seed=seed, for_training=not evaluate_only)
     rules = SiteRules(share=share, least_examples=least_examples, least_steps=least_steps)
-    participant = Participant(name=name, data=dataset, evaluate_only=evaluate_only, rules=rules)
+    participant = Participant(name=name, data=its, evaluate_only=evaluate_only, rules=rules)
     take_part([participant], LinkTo(amqp_url, f"worker {name}"), log, **options)
+
+
+def _open_data(data: str | None, classes: str | None, *, seed: int, for_training: bool = True) -> Dataset:
+    if data is None:
+        raise UsageError("Expected --data, or --trainer MODULE:CLASS.")
+    return open_data(data, for_training=for_training, seed=seed, classes=parse_classes(classes))
+
+
+def _own_sites(trainer: str | None, data: str | None, classes: str | None, names: list[str]) -> list[OwnSite]:
+    """One site with a trainer of its own for each name; none without --trainer."""
+    if trainer is None:
+        return []
+    if classes is not None:
+        raise UsageError("--classes are of data that Warren reads; with --trainer the trainer reads its own.")
+    return [open_trainer(trainer, data=data, worker=name) for name in names]
 
 
 @main.command(name="swarm", short_help="Many logical workers in one process.")
@@ -275,7 +308,8 @@ def swarm_command(
     name: str,
     scheme: str,
     part: str,
-    data: str,
+    trainer: str | None,
+    data: str | None,
     classes: str | None,
     seed: int,
     amqp_url: str,
@@ -286,7 +320,8 @@ def swarm_command(
 
     They are trained one after the other with one compiled model, on one connection. A second process on the
     same data without --part would train the very same parts of it once more; with --part, and the same COUNT,
-    partition and seed, each process has other workers with other data.
+    partition and seed, each process has other workers with other data. With --trainer each has a trainer of its
+    own, made with its name, and cuts its data itself.
 
     \b
     worker swarm --count 100 --data mnist.npz
@@ -296,8 +331,12 @@ def swarm_command(
     check_name(name)
     log.update(worker=name)
     mine = parse_share(part, count)
-    sites = open_data(data, seed=seed, classes=parse_classes(classes)).divide(count, scheme, seed)
-    participants = [Participant(name=f"{name}.{i + 1}", data=sites[i]) for i in mine]
+    names = [f"{name}.{i + 1}" for i in mine]
+    sites: Sequence[Dataset | OwnSite] = _own_sites(trainer, data, classes, names)
+    if not sites:
+        every = _open_data(data, classes, seed=seed).divide(count, scheme, seed)
+        sites = [every[i] for i in mine]
+    participants = [Participant(name=its, data=site) for its, site in zip(names, sites, strict=True)]
     take_part(participants, LinkTo(amqp_url, f"swarm {name}"), log, is_swarm=True, **options)
 
 

@@ -71,8 +71,9 @@ class RoundStart(Message):
     """Coordinator to the selected workers, when a round opens; again to one that lost it. A repeat is ignored.
 
     Attributes:
-        model: Keras's JSON config of the model, its compile settings inside.
-        layout: The model's weights, in Keras's order, and what of them is trained.
+        model: Keras's JSON config of the model, its compile settings inside; of a task of arrays their names alone
+            (`broker.model.arrays`).
+        layout: The model's weights, in Keras's order or that of the names, and what of them is trained.
         inputs: What the examples of most sites are like: a site that differs says so.
         integers: The integer weights, [dtype, shape, bytes] each; they are not averaged.
         scale_exponent: The fixed-point scale of this round's sum is 2 ** scale_exponent.
@@ -201,6 +202,7 @@ class Joined(Message):
         announced: The upload_id of its update for that round, once announced: whoever has not got that asks again.
         inputs: What its examples are like.
         token: Random, of the worker's process; what answers this word to this worker alone carries it.
+        has_trainer: It trains with a trainer of its own: models of named arrays, and none of Keras's.
     """
 
     TYPE: ClassVar[str] = "joined"
@@ -215,6 +217,7 @@ class Joined(Message):
     announced: str | None = None
     inputs: InputFacts | None = None
     token: str = ""
+    has_trainer: bool = False
 
     def __post_init__(self) -> None:
         require(names.is_worker(self.worker), "a worker's name", self.worker)

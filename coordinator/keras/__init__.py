@@ -6,6 +6,7 @@ Contents:
     in_process    what the child does, done in this process: for a simulation
     task_models   their Keras models; imported by the child process alone
     form          whether workers can train a model, found out in the child
+    arrays        tasks of named arrays, which need no Keras
     trial         whether a model still answers with numbers, tried in the child before a commit
     curves        curves.png; drawn by the child
 """

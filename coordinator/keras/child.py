@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import queue
+import random
 import signal
 import sys
 import threading
@@ -23,11 +24,13 @@ from broker.disk import sync
 from broker.errors import ModelError, UsageError, WarrenError
 from broker.model.allowlist import check_model_json
 from broker.model.archive import read_config
+from broker.model.arrays import NPZ, arrays_text, is_arrays
 from broker.model.card import ModelCard, read_card, write_card
 from broker.model.kinds import apply_kinds, layout_of
 from broker.wire.fields import to_plain
 from broker.wire.tensors import Array, unflatten
 from coordinator.folder.history import flat
+from coordinator.keras.arrays import layout_of_arrays, read_arrays, started_from, write_arrays
 from coordinator.keras.curves import draw_curves
 from coordinator.keras.form import check_form, check_training
 from coordinator.keras.trial import made_up_examples, unanswered, work_out
@@ -83,56 +86,115 @@ def _answer(request: Request) -> dict[str, Any]:
 
 
 def _warm(_request: Request) -> dict[str, Any]:
-    """Import TensorFlow while the coordinator connects."""
-    import keras
-
+    """Import TensorFlow while the coordinator connects; where there is none, a task of arrays can still be trained."""
+    try:
+        import keras
+    except ImportError:
+        return {"keras": None}
     return {"keras": keras.__version__}
+
+
+def _keras() -> Any:
+    """Import Keras at the first need.
+
+    Raises:
+        ModelError: It isn't here.
+    """
+    try:
+        import keras
+    except ImportError as exc:
+        raise ModelError(f"A Keras model needs TensorFlow: {exc}. Try pip install tensorflow.") from exc
+    return keras
 
 
 def _build(request: Request) -> dict[str, Any]:
     """Make the model of a task and its initial weights."""
-    import keras
-
-    keras.utils.set_random_seed(request["seed"])
-    model = model_of(request["kind"], request["source"])
-    answer, weights = describe(model, request["initial_model"])
+    given = given_by(request["kind"], request["source"], request["seed"])
+    answer, weights = describe(given, request["initial_model"])
     np.savez(request["weights_path"], *weights)
     return answer
 
 
-def model_of(kind: str, source: str) -> Any:
-    """The model of a task, as its function or its file gives it; see `Task`.
+def describe(given: Any, initial_model: str | None) -> tuple[dict[str, Any], list[Array]]:
+    """What the coordinator is to know of a model, and its initial weights in the order of its layout.
+
+    Args:
+        given: What the task gave: a Keras model, which is left as it is, or a mapping of names to arrays.
+        initial_model: A file whose weights to start from.
+
+    Raises:
+        ModelError: No worker could train it, or the weights to start from don't fit.
+    """
+    if isinstance(given, Mapping):
+        return _describe_arrays(given, initial_model)
+    check_form(given)
+    text = _to_json(given)
+    copy = _from_json(text)
+    _check_copy(given, copy)
+    apply_kinds(copy, layout_of(given))
+    warnings = check_training(copy)
+    weights = _values(given) if initial_model is None else _weights_for(given, Path(initial_model))
+    answer = {
+        "model_json": text,
+        "layout": [to_plain(spec) for spec in layout_of(given)],
+        "input_shape": list(given.input_shape[1:]),
+        "num_classes": max(int(given.output_shape[-1]), 2),
+        "num_parameters": int(given.count_params()),
+        "inputs": _trained_on(initial_model),
+        "warnings": warnings,
+    }
+    return answer, weights
+
+
+def _describe_arrays(
+    given: Mapping[Any, Any], initial_model: str | None
+) -> tuple[dict[str, Any], list[Array]]:
+    """A task of named arrays, which the sites' own trainers train."""
+    arrays = read_arrays(given)
+    if initial_model is not None:
+        arrays = started_from(arrays, Path(initial_model))
+    answer = {
+        "model_json": arrays_text(arrays),
+        "layout": [to_plain(spec) for spec in layout_of_arrays(arrays)],
+        "input_shape": [],
+        "num_classes": 0,
+        "num_parameters": sum(array.size for array in arrays.values()),
+        "inputs": None,
+        "warnings": [],
+    }
+    return answer, list(arrays.values())
+
+
+def given_by(kind: str, source: str, seed: int) -> Any:
+    """What a task gives: a Keras model, or a mapping of names to arrays; see `Task`.
 
     Raises:
         UsageError: There is no such module, function or file.
         ModelError: It is no model of built-in parts, or its code raised.
     """
-    return _load(Path(source)) if kind == "file" else _call(source)
+    if kind == "file":
+        _keras().utils.set_random_seed(seed)
+        return _load(Path(source))
+    return given_by_function(source, _function(source), seed)
 
 
-def describe(model: Any, initial_model: str | None) -> tuple[dict[str, Any], list[Array]]:
-    """What the coordinator is to know of a model, and its initial weights in Keras's order.
+def given_by_function(name: str, function: Callable[[], Any], seed: int) -> Any:
+    """What a task's function gives, with all random numbers seeded.
+
+    A function of arrays is to need no Keras. So where its module brings none it is called without; should it give a
+    Keras model then, it is called once more, for seeds that were set before Keras came are not the run's.
 
     Raises:
-        ModelError: No worker could train it, or the weights to start from don't fit.
+        ModelError: It raised.
     """
-    check_form(model)
-    text = _to_json(model)
-    copy = _from_json(text)
-    _check_copy(model, copy)
-    apply_kinds(copy, layout_of(model))
-    warnings = check_training(copy)
-    weights = _values(model) if initial_model is None else _weights_for(model, Path(initial_model))
-    answer = {
-        "model_json": text,
-        "layout": [to_plain(spec) for spec in layout_of(model)],
-        "input_shape": list(model.input_shape[1:]),
-        "num_classes": max(int(model.output_shape[-1]), 2),
-        "num_parameters": int(model.count_params()),
-        "inputs": _trained_on(initial_model),
-        "warnings": warnings,
-    }
-    return answer, weights
+    if "keras" not in sys.modules:
+        random.seed(seed)
+        np.random.seed(seed)
+        given = _called(name, function)
+        if isinstance(given, Mapping):
+            return given
+    _keras().utils.set_random_seed(seed)
+    return _called(name, function)
 
 
 def _trained_on(initial_model: str | None) -> dict[str, Any] | None:
@@ -141,12 +203,12 @@ def _trained_on(initial_model: str | None) -> dict[str, Any] | None:
     return to_plain(card.inputs) if card is not None and card.inputs is not None else None
 
 
-def _call(source: str) -> Any:
-    """Call MODULE:FUNCTION.
+def _function(source: str) -> Callable[[], Any]:
+    """Find MODULE:FUNCTION.
 
     Raises:
         UsageError: There is no such module or function.
-        ModelError: The module or the function raised.
+        ModelError: The module raised.
     """
     module_name, name = source.split(":")
     module = _import(module_name)
@@ -155,19 +217,15 @@ def _call(source: str) -> Any:
         raise UsageError(
             f"Module {module_name} has no function {name!r}. Expected MODULE:FUNCTION as the task.{_origin(module)}"
         )
-    return called(function, source)
+    found: Callable[[], Any] = function
+    return found
 
 
-def called(function: Callable[[], Any], name: str) -> Any:
-    """What a person's own function gives.
-
-    Raises:
-        ModelError: It raised.
-    """
+def _called(source: str, function: Callable[[], Any]) -> Any:
     try:
         return function()
     except Exception as exc:  # a person's own code may raise anything
-        raise ModelError(f"{name} raised {_one_line(exc)}") from exc
+        raise ModelError(f"{source} raised {_one_line(exc)}") from exc
 
 
 def _origin(module: Any) -> str:
@@ -194,11 +252,12 @@ def _load(path: Path) -> Any:
         UsageError: There is no such file.
         ModelError: It is no model of built-in parts, or can't be read.
     """
-    import keras
-
     if not path.is_file():
         raise UsageError(f"There is no model file {str(path)!r}.")
+    if path.suffix == NPZ:
+        raise ModelError(f"{path.name} holds arrays, and the task is a Keras model. Try a model.keras.")
     read_config(path)
+    keras = _keras()
     try:
         return keras.saving.load_model(path, safe_mode=True)
     except Exception as exc:  # whatever Keras's layers raise means a wrong file
@@ -218,8 +277,7 @@ def _to_json(model: Any) -> str:
 
 
 def _from_json(text: str) -> Any:
-    import keras
-
+    keras = _keras()
     try:
         return keras.saving.deserialize_keras_object(check_model_json(text), safe_mode=True)
     except Exception as exc:  # see _load
@@ -263,13 +321,18 @@ class Keeper:
         self._model: Any = None
 
     def save(self, request: Request) -> dict[str, Any]:
-        """Write model.keras with its card, and curves.png beside it, each aside and then in place."""
+        """Write the model with its card, and curves.png beside it, each aside and then in place."""
         from coordinator.folder.checkpoint import read_checkpoint
 
         checkpoint = read_checkpoint(Path(request["checkpoint"]))
-        model = self.with_weights(checkpoint)
-        path = Path(request["model"])
-        _put_in_place(model, path, ModelCard.from_json(request["card"]))
+        path, card = Path(request["model"]), ModelCard.from_json(request["card"])
+        if is_arrays(checkpoint.model_json):
+            _put_in_place(
+                lambda aside: write_arrays(aside, checkpoint.model_json, _weights(checkpoint), card), path
+            )
+        else:
+            model = self.with_weights(checkpoint)
+            _put_in_place(lambda aside: _write_keras(aside, model, card), path)
         draw_curves([flat(row) for row in checkpoint.history], path.with_name("curves.png"))
         return {}
 
@@ -314,7 +377,7 @@ class Keeper:
         """The model of a committed state, compiled; the same object every time, for only its weights change."""
         model = self._built(checkpoint.model_json)
         apply_kinds(model, checkpoint.layout)
-        _set_weights(model, unflatten(checkpoint.layout, checkpoint.vector, checkpoint.integers))
+        _set_weights(model, _weights(checkpoint))
         return model
 
     def _built(self, text: str) -> Any:
@@ -323,12 +386,20 @@ class Keeper:
         return self._model
 
 
-def _put_in_place(model: Any, path: Path, card: ModelCard) -> None:
+def _weights(checkpoint: "Checkpoint") -> list[Array]:
+    return unflatten(checkpoint.layout, checkpoint.vector, checkpoint.integers)
+
+
+def _write_keras(path: Path, model: Any, card: ModelCard) -> None:
+    model.save(path)
+    write_card(path, card)
+
+
+def _put_in_place(write: Callable[[Path], None], path: Path) -> None:
     """Save aside, fsync, rename: whoever opens the file finds a whole model, whenever the power goes."""
-    aside = path.with_name(f".aside-{path.name}")  # Keras wants the suffix .keras
+    aside = path.with_name(f".aside-{path.name}")  # Keras and numpy want the suffix as it is
     try:
-        model.save(aside)
-        write_card(aside, card)
+        write(aside)
         sync(aside)
         aside.replace(path)
         sync(path.parent)

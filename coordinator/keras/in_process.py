@@ -18,7 +18,7 @@ class InProcessModels:
 
     Args:
         state_at: Gives the state that stands at a path.
-        make: Gives the compiled model; None calls the task's function, or opens its file.
+        make: Gives the compiled model, or named arrays; None calls the task's function, or opens its file.
     """
 
     def __init__(self, state_at: Callable[[Path], Checkpoint], make: Callable[[], Any] | None = None) -> None:
@@ -33,11 +33,11 @@ class InProcessModels:
             UsageError: There is no such module, function or file.
             ModelError: The model isn't compiled, isn't one that workers run, or its code raised.
         """
-        import keras
-
-        keras.utils.set_random_seed(seed)
-        model = child.called(self._make, task.name) if self._make else child.model_of(task.kind, task.source)
-        answer, weights = child.describe(model, None if initial_model is None else str(initial_model))
+        if self._make is not None:
+            given = child.given_by_function(task.name, self._make, seed)
+        else:
+            given = child.given_by(task.kind, task.source, seed)
+        answer, weights = child.describe(given, None if initial_model is None else str(initial_model))
         return built_model(answer, weights)
 
     def check(self, candidate: Path, inputs: InputFacts | None) -> str | None:

@@ -40,11 +40,11 @@ class BuiltModel:
     """A task's model, ready to be sent.
 
     Attributes:
-        model_json: Keras's JSON, compile settings inside.
+        model_json: Keras's JSON, compile settings inside; of a task of arrays their names.
         layout: Its weights, in Keras's order.
         vector: The initial float weights, shape (P,), in the order of `Sections`.
         integers: The initial integer weights.
-        input_shape: Of one example.
+        input_shape: Of one example; of a task of arrays nobody knows it, nor how many classes there are: 0.
         inputs: What a model to start from was trained on, if it says so.
     """
 
@@ -125,10 +125,14 @@ class ModelProcess:
 
     `build` waits for its answer. `save` does not: a thread hands over the newest state, and a state that was
     overtaken before its turn is dropped. Should the child die, the next request starts another.
+
+    Args:
+        is_warm: Import Keras at once, not at the first need: a task of arrays has none.
     """
 
-    def __init__(self) -> None:
-        self._child = _Child()
+    def __init__(self, *, is_warm: bool = True) -> None:
+        self._is_warm = is_warm
+        self._child = _Child(is_warm=is_warm)
         self._talking = threading.Lock()  # one request at a time
         self._changed = threading.Condition()  # guards the four below
         self._next: _Save | None = None
@@ -152,7 +156,7 @@ class ModelProcess:
         Args:
             task: From `coordinator.tasks.resolve`.
             seed: Of the initial weights.
-            initial_model: A .keras file whose weights to start from.
+            initial_model: A .keras file, or an .npz file of arrays, whose weights to start from.
 
         Raises:
             UsageError: There is no such module, function or file.
@@ -198,7 +202,7 @@ class ModelProcess:
         return {str(name): float(value) for name, value in answer["metrics"].items()}
 
     def save(self, checkpoint_path: Path, model_path: Path, card: ModelCard) -> None:
-        """Have a checkpoint saved as a Keras model, curves.png beside it; returns at once.
+        """Have a checkpoint saved as a model, curves.png beside it; returns at once.
 
         Args:
             checkpoint_path: Read when its turn comes.
@@ -269,7 +273,7 @@ class ModelProcess:
         with self._talking:
             if not self._child.is_alive:
                 self._child.close()
-                self._child = _Child()
+                self._child = _Child(is_warm=self._is_warm)
             answer = self._child.ask(request)
         if "error" not in answer:
             return dict(answer["result"])
@@ -286,7 +290,7 @@ def _read_weights(path: Path) -> list[Array]:
 class _Child:
     """The process itself and its three pipes."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_warm: bool) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "coordinator.keras.child"],
             stdin=subprocess.PIPE,
@@ -299,8 +303,9 @@ class _Child:
         self._last_lines: deque[str] = deque(maxlen=5)
         self._relay = threading.Thread(target=self._relay_stderr, name="model-stderr", daemon=True)
         self._relay.start()
-        self._send({"op": "warm"})
-        self._answers_to_skip = 1
+        if is_warm:
+            self._send({"op": "warm"})
+        self._answers_to_skip = int(is_warm)
         self._operation: str | None = None
         self._is_too_slow = False
 

@@ -19,6 +19,7 @@ class Member:
     Attributes:
         announced: The upload_id of its update for the round that it holds, once announced.
         token: Of its newest `joined`.
+        has_trainer: It trains models of named arrays, and none of Keras's.
         is_present: It said it is there, and nobody found its queue without a reader since.
     """
 
@@ -34,6 +35,7 @@ class Member:
     token: str = ""
     is_present: bool = True
     inputs: InputFacts | None = None
+    has_trainer: bool = False
 
 
 class Roster:
@@ -56,6 +58,7 @@ class Roster:
             announced=joined.announced,
             inputs=joined.inputs,
             token=joined.token,
+            has_trainer=joined.has_trainer,
         )
         self.add(member)
         return member

@@ -80,6 +80,13 @@ class Admission:
         return is_new
 
     def _flaw_in(self, member: Member, state: Checkpoint) -> str | None:
+        if state.is_arrays and not member.has_trainer:
+            return f"it trains Keras models, and {state.task} is a task of arrays: start it with --trainer MODULE:CLASS"
+        if member.has_trainer and not state.is_arrays:
+            return (
+                f"it has a trainer, for tasks of arrays, and {state.task} is a Keras model: "
+                "start it without --trainer"
+            )
         if state.classes and member.classes != state.classes:
             return f"its classes are {listed(member.classes)}; this run's are {listed(state.classes)}"
         if len(member.classes) != state.num_classes:

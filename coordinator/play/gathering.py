@@ -78,7 +78,7 @@ class Gathering:
         Args:
             trained_on: What the model to start from was trained on.
         """
-        if self._committed.present.classes:
+        if self._committed.present.classes or self._committed.present.is_arrays:
             return
         self._committed.settle_classes(self._admission.commonest_classes())
         self.admit_again()

@@ -337,7 +337,7 @@ class Run:
     def _tell_end(self, state: Checkpoint, outcome: Outcome | None) -> None:
         if outcome is None:
             return  # the same command line goes on with this run: the workers stay
-        session, workers = self._session, sorted(each.worker for each in self._admission.members)
+        session, workers = self._session, self._everyone_of(state)
         message = RunFinished(
             run_id=state.run_id, rounds=state.round_number, outcome=outcome, session=session.number
         )
@@ -349,6 +349,11 @@ class Run:
             for worker in workers:
                 with session.until_link_is_back():
                     session.link.purge(names.upload_queue(worker))
+
+    def _everyone_of(self, state: Checkpoint) -> list[str]:
+        """Who may wait for the run's end: whoever a restarted coordinator has not heard of again, too."""
+        members = {each.worker for each in self._admission.members}
+        return sorted(members.union(*(row.accepted for row in state.history)))
 
     # --- what is seen of it --------------------------------------------------------------------------------
 

@@ -156,6 +156,7 @@ class Listener(threading.Thread):
             announced=self._hand_over.announced(worker),
             inputs=data.inputs,
             token=self._token,
+            has_trainer=participant.has_trainer,
         )
 
     def _on_connection(self, event: Connection) -> None:

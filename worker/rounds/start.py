@@ -12,6 +12,7 @@ from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.logs import LogContext
 from worker.console import Console
+from worker.rounds.own_trainer import OwnTraining
 from worker.rounds.participant import KerasTrainer, Participant
 from worker.rounds.worker_loop import WorkerLoop
 
@@ -58,7 +59,11 @@ def take_part(
         DataError: The coordinator refused this worker.
     """
     with Stop(limit_seconds=_LAST_SECONDS_OF_SWARM if is_swarm else _LAST_SECONDS) as stop:
-        trainer = KerasTrainer(deterministic=deterministic, ending=stop.event)
+        trainer = (
+            OwnTraining(ending=stop.event)
+            if participants[0].has_trainer
+            else KerasTrainer(deterministic=deterministic, ending=stop.event)
+        )
         link = RabbitLink(
             LinkSettings(
                 amqp_url=link_to.amqp_url,
