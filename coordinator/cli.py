@@ -16,23 +16,18 @@ from broker.command import (
     management_url_option,
     read_environment,
 )
-from broker.errors import EXIT_SIGNAL, BrokerUnreachable, Interrupted, UsageError
+from broker.errors import EXIT_SIGNAL, Interrupted, UsageError
 from broker.hosting import server
 from broker.hosting.management import Management
 from broker.link.address import without_password
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.logs import LogContext
-from coordinator.files import lock_folder, make_folder
-from coordinator.folder.run_folder import model_file
-from coordinator.keras.process import ModelProcess
 from coordinator.learning.measure_names import ALL_RESULTS
-from coordinator.options import RunOptions
-from coordinator.play.run import Run, Summary
+from coordinator.starting.api import RunResult, play
 from coordinator.starting.launching import as_texts, check_texts, launch_options, make_options, run_options
 from coordinator.status import BrokerStatus, read_status
 from coordinator.terminal.client import Asker, asking
-from coordinator.terminal.console import Console
 from coordinator.terminal.status_text import status_text
 
 _FILE = click.Path(path_type=Path)
@@ -75,39 +70,11 @@ def run(task: str, out: Path, amqp_url: str, connect_seconds: float, log: LogCon
     asked = make_options(task, out, options)
     with Stop() as stop:
         try:
-            summary = _play(asked, amqp_url, connect_seconds, log, stop)
+            result = play(asked, amqp_url, connect_seconds, stop.event, log)
         except Interrupted as exc:
             click.echo(str(exc), err=True)
             raise SystemExit(EXIT_SIGNAL + (stop.signal_number or 0)) from exc
-    _print_summary(asked, summary)
-
-
-def _play(options: RunOptions, amqp_url: str, connect_seconds: float, log: LogContext, stop: Stop) -> Summary:
-    """Hold the folder, connect, play; everything is let go of in the reverse order."""
-    link = _link(amqp_url, "coordinator", connect_seconds, stop)
-    make_folder(options.out)
-    with lock_folder(options.out, wait=options.standby, stop=stop.event):
-        _open(link, stop)
-        try:
-            with ModelProcess(is_warm=options.task.is_surely_keras) as models:
-                run = Run(link, options, models, stop=stop.event, log=log)
-                console = Console(run.view)
-                run.each_turn(console.draw)
-                try:
-                    return run.play()
-                finally:
-                    console.end()
-        finally:
-            link.close()
-
-
-def _open(link: RabbitLink, stop: Stop) -> None:
-    try:
-        link.open()
-    except BrokerUnreachable as exc:
-        if stop.event.is_set():
-            raise Interrupted("Stopped before the broker answered. The same command line goes on.") from exc
-        raise
+    _print_result(result)
 
 
 def _link(amqp_url: str, name: str, connect_seconds: float, stop: Stop) -> RabbitLink:
@@ -116,13 +83,13 @@ def _link(amqp_url: str, name: str, connect_seconds: float, stop: Stop) -> Rabbi
     )
 
 
-def _print_summary(options: RunOptions, summary: Summary) -> None:
-    test = summary.history[-1].test
+def _print_result(result: RunResult) -> None:
+    test = result.state.history[-1].test
     first = [name for name in ALL_RESULTS if name in test]
     shown = "  ".join(f"{name}={test[name]:.4f}" for name in dict.fromkeys([*first, *test]))
-    click.echo(f"{model_file(options.out)}  rounds={summary.rounds}  {shown}".rstrip())
-    if summary.num_dead:
-        click.echo(f"{summary.num_dead} messages were rejected: see the queue 'dead'.", err=True)
+    click.echo(f"{result.path}  rounds={result.rounds}  {shown}".rstrip())
+    if result.num_dead:
+        click.echo(f"{result.num_dead} messages were rejected: see the queue 'dead'.", err=True)
 
 
 @main.command(short_help="The network's page: workers, Launch training, live rounds.")

@@ -14,12 +14,15 @@ from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.seam import Link
 from broker.logs import LogContext
+from broker.model.arrays import array_names
 from broker.wire.tensors import Array, unflatten
 from coordinator.files import lock_folder, make_folder
 from coordinator.folder.checkpoint import Checkpoint
 from coordinator.folder.history import FlatRow, flat, flat_workers
+from coordinator.folder.run_folder import model_file
 from coordinator.keras.process import ModelProcess
 from coordinator.learning.strategies import STRATEGIES, Strategy
+from coordinator.options import RunOptions
 from coordinator.play.run import Run, Summary
 from coordinator.starting.launching import make_options, read_values
 from coordinator.terminal.console import Console
@@ -32,7 +35,7 @@ class RunResult:
     Attributes:
         outcome: "done", or "stopped" when a person ended it before its last round.
         rounds: How many were closed.
-        path: Its model.keras; None of a simulation, which leaves no files.
+        path: Its model.keras, or model.npz; None of a simulation, which leaves no files.
         num_dead: How many messages were refused, and are in the queue `dead`.
         state: What was committed last.
     """
@@ -55,12 +58,25 @@ class RunResult:
 
     @property
     def weights(self) -> list[Array]:
-        """The model's weights, in Keras's order (`model.get_weights()`)."""
+        """The model's weights, in Keras's order (`model.get_weights()`), or in that of a task's arrays."""
         return unflatten(self.state.layout, self.state.vector, list(self.state.integers))
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """The weights of a task of arrays by their names.
+
+        Raises:
+            ModelError: It is a Keras model.
+        """
+        return dict(zip(array_names(self.state.model_json), self.weights, strict=True))
 
     @cached_property
     def model(self) -> Any:
-        """The compiled Keras model with the last weights; this imports TensorFlow."""
+        """The compiled Keras model with the last weights; this imports TensorFlow.
+
+        Raises:
+            ModelError: It is a task of arrays.
+        """
         from coordinator.keras.child import Keeper
 
         return Keeper().with_weights(self.state)
@@ -110,22 +126,38 @@ def run(
         Interrupted: `stop` was set.
     """
     asked = make_options(task, Path(out), asked_options(strategy, options) | {"standby": standby})
+    address = "" if link else checked_amqp_url(amqp_url, insecure=insecure)
     with Interruptible(stop) as ending:
-        make_folder(asked.out)
-        with lock_folder(asked.out, wait=asked.standby, stop=ending):
-            address = "" if link else checked_amqp_url(amqp_url, insecure=insecure)
-            with (
-                opened(link, address, "coordinator", connect_seconds, ending) as at,
-                ModelProcess() as models,
-            ):
-                playing = Run(at, asked, models, stop=ending, log=log or LogContext())
-                console = Console(playing.view)
-                playing.each_turn(console.draw)
-                try:
-                    summary = playing.play()
-                finally:
-                    console.end()
-    return result_of(summary, asked.out / "model.keras")
+        return play(asked, address, connect_seconds, ending, log or LogContext(), link)
+
+
+def play(
+    asked: RunOptions,
+    amqp_url: str,
+    connect_seconds: float,
+    stop: threading.Event,
+    log: LogContext,
+    link: Link | None = None,
+) -> RunResult:
+    """Play one run, for a command or a caller: hold the folder, connect, play; all is let go of in the reverse order.
+
+    Raises:
+        WarrenError: See `run`.
+    """
+    make_folder(asked.out)
+    with (
+        lock_folder(asked.out, wait=asked.standby, stop=stop),
+        opened(link, amqp_url, "coordinator", connect_seconds, stop) as at,
+        ModelProcess(is_warm=asked.task.is_surely_keras) as models,
+    ):
+        playing = Run(at, asked, models, stop=stop, log=log)
+        console = Console(playing.view)
+        playing.each_turn(console.draw)
+        try:
+            summary = playing.play()
+        finally:
+            console.end()
+    return result_of(summary, model_file(asked.out))
 
 
 def result_of(summary: Summary, path: Path | None) -> RunResult:

@@ -6,6 +6,7 @@ The one place of the coordinator that knows of workers, and has TensorFlow in it
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ from coordinator.play.run import Run, Summary
 from coordinator.starting.api import RunResult, asked_options, opened, result_of
 from coordinator.tasks import Task, TaskDefaults, resolve
 from coordinator.terminal.console import RoundsBar
-from worker.console import Console
-from worker.data.data_set import Dataset, open_data, open_values
-from worker.rounds.participant import KerasTrainer, Participant, Trainer
-from worker.rounds.worker_loop import WorkerLoop
+from worker.api import open_any, site_with
+from worker.data.data_set import Dataset
+from worker.rounds.participant import Participant, Trainer
+from worker.rounds.start import serve, trainer_of
 from worker.tensorflow import load_keras
 
 _NAME = "swarm"  # as `worker swarm` calls its workers: the same names, the same seeds
@@ -42,6 +43,7 @@ def simulate(
     rounds: int = 20,
     partition: str = "dirichlet:0.3",
     strategy: str | Strategy = "fedavg",
+    trainer: Any = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
@@ -60,15 +62,18 @@ def simulate(
     random seeds are set in this process. Ctrl-C ends it with KeyboardInterrupt.
 
     Args:
-        model: A compiled keras.Model, which is left as it is; a function that returns one; or a TASK as
-            `coordinator run` takes it.
+        model: A compiled keras.Model, which is left as it is; a function that returns one; a TASK as `coordinator run`
+            takes it; or, for a trainer, a mapping of names to arrays.
         data: (x, y), or ((x_train, y_train), (x_test, y_test)), and after them the classes' names if you like; or a
-            PATH as `worker swarm --data` takes it. Of (x, y) a tenth is held out for tests.
+            PATH as `worker swarm --data` takes it. Of (x, y) a tenth is held out for tests. With a trainer what is
+            not such values, e.g. None, goes to each as it is.
         workers: How many there are.
         fraction: Share of them that is invited to a round.
         rounds: How many.
         partition: How alike their data are: iid, shards or dirichlet:ALPHA.
         strategy: By name, or one of `coordinator.strategies`, or an object of one's own.
+        trainer: A class or function that makes a trainer of one's own for each worker, see `worker.trainer`, as
+            `trainer(data=..., worker=NAME)`; data are its part, ((x_train, y_train), (x_test, y_test)).
         epochs: Local ones in a round; None takes the task's, or 1.
         batch_size: None takes the task's, or 32.
         learning_rate: None takes the task's, or the model's own.
@@ -102,12 +107,12 @@ def simulate(
         "deterministic": deterministic,
     }
     asked = RunOptions(task=task, out=Path(_NAME), **asked_options(strategy, given | options))
-    sites = _data_of(data, seed).divide(workers, partition, seed)
-    participants = [Participant(name=f"{_NAME}.{number}", data=site) for number, site in enumerate(sites, 1)]
-    _load_keras()
+    participants = _participants(data, trainer, workers, partition, seed)
+    if trainer is None:
+        _check_keras()
     with Interruptible(stop) as ending, _links(amqp_url, ending) as (ours, theirs):
-        swarm = _Swarm(theirs, participants, KerasTrainer(deterministic=deterministic, ending=ending), ending)
-        with swarm:
+        training = trainer_of(participants, deterministic=deterministic, ending=ending)
+        with _Swarm(theirs, participants, training, ending):
             summary = _play(ours, asked, make, ending, progress=progress)
     return result_of(summary, None)
 
@@ -116,17 +121,37 @@ def _task_of(model: Any) -> tuple[Task, Callable[[], Any] | None]:
     """The task, and what makes its model if that is no matter of the task's own."""
     if isinstance(model, str):
         return resolve(model), None
-    is_function = callable(model) and not hasattr(model, "to_json")
+    is_function = callable(model) and not hasattr(model, "to_json")  # a keras.Model is called, too
     name = getattr(model, "__name__", None) or getattr(model, "name", None) or type(model).__name__
     task = Task(name=str(name), kind="builder", source="", defaults=TaskDefaults())
     return task, model if is_function else lambda: model
 
 
-def _data_of(data: Any, seed: int) -> Dataset:
-    return open_data(data, seed=seed) if isinstance(data, str) else open_values(data, seed=seed)
+def _participants(data: Any, trainer: Any, workers: int, partition: str, seed: int) -> list[Participant]:
+    """The workers, each with its part of the data, or with a trainer that has it."""
+    names = [f"{_NAME}.{number}" for number in range(1, workers + 1)]
+    if trainer is not None and not isinstance(data, tuple | list):
+        return [Participant(name=name, data=site_with(trainer, data, name)) for name in names]
+    parts = open_any(data, seed=seed).divide(workers, partition, seed)
+    return [
+        Participant(name=name, data=part if trainer is None else site_with(trainer, _values(part), name))
+        for name, part in zip(names, parts, strict=True)
+    ]
 
 
-def _load_keras() -> None:
+def _values(part: Dataset) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    """((x_train, y_train), (x_test, y_test)) of one worker."""
+    shape = part.inputs.shape or ()
+    train, test = part.train(shape), part.test(shape)
+    return (train.x, train.y), (test.x, test.y)
+
+
+def _check_keras() -> None:
+    """Load Keras, and see what it runs on.
+
+    Raises:
+        ModelError: Not on TensorFlow.
+    """
     backend = load_keras().backend.backend()
     if backend != "tensorflow":
         raise ModelError(
@@ -174,15 +199,8 @@ class _Swarm:
         self._run_is_to_end = run_is_to_end
         self._failure: Exception | None = None
         self._is_over = threading.Event()
-        self._loop = WorkerLoop(
-            link,
-            participants,
-            trainer,
-            stop=self._is_over,
-            log=LogContext(),
-            console=Console(),
-            once=True,
-            is_swarm=True,
+        self._serve_until_told = partial(
+            serve, link, participants, trainer, LogContext(), stop=self._is_over, once=True, is_swarm=True
         )
         self._thread = threading.Thread(target=self._serve, name=_NAME, daemon=True)
 
@@ -197,7 +215,7 @@ class _Swarm:
 
     def _serve(self) -> None:
         try:
-            self._loop.serve()
+            self._serve_until_told()
         except Exception as exc:  # noqa: BLE001 - raised in the thread that waits for the run
             self._failure = exc
             self._run_is_to_end.set()

@@ -1,8 +1,11 @@
-"""From the command line to a worker that takes part: connect, serve, leave."""
+"""From a command, or a call from Python, to a worker that takes part: connect, serve, leave."""
 
 import logging
 import os
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from broker.command import Stop
@@ -10,15 +13,16 @@ from broker.errors import EXIT_DONE, BrokerUnreachable
 from broker.link.address import without_password
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
+from broker.link.seam import Link
 from broker.logs import LogContext
 from worker.console import Console
 from worker.rounds.own_trainer import OwnTraining
-from worker.rounds.participant import KerasTrainer, Participant
+from worker.rounds.participant import KerasTrainer, Participant, Trainer
 from worker.rounds.worker_loop import WorkerLoop
 
 logger = logging.getLogger(__name__)
 
-_LAST_SECONDS = 10.0  # what leaving may take; a swarm deletes thousands of queues
+LAST_SECONDS = 10.0  #: what leaving may take; a swarm deletes thousands of queues
 _LAST_SECONDS_OF_SWARM = 60.0
 
 
@@ -41,7 +45,7 @@ def take_part(
     connect_seconds: float,
     is_swarm: bool = False,
 ) -> None:
-    """Connect and serve until told to stop.
+    """Connect and serve until a signal says to stop.
 
     Args:
         participants: One, or a swarm's.
@@ -58,54 +62,101 @@ def take_part(
         NameInUse: Another process reads this name's queue.
         DataError: The coordinator refused this worker.
     """
-    with Stop(limit_seconds=_LAST_SECONDS_OF_SWARM if is_swarm else _LAST_SECONDS) as stop:
-        trainer = (
-            OwnTraining(ending=stop.event)
-            if participants[0].has_trainer
-            else KerasTrainer(deterministic=deterministic, ending=stop.event)
-        )
-        link = RabbitLink(
-            LinkSettings(
-                amqp_url=link_to.amqp_url,
-                name=link_to.name,
-                connect_seconds=connect_seconds,
-                stop=stop.event,
-            )
-        )
-        if not _is_open(link, stop):
-            return
-        try:
-            logger.info("Connected to %s; registering %s.", without_password(link_to.amqp_url), link_to.name)
-            WorkerLoop(
-                link,
-                participants,
-                trainer,
-                stop=stop.event,
-                log=log,
-                console=Console(),
-                task=task,
-                once=once,
-                is_swarm=is_swarm,
-            ).serve()
-        finally:
-            link.close()
-    if stop.signal_number is not None or trainer.has_left_behind:
-        _end_process()
+    with Stop(limit_seconds=_LAST_SECONDS_OF_SWARM if is_swarm else LAST_SECONDS) as stop:
+        trainer = trainer_of(participants, deterministic=deterministic, ending=stop.event)
+        with connected(link_to, connect_seconds, stop.event) as link:
+            if link is not None:
+                serve(
+                    link,
+                    participants,
+                    trainer,
+                    log,
+                    stop=stop.event,
+                    task=task,
+                    once=once,
+                    is_swarm=is_swarm,
+                )
+    end_process_if_left(stop, has_left_behind=trainer.has_left_behind)
 
 
-def _is_open(link: RabbitLink, stop: Stop) -> bool:
+def trainer_of(
+    participants: list[Participant], *, deterministic: bool, ending: threading.Event
+) -> KerasTrainer | OwnTraining:
+    """What trains these participants: Keras, or trainers of their own."""
+    if participants[0].has_trainer:
+        return OwnTraining(ending=ending)
+    return KerasTrainer(deterministic=deterministic, ending=ending)
+
+
+def serve(
+    link: Link,
+    participants: list[Participant],
+    trainer: Trainer,
+    log: LogContext,
+    *,
+    stop: threading.Event,
+    task: str | None = None,
+    once: bool = False,
+    is_swarm: bool = False,
+) -> None:
+    """Take part over an open link until `stop` is set, or with `once` until one run is over.
+
+    Raises:
+        NameInUse: Another process reads this name's queue.
+        DataError: The coordinator refused this worker.
+    """
+    WorkerLoop(
+        link,
+        participants,
+        trainer,
+        stop=stop,
+        log=log,
+        console=Console(),
+        task=task,
+        once=once,
+        is_swarm=is_swarm,
+    ).serve()
+
+
+@contextmanager
+def connected(link_to: LinkTo, connect_seconds: float, stop: threading.Event) -> Iterator[Link | None]:
+    """A link that is closed at the end; None when told to stop before the broker answered.
+
+    Raises:
+        BrokerUnreachable: Nothing answered in that time.
+        LoginRefused: The broker refused the login.
+    """
+    link = RabbitLink(
+        LinkSettings(amqp_url=link_to.amqp_url, name=link_to.name, connect_seconds=connect_seconds, stop=stop)
+    )
+    if not _is_open(link, stop):
+        yield None
+        return
+    try:
+        logger.info("Connected to %s; registering %s.", without_password(link_to.amqp_url), link_to.name)
+        yield link
+    finally:
+        link.close()
+
+
+def _is_open(link: RabbitLink, stop: threading.Event) -> bool:
     """Connect; False when told to stop before the broker answered."""
     try:
         link.open()
     except BrokerUnreachable:
-        if stop.event.is_set():
+        if stop.is_set():
             return False
         raise
     return True
 
 
-def _end_process() -> None:
-    """Leave without the seconds that TensorFlow takes to be torn down: all is said, sent and closed by now."""
+def end_process_if_left(stop: Stop, *, has_left_behind: bool) -> None:
+    """End a command that was told to stop, or whose model goes on unheeded, without tearing TensorFlow down.
+
+    That takes seconds; all is said, sent and closed by now.
+    """
+    if stop.signal_number is None and not has_left_behind:
+        return
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
