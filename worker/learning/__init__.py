@@ -6,6 +6,7 @@ Contents:
     inference          the one way to a model's predictions: each example by itself
     terms              what a strategy adds to the gradient
     gradient_step      one step of it, traced once
+    pace               how many steps are taken in one call
     batches            examples in an epoch's order, prepared while the model trains
     fresh_start        what an earlier round left in the model is forgotten
     compiled_metrics   a model's own metrics, and what of them adds up over workers
