@@ -4,7 +4,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_SHORT_SECONDS, _LONG_SECONDS = 0.05, 0.2  #: that a call may take before the next one takes more steps, or fewer
+_SHORT_SECONDS, _LONG_SECONDS = (
+    0.05,
+    0.2,
+)  #: that a call may take before the next one takes more steps, or fewer
 _MOST_STEPS = 256
 
 
