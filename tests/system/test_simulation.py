@@ -56,6 +56,21 @@ print(json.dumps({"digests": found, "accuracy": runs["text"].history[-1]["val_ac
 """
 
 
+def test_what_the_readme_shows_can_be_typed(tmp_path: Path) -> None:
+    """The snippet under "From Python" runs as it stands, and its model can be opened."""
+    section = (ROOT / "coordinator" / "README.md").read_text(encoding="utf-8").partition("## From Python")[2]
+    snippet = section.partition("```python\n")[2].partition("```")[0]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", snippet]
+    done = subprocess.run(
+        words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "val_accuracy" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]
+    assert load_keras().models.load_model(tmp_path / "model.keras").compiled
+
+
 def write_digits(path: Path) -> None:
     """Ten kinds of pictures, 28 × 28: a bright square, each kind at a place of its own."""
     rng = np.random.default_rng(0)
