@@ -13,13 +13,15 @@ from broker.logs import LogContext
 from broker.wire.messages import RoundStart
 from broker.wire.names import check_name
 from broker.wire.tensors import Vector
+from worker.console import Console
 from worker.data.classes import parse_classes
 from worker.data.data_set import Dataset, open_data, open_values
 from worker.learning.results import Report
 from worker.rounds.own_site import OwnSite, make_trainer, open_trainer
 from worker.rounds.participant import Participant, Trained, Trainer
 from worker.rounds.site_rules import Share, SiteRules
-from worker.rounds.start import LinkTo, connected, serve, trainer_of
+from worker.rounds.start import LinkTo, connected, trainer_of
+from worker.rounds.worker_loop import WorkerLoop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +106,16 @@ def run(
         link_to = LinkTo(address, f"worker {name}")
         with nullcontext(link) if link else connected(link_to, connect_seconds, ending) as at:
             if at is not None:
-                serve(at, [participant], noting, story, stop=ending, task=task, once=once)
+                WorkerLoop(
+                    at,
+                    [participant],
+                    noting,
+                    stop=ending,
+                    log=story,
+                    console=Console(),
+                    task=task,
+                    once=once,
+                ).serve()
     return WorkResult(name=name, history=noting.history, has_left_behind=training.has_left_behind)
 
 

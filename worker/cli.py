@@ -302,12 +302,13 @@ def swarm_command(
     log: LogContext,
     **options: Any,
 ) -> None:
-    """Study many workers on one machine: each has its own queue, identity, part of the data and seed.
+    """Study many workers on one machine: each has its own identity, part of the data and seed.
 
-    They are trained one after the other with one compiled model, on one connection. A second process on the
-    same data without --part would train the very same parts of it once more; with --part, and the same COUNT,
-    partition and seed, each process has other workers with other data. With --trainer each has a trainer of its
-    own, made with its name, and cuts its data itself.
+    They are trained one after the other with one compiled model, on one connection, and share two queues: the
+    weights come once a round, however many they are. A second process on the same data without --part would
+    train the very same parts of it once more; with --part, and the same COUNT, partition and seed, each process
+    has other workers with other data. With --trainer each has a trainer of its own, made with its name, and cuts
+    its data itself.
 
     \b
     worker swarm --count 100 --data mnist.npz
@@ -323,7 +324,10 @@ def swarm_command(
         every = _open_data(data, classes, seed=seed).divide(count, scheme, seed)
         sites = [every[i] for i in mine]
     participants = [Participant(name=its, data=site) for its, site in zip(names, sites, strict=True)]
-    take_part(participants, LinkTo(amqp_url, f"swarm {name}"), log, is_swarm=True, **options)
+    part_number, _, parts = part.partition("/")
+    reader = name if int(parts) == 1 else f"{name}.{int(part_number)}"
+    link_to = LinkTo(amqp_url, f"swarm {reader}")
+    take_part(participants, link_to, log, is_swarm=True, reader=reader, **options)
 
 
 @main.command(name="train-alone", short_help="The same training with no federation.")

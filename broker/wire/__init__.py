@@ -11,5 +11,6 @@ Contents:
     limits      how much one message may say
     settings    how a worker trains
     messages    what travels, one frozen dataclass per message
+    swarms      what many workers of one process say of themselves together
     transfer    a vector cut into parts, encoded, and put together again
 """

@@ -6,7 +6,6 @@ The one place of the coordinator that knows of workers, and has TensorFlow in it
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,11 @@ from coordinator.starting.api import RunResult, asked_options, opened, result_of
 from coordinator.tasks import Task, TaskDefaults, resolve
 from coordinator.terminal.console import RoundsBar
 from worker.api import open_any, site_with
+from worker.console import Console
 from worker.data.data_set import Dataset
 from worker.rounds.participant import Participant, Trainer
-from worker.rounds.start import serve, trainer_of
+from worker.rounds.start import trainer_of
+from worker.rounds.worker_loop import WorkerLoop
 from worker.tensorflow import load_keras
 
 _NAME = "swarm"  # as `worker swarm` calls its workers: the same names, the same seeds
@@ -199,8 +200,15 @@ class _Swarm:
         self._run_is_to_end = run_is_to_end
         self._failure: Exception | None = None
         self._is_over = threading.Event()
-        self._serve_until_told = partial(
-            serve, link, participants, trainer, LogContext(), stop=self._is_over, once=True, is_swarm=True
+        self._loop = WorkerLoop(
+            link,
+            participants,
+            trainer,
+            stop=self._is_over,
+            log=LogContext(),
+            console=Console(),
+            once=True,
+            is_swarm=True,
         )
         self._thread = threading.Thread(target=self._serve, name=_NAME, daemon=True)
 
@@ -215,7 +223,7 @@ class _Swarm:
 
     def _serve(self) -> None:
         try:
-            self._serve_until_told()
+            self._loop.serve()
         except Exception as exc:  # noqa: BLE001 - raised in the thread that waits for the run
             self._failure = exc
             self._run_is_to_end.set()

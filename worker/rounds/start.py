@@ -17,13 +17,12 @@ from broker.link.seam import Link
 from broker.logs import LogContext
 from worker.console import Console
 from worker.rounds.own_trainer import OwnTraining
-from worker.rounds.participant import KerasTrainer, Participant, Trainer
+from worker.rounds.participant import KerasTrainer, Participant
 from worker.rounds.worker_loop import WorkerLoop
 
 logger = logging.getLogger(__name__)
 
-LAST_SECONDS = 10.0  #: what leaving may take; a swarm deletes thousands of queues
-_LAST_SECONDS_OF_SWARM = 60.0
+LAST_SECONDS = 10.0  #: what leaving may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +43,7 @@ def take_part(
     deterministic: bool,
     connect_seconds: float,
     is_swarm: bool = False,
+    reader: str | None = None,
 ) -> None:
     """Connect and serve until a signal says to stop.
 
@@ -56,26 +56,29 @@ def take_part(
         deterministic: Same seed, same bits.
         connect_seconds: How long the first connection is tried.
         is_swarm: Whether the participants are a swarm's.
+        reader: The name by which a swarm's queues are called, if not by that of its workers.
 
     Raises:
         BrokerUnreachable: Nothing answered in that time.
         NameInUse: Another process reads this name's queue.
         DataError: The coordinator refused this worker.
     """
-    with Stop(limit_seconds=_LAST_SECONDS_OF_SWARM if is_swarm else LAST_SECONDS) as stop:
+    with Stop(limit_seconds=LAST_SECONDS) as stop:
         trainer = trainer_of(participants, deterministic=deterministic, ending=stop.event)
         with connected(link_to, connect_seconds, stop.event) as link:
             if link is not None:
-                serve(
+                WorkerLoop(
                     link,
                     participants,
                     trainer,
-                    log,
                     stop=stop.event,
+                    log=log,
+                    console=Console(),
                     task=task,
                     once=once,
                     is_swarm=is_swarm,
-                )
+                    reader=reader,
+                ).serve()
     end_process_if_left(stop, has_left_behind=trainer.has_left_behind)
 
 
@@ -86,36 +89,6 @@ def trainer_of(
     if participants[0].has_trainer:
         return OwnTraining(ending=ending)
     return KerasTrainer(deterministic=deterministic, ending=ending)
-
-
-def serve(
-    link: Link,
-    participants: list[Participant],
-    trainer: Trainer,
-    log: LogContext,
-    *,
-    stop: threading.Event,
-    task: str | None = None,
-    once: bool = False,
-    is_swarm: bool = False,
-) -> None:
-    """Take part over an open link until `stop` is set, or with `once` until one run is over.
-
-    Raises:
-        NameInUse: Another process reads this name's queue.
-        DataError: The coordinator refused this worker.
-    """
-    WorkerLoop(
-        link,
-        participants,
-        trainer,
-        stop=stop,
-        log=log,
-        console=Console(),
-        task=task,
-        once=once,
-        is_swarm=is_swarm,
-    ).serve()
 
 
 @contextmanager
