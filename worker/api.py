@@ -1,7 +1,7 @@
 """Taking part, asked for from Python: the same as the command's, with the result as an object and our errors raised."""
 
 import threading
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,8 +99,10 @@ def run(
     rules = SiteRules(share=share, least_examples=least_examples, least_steps=least_steps)
     site = _site_of(name, data, trainer, classes, seed=seed, for_training=not evaluate_only)
     participant = Participant(name=check_name(name), data=site, evaluate_only=evaluate_only, rules=rules)
-    with Interruptible(stop) as ending:
-        training = trainer_of([participant], deterministic=deterministic, ending=ending)
+    with (
+        Interruptible(stop) as ending,
+        closing(trainer_of([participant], deterministic=deterministic, ending=ending)) as training,
+    ):
         noting, story = _Noting(training), log or LogContext()
         address = "" if link else checked_amqp_url(amqp_url, insecure=insecure)
         link_to = LinkTo(address, f"worker {name}")

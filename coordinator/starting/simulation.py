@@ -5,7 +5,7 @@ The one place of the coordinator that knows of workers, and has TensorFlow in it
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +111,13 @@ def simulate(
     participants = _participants(data, trainer, workers, partition, seed)
     if trainer is None:
         _check_keras()
-    with Interruptible(stop) as ending, _links(amqp_url, ending) as (ours, theirs):
-        training = trainer_of(participants, deterministic=deterministic, ending=ending)
-        with _Swarm(theirs, participants, training, ending):
-            summary = _play(ours, asked, make, ending, progress=progress)
+    with (
+        Interruptible(stop) as ending,
+        _links(amqp_url, ending) as (ours, theirs),
+        closing(trainer_of(participants, deterministic=deterministic, ending=ending)) as training,
+        _Swarm(theirs, participants, training, ending),
+    ):
+        summary = _play(ours, asked, make, ending, progress=progress)
     return result_of(summary, None)
 
 

@@ -4,7 +4,8 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 import coordinator
 from broker.errors import DataError, Interrupted, ModelError, QuorumNotReached, UsageError
 from broker.wire.tensors import Array
+from tests.brokers import wait_until
 from worker.trainer import Evaluated, FitSettings, Fitted, Weights
 
 SIZE = 20
@@ -55,6 +57,14 @@ def simulate(trainer: Any = Mean, **options: Any) -> coordinator.RunResult:
     return coordinator.simulate(ARRAYS, examples(), trainer=trainer, **asked)
 
 
+@contextmanager
+def no_thread_left() -> Iterator[None]:
+    """Whatever was begun in the block ends with it, or a moment later."""
+    before = set(threading.enumerate())
+    yield
+    wait_until(lambda: not set(threading.enumerate()) - before, 5, what="the end of every thread")
+
+
 @pytest.fixture
 def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, and that for temporary files."""
@@ -66,8 +76,8 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("strategy", ["fedavg", "median"])
 def test_one_call_gives_history_and_weights_and_leaves_nothing(empty: Path, strategy: str) -> None:
     """No broker, no file, no thread; pandas takes the history as it is."""
-    threads = threading.active_count()
-    result = simulate(strategy=strategy)
+    with no_thread_left():
+        result = simulate(strategy=strategy)
     assert (result.outcome, result.rounds, result.path, result.num_dead) == ("done", 3, None, 0)
     assert [len(row["accepted"]) for row in result.history[1:]] == [5, 5, 5]
     frame = pd.DataFrame(result.history)
@@ -76,7 +86,6 @@ def test_one_call_gives_history_and_weights_and_leaves_nothing(empty: Path, stra
     assert len(pd.DataFrame(result.workers)) > 0
     assert list(result.arrays) == ["coef", "intercept"]
     assert list(empty.iterdir()) == []
-    assert threading.active_count() == threads
 
 
 def test_the_result_is_the_textbook_average() -> None:
@@ -155,10 +164,8 @@ def test_what_can_not_be_played_is_refused_with_our_errors(
     call: Callable[[], object], error: type[Exception], words: str
 ) -> None:
     """By name, before a round opens or at the latest when nobody can train."""
-    threads = threading.active_count()
-    with pytest.raises(error, match=words):
+    with no_thread_left(), pytest.raises(error, match=words):
         call()
-    assert threading.active_count() == threads
 
 
 def test_workers_that_are_refused_end_the_call() -> None:
@@ -181,19 +188,17 @@ def waiting(act: Callable[[], None]) -> type[Mean]:
 
 def test_an_event_ends_the_call() -> None:
     """From any thread; the training under way ends, and no thread is left."""
-    threads, stop = threading.active_count(), threading.Event()
-    with pytest.raises(Interrupted):
+    stop = threading.Event()
+    with no_thread_left(), pytest.raises(Interrupted):
         simulate(waiting(stop.set), stop=stop)
-    assert threading.active_count() == threads
 
 
 def test_ctrl_c_ends_the_call_with_keyboard_interrupt() -> None:
     """As it ends any Python code, but with the workers gone; the handler of before is there again."""
     assert threading.current_thread() is threading.main_thread()
-    threads, handler = threading.active_count(), signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
+    handler = signal.getsignal(signal.SIGINT)
+    with no_thread_left(), pytest.raises(KeyboardInterrupt):
         simulate(waiting(lambda: signal.raise_signal(signal.SIGINT)))
-    assert threading.active_count() == threads
     assert signal.getsignal(signal.SIGINT) is handler
 
 

@@ -42,6 +42,10 @@ class OwnTraining:
         """Whether a trainer is still at something that nobody waits for."""
         return self._time_limit.num_left_behind > 0
 
+    def close(self) -> None:
+        """Let its threads go."""
+        self._time_limit.close()
+
     def warm_up(self) -> None:
         """Nothing: its module is imported already."""
 

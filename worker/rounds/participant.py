@@ -118,6 +118,10 @@ class KerasTrainer:
         """Whether TensorFlow is still at something that nobody waits for."""
         return self._time_limit.num_left_behind > 0
 
+    def close(self) -> None:
+        """Let its threads go."""
+        self._time_limit.close()
+
     def warm_up(self) -> None:
         """Import TensorFlow."""
         from worker.tensorflow import load_keras
