@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from worker.learning.evaluation import check_classes, evaluate, format_evaluatio
 from worker.learning.inference import Inference
 from worker.learning.prediction import predict
 from worker.learning.saved_model import LoadedModel, check_scale, load_model
+from worker.processes.pool import TrainingPool
 from worker.rounds.own_site import OwnSite, open_trainer
-from worker.rounds.participant import Participant
+from worker.rounds.own_trainer import OwnTraining
+from worker.rounds.participant import KerasTrainer, Participant
 from worker.rounds.site_rules import SHARES
 from worker.rounds.start import LAST_SECONDS, LinkTo, end_process_if_left, take_part
 
@@ -222,14 +225,15 @@ def participation_options(function: Any) -> Any:
     type=click.Choice(SHARES),
     default="metrics",
     show_default=True,
-    help="What leaves besides the update; counts: also how many examples of each class.",
+    help="What leaves besides the update; counts: also how many examples of each class; statistics: also mean, "
+    "spread, range and histogram of each feature, when a coordinator asks.",
 )
 @click.option(
     "--least-examples",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Decline a round that would train on fewer.",
+    help="Decline a round that would train on fewer, and statistics that would rest on fewer (or on fewer than 10).",
 )
 @click.option("--least-steps", type=click.IntRange(min=1), default=1, show_default=True,
               help="Decline a round that would take fewer steps.")  # fmt: skip
@@ -286,6 +290,8 @@ def _own_sites(trainer: str | None, data: str | None, classes: str | None, names
               help="How alike their parts of the data are.")  # fmt: skip
 @click.option("--part", metavar="I/K", default="1/1",
               help="This process is the I-th of K that share the COUNT workers.  [default: 1/1]")  # fmt: skip
+@click.option("--processes", type=click.IntRange(min=0), default=1, show_default=True, metavar="N",
+              help="Train in N processes behind this one, on one partition; 0: one for each core.")  # fmt: skip
 @participation_options
 @amqp_url_option
 @log_options
@@ -294,6 +300,7 @@ def swarm_command(
     name: str,
     scheme: str,
     part: str,
+    processes: int,
     trainer: str | None,
     data: str | None,
     classes: str | None,
@@ -305,14 +312,16 @@ def swarm_command(
     """Study many workers on one machine: each has its own identity, part of the data and seed.
 
     They are trained one after the other with one compiled model, on one connection, and share two queues: the
-    weights come once a round, however many they are. A second process on the same data without --part would
-    train the very same parts of it once more; with --part, and the same COUNT, partition and seed, each process
-    has other workers with other data. With --trainer each has a trainer of its own, made with its name, and cuts
-    its data itself.
+    weights come once a round, however many they are. With --processes N, so many are trained at the same time,
+    each with a model and its share of the cores, on the same data in memory. A second command on the same data
+    without --part would train the very same parts of it once more; with --part, and the same COUNT, partition and
+    seed, each has other workers with other data. With --trainer each worker has a trainer of its own, made with
+    its name, and cuts its data itself.
 
     \b
     worker swarm --count 100 --data mnist.npz
     worker swarm --count 1000 --data mnist.npz --partition shards
+    worker swarm --count 100 --data mnist.npz --processes 0
     worker swarm --count 100 --part 1/2 --data mnist.npz    and    --part 2/2 in another terminal
     """
     check_name(name)
@@ -327,7 +336,9 @@ def swarm_command(
     part_number, _, parts = part.partition("/")
     reader = name if int(parts) == 1 else f"{name}.{int(part_number)}"
     link_to = LinkTo(amqp_url, f"swarm {reader}")
-    take_part(participants, link_to, log, is_swarm=True, reader=reader, **options)
+    make_trainer = OwnTraining if trainer else partial(KerasTrainer, deterministic=options["deterministic"])
+    make_pool = None if processes == 1 else partial(TrainingPool, participants, processes, make_trainer)
+    take_part(participants, link_to, log, is_swarm=True, reader=reader, make_pool=make_pool, **options)
 
 
 @main.command(name="train-alone", short_help="The same training with no federation.")

@@ -10,6 +10,7 @@ Contents:
     scores      counts of a classifier's answers that add up over workers
     limits      how much one message may say
     settings    how a worker trains
+    statistics  what is asked and told of data before a training
     messages    what travels, one frozen dataclass per message
     swarms      what many workers of one process say of themselves together
     transfer    a vector cut into parts, encoded, and put together again

@@ -1,10 +1,11 @@
 """What is on disk: checkpoints, histories, and which run a folder holds.
 
 Contents:
-    history        one row a round, and history.csv
-    checkpoint     the committed state and the open round, on disk
-    run_json       run.json: which run a folder holds
-    run_folder     one run's folder: all that is fsynced
-    memory_folder  the same in memory, where no files are wanted
-    run_index      the folder --runs
+    history          one row a round, and history.csv
+    checkpoint       the committed state and the open round, on disk
+    run_json         run.json: which run a folder holds
+    run_folder       one run's folder: all that is fsynced
+    memory_folder    the same in memory, where no files are wanted
+    run_index        the folder --runs
+    statistics_file  what a survey of the sites' examples has found
 """

@@ -26,7 +26,7 @@ from broker.model.allowlist import check_model_json
 from broker.model.archive import read_config
 from broker.model.arrays import NPZ, arrays_text, is_arrays
 from broker.model.card import ModelCard, read_card, write_card
-from broker.model.kinds import apply_kinds, layout_of
+from broker.model.kinds import adapt_sole_normalization, apply_kinds, layout_of, renew_adapted
 from broker.wire.fields import to_plain
 from broker.wire.tensors import Array, unflatten
 from coordinator.folder.history import flat
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 _LAST_SECONDS = 10  # what a request under way may still take once stdin has ended
 
 Request = dict[str, Any]
+Normalization = dict[str, list[float]]  #: "means" and "variances", one of each feature
 
 
 def main() -> None:
@@ -110,22 +111,27 @@ def _keras() -> Any:
 def _build(request: Request) -> dict[str, Any]:
     """Make the model of a task and its initial weights."""
     given = given_by(request["kind"], request["source"], request["seed"])
-    answer, weights = describe(given, request["initial_model"])
+    answer, weights = describe(given, request["initial_model"], request["normalization"])
     np.savez(request["weights_path"], *weights)
     return answer
 
 
-def describe(given: Any, initial_model: str | None) -> tuple[dict[str, Any], list[Array]]:
+def describe(
+    given: Any, initial_model: str | None, normalization: Normalization | None
+) -> tuple[dict[str, Any], list[Array]]:
     """What the coordinator is to know of a model, and its initial weights in the order of its layout.
 
     Args:
         given: What the task gave: a Keras model, which is left as it is, or a mapping of names to arrays.
         initial_model: A file whose weights to start from.
+        normalization: Means and variances for its Normalization layer.
 
     Raises:
         ModelError: No worker could train it, or the weights to start from don't fit.
     """
     if isinstance(given, Mapping):
+        if normalization is not None:
+            raise ModelError("A task of arrays has no Normalization layer. Try without --normalize.")
         return _describe_arrays(given, initial_model)
     check_form(given)
     text = _to_json(given)
@@ -134,6 +140,8 @@ def describe(given: Any, initial_model: str | None) -> tuple[dict[str, Any], lis
     apply_kinds(copy, layout_of(given))
     warnings = check_training(copy)
     weights = _values(given) if initial_model is None else _weights_for(given, Path(initial_model))
+    if normalization is not None:
+        weights = _normalized(given, normalization)
     answer = {
         "model_json": text,
         "layout": [to_plain(spec) for spec in layout_of(given)],
@@ -144,6 +152,15 @@ def describe(given: Any, initial_model: str | None) -> tuple[dict[str, Any], lis
         "warnings": warnings,
     }
     return answer, weights
+
+
+def _normalized(model: Any, normalization: Normalization) -> list[Array]:
+    """The weights with the Normalization layer set; the model itself is left as it is."""
+    former = _values(model)
+    adapt_sole_normalization(model, **normalization)
+    weights = _values(model)
+    _set_weights(model, former)
+    return weights
 
 
 def _describe_arrays(
@@ -225,7 +242,7 @@ def _called(source: str, function: Callable[[], Any]) -> Any:
     try:
         return function()
     except Exception as exc:  # a person's own code may raise anything
-        raise ModelError(f"{source} raised {_one_line(exc)}") from exc
+        raise _raised(source, exc) from exc
 
 
 def _origin(module: Any) -> str:
@@ -242,7 +259,13 @@ def _import(module_name: str) -> Any:
             raise UsageError(
                 f"There is no module {exc.name!r}. Try from its folder, or set PYTHONPATH."
             ) from exc
-        raise ModelError(f"Importing {module_name} raised {_one_line(exc)}") from exc
+        raise _raised(f"Importing {module_name}", exc) from exc
+
+
+def _raised(what: str, exc: Exception) -> ModelError:
+    is_missing = isinstance(exc, ModuleNotFoundError) and exc.name in ("keras", "tensorflow")
+    advice = ". Keras models need TensorFlow: try pip install tensorflow." if is_missing else ""
+    return ModelError(f"{what} raised {_one_line(exc)}{advice}")
 
 
 def _load(path: Path) -> Any:
@@ -311,6 +334,7 @@ def _values(model: Any) -> list[Array]:
 def _set_weights(model: Any, values: list[Array]) -> None:
     for weight, value in zip(model.weights, values, strict=True):
         weight.assign(value)
+    renew_adapted(model)
 
 
 class Keeper:

@@ -9,7 +9,7 @@ from broker.wire.fields import to_plain
 from broker.wire.tensors import Array, InputFacts
 from coordinator.folder.checkpoint import CHECKPOINT_FILE, Checkpoint
 from coordinator.keras import child
-from coordinator.keras.process import BuiltModel, built_model
+from coordinator.keras.process import BuiltModel, built_model, normalization_in
 from coordinator.tasks import Task
 
 
@@ -26,7 +26,9 @@ class InProcessModels:
         self._make = make
         self._keeper = child.Keeper()
 
-    def build(self, task: Task, *, seed: int, initial_model: Path | None = None) -> BuiltModel:
+    def build(
+        self, task: Task, *, seed: int, initial_model: Path | None = None, normalize: Path | None = None
+    ) -> BuiltModel:
         """Build a task's model and its initial weights.
 
         Raises:
@@ -37,7 +39,9 @@ class InProcessModels:
             given = child.given_by_function(task.name, self._make, seed)
         else:
             given = child.given_by(task.kind, task.source, seed)
-        answer, weights = child.describe(given, None if initial_model is None else str(initial_model))
+        start = None if initial_model is None else str(initial_model)
+        normalization = None if normalize is None else normalization_in(normalize)
+        answer, weights = child.describe(given, start, normalization)
         return built_model(answer, weights)
 
     def check(self, candidate: Path, inputs: InputFacts | None) -> str | None:

@@ -21,6 +21,7 @@ from broker.logs import is_chatter
 from broker.model.card import ModelCard
 from broker.wire.fields import from_plain, to_plain
 from broker.wire.tensors import Array, InputFacts, Layout, TensorSpec, Vector, flatten
+from coordinator.folder.statistics_file import read_statistics
 from coordinator.keras.form import has_schedule
 from coordinator.tasks import Task
 
@@ -89,7 +90,9 @@ def built_model(answer: Mapping[str, Any], weights: list[Array]) -> BuiltModel:
 class Models(Protocol):
     """What a run asks of Keras; `ModelProcess` says what each does."""
 
-    def build(self, task: Task, *, seed: int, initial_model: Path | None = None) -> BuiltModel:
+    def build(
+        self, task: Task, *, seed: int, initial_model: Path | None = None, normalize: Path | None = None
+    ) -> BuiltModel:
         """Build a task's model and its initial weights."""
 
     def check(self, candidate: Path, inputs: InputFacts | None) -> str | None:
@@ -150,13 +153,16 @@ class ModelProcess:
     ) -> None:
         self.close()
 
-    def build(self, task: Task, *, seed: int, initial_model: Path | None = None) -> BuiltModel:
+    def build(
+        self, task: Task, *, seed: int, initial_model: Path | None = None, normalize: Path | None = None
+    ) -> BuiltModel:
         """Build a task's model and its initial weights.
 
         Args:
             task: From `coordinator.tasks.resolve`.
             seed: Of the initial weights.
             initial_model: A .keras file, or an .npz file of arrays, whose weights to start from.
+            normalize: What `coordinator statistics` has found, for the model's Normalization layer.
 
         Raises:
             UsageError: There is no such module, function or file.
@@ -171,6 +177,7 @@ class ModelProcess:
                     "source": task.source,
                     "seed": seed,
                     "initial_model": None if initial_model is None else str(initial_model.resolve()),
+                    "normalization": None if normalize is None else normalization_in(normalize),
                     "weights_path": str(weights_path),
                 }
             )
@@ -280,6 +287,16 @@ class ModelProcess:
         if answer["error"] in _ERRORS:
             raise _ERRORS[answer["error"]](answer["text"])
         raise RuntimeError(f"The model process failed: {answer['text']}")
+
+
+def normalization_in(path: Path) -> dict[str, list[float]]:
+    """The means and variances that `coordinator statistics` has found.
+
+    Raises:
+        DataError: The file can't be read.
+    """
+    features = read_statistics(path).features
+    return {"means": [each.mean for each in features], "variances": [each.variance for each in features]}
 
 
 def _read_weights(path: Path) -> list[Array]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from broker.errors import DataError, ModelError
 from broker.model.head import head_of
-from broker.model.kinds import apply_kinds, layout_of
+from broker.model.kinds import apply_kinds, layout_of, renew_adapted
 from broker.model.loss import encode_labels
 from broker.wire.scores import count_answers
 from broker.wire.settings import TrainingSettings
@@ -229,6 +229,7 @@ class LocalModel:
             raise ModelError(f"The weights don't fit the model. Expected {shapes}, received {received}.")
         for variable, weight in zip(self._model.weights, weights, strict=True):
             variable.assign(weight)
+        renew_adapted(self._model)
 
     def _run_epoch(self, run: Steps, batches: Any, epoch: "_Epoch") -> tuple[bool, dict[str, float]]:
         """Train on every batch, or until told to stop; returns whether it got to the end, and the metrics."""

@@ -42,6 +42,17 @@ class Participant:
         """Whether it trains named arrays with a trainer of its own, and no Keras models."""
         return isinstance(self.data, OwnSite)
 
+    @property
+    def statistics_refusal(self) -> str | None:
+        """Why statistics of its examples are not told; None if they are."""
+        if self.has_trainer or self.evaluate_only:
+            return (
+                "This site trains with a trainer of its own."
+                if self.has_trainer
+                else "This site trains on nothing."
+            )
+        return self.rules.statistics_refusal
+
     def trains_in(self, start: RoundStart) -> bool:
         """Whether a round start asks this worker for an update."""
         return start.mode == "train" and not self.evaluate_only
@@ -112,6 +123,8 @@ class KerasTrainer:
         self._model: LocalModel | None = None
         self._model_json = ""
         self._given_up: dict[str, str] = {}  # the last model that took too long, and why
+
+    num_at_once = 1
 
     @property
     def has_left_behind(self) -> bool:

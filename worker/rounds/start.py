@@ -4,9 +4,11 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 from broker.command import Stop
 from broker.errors import EXIT_DONE, BrokerUnreachable
@@ -17,12 +19,27 @@ from broker.link.seam import Link
 from broker.logs import LogContext
 from worker.console import Console
 from worker.rounds.own_trainer import OwnTraining
-from worker.rounds.participant import KerasTrainer, Participant
+from worker.rounds.participant import KerasTrainer, Participant, Trainer
 from worker.rounds.worker_loop import WorkerLoop
 
 logger = logging.getLogger(__name__)
 
 LAST_SECONDS = 10.0  #: what leaving may take
+
+
+class EndingTrainer(Trainer, Protocol):
+    """A trainer that ends: `KerasTrainer`, `OwnTraining`, or several processes (`worker.processes.pool`)."""
+
+    @property
+    def num_at_once(self) -> int:
+        """How many may be trained at the same time."""
+
+    @property
+    def has_left_behind(self) -> bool:
+        """Whether something is still trained that nobody waits for."""
+
+    def close(self) -> None:
+        """End what belongs to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +61,7 @@ def take_part(
     connect_seconds: float,
     is_swarm: bool = False,
     reader: str | None = None,
+    make_pool: Callable[[], EndingTrainer] | None = None,
 ) -> None:
     """Connect and serve until a signal says to stop.
 
@@ -57,6 +75,7 @@ def take_part(
         connect_seconds: How long the first connection is tried.
         is_swarm: Whether the participants are a swarm's.
         reader: The name by which a swarm's queues are called, if not by that of its workers.
+        make_pool: Makes a trainer of several processes, in the place of one in this process.
 
     Raises:
         BrokerUnreachable: Nothing answered in that time.
@@ -64,8 +83,8 @@ def take_part(
         DataError: The coordinator refused this worker.
     """
     with Stop(limit_seconds=LAST_SECONDS) as stop:
-        trainer = trainer_of(participants, deterministic=deterministic, ending=stop.event)
-        with connected(link_to, connect_seconds, stop.event) as link:
+        make = make_pool or partial(trainer_of, participants, deterministic=deterministic, ending=stop.event)
+        with closing(make()) as trainer, connected(link_to, connect_seconds, stop.event) as link:
             if link is not None:
                 WorkerLoop(
                     link,
@@ -78,13 +97,14 @@ def take_part(
                     once=once,
                     is_swarm=is_swarm,
                     reader=reader,
+                    at_once=trainer.num_at_once,
                 ).serve()
     end_process_if_left(stop, has_left_behind=trainer.has_left_behind)
 
 
 def trainer_of(
     participants: list[Participant], *, deterministic: bool, ending: threading.Event
-) -> KerasTrainer | OwnTraining:
+) -> EndingTrainer:
     """What trains these participants: Keras, or trainers of their own."""
     if participants[0].has_trainer:
         return OwnTraining(ending=ending)
