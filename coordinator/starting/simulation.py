@@ -4,13 +4,14 @@ The one place of the coordinator that knows of workers, and has TensorFlow in it
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from broker.command import Interruptible, checked_amqp_url
-from broker.errors import Interrupted, ModelError
+from broker.errors import Interrupted, ModelError, UsageError
 from broker.link.memory import MemoryBroker, MemoryLink
 from broker.link.seam import Link
 from broker.logs import LogContext
@@ -25,8 +26,10 @@ from coordinator.terminal.console import RoundsBar
 from worker.api import open_any, site_with
 from worker.console import Console
 from worker.data.data_set import Dataset
-from worker.rounds.participant import Participant, Trainer
-from worker.rounds.start import trainer_of
+from worker.processes.pool import TrainingPool
+from worker.rounds.own_trainer import OwnTraining
+from worker.rounds.participant import KerasTrainer, Participant
+from worker.rounds.start import EndingTrainer, trainer_of
 from worker.rounds.worker_loop import WorkerLoop
 from worker.tensorflow import load_keras
 
@@ -50,6 +53,7 @@ def simulate(
     learning_rate: float | None = None,
     seed: int = 0,
     deterministic: bool = False,
+    processes: int = 1,
     amqp_url: str | None = None,
     progress: bool = True,
     stop: threading.Event | None = None,
@@ -58,9 +62,10 @@ def simulate(
     """Train a model with many logical workers in this process, in one call.
 
     It plays what `coordinator run` and `worker swarm` play: with the same seed, settings and partition, and with
-    `deterministic`, the result has the same bits. No broker is needed, and no files are left; of a strategy that needs
-    every update side by side (`median`) a temporary folder holds them while a round is open. Keras's and Python's
-    random seeds are set in this process. Ctrl-C ends it with KeyboardInterrupt.
+    `deterministic`, the result has the same bits. No broker is needed, and no files are left: what is committed is kept
+    in memory. Only where a strategy needs every update side by side (`median`), and for several processes, there is a
+    temporary folder meanwhile. Keras's and Python's random seeds are set in this process. Ctrl-C ends it with
+    KeyboardInterrupt.
 
     Args:
         model: A compiled keras.Model, which is left as it is; a function that returns one; a TASK as `coordinator run`
@@ -80,6 +85,8 @@ def simulate(
         learning_rate: None takes the task's, or the model's own.
         seed: Of the initial weights, the partition, who is invited, and shuffling.
         deterministic: Same seed, same bits; slower, and TensorFlow stays so in this process.
+        processes: Train in so many processes behind this one, which share the data in memory; 0: one for each core.
+            Pays where training takes longer than the few seconds that they take to start. The result is the same.
         amqp_url: A broker's address: the same over this broker. None takes a link in memory.
         progress: Whether a bar shows how far it is.
         stop: Ends the call when it is set, from any thread.
@@ -96,6 +103,8 @@ def simulate(
         BrokerError: The broker is unreachable, or refused the login.
         Interrupted: `stop` was set.
     """
+    if isinstance(model, Mapping) and trainer is None:
+        raise UsageError("Named arrays are trained by a trainer: give one, or a Keras model.")
     task, make = _task_of(model)
     given = {
         "workers": workers,
@@ -114,7 +123,7 @@ def simulate(
     with (
         Interruptible(stop) as ending,
         _links(amqp_url, ending) as (ours, theirs),
-        closing(trainer_of(participants, deterministic=deterministic, ending=ending)) as training,
+        closing(_training(participants, processes, ending, deterministic=deterministic)) as training,
         _Swarm(theirs, participants, training, ending),
     ):
         summary = _play(ours, asked, make, ending, progress=progress)
@@ -141,6 +150,19 @@ def _participants(data: Any, trainer: Any, workers: int, partition: str, seed: i
         Participant(name=name, data=part if trainer is None else site_with(trainer, _values(part), name))
         for name, part in zip(names, parts, strict=True)
     ]
+
+
+def _training(
+    participants: list[Participant], processes: int, ending: threading.Event, *, deterministic: bool
+) -> EndingTrainer:
+    """What trains them, in this process or in several."""
+    if processes < 0:
+        raise UsageError(f"Expected 0 processes, one for each core, or more. Received {processes}.")
+    if processes == 1:
+        return trainer_of(participants, deterministic=deterministic, ending=ending)
+    has_trainer = participants[0].has_trainer
+    make_trainer = OwnTraining if has_trainer else partial(KerasTrainer, deterministic=deterministic)
+    return TrainingPool(participants, processes, make_trainer)
 
 
 def _values(part: Dataset) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
@@ -198,7 +220,11 @@ class _Swarm:
     """The workers, in a thread of their own; what ends them ends the run, and is raised where the run is played."""
 
     def __init__(
-        self, link: Link, participants: list[Participant], trainer: Trainer, run_is_to_end: threading.Event
+        self,
+        link: Link,
+        participants: list[Participant],
+        trainer: EndingTrainer,
+        run_is_to_end: threading.Event,
     ) -> None:
         self._run_is_to_end = run_is_to_end
         self._failure: Exception | None = None
@@ -212,6 +238,7 @@ class _Swarm:
             console=Console(),
             once=True,
             is_swarm=True,
+            at_once=trainer.num_at_once,
         )
         self._thread = threading.Thread(target=self._serve, name=_NAME, daemon=True)
 

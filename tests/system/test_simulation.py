@@ -6,10 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+import coordinator
 from tests.system.test_command_line import BIN, SECONDS
+from tests.unit.test_simulation import ARRAYS, Mean, examples
 from worker.tensorflow import load_keras
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +33,7 @@ import hashlib, json, sys
 import numpy as np
 import coordinator
 import keras
+from broker.errors import DataError
 from models_of_simulation import build
 
 amqp_url, settings = sys.argv[1], json.loads(sys.argv[2])
@@ -44,7 +48,6 @@ model = build()
 first = digest(model.get_weights())
 runs = {
     "text": coordinator.simulate("models_of_simulation:build", "digits.npz", **settings),
-    "function": coordinator.simulate(build, arrays, **settings),
     "model": coordinator.simulate(model, arrays, **settings),
     "broker": coordinator.simulate(build, arrays, amqp_url=amqp_url, **settings),
 }
@@ -52,6 +55,11 @@ found = {name: digest(run.weights) for name, run in runs.items()}
 found["result.model"] = digest(runs["text"].model.get_weights())
 assert digest(model.get_weights()) == first, "the model that was given was changed"
 assert runs["text"].model.compiled
+try:
+    coordinator.simulate(build, (np.zeros((400, 9)), np.arange(400) % 10), **settings)
+    raise SystemExit("workers whose data don't fit were waited for")
+except DataError as exc:
+    assert "refused" in str(exc), exc
 print(json.dumps({"digests": found, "accuracy": runs["text"].history[-1]["val_accuracy"]}))
 """
 
@@ -69,6 +77,21 @@ def test_what_the_readme_shows_can_be_typed(tmp_path: Path) -> None:
     assert "val_accuracy" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]
     assert load_keras().models.load_model(tmp_path / "model.keras").compiled
+
+
+def test_several_processes_give_the_same_bits() -> None:
+    """They share the work, and nothing else changes; with trainers of one's own no TensorFlow is needed for it."""
+    options: dict[str, Any] = {
+        "workers": 10,
+        "fraction": 0.5,
+        "rounds": 3,
+        "trainer": Mean,
+        "progress": False,
+    }
+    one, two = (
+        coordinator.simulate(ARRAYS, examples(), processes=processes, **options) for processes in (1, 2)
+    )
+    assert one.arrays["coef"].tobytes() == two.arrays["coef"].tobytes()
 
 
 def write_digits(path: Path) -> None:
