@@ -26,11 +26,12 @@ from broker.logs import LogContext
 from broker.wire.statistics import LEAST_FLOOR, MOST_BINS
 from coordinator.folder.statistics_file import check_out, read_shape, read_statistics, write_statistics
 from coordinator.learning.measure_names import ALL_RESULTS
+from coordinator.play.run_view import describe
 from coordinator.presence.session import Session
 from coordinator.presence.survey import Survey, SurveyOptions
 from coordinator.starting.api import RunResult, opened, play
 from coordinator.starting.launching import as_texts, check_texts, launch_options, make_options, run_options
-from coordinator.status import BrokerStatus, read_status
+from coordinator.status import BrokerStatus, read_status, status_json
 from coordinator.terminal.client import Asker, asking
 from coordinator.terminal.statistics_picture import draw_statistics
 from coordinator.terminal.statistics_text import statistics_text
@@ -139,7 +140,11 @@ def statistics_command(
     with Stop() as stop:
         try:
             with opened(None, amqp_url, "coordinator", connect_seconds, stop.event) as link:
-                found = Survey(Session(link, stop=stop.event), asked).take()
+                session = Session(link, stop=stop.event)
+                session.tell = lambda: status_json(
+                    describe(session.roster.members.values(), session.sightings, None)
+                )
+                found = Survey(session, asked).take()
         except Interrupted as exc:
             click.echo("Stopped before all sites had answered.", err=True)
             raise SystemExit(EXIT_SIGNAL + (stop.signal_number or 0)) from exc
