@@ -170,6 +170,17 @@ def test_what_can_not_be_played_is_refused_with_our_errors(
         call()
 
 
+def test_a_run_that_fails_leaves_no_file(empty: Path) -> None:
+    """Also where updates of an open round lie in a temporary folder."""
+
+    def make(data: Any, worker: str) -> Mean:
+        return (Broken if worker == "swarm.3" else Mean)(data, worker)
+
+    with pytest.raises(QuorumNotReached):
+        simulate(make, strategy="median", fraction=1.0, retries=0)
+    assert list(empty.iterdir()) == []
+
+
 def waiting(act: Callable[[], None]) -> type[Mean]:
     """A trainer that does something in its first training, and then waits for the round's end."""
 
