@@ -228,6 +228,7 @@ class _Swarm:
     ) -> None:
         self._run_is_to_end = run_is_to_end
         self._failure: Exception | None = None
+        self._has_ended_run = False
         self._is_over = threading.Event()
         self._loop = WorkerLoop(
             link,
@@ -248,6 +249,8 @@ class _Swarm:
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, _trace: object) -> None:
         self._is_over.set()
         self._thread.join(_LAST_SECONDS)
+        if self._has_ended_run:
+            self._run_is_to_end.clear()  # it may be a caller's own, who did not set it
         if self._failure is not None and (kind is None or issubclass(kind, Interrupted)):
             raise self._failure from exc
 
@@ -256,4 +259,5 @@ class _Swarm:
             self._loop.serve()
         except Exception as exc:  # noqa: BLE001 - raised in the thread that waits for the run
             self._failure = exc
+            self._has_ended_run = not self._run_is_to_end.is_set()
             self._run_is_to_end.set()

@@ -29,7 +29,7 @@ def build():
     return model
 """
 SCRIPT = """
-import hashlib, json, sys
+import hashlib, json, sys, threading
 import numpy as np
 import coordinator
 import keras
@@ -55,11 +55,13 @@ found = {name: digest(run.weights) for name, run in runs.items()}
 found["result.model"] = digest(runs["text"].model.get_weights())
 assert digest(model.get_weights()) == first, "the model that was given was changed"
 assert runs["text"].model.compiled
+stop = threading.Event()
 try:
-    coordinator.simulate(build, (np.zeros((400, 9)), np.arange(400) % 10), **settings)
+    coordinator.simulate(build, (np.zeros((400, 9)), np.arange(400) % 10), stop=stop, **settings)
     raise SystemExit("workers whose data don't fit were waited for")
 except DataError as exc:
     assert "refused" in str(exc), exc
+    assert not stop.is_set(), "a caller's own event was set"
 print(json.dumps({"digests": found, "accuracy": runs["text"].history[-1]["val_accuracy"]}))
 """
 
