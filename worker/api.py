@@ -19,6 +19,7 @@ from worker.data.data_set import Dataset, open_data, open_values
 from worker.learning.results import Report
 from worker.rounds.own_site import OwnSite, make_trainer, open_trainer
 from worker.rounds.participant import Participant, Trained, Trainer
+from worker.rounds.private_parts import PrivateParts, default_folder
 from worker.rounds.site_rules import Share, SiteRules
 from worker.rounds.start import LinkTo, connected, trainer_of
 from worker.rounds.worker_loop import WorkerLoop
@@ -58,6 +59,7 @@ def run(
     least_steps: int = 1,
     seed: int = 0,
     deterministic: bool = False,
+    state: Path | str | None = None,
     stop: threading.Event | None = None,
     log: LogContext | None = None,
 ) -> WorkResult:
@@ -85,6 +87,7 @@ def run(
         least_steps: Decline a round that would take fewer steps.
         seed: Of what is held out for tests.
         deterministic: Same seed, same bits; slower.
+        state: Where weights are kept that stay at this site; None takes this user's own folder.
         stop: Ends the call when it is set, from any thread.
         log: Told which run and round the story is about.
 
@@ -101,7 +104,14 @@ def run(
     participant = Participant(name=check_name(name), data=site, evaluate_only=evaluate_only, rules=rules)
     with (
         Interruptible(stop) as ending,
-        closing(trainer_of([participant], deterministic=deterministic, ending=ending)) as training,
+        closing(
+            trainer_of(
+                [participant],
+                deterministic=deterministic,
+                ending=ending,
+                private=PrivateParts(Path(state) if state else default_folder()),
+            )
+        ) as training,
     ):
         noting, story = _Noting(training), log or LogContext()
         address = "" if link else checked_amqp_url(amqp_url, insecure=insecure)

@@ -12,11 +12,26 @@ from numpy.typing import NDArray
 from broker.errors import CheckpointError
 from coordinator.folder.checkpoint import CHECKPOINT_FILE, Checkpoint, OpenRound
 from coordinator.folder.history import Row
+from coordinator.folder.keepsakes import Keepsakes
 from coordinator.folder.run_folder import RunFolder
+from coordinator.folder.standing import Standing
 from coordinator.learning.rounds import Answer, RoundRecord
 from coordinator.options import RunOptions
 
 _CANDIDATE = "candidate"
+
+
+class _Nothing(Keepsakes):
+    """What is kept where there are no files."""
+
+    def take_up(self, _model: Path, _standing: Standing, _committed_round: int) -> None:
+        """Nobody goes on."""
+
+    def hold(self, _model: Path, _number: int, _standing: Standing) -> None:
+        """Nothing is held."""
+
+    def hold_last(self, _model: Path, _number: int, _standing: Standing) -> None:
+        """Nothing is held."""
 
 
 class MemoryFolder(RunFolder):
@@ -53,8 +68,13 @@ class MemoryFolder(RunFolder):
         """Nobody goes on with a round that was open when its process ended."""
         return None
 
-    def keep_identity(self, _options: RunOptions, _state: Checkpoint | None) -> None:
+    def keep_identity(self, _options: RunOptions, _state: Checkpoint | None) -> int:
         """Nobody comes back with other options."""
+        return 0
+
+    def keepsakes(self, every: int | None) -> Keepsakes:
+        """Of earlier rounds nothing is kept."""
+        return _Nothing(self.checkpoint, every)
 
     def commit(self, state: Checkpoint, check: Callable[[Path], None] = lambda _aside: None) -> None:
         """Commit, unless `check` raises."""

@@ -29,9 +29,9 @@ from broker.model.card import ModelCard, read_card, write_card
 from broker.model.kinds import adapt_sole_normalization, apply_kinds, layout_of, renew_adapted
 from broker.wire.fields import to_plain
 from broker.wire.tensors import Array, unflatten
-from coordinator.folder.history import flat
+from coordinator.folder.history import flat, flat_workers
 from coordinator.keras.arrays import layout_of_arrays, read_arrays, started_from, write_arrays
-from coordinator.keras.curves import draw_curves
+from coordinator.keras.curves import draw_curves, draw_workers
 from coordinator.keras.form import check_form, check_training
 from coordinator.keras.trial import made_up_examples, unanswered, work_out
 
@@ -111,13 +111,16 @@ def _keras() -> Any:
 def _build(request: Request) -> dict[str, Any]:
     """Make the model of a task and its initial weights."""
     given = given_by(request["kind"], request["source"], request["seed"])
-    answer, weights = describe(given, request["initial_model"], request["normalization"])
+    answer, weights = describe(given, request["initial_model"], request["normalization"], request["private"])
     np.savez(request["weights_path"], *weights)
     return answer
 
 
 def describe(
-    given: Any, initial_model: str | None, normalization: Normalization | None
+    given: Any,
+    initial_model: str | None,
+    normalization: Normalization | None,
+    private: Sequence[str],
 ) -> tuple[dict[str, Any], list[Array]]:
     """What the coordinator is to know of a model, and its initial weights in the order of its layout.
 
@@ -125,26 +128,31 @@ def describe(
         given: What the task gave: a Keras model, which is left as it is, or a mapping of names to arrays.
         initial_model: A file whose weights to start from.
         normalization: Means and variances for its Normalization layer.
+        private: Patterns of weights that stay at the workers.
 
     Raises:
+        UsageError: Weights of a task of arrays are to be private.
         ModelError: No worker could train it, or the weights to start from don't fit.
     """
     if isinstance(given, Mapping):
         if normalization is not None:
             raise ModelError("A task of arrays has no Normalization layer. Try without --normalize.")
+        if private:
+            raise UsageError("--private names weights of a Keras model. A task of arrays has none.")
         return _describe_arrays(given, initial_model)
     check_form(given)
     text = _to_json(given)
     copy = _from_json(text)
     _check_copy(given, copy)
-    apply_kinds(copy, layout_of(given))
+    layout = layout_of(given, private)
+    apply_kinds(copy, layout)
     warnings = check_training(copy)
     weights = _values(given) if initial_model is None else _weights_for(given, Path(initial_model))
     if normalization is not None:
         weights = _normalized(given, normalization)
     answer = {
         "model_json": text,
-        "layout": [to_plain(spec) for spec in layout_of(given)],
+        "layout": [to_plain(spec) for spec in layout],
         "input_shape": list(given.input_shape[1:]),
         "num_classes": max(int(given.output_shape[-1]), 2),
         "num_parameters": int(given.count_params()),
@@ -345,7 +353,7 @@ class Keeper:
         self._model: Any = None
 
     def save(self, request: Request) -> dict[str, Any]:
-        """Write the model with its card, and curves.png beside it, each aside and then in place."""
+        """Write a model with its card, and curves.png beside the newest, each aside and then in place."""
         from coordinator.folder.checkpoint import read_checkpoint
 
         checkpoint = read_checkpoint(Path(request["checkpoint"]))
@@ -357,6 +365,9 @@ class Keeper:
         else:
             model = self.with_weights(checkpoint)
             _put_in_place(lambda aside: _write_keras(aside, model, card), path)
+        if request["is_held"]:
+            Path(request["checkpoint"]).unlink(missing_ok=True)
+            return {}
         draw_curves([flat(row) for row in checkpoint.history], path.with_name("curves.png"))
         return {}
 
@@ -410,6 +421,14 @@ class Keeper:
         return self._model
 
 
+def _draw_workers(request: Request) -> dict[str, Any]:
+    """Each worker's own curves: many lines take seconds, so this is asked for when a run ends."""
+    from coordinator.folder.checkpoint import read_checkpoint
+
+    draw_workers(flat_workers(read_checkpoint(Path(request["checkpoint"])).history), Path(request["picture"]))
+    return {}
+
+
 def _weights(checkpoint: "Checkpoint") -> list[Array]:
     return unflatten(checkpoint.layout, checkpoint.vector, checkpoint.integers)
 
@@ -442,6 +461,7 @@ _OPERATIONS: dict[str, Callable[[Request], dict[str, Any]]] = {
     "save": _KEEPER.save,
     "check": _KEEPER.check,
     "work-out": _KEEPER.work_out,
+    "draw-workers": _draw_workers,
 }
 
 if __name__ == "__main__":

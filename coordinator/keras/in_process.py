@@ -1,6 +1,6 @@
 """What the child process does with Keras, done in this one: for a simulation, which has TensorFlow in it anyway."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,13 @@ class InProcessModels:
         self._keeper = child.Keeper()
 
     def build(
-        self, task: Task, *, seed: int, initial_model: Path | None = None, normalize: Path | None = None
+        self,
+        task: Task,
+        *,
+        seed: int,
+        initial_model: Path | None = None,
+        normalize: Path | None = None,
+        private: Sequence[str] = (),
     ) -> BuiltModel:
         """Build a task's model and its initial weights.
 
@@ -41,7 +47,7 @@ class InProcessModels:
             given = child.given_by(task.kind, task.source, seed)
         start = None if initial_model is None else str(initial_model)
         normalization = None if normalize is None else normalization_in(normalize)
-        answer, weights = child.describe(given, start, normalization)
+        answer, weights = child.describe(given, start, normalization, private)
         return built_model(answer, weights)
 
     def check(self, candidate: Path, inputs: InputFacts | None) -> str | None:
@@ -57,8 +63,13 @@ class InProcessModels:
         states = {name: [float(value) for value in state] for name, state in sums.items()}
         return self._keeper.results_of(model_json, states)
 
-    def save(self, _checkpoint_path: Path, _model_path: Path, _card: ModelCard) -> None:
+    def save(
+        self, _checkpoint_path: Path, _model_path: Path, _card: ModelCard, *, is_held: bool = False
+    ) -> None:
         """Nothing is saved."""
+
+    def draw_workers(self, _checkpoint_path: Path, _picture_path: Path) -> None:
+        """Nothing is drawn."""
 
     def flush(self, _timeout_seconds: float) -> bool:
         """Nothing is to be waited for."""

@@ -20,6 +20,7 @@ from coordinator.files import lock_folder, make_folder
 from coordinator.folder.checkpoint import Checkpoint
 from coordinator.folder.history import FlatRow, flat, flat_workers
 from coordinator.folder.run_folder import model_file
+from coordinator.folder.tracking.process import tracked
 from coordinator.keras.process import ModelProcess
 from coordinator.learning.strategies import STRATEGIES, Strategy
 from coordinator.options import RunOptions
@@ -149,6 +150,7 @@ def play(
         lock_folder(asked.out, wait=asked.standby, stop=stop),
         opened(link, amqp_url, "coordinator", connect_seconds, stop) as at,
         ModelProcess(is_warm=asked.task.is_surely_keras) as models,
+        tracked(asked.out, asked.track),
     ):
         playing = Run(at, asked, models, stop=stop, log=log)
         console = Console(playing.view)

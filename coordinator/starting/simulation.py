@@ -34,6 +34,7 @@ from worker.rounds.worker_loop import WorkerLoop
 from worker.tensorflow import load_keras
 
 _NAME = "swarm"  # as `worker swarm` calls its workers: the same names, the same seeds
+_WITH_A_FOLDER = frozenset({"keep_every", "private", "track"})  # options of what is kept on disk
 _CONNECT_SECONDS = 10.0
 _LAST_SECONDS = 30.0
 
@@ -116,6 +117,8 @@ def simulate(
         "seed": seed,
         "deterministic": deterministic,
     }
+    for name in _WITH_A_FOLDER & options.keys():
+        raise UsageError(f"A simulation has no folder for {name!r}. Take coordinator.run and worker.run.")
     asked = RunOptions(task=task, out=Path(_NAME), **asked_options(strategy, given | options))
     participants = _participants(data, trainer, workers, partition, seed)
     if trainer is None:

@@ -14,7 +14,6 @@ SECONDS = 120  # three processes import scikit-learn at once
 
 STEPS = {
     "with one of three updates accepted": Break(point="settle", when="after", count=4),
-    "between averaging and checkpoint": Break(point="average", when="after", count=2),
     "between checkpoint and model.npz": Break(point="save", count=3),
 }
 

@@ -225,10 +225,10 @@ def test_whoever_has_the_other_kind_is_refused_and_a_page_launches_arrays(lab: L
 
     serve = lab.serve("--runs", "runs")
     lab.wait_for(lambda state: state["workers"] and state["is_ready"], 30, "the worker")
-    for number in (1, 2):
+    for _ in range(2):
         code, said = lab.run("launch", task, "--workers", "1", "--rounds", "1")
         assert code == 0, said
-        lab.wait_for(lambda state: state["last_run"] and not state["run"], 60, f"run {number}")
+        serve.says(f"The run {said.split()[0]} is done.", SECONDS)
     newest, oldest = lab.get("/api/runs")["runs"]
     assert (newest["model_file"], newest["has_model"], newest["outcome"]) == ("model.npz", True, "done")
     first, second = (

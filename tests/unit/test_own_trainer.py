@@ -250,6 +250,18 @@ def test_a_keras_model_is_declined() -> None:
         answered(Mine(), replace(START, model='{"class_name": "Sequential"}'))
 
 
+@pytest.mark.parametrize(
+    "layout",
+    [LAYOUT[:2], (*LAYOUT[:2], TensorSpec(dtype="float32", shape=(2,), kind="frozen"))],
+    ids=["an array too few", "a frozen one"],
+)
+def test_a_layout_that_no_task_of_arrays_has_is_declined(layout: tuple[TensorSpec, ...]) -> None:
+    """It came over the wire: names and kinds must fit each other before anything is trained."""
+    weights = GLOBAL[: sum(spec.size for spec in layout if spec.is_float)]
+    with pytest.raises(ModelError, match="Expected"):
+        answered(Mine(), replace(START, layout=layout), weights=weights)
+
+
 def test_a_trainer_is_made_with_what_the_command_line_says() -> None:
     """CLASS(data=..., worker=...)."""
     site = open_trainer("tests.unit.test_own_trainer:Mine", data="ward-7", worker="hospital-1")

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ class LocalModel:
         self._check_form()
         if layout is not None and apply_kinds(self._model, layout):
             self._model.compile_from_config(self._model.get_compile_config())
-        self.layout = layout_of(self._model)
+        self.layout = layout_of(self._model) if layout is None else layout
         self.input_shape: tuple[int, ...] = tuple(self._model.input_shape[1:])
         self._num_outputs = int(self._model.output_shape[-1])
         self.num_classes = max(self._num_outputs, 2)
@@ -84,6 +85,11 @@ class LocalModel:
     def weights(self) -> list[Array]:
         """The model's present weights, in Keras's order (`model.weights`)."""
         return [variable.numpy() for variable in self._model.weights]
+
+    def save(self, weights: Sequence[Array], path: Path) -> None:
+        """Save it with these weights, in Keras's order, as a .keras file."""
+        self._set_weights(weights)
+        self._model.save(path)
 
     def train(
         self,

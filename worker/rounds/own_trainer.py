@@ -158,11 +158,15 @@ def named(start: RoundStart, weights: Vector) -> Weights:
     """A round start's weights by name: copies, which a trainer may change in place.
 
     Raises:
-        ModelError: The names are not those of the layout.
+        ModelError: The names are not those of the layout, or that isn't one of arrays.
     """
     names = array_names(start.model)
     if len(names) != len(start.layout):
         raise ModelError(f"Expected a name for each of {len(start.layout)} arrays, got {len(names)}.")
+    if not {spec.kind for spec in start.layout} <= {"trainable", "integer"}:
+        raise ModelError(
+            "Expected arrays that are trained, and integers; a task of arrays has no other kinds."
+        )
     values = unflatten(start.layout, weights, start.integers)
     return {name: np.array(value) for name, value in zip(names, values, strict=True)}
 

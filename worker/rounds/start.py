@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 from broker.command import Stop
@@ -20,6 +21,7 @@ from broker.logs import LogContext
 from worker.console import Console
 from worker.rounds.own_trainer import OwnTraining
 from worker.rounds.participant import KerasTrainer, Participant, Trainer
+from worker.rounds.private_parts import PrivateParts, default_folder
 from worker.rounds.worker_loop import WorkerLoop
 
 logger = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ def take_part(
     once: bool,
     deterministic: bool,
     connect_seconds: float,
+    state: Path | None = None,
     is_swarm: bool = False,
     reader: str | None = None,
     make_pool: Callable[[], EndingTrainer] | None = None,
@@ -73,6 +76,7 @@ def take_part(
         once: Leave after one run.
         deterministic: Same seed, same bits.
         connect_seconds: How long the first connection is tried.
+        state: Where weights are kept that stay at this site; None takes this user's own folder.
         is_swarm: Whether the participants are a swarm's.
         reader: The name by which a swarm's queues are called, if not by that of its workers.
         make_pool: Makes a trainer of several processes, in the place of one in this process.
@@ -83,7 +87,13 @@ def take_part(
         DataError: The coordinator refused this worker.
     """
     with Stop(limit_seconds=LAST_SECONDS) as stop:
-        make = make_pool or partial(trainer_of, participants, deterministic=deterministic, ending=stop.event)
+        make = make_pool or partial(
+            trainer_of,
+            participants,
+            deterministic=deterministic,
+            ending=stop.event,
+            private=PrivateParts(state or default_folder(), saves_model=not is_swarm),
+        )
         with closing(make()) as trainer, connected(link_to, connect_seconds, stop.event) as link:
             if link is not None:
                 WorkerLoop(
@@ -103,12 +113,16 @@ def take_part(
 
 
 def trainer_of(
-    participants: list[Participant], *, deterministic: bool, ending: threading.Event
+    participants: list[Participant],
+    *,
+    deterministic: bool,
+    ending: threading.Event,
+    private: PrivateParts | None = None,
 ) -> EndingTrainer:
     """What trains these participants: Keras, or trainers of their own."""
     if participants[0].has_trainer:
         return OwnTraining(ending=ending)
-    return KerasTrainer(deterministic=deterministic, ending=ending)
+    return KerasTrainer(deterministic=deterministic, ending=ending, private=private)
 
 
 @contextmanager
