@@ -132,6 +132,16 @@ def test_a_strategy_is_passed_as_an_object() -> None:
     np.testing.assert_allclose(twice, 2 * once, rtol=1e-6)
 
 
+def test_a_simulation_can_end_early() -> None:
+    """As a run does: it is done, and the history says why."""
+    result = simulate(
+        rounds=20, stop_when="min:val_error", patience=2, strategy=coordinator.strategies.FedAvg()
+    )
+    assert result.outcome == "done"
+    assert result.rounds < 20
+    assert "val_error" in result.history[-1]["stopped"]
+
+
 class Broken(Mean):
     def fit(self, _weights: Weights, _settings: FitSettings) -> Fitted:
         raise ZeroDivisionError("a bug")
@@ -151,6 +161,7 @@ class Bare:
         (lambda: simulate(Bare), DataError, "no method 'fit'"),
         (lambda: simulate(fractoin=0.5), UsageError, "no option 'fractoin'"),
         (lambda: simulate(from_scratch=True), UsageError, "no option 'from_scratch'"),
+        (lambda: simulate(keep_every=2), UsageError, "no folder for 'keep_every'"),
         (lambda: simulate(rounds=-1), UsageError, "rounds"),
         (lambda: simulate(strategy="fedsgd"), UsageError, "fedsgd"),
         (lambda: simulate(fraction=2.0), UsageError, "fraction"),
