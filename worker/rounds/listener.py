@@ -103,7 +103,6 @@ class Listener(threading.Thread):
     def end(self) -> bool:
         """Hear no more; whether this process is the reader of its queue, and not another one of the same name."""
         self.ending.set()
-        self._link.post(self._single_reader.ping())  # it waits for what comes
         self.join(_END_SECONDS)
         return self._single_reader.is_confirmed
 
