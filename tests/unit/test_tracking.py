@@ -12,8 +12,8 @@ from coordinator.folder.tracking import kinds
 from coordinator.folder.tracking.follower import Follower
 from coordinator.folder.tracking.process import tracked
 from coordinator.folder.tracking.trackers import MLflow, TensorBoard
-from coordinator.launching import as_texts, read_options
 from coordinator.options import RunOptions
+from coordinator.starting.launching import as_texts, read_options
 from coordinator.tasks import resolve
 
 MEASURED = Row(round=1, seconds=2.0, metrics={"loss": 0.5}, test={"auc": 0.75}, accepted=("w1",))
