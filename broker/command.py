@@ -1,4 +1,7 @@
-"""What the three command lines share: options, environment variables, errors as one line and an exit code."""
+"""What the three command lines share: options, environment variables, errors as one line and an exit code.
+
+And what ends a call from Python, where no command line is.
+"""
 
 import os
 import signal
@@ -11,7 +14,7 @@ from urllib.parse import urlsplit
 import click
 
 from broker import logs
-from broker.errors import EXIT_DONE, EXIT_SIGNAL, WarrenError
+from broker.errors import EXIT_DONE, EXIT_SIGNAL, Interrupted, WarrenError
 from broker.link.address import check_amqp_url, check_management_url, check_not_in_clear
 
 DEFAULT_AMQP_URL = "amqp://guest:guest@localhost:5672/%2F"
@@ -76,6 +79,15 @@ def amqp_url_option(function: _Function) -> _Function:
         help="The broker's address: amqps://USER:PASSWORD@HOST:PORT/VHOST (amqp:// without TLS, on this machine), "
         "each part percent-encoded.",
     )(function)
+
+
+def checked_amqp_url(url: str, *, insecure: bool = False) -> str:
+    """An address as --amqp-url takes it.
+
+    Raises:
+        UsageError: It is none, or sends a password in the clear beyond this machine and is not said to be `insecure`.
+    """
+    return check_amqp_url(url) if insecure else check_not_in_clear(check_amqp_url(url))
 
 
 def management_url_option(function: _Function) -> _Function:
@@ -176,3 +188,41 @@ class Stop:
 
 def _leave_to_the_thread(_number: int, _frame: object) -> None:
     """Python writes signals to a file descriptor only where it has something to call besides."""
+
+
+class Interruptible:
+    """Ctrl-C in a call from Python: sets an event, so that what goes on ends cleanly; then KeyboardInterrupt is raised.
+
+    A second Ctrl-C raises it at once. Only where Python's own handler would: in the main thread, and where nobody else
+    hears the signal, as a command's `Stop` does. From another thread the event alone ends the call.
+
+    Args:
+        event: Set by whoever wants the call to end; None makes one.
+
+    Attributes:
+        event: Whoever waits, waits on it.
+    """
+
+    def __init__(self, event: threading.Event | None = None) -> None:
+        self.event = event or threading.Event()
+        self._is_interrupted = False
+        self._hears = False
+
+    def __enter__(self) -> threading.Event:
+        is_main = threading.current_thread() is threading.main_thread()
+        self._hears = is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self._hears:
+            signal.signal(signal.SIGINT, self._hear)
+        return self.event
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, _trace: object) -> None:
+        if self._hears:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self._is_interrupted and (kind is None or issubclass(kind, Interrupted)):
+            raise KeyboardInterrupt from exc
+
+    def _hear(self, _number: int, _frame: object) -> None:
+        if self._is_interrupted:
+            raise KeyboardInterrupt
+        self._is_interrupted = True
+        self.event.set()

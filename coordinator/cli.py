@@ -16,7 +16,7 @@ from broker.command import (
     management_url_option,
     read_environment,
 )
-from broker.errors import EXIT_SIGNAL, BrokerUnreachable, Interrupted, UsageError
+from broker.errors import EXIT_SIGNAL, Interrupted, UsageError
 from broker.hosting import server
 from broker.hosting.management import Management
 from broker.link.address import without_password
@@ -26,22 +26,16 @@ from broker.logs import LogContext
 from broker.wire.fields import to_plain
 from broker.wire.plain_json import json_text
 from broker.wire.statistics import LEAST_FLOOR, MOST_BINS
-from coordinator.files import lock_folder, make_folder
-from coordinator.folder.run_folder import model_file
 from coordinator.folder.statistics_file import check_out, read_shape, read_statistics, write_statistics
-from coordinator.folder.tracking.process import tracked
-from coordinator.keras.process import ModelProcess
-from coordinator.launching import as_texts, check_texts, launch_options, make_options, run_options
 from coordinator.learning.measure_names import ALL_RESULTS
-from coordinator.options import RunOptions
-from coordinator.play.run import Run, Summary
 from coordinator.play.run_view import describe
 from coordinator.presence.session import Session
 from coordinator.presence.survey import Survey, SurveyOptions
+from coordinator.starting.api import RunResult, opened, play
+from coordinator.starting.launching import as_texts, check_texts, launch_options, make_options, run_options
 from coordinator.status import BrokerStatus, read_status, status_json
 from coordinator.terminal.client import Asker, asking
 from coordinator.terminal.compare import compare, compared_text, read_runs
-from coordinator.terminal.console import Console
 from coordinator.terminal.statistics_picture import draw_statistics
 from coordinator.terminal.statistics_text import statistics_text
 from coordinator.terminal.status_text import status_text
@@ -87,40 +81,11 @@ def run(task: str, out: Path, amqp_url: str, connect_seconds: float, log: LogCon
     asked = make_options(task, out, options)
     with Stop() as stop:
         try:
-            summary = _play(asked, amqp_url, connect_seconds, log, stop)
+            result = play(asked, amqp_url, connect_seconds, stop.event, log)
         except Interrupted as exc:
             click.echo(str(exc), err=True)
             raise SystemExit(EXIT_SIGNAL + (stop.signal_number or 0)) from exc
-    _print_summary(asked, summary)
-
-
-def _play(options: RunOptions, amqp_url: str, connect_seconds: float, log: LogContext, stop: Stop) -> Summary:
-    """Hold the folder, connect, play; everything is let go of in the reverse order."""
-    link = _link(amqp_url, "coordinator", connect_seconds, stop)
-    make_folder(options.out)
-    with lock_folder(options.out, wait=options.standby, stop=stop.event):
-        _open(link, stop)
-        try:
-            warm = ModelProcess(is_warm=options.task.is_surely_keras)
-            with warm as models, tracked(options.out, options.track):
-                run = Run(link, options, models, stop=stop.event, log=log)
-                console = Console(run.view)
-                run.each_turn(console.draw)
-                try:
-                    return run.play()
-                finally:
-                    console.end()
-        finally:
-            link.close()
-
-
-def _open(link: RabbitLink, stop: Stop) -> None:
-    try:
-        link.open()
-    except BrokerUnreachable as exc:
-        if stop.event.is_set():
-            raise Interrupted("Stopped before the broker answered. The same command line goes on.") from exc
-        raise
+    _print_result(result)
 
 
 def _link(amqp_url: str, name: str, connect_seconds: float, stop: Stop) -> RabbitLink:
@@ -129,13 +94,13 @@ def _link(amqp_url: str, name: str, connect_seconds: float, stop: Stop) -> Rabbi
     )
 
 
-def _print_summary(options: RunOptions, summary: Summary) -> None:
-    test = summary.history[-1].test
+def _print_result(result: RunResult) -> None:
+    test = result.state.history[-1].test
     first = [name for name in ALL_RESULTS if name in test]
     shown = "  ".join(f"{name}={test[name]:.4f}" for name in dict.fromkeys([*first, *test]))
-    click.echo(f"{model_file(options.out)}  rounds={summary.rounds}  {shown}".rstrip())
-    if summary.num_dead:
-        click.echo(f"{summary.num_dead} messages were rejected: see the queue 'dead'.", err=True)
+    click.echo(f"{result.path}  rounds={result.rounds}  {shown}".rstrip())
+    if result.num_dead:
+        click.echo(f"{result.num_dead} messages were rejected: see the queue 'dead'.", err=True)
 
 
 @main.command(name="statistics", short_help="What the sites' data are like, before any training.")
@@ -177,19 +142,16 @@ def statistics_command(
     check_out(out)
     asked = SurveyOptions(**options, like=None if earlier is None else read_statistics(earlier))
     with Stop() as stop:
-        link = _link(amqp_url, "coordinator", connect_seconds, stop)
         try:
-            _open(link, stop)
-            session = Session(link, stop=stop.event)
-            session.tell = lambda: status_json(
-                describe(session.roster.members.values(), session.sightings, None)
-            )
-            found = Survey(session, asked).take()
+            with opened(None, amqp_url, "coordinator", connect_seconds, stop.event) as link:
+                session = Session(link, stop=stop.event)
+                session.tell = lambda: status_json(
+                    describe(session.roster.members.values(), session.sightings, None)
+                )
+                found = Survey(session, asked).take()
         except Interrupted as exc:
             click.echo("Stopped before all sites had answered.", err=True)
             raise SystemExit(EXIT_SIGNAL + (stop.signal_number or 0)) from exc
-        finally:
-            link.close()
     write_statistics(out, found)
     draw_statistics(found, out)
     click.echo(statistics_text(found))

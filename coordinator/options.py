@@ -66,6 +66,7 @@ class RunOptions:
         private: Patterns of weights that stay at the workers; see `broker.model.kinds.matches`.
         track: Who is told the figures; see `coordinator.folder.tracking`.
         normalize: What `coordinator statistics` has found, for the model's Normalization layer.
+        made_strategy: One that was made by whoever asks, and goes by the name `strategy`; None makes that of the table.
     """
 
     task: Task
@@ -98,6 +99,7 @@ class RunOptions:
     deterministic: bool = False
     precision: Precision = "float32"
     standby: bool = False
+    made_strategy: Strategy | None = None
 
     def __post_init__(self) -> None:
         """Check what contradicts itself, or can't be.
@@ -160,7 +162,7 @@ class RunOptions:
 
     def make_strategy(self) -> Strategy:
         """The strategy asked for."""
-        return make_strategy(self.strategy, self.strategy_options)
+        return self.made_strategy or make_strategy(self.strategy, self.strategy_options)
 
     def settings(
         self, round_number: int, *, epochs_before: int = 0, compiled_rate: float | None = None

@@ -9,8 +9,24 @@ Contents, from the ground up; nothing imports what stands below it on this page:
     console       how a training is shown
     rounds/       Taking part: from a round start that comes in to an update that goes out
     processes/    Training on all cores: one process that takes part, and several behind it that train
+    api           `worker.run`, which the command calls, too, and its result
     baseline      the same training with no federation
     examples/     Trainers of one's own, each with its task: scikit-learn, JAX, PyTorch
     clinic/       The doctor's page: `worker clinic`
     cli           the command `worker`
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from worker.api import WorkResult, run
+
+__all__ = ["WorkResult", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    """What a person imports from Python, loaded when it is first asked for: importing this package stays cheap."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.api"), name)

@@ -13,6 +13,7 @@ from broker.command import CommandGroup, Stop, amqp_url_option, log_options, rea
 from broker.errors import EXIT_DONE, DataError, UsageError
 from broker.logs import LogContext
 from broker.wire.names import check_name
+from worker.api import run
 from worker.baseline import BaselineOptions, save_alone, train_alone
 from worker.data.classes import parse_classes
 from worker.data.data_set import Dataset, open_data
@@ -27,8 +28,8 @@ from worker.rounds.own_site import OwnSite, open_trainer
 from worker.rounds.own_trainer import OwnTraining
 from worker.rounds.participant import KerasTrainer, Participant
 from worker.rounds.private_parts import PrivateParts, default_folder
-from worker.rounds.site_rules import SHARES, Share, SiteRules
-from worker.rounds.start import LinkTo, take_part
+from worker.rounds.site_rules import SHARES
+from worker.rounds.start import LAST_SECONDS, LinkTo, end_process_if_left, take_part
 
 logger = logging.getLogger(__name__)
 
@@ -243,20 +244,7 @@ def participation_options(function: Any) -> Any:
 @participation_options
 @amqp_url_option
 @log_options
-def run_command(
-    name: str,
-    trainer: str | None,
-    data: str | None,
-    classes: str | None,
-    seed: int,
-    evaluate_only: bool,
-    share: Share,
-    least_examples: int,
-    least_steps: int,
-    amqp_url: str,
-    log: LogContext,
-    **options: Any,
-) -> None:
+def run_command(name: str, trainer: str | None, data: str | None, log: LogContext, **options: Any) -> None:
     """Take part in federated training. The data stays here; what travels is weights, and what --share says.
 
     An update of few examples tells much about them: --least-examples is your say. SECURITY.md tells who sees what.
@@ -277,13 +265,11 @@ def run_command(
     Exit codes: 0 done or stopped, 2 usage or the name is in use, 3 broker unreachable or login refused,
     5 bad data, or refused by the coordinator.
     """
-    check_name(name)
-    log.update(worker=name)
-    site = _own_sites(trainer, data, classes, [name])
-    its = site[0] if site else _open_data(data, classes, seed=seed, for_training=not evaluate_only)
-    rules = SiteRules(share=share, least_examples=least_examples, least_steps=least_steps)
-    participant = Participant(name=name, data=its, evaluate_only=evaluate_only, rules=rules)
-    take_part([participant], LinkTo(amqp_url, f"worker {name}"), log, **options)
+    log.update(worker=check_name(name))
+    with Stop(limit_seconds=LAST_SECONDS) as stop:
+        # That the address is safe, --amqp-url has seen to.
+        result = run(name, data, trainer=trainer, insecure=True, stop=stop.event, log=log, **options)
+    end_process_if_left(stop, has_left_behind=result.has_left_behind)
 
 
 def _open_data(data: str | None, classes: str | None, *, seed: int, for_training: bool = True) -> Dataset:

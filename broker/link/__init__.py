@@ -2,7 +2,7 @@
 
 Contents:
     seam            what a role may ask of a broker
-    memory          a Link inside one process, for unit tests
+    memory          a Link inside one process, for tests and simulations
     validator       deliveries judged by form and sender
     publisher       publishing that outlives a lost connection
     single_reader   the proof of being the one reader of a queue

@@ -1,9 +1,9 @@
-"""A Link inside one process, for unit tests: the same bytes and the same rules as the real broker, without one."""
+"""A Link inside one process, for tests and simulations: the same bytes and the same rules as the real broker's."""
 
 import itertools
 import queue
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -38,6 +38,21 @@ class MemoryBroker:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.stores: dict[str, _Store] = {}
+        self._bound: dict[str, dict[str, _Store]] = {}  # by key, then by queue
+
+    def declare(self, queue: Queue) -> None:
+        """Create a queue and its bindings; raises DeclareRefused where one is there with other arguments."""
+        store = self.stores.setdefault(queue.name, _Store(queue))
+        if store.declared != queue:
+            raise DeclareRefused(f"The queue {queue.name!r} exists with other arguments.")
+        for key in queue.keys:
+            self._bound.setdefault(key, {})[queue.name] = store
+
+    def delete(self, queue_name: str) -> None:
+        """Delete a queue and its bindings, if it is there."""
+        store = self.stores.pop(queue_name, None)
+        for key in store.declared.keys if store else ():
+            del self._bound[key][queue_name]
 
     def depth(self, queue_name: str) -> int:
         """How many messages are ready in a queue."""
@@ -46,7 +61,7 @@ class MemoryBroker:
 
     def route(self, message: _Stored, keys: Sequence[str]) -> bool:
         """Store one message in every queue bound to one of the keys; whether there was one."""
-        targets = [store for store in self.stores.values() if set(keys) & set(store.declared.keys)]
+        targets = {name: store for key in keys for name, store in self._bound.get(key, {}).items()}.values()
         for store in targets:
             store.ready.append(message)
             limit = store.declared.max_length
@@ -73,6 +88,7 @@ class MemoryLink:
         self._events: queue.Queue[Delivery | Connection] = queue.Queue()
         self._prefetch: dict[str, int] = {}
         self._held: dict[tuple[int, int], tuple[str, _Stored]] = {}
+        self._num_held: Counter[str] = Counter()  # by queue
         self._tags = itertools.count(1)
         self._generation = 1
         self._is_open = True
@@ -103,8 +119,7 @@ class MemoryLink:
         with self._broker.lock:
             self._check_open()
             for each in queues:
-                if self._broker.stores.setdefault(each.name, _Store(each)).declared != each:
-                    raise DeclareRefused(f"The queue {each.name!r} exists with other arguments.")
+                self._broker.declare(each)
 
     def publish(self, batch: Sequence[Outgoing]) -> None:
         """Publish in order; raises Unroutable at the end if a mandatory one reached no queue."""
@@ -173,7 +188,7 @@ class MemoryLink:
     def has_room(self, queue_name: str) -> bool:
         """Whether this reader may be handed one more."""
         limit = self._prefetch[queue_name]
-        return limit == 0 or sum(name == queue_name for name, _ in self._held.values()) < limit
+        return limit == 0 or self._num_held[queue_name] < limit
 
     def take(self, queue_name: str, message: _Stored) -> None:
         """Be handed one message by the broker."""
@@ -182,6 +197,7 @@ class MemoryLink:
     def _hold(self, queue_name: str, message: _Stored) -> Delivery:
         tag = (self._generation, next(self._tags))
         self._held[tag] = (queue_name, message)
+        self._num_held[queue_name] += 1
         return Delivery(
             queue=queue_name,
             body=message.body,
@@ -213,8 +229,9 @@ class MemoryLink:
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         """Let the broker forget these; a void tag is ignored."""
         with self._broker.lock:
-            touched = {self._held.pop(each.tag)[0] for each in deliveries if each.tag in self._held}
-            for name in touched:
+            touched = [self._held.pop(each.tag)[0] for each in deliveries if each.tag in self._held]
+            self._num_held.subtract(touched)
+            for name in set(touched) & self._broker.stores.keys():
                 self._broker.serve(self._broker.stores[name])
 
     def copy_to_dead(self, delivery: Delivery, reason: str) -> None:
@@ -248,7 +265,7 @@ class MemoryLink:
         with self._broker.lock:
             self.cancel(queues)
             for name in queues:
-                self._broker.stores.pop(name, None)
+                self._broker.delete(name)
 
     def close(self) -> None:
         """Give everything unacknowledged back to the broker and end the connection."""
@@ -273,6 +290,7 @@ class MemoryLink:
             self._leave(name)
         self._prefetch.clear()
         held, self._held = self._held, {}
+        self._num_held.clear()
         for _, (name, message) in sorted(held.items(), reverse=True):
             if name in self._broker.stores:
                 self._broker.stores[name].ready.appendleft(message)

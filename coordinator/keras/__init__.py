@@ -3,6 +3,7 @@
 Contents:
     process       the child process that holds Keras, seen from here
     child         the child process itself
+    in_process    what the child does, done in this process: for a simulation
     task_models   their Keras models; imported by the child process alone
     form          whether workers can train a model, found out in the child
     arrays        tasks of named arrays, which need no Keras

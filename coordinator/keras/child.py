@@ -13,7 +13,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 _LAST_SECONDS = 10  # what a request under way may still take once stdin has ended
 
 Request = dict[str, Any]
+Normalization = dict[str, list[float]]  #: "means" and "variances", one of each feature
 
 
 def main() -> None:
@@ -108,43 +110,75 @@ def _keras() -> Any:
 
 def _build(request: Request) -> dict[str, Any]:
     """Make the model of a task and its initial weights."""
-    model = _given(request)
-    if isinstance(model, Mapping):
-        if request["private"]:
+    given = given_by(request["kind"], request["source"], request["seed"])
+    answer, weights = describe(given, request["initial_model"], request["normalization"], request["private"])
+    np.savez(request["weights_path"], *weights)
+    return answer
+
+
+def describe(
+    given: Any,
+    initial_model: str | None,
+    normalization: Normalization | None,
+    private: Sequence[str],
+) -> tuple[dict[str, Any], list[Array]]:
+    """What the coordinator is to know of a model, and its initial weights in the order of its layout.
+
+    Args:
+        given: What the task gave: a Keras model, which is left as it is, or a mapping of names to arrays.
+        initial_model: A file whose weights to start from.
+        normalization: Means and variances for its Normalization layer.
+        private: Patterns of weights that stay at the workers.
+
+    Raises:
+        UsageError: Weights of a task of arrays are to be private.
+        ModelError: No worker could train it, or the weights to start from don't fit.
+    """
+    if isinstance(given, Mapping):
+        if normalization is not None:
+            raise ModelError("A task of arrays has no Normalization layer. Try without --normalize.")
+        if private:
             raise UsageError("--private names weights of a Keras model. A task of arrays has none.")
-        return _build_arrays(model, request)
-    check_form(model)
-    text = _to_json(model)
+        return _describe_arrays(given, initial_model)
+    check_form(given)
+    text = _to_json(given)
     copy = _from_json(text)
-    _check_copy(model, copy)
-    layout = layout_of(model, request["private"])
+    _check_copy(given, copy)
+    layout = layout_of(given, private)
     apply_kinds(copy, layout)
     warnings = check_training(copy)
-    if request["initial_model"] is not None:
-        _take_weights(model, Path(request["initial_model"]))
-    if request["normalization"] is not None:
-        adapt_sole_normalization(model, **request["normalization"])
-    np.savez(request["weights_path"], *(_values(model)))
-    return {
+    weights = _values(given) if initial_model is None else _weights_for(given, Path(initial_model))
+    if normalization is not None:
+        weights = _normalized(given, normalization)
+    answer = {
         "model_json": text,
         "layout": [to_plain(spec) for spec in layout],
-        "input_shape": list(model.input_shape[1:]),
-        "num_classes": max(int(model.output_shape[-1]), 2),
-        "num_parameters": int(model.count_params()),
-        "inputs": _trained_on(request["initial_model"]),
+        "input_shape": list(given.input_shape[1:]),
+        "num_classes": max(int(given.output_shape[-1]), 2),
+        "num_parameters": int(given.count_params()),
+        "inputs": _trained_on(initial_model),
         "warnings": warnings,
     }
+    return answer, weights
 
 
-def _build_arrays(given: Mapping[Any, Any], request: Request) -> dict[str, Any]:
+def _normalized(model: Any, normalization: Normalization) -> list[Array]:
+    """The weights with the Normalization layer set; the model itself is left as it is."""
+    former = _values(model)
+    adapt_sole_normalization(model, **normalization)
+    weights = _values(model)
+    _set_weights(model, former)
+    return weights
+
+
+def _describe_arrays(
+    given: Mapping[Any, Any], initial_model: str | None
+) -> tuple[dict[str, Any], list[Array]]:
     """A task of named arrays, which the sites' own trainers train."""
-    if request["normalization"] is not None:
-        raise ModelError("A task of arrays has no Normalization layer. Try without --normalize.")
     arrays = read_arrays(given)
-    if request["initial_model"] is not None:
-        arrays = started_from(arrays, Path(request["initial_model"]))
-    np.savez(request["weights_path"], *arrays.values())
-    return {
+    if initial_model is not None:
+        arrays = started_from(arrays, Path(initial_model))
+    answer = {
         "model_json": arrays_text(arrays),
         "layout": [to_plain(spec) for spec in layout_of_arrays(arrays)],
         "input_shape": [],
@@ -153,26 +187,39 @@ def _build_arrays(given: Mapping[Any, Any], request: Request) -> dict[str, Any]:
         "inputs": None,
         "warnings": [],
     }
+    return answer, list(arrays.values())
 
 
-def _given(request: Request) -> Any:
-    """What a task gives: a Keras model, or a mapping of names to arrays.
+def given_by(kind: str, source: str, seed: int) -> Any:
+    """What a task gives: a Keras model, or a mapping of names to arrays; see `Task`.
+
+    Raises:
+        UsageError: There is no such module, function or file.
+        ModelError: It is no model of built-in parts, or its code raised.
+    """
+    if kind == "file":
+        _keras().utils.set_random_seed(seed)
+        return _load(Path(source))
+    return given_by_function(source, _function(source), seed)
+
+
+def given_by_function(name: str, function: Callable[[], Any], seed: int) -> Any:
+    """What a task's function gives, with all random numbers seeded.
 
     A function of arrays is to need no Keras. So where its module brings none it is called without; should it give a
     Keras model then, it is called once more, for seeds that were set before Keras came are not the run's.
+
+    Raises:
+        ModelError: It raised.
     """
-    if request["kind"] == "file":
-        _keras().utils.set_random_seed(request["seed"])
-        return _load(Path(request["source"]))
-    function = _function(request["source"])
     if "keras" not in sys.modules:
-        random.seed(request["seed"])
-        np.random.seed(request["seed"])
-        given = _called(request["source"], function)
+        random.seed(seed)
+        np.random.seed(seed)
+        given = _called(name, function)
         if isinstance(given, Mapping):
             return given
-    _keras().utils.set_random_seed(request["seed"])
-    return _called(request["source"], function)
+    _keras().utils.set_random_seed(seed)
+    return _called(name, function)
 
 
 def _trained_on(initial_model: str | None) -> dict[str, Any] | None:
@@ -277,14 +324,15 @@ def _check_copy(model: Any, copy: Any) -> None:
         )
 
 
-def _take_weights(model: Any, path: Path) -> None:
+def _weights_for(model: Any, path: Path) -> list[Array]:
+    """The weights of another model, which fit this one."""
     values = _values(_load(path))
     shapes, received = [value.shape for value in _values(model)], [value.shape for value in values]
     if shapes != received:
         raise ModelError(
             f"The weights of {path.name} don't fit the task's model. Expected {shapes}, received {received}."
         )
-    _set_weights(model, values)
+    return values
 
 
 def _values(model: Any) -> list[Array]:
@@ -297,7 +345,7 @@ def _set_weights(model: Any, values: list[Array]) -> None:
     renew_adapted(model)
 
 
-class _Keeper:
+class Keeper:
     """Keeps the built model, for only its weights change from round to round."""
 
     def __init__(self) -> None:
@@ -315,7 +363,7 @@ class _Keeper:
                 lambda aside: write_arrays(aside, checkpoint.model_json, _weights(checkpoint), card), path
             )
         else:
-            model = self._with_weights(checkpoint)
+            model = self.with_weights(checkpoint)
             _put_in_place(lambda aside: _write_keras(aside, model, card), path)
         if request["is_held"]:
             Path(request["checkpoint"]).unlink(missing_ok=True)
@@ -324,24 +372,44 @@ class _Keeper:
         return {}
 
     def check(self, request: Request) -> dict[str, Any]:
-        """Try a checkpoint's model on made-up examples; what the committed model can't answer either says nothing."""
+        """Try a checkpoint's model on made-up examples."""
         from coordinator.folder.checkpoint import CHECKPOINT_FILE, read_checkpoint
 
         path = Path(request["checkpoint"])
-        candidate = read_checkpoint(path)
-        examples = made_up_examples(candidate.input_shape, request["inputs"])
-        wrong = unanswered(self._with_weights(candidate), examples)
-        if wrong.any() and path.with_name(CHECKPOINT_FILE).exists():
-            former = self._with_weights(read_checkpoint(path.with_name(CHECKPOINT_FILE)))
-            wrong &= ~unanswered(former, examples)
+        committed = path.with_name(CHECKPOINT_FILE)
+        former = partial(read_checkpoint, committed) if committed.exists() else None
+        return {"reason": self.reason_against(read_checkpoint(path), former, request["inputs"])}
+
+    def reason_against(
+        self,
+        candidate: "Checkpoint",
+        former: "Callable[[], Checkpoint] | None",
+        inputs: Mapping[str, Any] | None,
+    ) -> str | None:
+        """Why a model must not be committed; what the committed one can't answer either says nothing.
+
+        Args:
+            candidate: Its state.
+            former: Gives the committed state, if there is one.
+            inputs: What the workers' examples are like, as `InputFacts` by field.
+        """
+        examples = made_up_examples(candidate.input_shape, inputs)
+        wrong = unanswered(self.with_weights(candidate), examples)
+        if wrong.any() and former is not None:
+            wrong &= ~unanswered(self.with_weights(former()), examples)
         reason = f"its model answers NaN or infinity to {wrong.sum()} of {len(wrong)} examples"
-        return {"reason": reason if wrong.any() else None}
+        return reason if wrong.any() else None
 
     def work_out(self, request: Request) -> dict[str, Any]:
         """The results of compiled metrics from the sums that they keep."""
-        return {"metrics": work_out(self._built(request["model_json"]), request["states"])}
+        return {"metrics": self.results_of(request["model_json"], request["states"])}
 
-    def _with_weights(self, checkpoint: "Checkpoint") -> Any:
+    def results_of(self, model_json: str, states: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        """The results of a model's compiled metrics; see `trial.work_out`."""
+        return work_out(self._built(model_json), states)
+
+    def with_weights(self, checkpoint: "Checkpoint") -> Any:
+        """The model of a committed state, compiled; the same object every time, for only its weights change."""
         model = self._built(checkpoint.model_json)
         apply_kinds(model, checkpoint.layout)
         _set_weights(model, _weights(checkpoint))
@@ -386,7 +454,7 @@ def _one_line(exc: Exception) -> str:
     return f"{type(exc).__name__}: {' '.join(str(exc).split())[:400]}"
 
 
-_KEEPER = _Keeper()
+_KEEPER = Keeper()
 _OPERATIONS: dict[str, Callable[[Request], dict[str, Any]]] = {
     "warm": _warm,
     "build": _build,

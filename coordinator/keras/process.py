@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Protocol, Self
 
 import numpy as np
 
@@ -62,6 +62,61 @@ class BuiltModel:
     def has_schedule(self) -> bool:
         """Whether its learning rate is a schedule, which no other rate can replace."""
         return has_schedule(self.model_json)
+
+
+def built_model(answer: Mapping[str, Any], weights: list[Array]) -> BuiltModel:
+    """A task's model from what its builder said of it; tells what is hardly meant.
+
+    Args:
+        answer: See `coordinator.keras.child.describe`.
+        weights: The initial ones, in Keras's order.
+    """
+    layout = tuple(from_plain(TensorSpec, each, "layout") for each in answer["layout"])
+    for warning in answer["warnings"]:
+        log.warning("%s", warning)
+    vector, integers = flatten(weights, layout)
+    return BuiltModel(
+        model_json=answer["model_json"],
+        layout=layout,
+        vector=vector,
+        integers=integers,
+        input_shape=tuple(answer["input_shape"]),
+        num_classes=answer["num_classes"],
+        num_parameters=answer["num_parameters"],
+        inputs=from_plain(InputFacts, answer["inputs"], "inputs") if answer["inputs"] else None,
+    )
+
+
+class Models(Protocol):
+    """What a run asks of Keras; `ModelProcess` says what each does."""
+
+    def build(
+        self,
+        task: Task,
+        *,
+        seed: int,
+        initial_model: Path | None = None,
+        normalize: Path | None = None,
+        private: Sequence[str] = (),
+    ) -> BuiltModel:
+        """Build a task's model and its initial weights."""
+
+    def check(self, candidate: Path, inputs: InputFacts | None) -> str | None:
+        """Why a checkpoint must not be committed, or None."""
+
+    def work_out(self, model_json: str, sums: Mapping[str, Array]) -> dict[str, float]:
+        """The results of compiled metrics from the sums that they keep."""
+
+    def save(
+        self, checkpoint_path: Path, model_path: Path, card: ModelCard, *, is_held: bool = False
+    ) -> None:
+        """Have a checkpoint saved as a model."""
+
+    def draw_workers(self, checkpoint_path: Path, picture_path: Path) -> None:
+        """Have each worker's own curves drawn."""
+
+    def flush(self, timeout_seconds: float) -> bool:
+        """Wait until everything asked for is saved; False if that took too long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,26 +200,13 @@ class ModelProcess:
                     "source": task.source,
                     "seed": seed,
                     "initial_model": None if initial_model is None else str(initial_model.resolve()),
-                    "normalization": None if normalize is None else _normalization_in(normalize),
+                    "normalization": None if normalize is None else normalization_in(normalize),
                     "weights_path": str(weights_path),
                     "private": list(private),
                 }
             )
             weights = _read_weights(weights_path)
-        layout = tuple(from_plain(TensorSpec, each, "layout") for each in answer["layout"])
-        for warning in answer["warnings"]:
-            log.warning("%s", warning)
-        vector, integers = flatten(weights, layout)
-        return BuiltModel(
-            model_json=answer["model_json"],
-            layout=layout,
-            vector=vector,
-            integers=integers,
-            input_shape=tuple(answer["input_shape"]),
-            num_classes=answer["num_classes"],
-            num_parameters=answer["num_parameters"],
-            inputs=from_plain(InputFacts, answer["inputs"], "inputs") if answer["inputs"] else None,
-        )
+        return built_model(answer, weights)
 
     def check(self, candidate: Path, inputs: InputFacts | None) -> str | None:
         """Why a checkpoint must not be committed: its model answers NaN or infinity where it didn't before.
@@ -302,7 +344,12 @@ class ModelProcess:
         raise RuntimeError(f"The model process failed: {answer['text']}")
 
 
-def _normalization_in(path: Path) -> dict[str, list[float]]:
+def normalization_in(path: Path) -> dict[str, list[float]]:
+    """The means and variances that `coordinator statistics` has found.
+
+    Raises:
+        DataError: The file can't be read.
+    """
     features = read_statistics(path).features
     return {"means": [each.mean for each in features], "variances": [each.variance for each in features]}
 

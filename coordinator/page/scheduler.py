@@ -19,13 +19,13 @@ from coordinator.files import lock_folder
 from coordinator.folder.run_index import LaunchRecord, RunIndex, time_text, write_launch
 from coordinator.folder.tracking.process import tracked
 from coordinator.keras.process import ModelProcess
-from coordinator.launching import as_texts, make_options, read_options
 from coordinator.learning.membership import Member
 from coordinator.options import RunOptions
 from coordinator.page.snapshot import LatestSnapshot
 from coordinator.play.run import Run
 from coordinator.play.run_view import RunView, describe
 from coordinator.presence.session import Session
+from coordinator.starting.launching import as_texts, make_options, read_options
 from coordinator.status import BrokerStatus, EndedRun, ServingStatus, TaskStatus, status_json
 from coordinator.tasks import BUILT_IN, Task, TaskDefaults, resolve
 
@@ -201,7 +201,7 @@ class Scheduler:
 
         Args:
             task: As `coordinator launch` takes it.
-            options: By option name; see `coordinator.launching.read_options`.
+            options: By option name; see `coordinator.starting.launching.read_options`.
 
         Returns:
             The name of the run's folder.

@@ -17,7 +17,7 @@ from coordinator.folder.run_folder import RunFolder
 from coordinator.folder.standing import Standing, Watch, standing_of
 from coordinator.keras.arrays import refuse_keras_settings
 from coordinator.keras.form import compiled_rate, refuse_decay, refuse_other_rate
-from coordinator.keras.process import BuiltModel, ModelProcess
+from coordinator.keras.process import BuiltModel, Models
 from coordinator.learning.measures import Figures
 from coordinator.learning.strategies import Strategy, first_states
 from coordinator.options import RunOptions
@@ -36,7 +36,7 @@ class Committed:
         standing: The best round so far, and whether more are wanted.
     """
 
-    def __init__(self, options: RunOptions, folder: RunFolder, models: ModelProcess, log: LogContext) -> None:
+    def __init__(self, options: RunOptions, folder: RunFolder, models: Models, log: LogContext) -> None:
         self.state: Checkpoint | None = None
         self._options = options
         self._folder = folder

@@ -17,7 +17,7 @@ from broker.wire.tensors import INLINE_BYTES, InputFacts
 from coordinator.folder.checkpoint import Checkpoint
 from coordinator.folder.history import Row
 from coordinator.folder.run_folder import RunFolder
-from coordinator.keras.process import BuiltModel, ModelProcess
+from coordinator.keras.process import BuiltModel, Models
 from coordinator.learning.rounds import Step
 from coordinator.learning.spares import Spares
 from coordinator.options import RunOptions
@@ -46,11 +46,12 @@ _PURGES_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """How a run ended: its history, and where its model is."""
+    """How a run ended: its history, and the state that it reached."""
 
     history: list[Row]
     rounds: int
     num_dead: int
+    state: Checkpoint
     is_stopped: bool = False
 
     @property
@@ -67,17 +68,19 @@ class Run:
 
     Args:
         session: The place at the broker where to play, if it lasts longer than this run.
+        folder: Where what is committed is kept; the folder of the options, unless another is given.
     """
 
     def __init__(
         self,
         link: Link,
         options: RunOptions,
-        models: ModelProcess,
+        models: Models,
         *,
         stop: threading.Event,
         log: LogContext,
         session: Session | None = None,
+        folder: RunFolder | None = None,
     ) -> None:
         self._session = session or Session(link, stop=stop, standby=options.standby)
         if session is None:
@@ -85,7 +88,7 @@ class Run:
         self._options = options
         self._models = models
         self._stop = stop
-        folder = RunFolder(options.out)
+        folder = folder or RunFolder(options.out)
         self._tools = Tools(
             session=self._session,
             folder=folder,
@@ -143,6 +146,7 @@ class Run:
             history=self._committed.present.history,
             rounds=self._committed.present.round_number,
             num_dead=self._session.validator.num_dead,
+            state=self._committed.present,
             is_stopped=outcome == "stopped",
         )
 
@@ -411,7 +415,7 @@ class Run:
         return "training" if self._live.record.mode == "train" else "measuring"
 
 
-def _building(models: ModelProcess, options: RunOptions) -> Future[BuiltModel]:
+def _building(models: Models, options: RunOptions) -> Future[BuiltModel]:
     """Have the model built in another thread, while the broker is connected to."""
     built: Future[BuiltModel] = Future()
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from coordinator.learning.measure_names import ALL_RESULTS
 from coordinator.play.run_view import RunView
 
 _DRAW_SECONDS = 0.2
@@ -55,3 +56,43 @@ class Console:
         if self._bar is not None:
             self._bar.close()
         self._bar = None
+
+
+class RoundsBar:
+    """One bar for all rounds of a run, wherever stderr leads: a notebook shows it, too.
+
+    Args:
+        look: The run as it is now.
+        rounds: How many there are.
+        is_shown: Else nothing is drawn.
+    """
+
+    def __init__(self, look: Callable[[], RunView], rounds: int, *, is_shown: bool) -> None:
+        self._look = look
+        self._bar: Any = None
+        self._drawn_at = float("-inf")
+        if is_shown:
+            from tqdm import tqdm  # late, as above
+
+            self._bar = tqdm(total=rounds, unit=" rounds")
+
+    def draw(self) -> None:
+        """Bring the bar up to date; cheap to call at every turn."""
+        now = time.monotonic()
+        if self._bar is not None and now - self._drawn_at >= _DRAW_SECONDS:
+            self._drawn_at = now
+            self._show()
+
+    def end(self) -> None:
+        """Leave it as it is at last."""
+        if self._bar is not None:
+            self._show()
+            self._bar.close()
+
+    def _show(self) -> None:
+        view = self._look()
+        last = view.history[-1].test if view.history else {}
+        shown = {name: f"{last[name]:.4f}" for name in ALL_RESULTS if name in last}
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.n = view.closed_rounds
+        self._bar.refresh()

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from broker import errors
 from broker.command import (
     CommandGroup,
+    Interruptible,
     Stop,
     amqp_url_option,
     management_url_for,
@@ -192,3 +193,32 @@ def test_a_second_signal_ends_the_process_at_once_wherever_it_is() -> None:
             process.wait(0.5)
         process.send_signal(signal.SIGINT)
         assert process.wait(5) == errors.EXIT_SIGNAL + signal.SIGINT
+
+
+def test_a_second_interrupt_of_a_call_does_not_wait() -> None:
+    """The first one lets the call end by itself; whoever presses Ctrl-C again wants to get out."""
+    with pytest.raises(KeyboardInterrupt), Interruptible() as ending:
+        signal.raise_signal(signal.SIGINT)
+        assert ending.is_set()
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("went on")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_call_leaves_a_handler_that_is_not_pythons_own() -> None:
+    """A command's `Stop`, or a program's own, decides what Ctrl-C means there."""
+    heard: list[int] = []
+    former = signal.signal(signal.SIGINT, lambda number, _frame: heard.append(number))
+    try:
+        with Interruptible() as ending:
+            signal.raise_signal(signal.SIGINT)
+        assert (heard, ending.is_set()) == ([signal.SIGINT], False)
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+def test_an_error_of_ones_own_is_not_hidden_by_an_interrupt() -> None:
+    """Only what the interrupt caused becomes KeyboardInterrupt."""
+    with pytest.raises(errors.DataError), Interruptible():
+        signal.raise_signal(signal.SIGINT)
+        raise errors.DataError("unreadable")

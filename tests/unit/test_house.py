@@ -20,6 +20,8 @@ PURE = (
     "coordinator/learning/strategies/averages.py", "coordinator/learning/strategies/median.py",
     "coordinator/learning/rounds.py", "coordinator/learning/membership.py", "coordinator/learning/stopping.py",
 )  # fmt: skip
+#: A person who calls `coordinator.simulate` wants both sides in one process; nothing else here imports it.
+BOTH_SIDES = "coordinator/starting/simulation.py"
 KERAS_IN_COORDINATOR = {"coordinator/keras/task_models.py", "coordinator/keras/child.py"}
 
 
@@ -58,7 +60,30 @@ def test_no_import_runs_up() -> None:
         "broker": {"worker", "coordinator"}, "worker": {"coordinator"}, "coordinator": {"worker"},
     }.items():  # fmt: skip
         for path in sources(floor):
-            assert not roots(path) & forbidden, path
+            assert str(path.relative_to(ROOT)) == BOTH_SIDES or not roots(path) & forbidden, path
+
+
+def test_a_simulation_is_imported_by_nobody_but_who_asks_for_it() -> None:
+    """The coordinator's own process stays without TensorFlow and without workers."""
+    module = BOTH_SIDES.removesuffix(".py").replace("/", ".")
+    users = {str(path.relative_to(ROOT)) for path in sources("coordinator") if module in imported(path)}
+    assert users == {"coordinator/__init__.py"}
+
+
+@pytest.mark.parametrize(
+    ("package", "names"), [("coordinator", "RunResult run simulate strategies"), ("worker", "WorkResult run")]
+)
+def test_a_package_gives_its_names_when_they_are_asked_for(package: str, names: str) -> None:
+    """`import coordinator` costs nothing, and all that it exports is there; `run` needs no TensorFlow."""
+    script = (
+        f"import sys, {package}; before = set(sys.modules) & {{'numpy', 'click', 'pika'}}; {package}.run; "
+        f"print(sorted(before), [name for name in ('tensorflow', 'keras') if name in sys.modules]); "
+        f"print(*sorted({package}.__all__)); [getattr({package}, name) for name in {package}.__all__]"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert answer.stdout.splitlines() == ["[] []", names]
 
 
 def test_one_room_imports_pika_and_one_file_msgpack() -> None:

@@ -10,8 +10,8 @@ import pytest
 from broker.errors import CheckpointError, UsageError
 from coordinator.folder.run_index import LaunchRecord, RunIndex, read_launch, write_launch
 from coordinator.keras.form import compiled_rate, refuse_decay
-from coordinator.launching import as_texts, make_options, option_names, read_options
 from coordinator.options import RunOptions
+from coordinator.starting.launching import as_texts, make_options, option_names, read_options
 from coordinator.tasks import Task, TaskDefaults, resolve
 
 OWN = Task(name="my:model", kind="builder", source="my:model", defaults=TaskDefaults())

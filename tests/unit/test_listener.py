@@ -217,3 +217,12 @@ def test_an_end_that_seems_to_be_later_is_forgotten_with_the_roll_call(hearing: 
     hearing.say(replace(START, session=30))
     hearing.take_all()
     assert hearing.hand_over.held("w") == START.held
+
+
+def test_the_end_of_a_run_is_heard_at_once() -> None:
+    """The thread that trains does not wait out its half second: it is woken."""
+    hearing = Hearing()
+    hearing.say(RunFinished(run_id="r", rounds=1, outcome="done", session=1))
+    hearing.take_all()
+    assert hearing.hand_over.jobs.get(timeout=5) is None
+    assert hearing.hand_over.is_run_over.is_set()

@@ -24,7 +24,7 @@ def test_every_setting_and_version_is_in_it(tmp_path: Path) -> None:
     """Also those that were left to their defaults."""
     keep_identity(options(tmp_path), closed_rounds=0)
     written = content(tmp_path)
-    for field in RunOptions.__dataclass_fields__.keys() - {"out", "standby", "precision"}:
+    for field in RunOptions.__dataclass_fields__.keys() - {"out", "standby", "precision", "made_strategy"}:
         assert field in written, field
     assert written["learning_rate"] == 0.1
     assert written["upload_precision"] == "float32"

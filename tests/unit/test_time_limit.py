@@ -29,6 +29,21 @@ def test_what_ends_in_time_gives_its_result() -> None:
     assert limit.num_left_behind == 0
 
 
+def test_one_thread_does_one_thing_after_the_other(end: threading.Event) -> None:
+    """To start one takes longer than a small step; one that was left behind does nothing any more."""
+    limit = TimeLimit(threading.Event())
+    first, second = (limit.keep("A step", 5, lambda _: threading.current_thread()) for _ in range(2))
+    assert first is second
+    with pytest.raises(ModelError):
+        limit.keep("A step", 0.1, lambda _: end.wait(60))
+    third = limit.keep("A step", 5, lambda _: threading.current_thread())
+    assert third is not None
+    assert third is not first
+    limit.close()
+    end.set()
+    wait_until(lambda: not (first is not None and first.is_alive()) and not third.is_alive(), 5)
+
+
 def test_what_takes_too_long_is_given_up_with_its_name_and_limit(end: threading.Event) -> None:
     """Whoever waits is free again, though the work goes on; it counts until it ends."""
     limit = TimeLimit(threading.Event())

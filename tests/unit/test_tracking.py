@@ -12,8 +12,8 @@ from coordinator.folder.tracking import kinds
 from coordinator.folder.tracking.follower import Follower
 from coordinator.folder.tracking.process import tracked
 from coordinator.folder.tracking.trackers import MLflow, TensorBoard
-from coordinator.launching import as_texts, read_options
 from coordinator.options import RunOptions
+from coordinator.starting.launching import as_texts, read_options
 from coordinator.tasks import resolve
 
 MEASURED = Row(round=1, seconds=2.0, metrics={"loss": 0.5}, test={"auc": 0.75}, accepted=("w1",))
@@ -130,7 +130,7 @@ def test_a_run_is_followed_by_a_process_until_it_ends(
 @pytest.mark.filterwarnings("default")  # its own libraries deprecate each other
 def test_mlflow_goes_on_with_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that starts anew finds the run, and logs nothing that is there."""
-    pytest.importorskip("mlflow", reason="MLflow and what it needs are 560 MB")
+    pytest.importorskip("mlflow", reason="MLflow and what it needs are 850 MB")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     from mlflow.tracking import MlflowClient
 

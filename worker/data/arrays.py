@@ -55,12 +55,29 @@ def call_function(spec: str, given: Declared | None) -> Listing:
     """
     with _current_directory_importable():
         result = _call(spec)
+    return read_values(result, spec, given)
+
+
+def read_values(result: Any, spec: str, given: Declared | None) -> Listing:
+    """Take ((x_train, y_train), (x_test, y_test)), and after them, if it is there, the classes.
+
+    Args:
+        result: As a function returned it, or a caller gives it.
+        spec: What it is called in what is said of it.
+        given: The classes as `--classes` names them.
+
+    Raises:
+        DataError: It is something else.
+    """
     try:
-        (x_train, y_train), (x_test, y_test), *classes = result
+        (x_train, y_train), test, *classes = result
         (declared,) = classes or (None,)
+        x_test, y_test = (None, None) if test is None else test
     except (TypeError, ValueError) as exc:
         raise DataError(f"{spec!r} returned {type(result).__name__}. {_RETURNS}.") from exc
-    values = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
+    values = {"x_train": x_train, "y_train": y_train}
+    if test is not None:
+        values |= {"x_test": x_test, "y_test": y_test}
     if declared is not None:
         values[CLASSES_ARRAY] = declared
     try:

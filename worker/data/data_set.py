@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from broker.errors import DataError
 from broker.wire.tensors import InputFacts
+from worker.data.arrays import read_values
 from worker.data.classes import Declared
 from worker.data.finding import find_listing
 from worker.data.images import Shape
@@ -15,9 +17,10 @@ from worker.data.listing import Labels, Listing, Subset, count_per_class, patien
 from worker.data.partition import deal_examples, partition
 from worker.data.sources import Excerpt, Pixels, Source, open_sources
 
-__all__ = ["DEFAULT_SHAPE", "Dataset", "Examples", "open_data", "patient_of"]
+__all__ = ["DEFAULT_SHAPE", "Dataset", "Examples", "open_data", "open_values", "patient_of"]
 
 DEFAULT_SHAPE: Shape = (224, 224, 1)  #: what images are decoded for before a model has said what it takes
+_GIVEN = "the data"  # what arrays are called that have no name
 _HELD_OUT = 0.1  # of the training subset, when there is no test subset
 
 Mask = npt.NDArray[np.bool_]
@@ -179,7 +182,33 @@ def open_data(
     Raises:
         DataError: There is no data, or it can't be used.
     """
-    listing = find_listing(spec, classes)
+    return _opened(find_listing(spec, classes), spec, for_training=for_training, shape=shape, seed=seed)
+
+
+def open_values(
+    values: Any, *, for_training: bool = True, seed: int = 0, classes: Declared | None = None
+) -> Dataset:
+    """Open what a caller gives: (x, y), or ((x_train, y_train), (x_test, y_test)), and after them the classes.
+
+    Args:
+        values: x of shape (n, ...), y of shape (n,) with class numbers; without a test part one is held out.
+        for_training: As `open_data` takes it; so are the others.
+        seed: Chooses what is held out.
+        classes: The classes, of which the data may lack some.
+
+    Raises:
+        DataError: It is something else, or can't be used.
+    """
+    if not isinstance(values, tuple | list) or not 2 <= len(values) <= 3:
+        raise DataError(
+            f"Expected (x, y) or ((x_train, y_train), (x_test, y_test)) as data, received {type(values).__name__}."
+        )
+    whole = values if isinstance(values[0], tuple | list) else (values, None)
+    listing = read_values(whole, _GIVEN, classes)
+    return _opened(listing, _GIVEN, for_training=for_training, shape=DEFAULT_SHAPE, seed=seed)
+
+
+def _opened(listing: Listing, spec: str, *, for_training: bool, shape: Shape, seed: int) -> Dataset:
     train, test, is_held_out = _choose_subsets(listing, spec, for_training=for_training, seed=seed)
     sources, inputs = open_sources(train, test, listing.classes, shape)
     return Dataset(listing.classes, *sources, inputs=inputs, is_held_out=is_held_out)

@@ -13,5 +13,5 @@ Contents:
     hand_over      what is to be done next, handed from thread to thread
     listener       the thread that hears
     worker_loop    the thread that trains and uploads
-    start          from the command line to a worker that takes part
+    start          from a command or a call to a worker that takes part
 """

@@ -76,13 +76,14 @@ class HandOver:
     """The one place where both threads meet.
 
     Attributes:
+        jobs: What is to be done next; None only lets the other thread look up.
         current: The round each logical worker is busy with or has answered.
         updates: The update each keeps until its round is closed; of a swarm the newest, see `note_announced`.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.current: dict[str, RoundJob] = {}
         self.updates: dict[str, KeptUpdate] = {}
         self.failure: Exception | None = None
@@ -167,6 +168,11 @@ class HandOver:
                 self._spare = None  # no memory is kept while nothing goes on
             return was_busy
 
+    def end_run(self) -> None:
+        """A run is over: the other thread may be waiting for the next job, and shall hear of it at once."""
+        self.is_run_over.set()
+        self.jobs.put(None)
+
     def close_older(self, run_id: str, round_number: int) -> None:
         """A round has begun: those before it are over, also for whoever of a swarm is not invited to this one."""
         with self.lock:
@@ -178,6 +184,7 @@ class HandOver:
         """The receiving thread can't go on: the other one shall raise this, and train no longer for that."""
         self.failure = failure
         self.stop_all()
+        self.jobs.put(None)
 
     def stop_all(self) -> None:
         """The process is to end: no training goes on."""

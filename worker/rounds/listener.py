@@ -312,7 +312,7 @@ class Listener(threading.Thread):
             logger.info(
                 "Training finished: the run is %s after %d rounds.", finished.outcome, finished.rounds
             )
-            self._hand_over.is_run_over.set()
+            self._hand_over.end_run()
 
     def _on_start(self, start: RoundStart, delivery: Delivery) -> bool:
         check_start(start)

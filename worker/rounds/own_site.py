@@ -4,6 +4,7 @@ import importlib
 import logging
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,7 +61,7 @@ class OwnSite:
         return cls(trainer=trainer, called=called, num_train_examples=int(number))
 
 
-def open_trainer(spec: str, *, data: str | None, worker: str) -> OwnSite:
+def open_trainer(spec: str, *, data: Any, worker: str) -> OwnSite:
     """Make a trainer of one's own, from a module that is importable from the current folder.
 
     Args:
@@ -72,12 +73,20 @@ def open_trainer(spec: str, *, data: str | None, worker: str) -> OwnSite:
         UsageError: It is no MODULE:CLASS, or there is no such module or class.
         DataError: The module or the class raised, or it makes no trainer.
     """
-    make = _find(spec)
+    return make_trainer(_find(spec), spec, data=data, worker=worker)
+
+
+def make_trainer(make: Callable[..., Any], called: str, *, data: Any, worker: str) -> OwnSite:
+    """Make a trainer with a class or a function, as `make(data=..., worker=...)`.
+
+    Raises:
+        DataError: It raised, or it makes no trainer.
+    """
     try:
         trainer = make(data=data, worker=worker)
     except Exception as exc:  # a person's own code may raise anything
-        raise _failed(f"{spec}(data=..., worker=...)", exc) from exc
-    return OwnSite.of(trainer, spec)
+        raise _failed(f"{called}(data=..., worker=...)", exc) from exc
+    return OwnSite.of(trainer, called)
 
 
 def _find(spec: str) -> Any:

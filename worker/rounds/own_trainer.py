@@ -45,10 +45,16 @@ class OwnTraining:
     def __init__(self, *, ending: threading.Event | None = None) -> None:
         self._time_limit = TimeLimit(ending or threading.Event())
 
+    num_at_once = 1
+
     @property
     def has_left_behind(self) -> bool:
         """Whether a trainer is still at something that nobody waits for."""
         return self._time_limit.num_left_behind > 0
+
+    def close(self) -> None:
+        """Let its threads go."""
+        self._time_limit.close()
 
     def warm_up(self) -> None:
         """Nothing: its module is imported already."""

@@ -133,10 +133,16 @@ class KerasTrainer:
         self._model_json = ""
         self._given_up: dict[str, str] = {}  # the last model that took too long, and why
 
+    num_at_once = 1
+
     @property
     def has_left_behind(self) -> bool:
         """Whether TensorFlow is still at something that nobody waits for."""
         return self._time_limit.num_left_behind > 0
+
+    def close(self) -> None:
+        """Let its threads go."""
+        self._time_limit.close()
 
     def warm_up(self) -> None:
         """Import TensorFlow."""

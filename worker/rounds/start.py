@@ -1,10 +1,13 @@
-"""From the command line to a worker that takes part: connect, serve, leave."""
+"""From a command, or a call from Python, to a worker that takes part: connect, serve, leave."""
 
 import logging
 import os
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +16,7 @@ from broker.errors import EXIT_DONE, BrokerUnreachable
 from broker.link.address import without_password
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
+from broker.link.seam import Link
 from broker.logs import LogContext
 from worker.console import Console
 from worker.rounds.own_trainer import OwnTraining
@@ -22,17 +26,22 @@ from worker.rounds.worker_loop import WorkerLoop
 
 logger = logging.getLogger(__name__)
 
-_LAST_SECONDS = 10.0  # what leaving may take
+LAST_SECONDS = 10.0  #: what leaving may take
 
 
-class PooledTrainer(Trainer, Protocol):
-    """A trainer of several processes; see `worker.processes.pool`."""
+class EndingTrainer(Trainer, Protocol):
+    """A trainer that ends: `KerasTrainer`, `OwnTraining`, or several processes (`worker.processes.pool`)."""
 
-    num_at_once: int
-    has_left_behind: bool
+    @property
+    def num_at_once(self) -> int:
+        """How many may be trained at the same time."""
+
+    @property
+    def has_left_behind(self) -> bool:
+        """Whether something is still trained that nobody waits for."""
 
     def close(self) -> None:
-        """End them."""
+        """End what belongs to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +64,9 @@ def take_part(
     state: Path | None = None,
     is_swarm: bool = False,
     reader: str | None = None,
-    make_pool: Callable[[], PooledTrainer] | None = None,
+    make_pool: Callable[[], EndingTrainer] | None = None,
 ) -> None:
-    """Connect and serve until told to stop.
+    """Connect and serve until a signal says to stop.
 
     Args:
         participants: One, or a swarm's.
@@ -77,63 +86,84 @@ def take_part(
         NameInUse: Another process reads this name's queue.
         DataError: The coordinator refused this worker.
     """
-    with Stop(limit_seconds=_LAST_SECONDS) as stop:
-        pool = make_pool() if make_pool is not None else None
-        trainer = pool or (
-            OwnTraining(ending=stop.event)
-            if participants[0].has_trainer
-            else KerasTrainer(
-                deterministic=deterministic,
-                ending=stop.event,
-                private=PrivateParts(state or default_folder(), saves_model=not is_swarm),
-            )
+    with Stop(limit_seconds=LAST_SECONDS) as stop:
+        make = make_pool or partial(
+            trainer_of,
+            participants,
+            deterministic=deterministic,
+            ending=stop.event,
+            private=PrivateParts(state or default_folder(), saves_model=not is_swarm),
         )
-        link = RabbitLink(
-            LinkSettings(
-                amqp_url=link_to.amqp_url,
-                name=link_to.name,
-                connect_seconds=connect_seconds,
-                stop=stop.event,
-            )
-        )
-        try:
-            if not _is_open(link, stop):
-                return
-            logger.info("Connected to %s; registering %s.", without_password(link_to.amqp_url), link_to.name)
-            WorkerLoop(
-                link,
-                participants,
-                trainer,
-                stop=stop.event,
-                log=log,
-                console=Console(),
-                task=task,
-                once=once,
-                is_swarm=is_swarm,
-                reader=reader,
-                at_once=pool.num_at_once if pool else 1,
-            ).serve()
-        finally:
-            link.close()
-            if pool is not None:
-                pool.close()
-    if stop.signal_number is not None or trainer.has_left_behind:
-        _end_process()
+        with closing(make()) as trainer, connected(link_to, connect_seconds, stop.event) as link:
+            if link is not None:
+                WorkerLoop(
+                    link,
+                    participants,
+                    trainer,
+                    stop=stop.event,
+                    log=log,
+                    console=Console(),
+                    task=task,
+                    once=once,
+                    is_swarm=is_swarm,
+                    reader=reader,
+                    at_once=trainer.num_at_once,
+                ).serve()
+    end_process_if_left(stop, has_left_behind=trainer.has_left_behind)
 
 
-def _is_open(link: RabbitLink, stop: Stop) -> bool:
+def trainer_of(
+    participants: list[Participant],
+    *,
+    deterministic: bool,
+    ending: threading.Event,
+    private: PrivateParts | None = None,
+) -> EndingTrainer:
+    """What trains these participants: Keras, or trainers of their own."""
+    if participants[0].has_trainer:
+        return OwnTraining(ending=ending)
+    return KerasTrainer(deterministic=deterministic, ending=ending, private=private)
+
+
+@contextmanager
+def connected(link_to: LinkTo, connect_seconds: float, stop: threading.Event) -> Iterator[Link | None]:
+    """A link that is closed at the end; None when told to stop before the broker answered.
+
+    Raises:
+        BrokerUnreachable: Nothing answered in that time.
+        LoginRefused: The broker refused the login.
+    """
+    link = RabbitLink(
+        LinkSettings(amqp_url=link_to.amqp_url, name=link_to.name, connect_seconds=connect_seconds, stop=stop)
+    )
+    if not _is_open(link, stop):
+        yield None
+        return
+    try:
+        logger.info("Connected to %s; registering %s.", without_password(link_to.amqp_url), link_to.name)
+        yield link
+    finally:
+        link.close()
+
+
+def _is_open(link: RabbitLink, stop: threading.Event) -> bool:
     """Connect; False when told to stop before the broker answered."""
     try:
         link.open()
     except BrokerUnreachable:
-        if stop.event.is_set():
+        if stop.is_set():
             return False
         raise
     return True
 
 
-def _end_process() -> None:
-    """Leave without the seconds that TensorFlow takes to be torn down: all is said, sent and closed by now."""
+def end_process_if_left(stop: Stop, *, has_left_behind: bool) -> None:
+    """End a command that was told to stop, or whose model goes on unheeded, without tearing TensorFlow down.
+
+    That takes seconds; all is said, sent and closed by now.
+    """
+    if stop.signal_number is None and not has_left_behind:
+        return
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

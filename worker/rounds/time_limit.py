@@ -1,11 +1,12 @@
 """What a model does inside TensorFlow can't be interrupted: it is done in a thread that can be left behind."""
 
+import queue
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from broker.errors import ModelError
 
@@ -20,6 +21,7 @@ Result = TypeVar("Result")
 class _Work(Generic[Result]):
     """One piece of work and when it last got on."""
 
+    function: Callable[[Callable[[], None]], Result]
     begun: float = field(default_factory=time.monotonic)
     is_done: threading.Event = field(default_factory=threading.Event)
     result: "Future[Result]" = field(default_factory=Future)
@@ -27,13 +29,27 @@ class _Work(Generic[Result]):
     def gets_on(self) -> None:
         self.begun = time.monotonic()
 
-    def do(self, function: Callable[[Callable[[], None]], Result]) -> None:
+    def do(self) -> None:
         try:
-            self.result.set_result(function(self.gets_on))
+            self.result.set_result(self.function(self.gets_on))
         except BaseException as exc:  # noqa: BLE001 - carried to the thread that waits
             self.result.set_exception(exc)
         finally:
             self.is_done.set()
+
+
+class _Hand(threading.Thread):
+    """A thread that does one piece of work after the other: to start one takes longer than a small step of training."""
+
+    def __init__(self) -> None:
+        super().__init__(name="model", daemon=True)
+        self.works: queue.SimpleQueue[_Work[Any] | None] = queue.SimpleQueue()
+        self.start()
+
+    def run(self) -> None:
+        while (work := self.works.get()) is not None:
+            work.do()
+            del work  # what it gave is not kept while the next is waited for
 
 
 class TimeLimit:
@@ -45,13 +61,19 @@ class TimeLimit:
 
     def __init__(self, ending: threading.Event) -> None:
         self._ending = ending
-        self._left_behind: list[threading.Thread] = []
+        self._left_behind: list[_Hand] = []
+        self._free: list[_Hand] = []
 
     @property
     def num_left_behind(self) -> int:
         """How many threads go on though nobody waits for them."""
         self._left_behind = [thread for thread in self._left_behind if thread.is_alive()]
         return len(self._left_behind)
+
+    def close(self) -> None:
+        """Let the threads go that wait for work; another piece of work makes a new one."""
+        while self._free:
+            self._free.pop().works.put(None)
 
     def keep(
         self, what: str, seconds: float, function: Callable[[Callable[[], None]], Result]
@@ -73,18 +95,23 @@ class TimeLimit:
             raise ModelError(
                 f"{MAX_LEFT_BEHIND} models that took too long are still being worked out here. Start the worker anew."
             )
-        work: _Work[Result] = _Work()
-        thread = threading.Thread(target=work.do, args=(function,), name="model", daemon=True)
-        thread.start()
+        work = _Work(function)
+        hand = self._free.pop() if self._free else _Hand()
+        hand.works.put(work)
         ends_at: float | None = None
         while not work.is_done.wait(_LOOK_SECONDS):
             now = time.monotonic()
             if ends_at is None and self._ending.is_set():
                 ends_at = now + ENDING_SECONDS
             if ends_at is not None and now >= ends_at:
-                self._left_behind.append(thread)
+                self._leave_behind(hand)
                 return None
             if now - work.begun > seconds:
-                self._left_behind.append(thread)
+                self._leave_behind(hand)
                 raise ModelError(f"{what} took more than {seconds:g} s here, and was given up.")
+        self._free.append(hand)
         return work.result.result()
+
+    def _leave_behind(self, hand: _Hand) -> None:
+        self._left_behind.append(hand)
+        hand.works.put(None)

@@ -7,17 +7,18 @@ from typing import Any, TypeVar
 import click
 
 from broker.errors import UsageError
-from coordinator import tasks
 from coordinator.files import is_file
 from coordinator.folder.statistics_file import read_statistics
 from coordinator.folder.tracking.kinds import KINDS, refuse_missing
 from coordinator.learning.strategies import STRATEGIES
 from coordinator.options import RunOptions
+from coordinator.tasks import check_text, resolve
 
 _FILE = click.Path(path_type=Path)
 _MOST = 10**9  # of anything that is counted: whatever reckons with it on the way holds that
 _MOST_SEED = 2**32 - 1  # NumPy's, and so Keras's
 _MOST_SAID = 300
+_FROM_SCRATCH = "from-scratch"
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -93,7 +94,7 @@ def run_options(function: _Function) -> _Function:
 def launch_options(function: _Function) -> _Function:
     """Add the options of a run that a serving coordinator starts."""
     add = click.option(
-        "--from-scratch", is_flag=True, help="Begin with new weights, not with this task's last model."
+        f"--{_FROM_SCRATCH}", is_flag=True, help="Begin with new weights, not with this task's last model."
     )
     return add(run_options(function))
 
@@ -132,6 +133,25 @@ def read_options(options: Mapping[str, str]) -> dict[str, Any]:
         return dict(context.params)
 
 
+def read_values(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the options of a run as Python gives them; what is None or left out has its default.
+
+    Args:
+        options: By their names on the command line, with _ for -.
+
+    Raises:
+        UsageError: A run has no such option, or it can't have this value.
+    """
+    known = [name.replace("-", "_") for name in option_names() if name != _FROM_SCRATCH]
+    for name in options:
+        if name not in known:
+            raise UsageError(f"A run has no option {str(name)[:60]!r}. It has: {', '.join(known)}.")
+    given = {name: value for name, value in options.items() if value is not None}
+    read = read_options({name: _text(value) or str(value) for name, value in given.items()})
+    del read["from_scratch"]
+    return read
+
+
 def check_texts(options: Mapping[str, str]) -> None:
     """Refuse names and values that can't be meant, however they were sent.
 
@@ -139,8 +159,8 @@ def check_texts(options: Mapping[str, str]) -> None:
         UsageError: One is too long, or holds what nobody can read.
     """
     for name, value in options.items():
-        tasks.check_text("an option's name", name)
-        tasks.check_text(name, value)
+        check_text("an option's name", name)
+        check_text(name, value)
 
 
 def _words(name: str, value: str) -> list[str]:
@@ -189,7 +209,7 @@ def make_options(task: str, out: Path, options: Mapping[str, Any]) -> RunOptions
         UsageError: No such task, model or tracker, or options that contradict each other.
         DataError: What to normalise by can't be read.
     """
-    asked = RunOptions(task=tasks.resolve(task), out=out, **options)
+    asked = RunOptions(task=resolve(task), out=out, **options)
     if asked.initial_model is not None and not is_file(asked.initial_model):
         raise UsageError(
             f"There is no model {str(asked.initial_model)!r}. Try the path of a model.keras or model.npz."

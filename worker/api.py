@@ -1,0 +1,211 @@
+"""Taking part, asked for from Python: the same as the command's, with the result as an object and our errors raised."""
+
+import threading
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from broker.command import DEFAULT_AMQP_URL, Interruptible, checked_amqp_url
+from broker.errors import UsageError
+from broker.link.seam import Link
+from broker.logs import LogContext
+from broker.wire.messages import RoundStart
+from broker.wire.names import check_name
+from broker.wire.tensors import Vector
+from worker.console import Console
+from worker.data.classes import parse_classes
+from worker.data.data_set import Dataset, open_data, open_values
+from worker.learning.results import Report
+from worker.rounds.own_site import OwnSite, make_trainer, open_trainer
+from worker.rounds.participant import Participant, Trained, Trainer
+from worker.rounds.private_parts import PrivateParts, default_folder
+from worker.rounds.site_rules import Share, SiteRules
+from worker.rounds.start import LinkTo, connected, trainer_of
+from worker.rounds.worker_loop import WorkerLoop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkResult:
+    """What a worker did.
+
+    Attributes:
+        name: Its own.
+        history: One dict for each round that it answered: `pandas.DataFrame(result.history)`. `global_NAME` is what
+            the global weights reached on its test examples, NAME what its training did.
+        has_left_behind: Whether a model that took too long is still being worked out in this process.
+    """
+
+    name: str
+    history: list[dict[str, Any]]
+    has_left_behind: bool = False
+
+
+def run(
+    name: str,
+    data: Any = None,
+    *,
+    trainer: Any = None,
+    amqp_url: str = DEFAULT_AMQP_URL,
+    insecure: bool = False,
+    connect_seconds: float = 10.0,
+    link: Link | None = None,
+    task: str | None = None,
+    once: bool = False,
+    classes: str | None = None,
+    evaluate_only: bool = False,
+    share: Share = "metrics",
+    least_examples: int = 1,
+    least_steps: int = 1,
+    seed: int = 0,
+    deterministic: bool = False,
+    state: Path | str | None = None,
+    stop: threading.Event | None = None,
+    log: LogContext | None = None,
+) -> WorkResult:
+    """Take part in federated training, as `worker run` does, until `stop` is set or with `once` until a run is over.
+
+    No log is set up: `broker.logs.configure()` sends the story to stderr. Ctrl-C lets the worker leave, and ends the
+    call with KeyboardInterrupt.
+
+    Args:
+        name: This worker's: a-z, 0-9 and '-'.
+        data: (x, y), or ((x_train, y_train), (x_test, y_test)), and after them the classes if you like; or a PATH as
+            `worker run --data` takes it. With a trainer: whatever that makes of it.
+        trainer: A trainer of one's own: an object as `worker.trainer.OwnTrainer` says; a class or function that makes
+            one as `trainer(data=..., worker=...)`; or MODULE:CLASS. None trains Keras models.
+        amqp_url: The broker's address.
+        insecure: Take an amqp:// address beyond this machine, too.
+        connect_seconds: How long the first connection is tried.
+        link: An open link in place of the address; it stays open.
+        task: The only one to take part in; None takes part in any.
+        once: Leave after one run.
+        classes: All classes in the model's order, as "A,B,C"; these data may lack some.
+        evaluate_only: Measure each model on these data, and train nothing.
+        share: What leaves besides the update: weights, metrics or counts.
+        least_examples: Decline a round that would train on fewer.
+        least_steps: Decline a round that would take fewer steps.
+        seed: Of what is held out for tests.
+        deterministic: Same seed, same bits; slower.
+        state: Where weights are kept that stay at this site; None takes this user's own folder.
+        stop: Ends the call when it is set, from any thread.
+        log: Told which run and round the story is about.
+
+    Returns:
+        What it did.
+
+    Raises:
+        UsageError: The name is none, or in use; neither data nor a trainer.
+        DataError: The data can't be used, or the coordinator refused this worker.
+        BrokerError: The broker is unreachable, or refused the login.
+    """
+    rules = SiteRules(share=share, least_examples=least_examples, least_steps=least_steps)
+    site = _site_of(name, data, trainer, classes, seed=seed, for_training=not evaluate_only)
+    participant = Participant(name=check_name(name), data=site, evaluate_only=evaluate_only, rules=rules)
+    with (
+        Interruptible(stop) as ending,
+        closing(
+            trainer_of(
+                [participant],
+                deterministic=deterministic,
+                ending=ending,
+                private=PrivateParts(Path(state) if state else default_folder()),
+            )
+        ) as training,
+    ):
+        noting, story = _Noting(training), log or LogContext()
+        address = "" if link else checked_amqp_url(amqp_url, insecure=insecure)
+        link_to = LinkTo(address, f"worker {name}")
+        with nullcontext(link) if link else connected(link_to, connect_seconds, ending) as at:
+            if at is not None:
+                WorkerLoop(
+                    at,
+                    [participant],
+                    noting,
+                    stop=ending,
+                    log=story,
+                    console=Console(),
+                    task=task,
+                    once=once,
+                ).serve()
+    return WorkResult(name=name, history=noting.history, has_left_behind=training.has_left_behind)
+
+
+def _site_of(
+    name: str, data: Any, trainer: Any, classes: str | None, *, seed: int, for_training: bool
+) -> Dataset | OwnSite:
+    if trainer is None:
+        return open_any(data, classes=classes, seed=seed, for_training=for_training)
+    if classes is not None:
+        raise UsageError("--classes are of data that Warren reads; with --trainer the trainer reads its own.")
+    return site_with(trainer, data, name)
+
+
+def open_any(data: Any, *, classes: str | None = None, seed: int = 0, for_training: bool = True) -> Dataset:
+    """Data as a caller gives them: a PATH as `--data` takes it, or values.
+
+    Raises:
+        UsageError: There are none.
+        DataError: They can't be used.
+    """
+    if data is None:
+        raise UsageError("Expected --data, or --trainer MODULE:CLASS.")
+    declared = parse_classes(classes)
+    if isinstance(data, str | Path):
+        return open_data(str(data), for_training=for_training, seed=seed, classes=declared)
+    return open_values(data, for_training=for_training, seed=seed, classes=declared)
+
+
+def site_with(trainer: Any, data: Any, name: str) -> OwnSite:
+    """A site with a trainer of its own; see `run`.
+
+    Raises:
+        UsageError: There is no such module or class.
+        DataError: The class raised, or it makes no trainer.
+    """
+    if isinstance(trainer, str):
+        return open_trainer(trainer, data=data, worker=name)
+    if hasattr(trainer, "fit") and not isinstance(trainer, type):
+        return OwnSite.of(trainer, type(trainer).__qualname__)
+    return make_trainer(trainer, getattr(trainer, "__qualname__", "trainer"), data=data, worker=name)
+
+
+class _Noting:
+    """A trainer that notes what it answered."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.history: list[dict[str, Any]] = []
+        self._trainer = trainer
+
+    def warm_up(self) -> None:
+        """As the trainer does."""
+        self._trainer.warm_up()
+
+    def answer(
+        self,
+        participant: Participant,
+        start: RoundStart,
+        weights: Vector,
+        stop: threading.Event,
+        report: Report,
+    ) -> Trained | None:
+        """As the trainer does."""
+        trained = self._trainer.answer(participant, start, weights, stop, report)
+        if trained is not None:
+            self.history.append(_noted(start, trained))
+        return trained
+
+
+def _noted(start: RoundStart, trained: Trained) -> dict[str, Any]:
+    measured = trained.measured
+    return {
+        "run": start.run_id,
+        "task": start.task,
+        "round": start.round_number,
+        "has_trained": trained.vector is not None,
+        "num_examples": measured.num_examples,
+        "num_test_examples": measured.num_test_examples,
+        "seconds": measured.seconds,
+        **measured.metrics,
+        **{f"global_{name}": value for name, value in measured.global_metrics.items()},
+    }
