@@ -53,10 +53,23 @@ def main() -> None:
 @click.option(
     "--standby", is_flag=True, help="Wait while another coordinator works, and take over when it ends."
 )
+@click.option(
+    "--trust-module", "trusted_modules", multiple=True, metavar="MODULE",
+    help="The model may hold the layers, losses and metrics that this module registers; workers must trust it, too. "
+    "May be repeated.",
+)  # fmt: skip
 @_CONNECT
 @amqp_url_option
 @log_options
-def run(task: str, out: Path, amqp_url: str, connect_seconds: float, log: LogContext, **options: Any) -> None:
+def run(
+    task: str,
+    out: Path,
+    trusted_modules: tuple[str, ...],
+    amqp_url: str,
+    connect_seconds: float,
+    log: LogContext,
+    **options: Any,
+) -> None:
     """Train TASK: chest-xray, chest-xray-lab, mnist, MODULE:FUNCTION, or a compiled FILE.keras.
 
     The folder OUT then holds model.keras, history.csv, curves.png, run.json and the checkpoint.
@@ -73,21 +86,28 @@ def run(task: str, out: Path, amqp_url: str, connect_seconds: float, log: LogCon
     asked = make_options(task, out, options)
     with Stop() as stop:
         try:
-            summary = _play(asked, amqp_url, connect_seconds, log, stop)
+            summary = _play(asked, trusted_modules, amqp_url, connect_seconds, log, stop)
         except Interrupted as exc:
             click.echo(str(exc), err=True)
             raise SystemExit(EXIT_SIGNAL + (stop.signal_number or 0)) from exc
     _print_summary(asked, summary)
 
 
-def _play(options: RunOptions, amqp_url: str, connect_seconds: float, log: LogContext, stop: Stop) -> Summary:
+def _play(
+    options: RunOptions,
+    trusted_modules: tuple[str, ...],
+    amqp_url: str,
+    connect_seconds: float,
+    log: LogContext,
+    stop: Stop,
+) -> Summary:
     """Hold the folder, connect, play; everything is let go of in the reverse order."""
     link = _link(amqp_url, "coordinator", connect_seconds, stop)
     make_folder(options.out)
     with lock_folder(options.out, wait=options.standby, stop=stop.event):
         _open(link, stop)
         try:
-            with ModelProcess() as models:
+            with ModelProcess(trusted_modules) as models:
                 run = Run(link, options, models, stop=stop.event, log=log)
                 console = Console(run.view)
                 run.each_turn(console.draw)

@@ -2,6 +2,7 @@
 
 Contents, from the ground up; nothing imports what stands below it on this page:
     tensorflow    Keras, loaded late and quietly
+    tables/       Examples of any form: named inputs and targets, in memory or streamed, as a model takes them
     data/         A participant's examples, from any file to arrays; nothing here knows of a model or of a broker
     learning/     A model on this site: built from allowed parts, trained, measured and used
     console       how a training is shown

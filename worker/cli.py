@@ -10,19 +10,22 @@ import click
 from broker.command import CommandGroup, Stop, amqp_url_option, log_options, read_environment
 from broker.errors import EXIT_DONE, DataError, UsageError
 from broker.logs import LogContext
+from broker.model.trust import NOTHING, Trusted, trust
 from broker.wire.names import check_name
-from worker.baseline import BaselineOptions, save_alone, train_alone
+from worker.baseline import BaselineOptions, measured_by, save_alone, train_alone
 from worker.data.classes import parse_classes
-from worker.data.data_set import Dataset, open_data
+from worker.data.data_set import DEFAULT_SHAPE, Dataset, open_data
 from worker.data.partition import parse_share
 from worker.data.split import format_table, split
-from worker.learning.evaluation import check_classes, evaluate, format_evaluation
-from worker.learning.inference import Inference
+from worker.learning.evaluation import Evaluation, check_classes, format_evaluation
 from worker.learning.prediction import predict
 from worker.learning.saved_model import LoadedModel, check_scale, load_model
+from worker.learning.values import Measures, format_measures
 from worker.rounds.participant import Participant
 from worker.rounds.site_rules import SHARES, Share, SiteRules
 from worker.rounds.start import LinkTo, take_part
+from worker.tables.table_set import TableSet
+from worker.tensorflow import load_keras
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,28 @@ def classes_option(function: Any) -> Any:
         "0, 1, 2 and so on, or the labels themselves. [default: as found, or as the data declares: "
         "classes.txt in the folder, `classes` in the .npz, a third value from FUNCTION]",
     )(function)
+
+
+def trust_option(function: Any) -> Any:
+    """Add --trust-module."""
+    return click.option(
+        "--trust-module",
+        "trusted_modules",
+        multiple=True,
+        metavar="MODULE",
+        help="A model may hold the layers, losses and metrics that this module, installed here, registers; may be "
+        "repeated.  [default: only Keras's own]",
+    )(function)
+
+
+def _trusted(modules: tuple[str, ...]) -> Trusted:
+    """What the modules register; TensorFlow is loaded for that alone."""
+    if not modules:
+        return NOTHING
+    load_keras()
+    trusted = trust(modules)
+    logger.info("Trusted parts of %s: %s.", ", ".join(modules), ", ".join(sorted(trusted)))
+    return trusted
 
 
 @click.group(name="worker", cls=CommandGroup)
@@ -92,9 +117,17 @@ def split_command(
 @main.command(name="evaluate", short_help="Measure a model on a data set.")
 @click.argument("model", type=_FILE)
 @data_option
+@trust_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @log_options
-def evaluate_command(model: Path, data: str, classes: str | None, as_json: bool, log: LogContext) -> None:
+def evaluate_command(
+    model: Path,
+    data: str,
+    classes: str | None,
+    trusted_modules: tuple[str, ...],
+    as_json: bool,
+    log: LogContext,
+) -> None:
     """Measure MODEL on the test part of a data set, or on all of one that has no test part.
 
     \b
@@ -102,15 +135,22 @@ def evaluate_command(model: Path, data: str, classes: str | None, as_json: bool,
     worker evaluate runs/demo/model.keras --data chest_xray/test --json
     """
     declared = parse_classes(classes)
-    loaded = load_model(model)
-    dataset = open_data(data, for_training=False, shape=loaded.shape, classes=declared)
-    check_classes(loaded.classes if loaded.card else None, dataset.classes)
-    _warn_of_scale(loaded, dataset)
-    result = evaluate(Inference(loaded.model), dataset.test(loaded.shape), dataset.classes)
-    click.echo(json.dumps(result.to_dict()) if as_json else format_evaluation(result, dataset.classes))
+    loaded = load_model(model, _trusted(trusted_modules))
+    dataset = open_data(data, for_training=False, shape=loaded.shape or DEFAULT_SHAPE, classes=declared)
+    if loaded.needs is not None:
+        result = measured_by(loaded, dataset.test_rows(loaded.needs), ())
+    else:
+        check_classes(loaded.classes if loaded.card else None, dataset.classes)
+        _warn_of_scale(loaded, dataset)
+        result = measured_by(loaded, dataset.test(loaded.shape), dataset.classes)
+    click.echo(json.dumps(result.to_dict()) if as_json else _formatted(result, dataset.classes))
 
 
-def _warn_of_scale(loaded: LoadedModel, dataset: Dataset) -> None:
+def _formatted(result: Evaluation | Measures, classes: tuple[str, ...]) -> str:
+    return format_measures(result) if isinstance(result, Measures) else format_evaluation(result, classes)
+
+
+def _warn_of_scale(loaded: LoadedModel, dataset: Dataset | TableSet) -> None:
     """Say where data lie outside what the model was trained on: its figures would mislead."""
     difference = check_scale(loaded.card, dataset.inputs, loaded.shape)
     if difference:
@@ -185,6 +225,7 @@ def participation_options(function: Any) -> Any:
     for option in reversed(
         (
             data_option,
+            trust_option,
             click.option("--task", help="Take part in runs of this task only.  [default: any]"),
             click.option("--once", is_flag=True, help="Leave after one run."),
             click.option("--seed", type=int, default=0, show_default=True, help="Of what is held out for tests."),
@@ -228,6 +269,7 @@ def run_command(
     share: Share,
     least_examples: int,
     least_steps: int,
+    trusted_modules: tuple[str, ...],
     amqp_url: str,
     log: LogContext,
     **options: Any,
@@ -254,10 +296,11 @@ def run_command(
     check_name(name)
     log.update(worker=name)
     declared = parse_classes(classes)
-    dataset = open_data(data, for_training=not evaluate_only, seed=seed, classes=declared)
+    trusted = _trusted(trusted_modules)
+    dataset = open_data(data, for_training=not evaluate_only, seed=seed, classes=declared, worker=name)
     rules = SiteRules(share=share, least_examples=least_examples, least_steps=least_steps)
     participant = Participant(name=name, data=dataset, evaluate_only=evaluate_only, rules=rules)
-    take_part([participant], LinkTo(amqp_url, f"worker {name}"), log, **options)
+    take_part([participant], LinkTo(amqp_url, f"worker {name}"), log, trusted=trusted, **options)
 
 
 @main.command(name="swarm", short_help="Many logical workers in one process.")
@@ -278,6 +321,7 @@ def swarm_command(
     data: str,
     classes: str | None,
     seed: int,
+    trusted_modules: tuple[str, ...],
     amqp_url: str,
     log: LogContext,
     **options: Any,
@@ -296,14 +340,17 @@ def swarm_command(
     check_name(name)
     log.update(worker=name)
     mine = parse_share(part, count)
-    sites = open_data(data, seed=seed, classes=parse_classes(classes)).divide(count, scheme, seed)
+    trusted = _trusted(trusted_modules)
+    whole = open_data(data, seed=seed, classes=parse_classes(classes), worker=name)
+    sites = whole.divide(count, scheme, seed)
     participants = [Participant(name=f"{name}.{i + 1}", data=sites[i]) for i in mine]
-    take_part(participants, LinkTo(amqp_url, f"swarm {name}"), log, is_swarm=True, **options)
+    take_part(participants, LinkTo(amqp_url, f"swarm {name}"), log, is_swarm=True, trusted=trusted, **options)
 
 
 @main.command(name="train-alone", short_help="The same training with no federation.")
 @click.argument("model", type=_FILE)
 @data_option
+@trust_option
 @click.option("--out", type=_FILE, help="Save the trained model as FILE.keras.", metavar="FILE.keras")
 @click.option("--epochs", type=click.IntRange(min=1), default=5, show_default=True, help="In all.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="[default: as the model was trained]")
@@ -322,6 +369,7 @@ def train_alone_command(
     model: Path,
     data: str,
     classes: str | None,
+    trusted_modules: tuple[str, ...],
     out: Path | None,
     as_json: bool,
     log: LogContext,
@@ -338,16 +386,17 @@ def train_alone_command(
     if out is not None and out.suffix != ".keras":
         raise UsageError(f"Expected a name that ends in .keras, got {str(out)!r}.")
     declared = parse_classes(classes)
-    loaded = load_model(model)
-    dataset = open_data(data, shape=loaded.shape, classes=declared)
+    trusted = _trusted(trusted_modules)
+    loaded = load_model(model, trusted)
+    dataset = open_data(data, shape=loaded.shape or DEFAULT_SHAPE, classes=declared)
     _warn_of_scale(loaded, dataset)
     with Stop(limit_seconds=_LAST_SECONDS) as stop:
-        result = train_alone(loaded, dataset, BaselineOptions(**options), stop.event)
+        result = train_alone(loaded, dataset, BaselineOptions(**options), stop.event, trusted)
     if result is None:
         raise SystemExit(EXIT_DONE)
     if out is not None:
         save_alone(loaded, out)
-    click.echo(json.dumps(result.to_dict()) if as_json else format_evaluation(result, dataset.classes))
+    click.echo(json.dumps(result.to_dict()) if as_json else _formatted(result, dataset.classes))
 
 
 read_environment(main)  # at the end: it goes through the commands above

@@ -9,6 +9,7 @@ Contents:
     tensors     weights as one float32 vector: trainable ones, statistics, frozen ones
     scores      counts of a classifier's answers that add up over workers
     limits      how much one message may say
+    needs       what a model needs of data, and what a site has
     settings    how a worker trains
     messages    what travels, one frozen dataclass per message
     transfer    a vector cut into parts, encoded, and put together again

@@ -15,6 +15,7 @@ from broker.errors import OtherVersion, ProtocolError
 from broker.wire import codec, names
 from broker.wire.fields import Binary, from_plain, require, to_plain
 from broker.wire.limits import require_amount, require_classes, require_measures, require_short
+from broker.wire.needs import Held, Needs, require_holds
 from broker.wire.scores import AnswerCounts
 from broker.wire.settings import Precision, TrainingSettings
 from broker.wire.tensors import Array, InputFacts, TensorSpec
@@ -80,6 +81,7 @@ class RoundStart(Message):
         digest: `transfer.Digest` of the float weights' bytes, part by part.
         session: When the coordinator became the one of this virtual host, in milliseconds since 1970. What an earlier
             one sent is void, even if its round was a later one: the run may have been restored from a copy.
+        needs: What the model needs of a site's data; None for a classifier, which needs `classes`.
     """
 
     TYPE: ClassVar[str] = "round-start"
@@ -102,6 +104,7 @@ class RoundStart(Message):
     last_round: int
     deadline_seconds: float
     session: int = 0
+    needs: Needs | None = None
 
     @property
     def held(self) -> RoundKey:
@@ -201,6 +204,7 @@ class Joined(Message):
         announced: The upload_id of its update for that round, once announced: whoever has not got that asks again.
         inputs: What its examples are like.
         token: Random, of the worker's process; what answers this word to this worker alone carries it.
+        holds: Its arrays, where they are no examples of classes; `classes` is empty then.
     """
 
     TYPE: ClassVar[str] = "joined"
@@ -215,12 +219,14 @@ class Joined(Message):
     announced: str | None = None
     inputs: InputFacts | None = None
     token: str = ""
+    holds: tuple[Held, ...] = ()
 
     def __post_init__(self) -> None:
         require(names.is_worker(self.worker), "a worker's name", self.worker)
         require_amount("examples", self.num_examples)
         require_amount("test examples", self.num_test_examples)
         require_classes(self.classes, self.examples_per_class)
+        require_holds(self.holds)
         require_short(task=self.task, announced=self.announced, token=self.token)
         if self.inputs is not None:
             low, high = self.inputs.low, self.inputs.high

@@ -5,6 +5,8 @@ Contents:
     child         the child process itself
     task_models   their Keras models; imported by the child process alone
     form          whether workers can train a model, found out in the child
+    rehearsal     one step on made-up examples, as a worker takes it
+    vocabulary    words that a layer has learned travel inside the model
     trial         whether a model still answers with numbers, tried in the child before a commit
     curves        curves.png; drawn by the child
 """

@@ -4,6 +4,7 @@
 on stdout. It ends when its stdin does, so it never outlives a coordinator, even a killed one.
 """
 
+import functools
 import importlib
 import json
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from broker.disk import sync
 from broker.errors import ModelError, UsageError, WarrenError
@@ -24,12 +26,15 @@ from broker.model.allowlist import check_model_json
 from broker.model.archive import read_config
 from broker.model.card import ModelCard, read_card, write_card
 from broker.model.kinds import apply_kinds, layout_of
+from broker.model.needs import needs_of
+from broker.model.trust import Trusted, trust
 from broker.wire.fields import to_plain
 from broker.wire.tensors import Array, unflatten
 from coordinator.folder.history import flat
 from coordinator.keras.curves import draw_curves
 from coordinator.keras.form import check_form, check_training
-from coordinator.keras.trial import made_up_examples, unanswered, work_out
+from coordinator.keras.trial import made_up_examples, unanswered, unanswered_in_general, work_out
+from coordinator.keras.vocabulary import carry_vocabularies
 
 if TYPE_CHECKING:
     from coordinator.folder.checkpoint import Checkpoint
@@ -81,6 +86,12 @@ def _answer(request: Request) -> dict[str, Any]:
         return {"error": "bug", "text": f"{type(exc).__name__}: {exc}"}
 
 
+@functools.cache
+def _trusted() -> Trusted:
+    """What the modules register that this process was started with."""
+    return trust(sys.argv[1:])
+
+
 def _warm(_request: Request) -> dict[str, Any]:
     """Import TensorFlow while the coordinator connects."""
     import keras
@@ -100,14 +111,15 @@ def _build(request: Request) -> dict[str, Any]:
     _check_copy(model, copy)
     apply_kinds(copy, layout_of(model))
     warnings = check_training(copy)
+    needs = needs_of(model)
     if request["initial_model"] is not None:
         _take_weights(model, Path(request["initial_model"]))
     np.savez(request["weights_path"], *(_values(model)))
     return {
         "model_json": text,
         "layout": [to_plain(spec) for spec in layout_of(model)],
-        "input_shape": list(model.input_shape[1:]),
-        "num_classes": max(int(model.output_shape[-1]), 2),
+        "input_shape": list(model.input_shape[1:]) if needs.num_classes else [],
+        "needs": to_plain(needs),
         "num_parameters": int(model.count_params()),
         "inputs": _trained_on(request["initial_model"]),
         "warnings": warnings,
@@ -168,7 +180,7 @@ def _load(path: Path) -> Any:
 
     if not path.is_file():
         raise UsageError(f"There is no model file {str(path)!r}.")
-    read_config(path)
+    read_config(path, _trusted())
     try:
         return keras.saving.load_model(path, safe_mode=True)
     except Exception as exc:  # whatever Keras's layers raise means a wrong file
@@ -179,11 +191,14 @@ def _to_json(model: Any) -> str:
     """The model's JSON, checked as every worker checks it."""
     try:
         text = str(model.to_json())
+        config = json.loads(text)
+        if carry_vocabularies(model, config):
+            text = json.dumps(config)
     except Exception as exc:  # a custom part that can't be written
         raise ModelError(
             f"The model can't be written as JSON, so it can't be sent: {_one_line(exc)}"
         ) from exc
-    check_model_json(text)
+    check_model_json(text, _trusted())
     return text
 
 
@@ -191,7 +206,7 @@ def _from_json(text: str) -> Any:
     import keras
 
     try:
-        return keras.saving.deserialize_keras_object(check_model_json(text), safe_mode=True)
+        return keras.saving.deserialize_keras_object(check_model_json(text, _trusted()), safe_mode=True)
     except Exception as exc:  # see _load
         raise ModelError(f"Keras can't rebuild the model from its JSON: {_one_line(exc)}") from exc
 
@@ -248,13 +263,17 @@ class _Keeper:
 
         path = Path(request["checkpoint"])
         candidate = read_checkpoint(path)
-        examples = made_up_examples(candidate.input_shape, request["inputs"])
-        wrong = unanswered(self._with_weights(candidate), examples)
+        wrong = self._unanswered(candidate, request["inputs"])
         if wrong.any() and path.with_name(CHECKPOINT_FILE).exists():
-            former = self._with_weights(read_checkpoint(path.with_name(CHECKPOINT_FILE)))
-            wrong &= ~unanswered(former, examples)
+            wrong &= ~self._unanswered(read_checkpoint(path.with_name(CHECKPOINT_FILE)), request["inputs"])
         reason = f"its model answers NaN or infinity to {wrong.sum()} of {len(wrong)} examples"
         return {"reason": reason if wrong.any() else None}
+
+    def _unanswered(self, state: "Checkpoint", inputs: dict[str, Any] | None) -> NDArray[np.bool_]:
+        model = self._with_weights(state)
+        if state.is_general and state.needs is not None:
+            return unanswered_in_general(model, state.needs)
+        return unanswered(model, made_up_examples(state.input_shape, inputs))
 
     def work_out(self, request: Request) -> dict[str, Any]:
         """The results of compiled metrics from the sums that they keep."""

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,7 @@ from broker.errors import CheckpointError, DataError, ModelError, ProtocolError,
 from broker.logs import is_chatter
 from broker.model.card import ModelCard
 from broker.wire.fields import from_plain, to_plain
+from broker.wire.needs import Needs
 from broker.wire.tensors import Array, InputFacts, Layout, TensorSpec, Vector, flatten
 from coordinator.keras.form import has_schedule
 from coordinator.tasks import Task
@@ -46,6 +47,7 @@ class BuiltModel:
         integers: The initial integer weights.
         input_shape: Of one example.
         inputs: What a model to start from was trained on, if it says so.
+        needs: What it needs of a site's data.
     """
 
     model_json: str
@@ -56,6 +58,7 @@ class BuiltModel:
     num_classes: int
     num_parameters: int
     inputs: InputFacts | None = None
+    needs: Needs | None = None
 
     @property
     def has_schedule(self) -> bool:
@@ -83,10 +86,14 @@ class ModelProcess:
 
     `build` waits for its answer. `save` does not: a thread hands over the newest state, and a state that was
     overtaken before its turn is dropped. Should the child die, the next request starts another.
+
+    Args:
+        trusted_modules: What these register may occur in a model.
     """
 
-    def __init__(self) -> None:
-        self._child = _Child()
+    def __init__(self, trusted_modules: Sequence[str] = ()) -> None:
+        self._trusted_modules = tuple(trusted_modules)
+        self._child = _Child(self._trusted_modules)
         self._talking = threading.Lock()  # one request at a time
         self._changed = threading.Condition()  # guards the four below
         self._next: _Save | None = None
@@ -129,6 +136,7 @@ class ModelProcess:
                 }
             )
             weights = _read_weights(weights_path)
+        needs: Needs = from_plain(Needs, answer["needs"], "needs")
         layout = tuple(from_plain(TensorSpec, each, "layout") for each in answer["layout"])
         for warning in answer["warnings"]:
             log.warning("%s", warning)
@@ -139,9 +147,10 @@ class ModelProcess:
             vector=vector,
             integers=integers,
             input_shape=tuple(answer["input_shape"]),
-            num_classes=answer["num_classes"],
+            num_classes=needs.num_classes,
             num_parameters=answer["num_parameters"],
             inputs=from_plain(InputFacts, answer["inputs"], "inputs") if answer["inputs"] else None,
+            needs=needs,
         )
 
     def check(self, candidate: Path, inputs: InputFacts | None) -> str | None:
@@ -240,7 +249,7 @@ class ModelProcess:
         with self._talking:
             if not self._child.is_alive:
                 self._child.close()
-                self._child = _Child()
+                self._child = _Child(self._trusted_modules)
             answer = self._child.ask(request)
         if "error" not in answer:
             return dict(answer["result"])
@@ -257,9 +266,9 @@ def _read_weights(path: Path) -> list[Array]:
 class _Child:
     """The process itself and its three pipes."""
 
-    def __init__(self) -> None:
+    def __init__(self, trusted_modules: Sequence[str]) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "coordinator.keras.child"],
+            [sys.executable, "-P", "-m", "coordinator.keras.child", *trusted_modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from broker.wire.messages import Joined, RoundKey
+from broker.wire.needs import Held
 from broker.wire.tensors import InputFacts
 
 _MOST_TIMES_MEDIAN = 1024
@@ -34,6 +35,7 @@ class Member:
     token: str = ""
     is_present: bool = True
     inputs: InputFacts | None = None
+    holds: tuple[Held, ...] = ()
 
 
 class Roster:
@@ -56,6 +58,7 @@ class Roster:
             announced=joined.announced,
             inputs=joined.inputs,
             token=joined.token,
+            holds=joined.holds,
         )
         self.add(member)
         return member

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from broker.errors import ModelDiverged
+from broker.errors import ModelDiverged, UsageError
 from broker.logs import LogContext
 from broker.wire.settings import TrainingSettings
 from broker.wire.tensors import Array, InputFacts, sections_of
@@ -72,6 +72,8 @@ class Committed:
         """Commit a new model as round 0."""
         refuse_other_rate(model.model_json, self._options.settings(1).learning_rate)
         self.state = self._first_state(model, strategy)
+        if self.state.is_general:
+            refuse_class_settings(self.settings)
         self._folder.commit(self.state)
         self.save()
 
@@ -88,12 +90,23 @@ class Committed:
             model_json=model.model_json,
             input_shape=model.input_shape,
             num_classes=model.num_classes,
+            needs=model.needs,
+            is_general=model.needs is not None and not model.num_classes,
             layout=model.layout,
             vector=model.vector,
             integers=tuple(model.integers),
             strategy_state=first_states(strategy, sections_of(model.layout).num_trainable),
             history=[Row(round=0)],
         )
+
+    def settle_as_general(self) -> None:
+        """The model is trained on what it needs, and not as a classifier; on disk with the next commit.
+
+        Raises:
+            UsageError: The run weighs or picks examples by class.
+        """
+        refuse_class_settings(self.settings)
+        self.state = replace(self.present, is_general=True)
 
     def settle_classes(self, classes: tuple[str, ...]) -> None:
         """The class names are these from now on; on disk with the next commit."""
@@ -126,7 +139,7 @@ class Committed:
 
     def save(self) -> None:
         """Have model.keras and curves.png follow; the newest state wins."""
-        if len(self.present.classes) < 2:
+        if len(self.present.classes) < 2 and not self.present.is_general:
             return  # nobody has joined: there is nothing to say which class is which
         card = card_of(self.present, self._options.training)
         self._models.save(self._folder.checkpoint, self._folder.model, card)
@@ -150,3 +163,19 @@ class Committed:
 
     def _work_out(self, sums: Mapping[str, Array]) -> Figures:
         return self._models.work_out(self.present.model_json, sums)
+
+
+def refuse_class_settings(settings: TrainingSettings) -> None:
+    """Whether a model without classes can be trained so.
+
+    Raises:
+        UsageError: It can't: nothing says which example is of which class.
+    """
+    for name, is_set in (
+        ("--class-weight balanced", settings.class_weight != "none"),
+        ("--examples-per-class", settings.examples_per_class is not None),
+    ):
+        if is_set:
+            raise UsageError(
+                f"The model is no classifier of class numbers, so {name} means nothing. Try without it."
+            )

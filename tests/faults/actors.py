@@ -32,6 +32,7 @@ from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.single_reader import SingleReader
 from broker.model.card import ModelCard
 from broker.wire.messages import RoundStart
+from broker.wire.needs import Held
 from broker.wire.tensors import FLOAT32, InputFacts, Layout, TensorSpec, Vector
 from coordinator.files import lock_folder, make_folder, write_atomically
 from coordinator.folder.checkpoint import read_checkpoint
@@ -222,6 +223,7 @@ class StandInData:
     classes: tuple[str, ...] = CLASSES
     num_test_examples: int = 10
     inputs: InputFacts | None = None
+    holds: tuple[Held, ...] = ()
 
     @property
     def examples_per_class(self) -> dict[str, int]:

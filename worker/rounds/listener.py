@@ -155,6 +155,7 @@ class Listener(threading.Thread):
             announced=self._hand_over.announced(worker),
             inputs=data.inputs,
             token=self._token,
+            holds=data.holds,
         )
 
     def _on_connection(self, event: Connection) -> None:

@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from broker.errors import DataError, ModelError
+from broker.model.trust import NOTHING, Trusted
 from broker.wire.messages import RoundStart
 from broker.wire.tensors import Array, Vector, flatten_first, sections_of, unflatten
 from worker.data.data_set import Dataset, Examples
@@ -20,6 +21,8 @@ from worker.learning.training import LocalModel
 from worker.rounds.site_rules import SiteRules
 from worker.rounds.time_limit import TimeLimit
 from worker.rounds.uploading import Measured
+from worker.tables.fitted import Rows
+from worker.tables.table_set import TableSet
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +35,7 @@ class Participant:
     """One logical worker: its name, its own data, and what its operator allows."""
 
     name: str
-    data: Dataset
+    data: Dataset | TableSet
     evaluate_only: bool = False
     rules: SiteRules = field(default_factory=SiteRules)
 
@@ -98,13 +101,21 @@ class KerasTrainer:
     Args:
         deterministic: Same seed, same data, same bits, whatever the coordinator asks for.
         ending: Set when the process is to end: what is under way is then left behind.
+        trusted: Registered names of parts of one's own that a model may hold.
     """
 
-    def __init__(self, *, deterministic: bool = False, ending: threading.Event | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        deterministic: bool = False,
+        ending: threading.Event | None = None,
+        trusted: Trusted = NOTHING,
+    ) -> None:
         self._deterministic = deterministic
+        self._trusted = trusted
         self._time_limit = TimeLimit(ending or threading.Event())
         self._model: LocalModel | None = None
-        self._model_json = ""
+        self._model_of = ("", False)  # its JSON, and whether it is trained on whatever it needs
         self._given_up: dict[str, str] = {}  # the last model that took too long, and why
 
     @property
@@ -139,27 +150,24 @@ class KerasTrainer:
         test = self._test_examples(participant, start, model, seed)
         values = unflatten(start.layout, weights, start.integers)
         found = None
-        if len(test):
+        if test is not None:
             found = self._in_time(
                 start, lambda gets_on: model.evaluate(values, test, stop=stop, each_step=gets_on)
             )
-        if stop.is_set() or (found is None and len(test)):
+        if stop.is_set() or (found is None and test is not None):
             return None
         result, vector = None, None
         if participant.trains_in(start):
-            examples = participant.data.sample(
-                model.input_shape, start.settings.examples_per_class, np.random.default_rng([seed, 3])
-            )
+            examples = self._examples(participant, start, model, seed)
             refusal = participant.rules.refusal(start.settings, len(examples))
             if refusal is not None:
                 raise DataError(refusal)
-            validation = test if len(test) else None
             result = self._in_time(
                 start,
                 lambda gets_on: model.train(
                     values,
                     examples,
-                    validation,
+                    test,
                     start.settings,
                     seed=seed,
                     stop=stop,
@@ -177,29 +185,47 @@ class KerasTrainer:
             global_metrics=found.metrics if found else {},
             global_states=found.states if found else {},
             counts=found.counts if found else None,
-            num_test_examples=len(test),
+            num_test_examples=0 if test is None else len(test),
             seconds=time.monotonic() - begun,
         )
         return Trained(vector=vector, measured=participant.rules.of(measured))
 
+    def _examples(
+        self, participant: Participant, start: RoundStart, model: LocalModel, seed: int
+    ) -> Examples | Rows:
+        if model.is_general:
+            return participant.data.train_rows(model.needs)
+        per_class = start.settings.examples_per_class
+        return participant.data.sample(model.input_shape, per_class, np.random.default_rng([seed, 3]))
+
     def _test_examples(
         self, participant: Participant, start: RoundStart, model: LocalModel, seed: int
-    ) -> Examples:
-        per_class = start.settings.examples_per_class
-        return participant.data.sample_test(model.input_shape, per_class, np.random.default_rng([seed, 4]))
+    ) -> Examples | Rows | None:
+        if model.is_general:
+            return participant.data.test_rows(model.needs)
+        per_class, rng = start.settings.examples_per_class, np.random.default_rng([seed, 4])
+        found = participant.data.sample_test(model.input_shape, per_class, rng)
+        return found if len(found) else None
 
     def _model_for(self, start: RoundStart) -> LocalModel | None:
         """The model of a round start; None when the process is to end before it is built."""
-        if self._model is None or (self._model_json, self._model.layout) != (start.model, start.layout):
+        wanted = start.model, start.needs is not None
+        if self._model is None or (self._model_of, self._model.layout) != (wanted, start.layout):
             deterministic = self._deterministic or start.settings.deterministic
             self._model = None
             self._model = self._in_time(
                 start,
-                lambda _: LocalModel(start.model, start.layout, deterministic=deterministic),
+                lambda _: LocalModel(
+                    start.model,
+                    start.layout,
+                    deterministic=deterministic,
+                    is_general=start.needs is not None,
+                    trusted=self._trusted,
+                ),
                 what="Building the model",
                 seconds=BUILD_SECONDS,
             )
-            self._model_json = start.model
+            self._model_of = wanted
         return self._model
 
     def _in_time(

@@ -11,6 +11,7 @@ from broker.link.address import without_password
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.logs import LogContext
+from broker.model.trust import NOTHING, Trusted
 from worker.console import Console
 from worker.rounds.participant import KerasTrainer, Participant
 from worker.rounds.worker_loop import WorkerLoop
@@ -39,6 +40,7 @@ def take_part(
     deterministic: bool,
     connect_seconds: float,
     is_swarm: bool = False,
+    trusted: Trusted = NOTHING,
 ) -> None:
     """Connect and serve until told to stop.
 
@@ -51,6 +53,7 @@ def take_part(
         deterministic: Same seed, same bits.
         connect_seconds: How long the first connection is tried.
         is_swarm: Whether the participants are a swarm's.
+        trusted: Registered names of parts of one's own that a model may hold.
 
     Raises:
         BrokerUnreachable: Nothing answered in that time.
@@ -58,7 +61,7 @@ def take_part(
         DataError: The coordinator refused this worker.
     """
     with Stop(limit_seconds=_LAST_SECONDS_OF_SWARM if is_swarm else _LAST_SECONDS) as stop:
-        trainer = KerasTrainer(deterministic=deterministic, ending=stop.event)
+        trainer = KerasTrainer(deterministic=deterministic, ending=stop.event, trusted=trusted)
         link = RabbitLink(
             LinkSettings(
                 amqp_url=link_to.amqp_url,
