@@ -205,6 +205,14 @@ class _Bytes(click.ParamType):  # type: ignore[type-arg] # generic from click 8.
     help="Let it act for NAME.1 to NAME.N (`worker swarm --name NAME`), instead of for NAME.",
 )
 @click.option(
+    "--parts",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="K",
+    help="Queues for so many processes that share these workers (`worker swarm --part I/K`).",
+)
+@click.option(
     "--upload-limit",
     type=_Bytes(),
     default="1G",
@@ -218,6 +226,7 @@ class _Bytes(click.ParamType):  # type: ignore[type-arg] # generic from click 8.
 def invite(
     name: str,
     swarm: int | None,
+    parts: int,
     upload_limit: int,
     again: bool,
     amqp_url: str,
@@ -243,6 +252,7 @@ def invite(
         probe.vhost_of(amqp_url),
         name,
         swarm=swarm,
+        parts=parts,
         upload_bytes=upload_limit,
         again=again,
     )

@@ -24,6 +24,7 @@ from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.logs import LogContext
 from coordinator.files import lock_folder, make_folder
+from coordinator.folder.run_folder import model_file
 from coordinator.keras.process import ModelProcess
 from coordinator.launching import as_texts, check_texts, launch_options, make_options, run_options
 from coordinator.learning.measure_names import ALL_RESULTS
@@ -72,7 +73,8 @@ def run(
 ) -> None:
     """Train TASK: chest-xray, chest-xray-lab, mnist, MODULE:FUNCTION, or a compiled FILE.keras.
 
-    The folder OUT then holds model.keras, history.csv, curves.png, run.json and the checkpoint.
+    A FUNCTION returns a compiled Keras model, or a mapping of names to arrays for workers that have a --trainer.
+    The folder OUT then holds model.keras (of arrays: model.npz), history.csv, curves.png, run.json and the checkpoint.
 
     \b
     coordinator run chest-xray --workers 3 --quorum 2 --rounds 5 --out runs/demo
@@ -107,7 +109,7 @@ def _play(
     with lock_folder(options.out, wait=options.standby, stop=stop.event):
         _open(link, stop)
         try:
-            with ModelProcess(trusted_modules) as models:
+            with ModelProcess(trusted_modules, is_warm=options.task.is_surely_keras) as models:
                 run = Run(link, options, models, stop=stop.event, log=log)
                 console = Console(run.view)
                 run.each_turn(console.draw)
@@ -138,7 +140,7 @@ def _print_summary(options: RunOptions, summary: Summary) -> None:
     test = summary.history[-1].test
     first = [name for name in ALL_RESULTS if name in test]
     shown = "  ".join(f"{name}={test[name]:.4f}" for name in dict.fromkeys([*first, *test]))
-    click.echo(f"{options.out / 'model.keras'}  rounds={summary.rounds}  {shown}".rstrip())
+    click.echo(f"{model_file(options.out)}  rounds={summary.rounds}  {shown}".rstrip())
     if summary.num_dead:
         click.echo(f"{summary.num_dead} messages were rejected: see the queue 'dead'.", err=True)
 
@@ -185,7 +187,7 @@ def serve(
     GET  /api/runs[/ID]         every run; one with its rounds
     POST /api/launch            {"task": "mnist", "options": {"rounds": 3}}
     POST /api/stop              {"now": false}
-    GET  /runs/ID/model.keras   also history.csv, workers.csv, curves.png
+    GET  /runs/ID/model.keras   also model.npz, history.csv, workers.csv, curves.png
     GET  /healthz, /metrics
     curl -H 'Content-Type: application/json' -d '{"task": "mnist"}' http://127.0.0.1:5000/api/launch
 

@@ -60,7 +60,8 @@ def run_options(function: _Function) -> _Function:
                          help="balanced: every class weighs the same.  [default: the task's]"),
             click.option("--examples-per-class", type=click.IntRange(1, _MOST),
                          help="Train each round on so many random examples of each class.  [default: the task's]"),
-            click.option("--initial-model", type=_FILE, metavar="FILE.keras", help="Start from a trained model."),
+            click.option("--initial-model", type=_FILE, metavar="FILE",
+                         help="Start from a trained model: FILE.keras, or FILE.npz for a task of arrays."),
             click.option("--seed", type=click.IntRange(0, _MOST_SEED), default=0, show_default=True,
                          help="Of the initial weights, the selection, and the workers' shuffling."),
             click.option("--deterministic", is_flag=True, help="Same updates, same bits; slower."),
@@ -170,5 +171,7 @@ def make_options(task: str, out: Path, options: Mapping[str, Any]) -> RunOptions
     """
     asked = RunOptions(task=tasks.resolve(task), out=out, **options)
     if asked.initial_model is not None and not is_file(asked.initial_model):
-        raise UsageError(f"There is no model {str(asked.initial_model)!r}. Try the path of a model.keras.")
+        raise UsageError(
+            f"There is no model {str(asked.initial_model)!r}. Try the path of a model.keras or model.npz."
+        )
     return asked

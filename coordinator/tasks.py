@@ -51,6 +51,11 @@ class Task:
     defaults: TaskDefaults
     num_classes: int | None = None
 
+    @property
+    def is_surely_keras(self) -> bool:
+        """Whether it is known, before a function is called, that its model is Keras's and not named arrays."""
+        return self.kind == "file" or self.name in BUILT_IN
+
 
 def _built_in(name: str, builder: str, num_classes: int, defaults: TaskDefaults) -> Task:
     source = f"coordinator.keras.task_models:{builder}"
@@ -110,7 +115,7 @@ def resolve(task: str) -> Task:
         return Task(name=task, kind="builder", source=task, defaults=TaskDefaults())
     raise UsageError(
         f"There is no task {task!r}. Expected one of {', '.join(BUILT_IN)}, MODULE:FUNCTION that returns a "
-        "compiled Keras model, or a compiled FILE.keras."
+        "compiled Keras model or named arrays, or a compiled FILE.keras."
     )
 
 

@@ -1,6 +1,7 @@
 """One participant: its private data, local training, and the use of the trained model on its own images.
 
 Contents, from the ground up; nothing imports what stands below it on this page:
+    trainer       a trainer of one's own: what a class must offer
     tensorflow    Keras, loaded late and quietly
     tables/       Examples of any form: named inputs and targets, in memory or streamed, as a model takes them
     data/         A participant's examples, from any file to arrays; nothing here knows of a model or of a broker
@@ -8,6 +9,7 @@ Contents, from the ground up; nothing imports what stands below it on this page:
     console       how a training is shown
     rounds/       Taking part: from a round start that comes in to an update that goes out
     baseline      the same training with no federation
+    examples/     Trainers of one's own, each with its task: scikit-learn, JAX, PyTorch
     clinic/       The doctor's page: `worker clinic`
     cli           the command `worker`
 """

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from worker.learning.evaluation import Evaluation, check_classes, format_evaluat
 from worker.learning.prediction import predict
 from worker.learning.saved_model import LoadedModel, check_scale, load_model
 from worker.learning.values import Measures, format_measures
+from worker.rounds.own_site import OwnSite, open_trainer
 from worker.rounds.participant import Participant
 from worker.rounds.site_rules import SHARES, Share, SiteRules
 from worker.rounds.start import LinkTo, take_part
@@ -41,6 +43,20 @@ _DATA_HELP = (
 def data_option(function: Any) -> Any:
     """Add --data and what belongs to it."""
     return click.option("--data", required=True, help=_DATA_HELP)(classes_option(function))
+
+
+def trainer_option(function: Any) -> Any:
+    """Add --trainer and --data, of which one at least must be given."""
+    trainer = click.option(
+        "--trainer",
+        metavar="MODULE:CLASS",
+        help="Take part in tasks of arrays with a trainer of your own, importable from the current folder; it is "
+        "made as CLASS(data=..., worker=...). No TensorFlow is needed.",
+    )
+    data = click.option(
+        "--data", help=f"{_DATA_HELP} With --trainer: whatever that makes of it; may be left out."
+    )
+    return trainer(data(classes_option(function)))
 
 
 def classes_option(function: Any) -> Any:
@@ -224,7 +240,7 @@ def participation_options(function: Any) -> Any:
     """Add what `run` and `swarm` have in common."""
     for option in reversed(
         (
-            data_option,
+            trainer_option,
             trust_option,
             click.option("--task", help="Take part in runs of this task only.  [default: any]"),
             click.option("--once", is_flag=True, help="Leave after one run."),
@@ -262,7 +278,8 @@ def participation_options(function: Any) -> Any:
 @log_options
 def run_command(
     name: str,
-    data: str,
+    trainer: str | None,
+    data: str | None,
     classes: str | None,
     seed: int,
     evaluate_only: bool,
@@ -287,6 +304,7 @@ def run_command(
     worker run --name hospital-1 --data mnist.npz --once
     worker run --name hospital-2 --data archive --classes NORMAL,PNEUMONIA
     worker run --name test-set --data chest_xray --evaluate-only
+    worker run --name hospital-1 --trainer my_trainer:Trainer --data ward-7
     worker run --name hospital-1 --data x-rays --amqp-url amqps://hospital-1:SECRET@broker.example/%2F
 
     \b
@@ -295,12 +313,32 @@ def run_command(
     """
     check_name(name)
     log.update(worker=name)
-    declared = parse_classes(classes)
     trusted = _trusted(trusted_modules)
-    dataset = open_data(data, for_training=not evaluate_only, seed=seed, classes=declared, worker=name)
+    site = _own_sites(trainer, data, classes, [name])
+    its = (
+        site[0] if site else _open_data(data, classes, seed=seed, worker=name, for_training=not evaluate_only)
+    )
     rules = SiteRules(share=share, least_examples=least_examples, least_steps=least_steps)
-    participant = Participant(name=name, data=dataset, evaluate_only=evaluate_only, rules=rules)
+    participant = Participant(name=name, data=its, evaluate_only=evaluate_only, rules=rules)
     take_part([participant], LinkTo(amqp_url, f"worker {name}"), log, trusted=trusted, **options)
+
+
+def _open_data(
+    data: str | None, classes: str | None, *, seed: int, worker: str, for_training: bool = True
+) -> Dataset | TableSet:
+    if data is None:
+        raise UsageError("Expected --data, or --trainer MODULE:CLASS.")
+    declared = parse_classes(classes)
+    return open_data(data, for_training=for_training, seed=seed, classes=declared, worker=worker)
+
+
+def _own_sites(trainer: str | None, data: str | None, classes: str | None, names: list[str]) -> list[OwnSite]:
+    """One site with a trainer of its own for each name; none without --trainer."""
+    if trainer is None:
+        return []
+    if classes is not None:
+        raise UsageError("--classes are of data that Warren reads; with --trainer the trainer reads its own.")
+    return [open_trainer(trainer, data=data, worker=name) for name in names]
 
 
 @main.command(name="swarm", short_help="Many logical workers in one process.")
@@ -318,7 +356,8 @@ def swarm_command(
     name: str,
     scheme: str,
     part: str,
-    data: str,
+    trainer: str | None,
+    data: str | None,
     classes: str | None,
     seed: int,
     trusted_modules: tuple[str, ...],
@@ -326,11 +365,13 @@ def swarm_command(
     log: LogContext,
     **options: Any,
 ) -> None:
-    """Study many workers on one machine: each has its own queue, identity, part of the data and seed.
+    """Study many workers on one machine: each has its own identity, part of the data and seed.
 
-    They are trained one after the other with one compiled model, on one connection. A second process on the
-    same data without --part would train the very same parts of it once more; with --part, and the same COUNT,
-    partition and seed, each process has other workers with other data.
+    They are trained one after the other with one compiled model, on one connection, and share two queues: the
+    weights come once a round, however many they are. A second process on the same data without --part would
+    train the very same parts of it once more; with --part, and the same COUNT, partition and seed, each process
+    has other workers with other data. With --trainer each has a trainer of its own, made with its name, and cuts
+    its data itself.
 
     \b
     worker swarm --count 100 --data mnist.npz
@@ -341,10 +382,16 @@ def swarm_command(
     log.update(worker=name)
     mine = parse_share(part, count)
     trusted = _trusted(trusted_modules)
-    whole = open_data(data, seed=seed, classes=parse_classes(classes), worker=name)
-    sites = whole.divide(count, scheme, seed)
-    participants = [Participant(name=f"{name}.{i + 1}", data=sites[i]) for i in mine]
-    take_part(participants, LinkTo(amqp_url, f"swarm {name}"), log, is_swarm=True, trusted=trusted, **options)
+    names = [f"{name}.{i + 1}" for i in mine]
+    sites: Sequence[Dataset | TableSet | OwnSite] = _own_sites(trainer, data, classes, names)
+    if not sites:
+        every = _open_data(data, classes, seed=seed, worker=name).divide(count, scheme, seed)
+        sites = [every[i] for i in mine]
+    participants = [Participant(name=its, data=site) for its, site in zip(names, sites, strict=True)]
+    part_number, _, parts = part.partition("/")
+    reader = name if int(parts) == 1 else f"{name}.{int(part_number)}"
+    link_to = LinkTo(amqp_url, f"swarm {reader}")
+    take_part(participants, link_to, log, is_swarm=True, reader=reader, trusted=trusted, **options)
 
 
 @main.command(name="train-alone", short_help="The same training with no federation.")

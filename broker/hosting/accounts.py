@@ -24,7 +24,7 @@ _PASSWORD_BYTES = 24
 # A process has two connections; after a cut the former ones are half open for 45 seconds, and a second process may wait
 # behind the first. Each has one channel, and opens another one for what may be refused.
 _CONNECTIONS = 10
-_SWARM_CONNECTIONS = 60  # it may be spread over some processes
+_SWARM_CONNECTIONS = 60  # it may be spread over some processes, each with its part of the workers
 _CHANNELS_PER_CONNECTION = 5
 
 
@@ -50,6 +50,7 @@ def invite(
     name: str,
     *,
     swarm: int | None = None,
+    parts: int = 1,
     upload_bytes: int = policies.UPLOAD_BYTES,
     again: bool = False,
 ) -> Login:
@@ -60,6 +61,7 @@ def invite(
         vhost: The federation's virtual host.
         name: The worker's, or `coordinator`.
         swarm: It may act for NAME.1 to NAME.SWARM, instead of for NAME.
+        parts: Over how many processes these may be spread, each of which has queues of its own.
         upload_bytes: How much may wait in each of its queues.
         again: It is there: its rights, limits and queues are set as they should be, its password stays.
 
@@ -74,8 +76,8 @@ def invite(
     policies.set_policies(management, vhost)
     if not is_coordinator:
         policies.limit_account(management, vhost, name, most_bytes=upload_bytes)
-        workers = names.workers_of(user)
-        queues.make(management, vhost, [*map(worker_queue, workers), *map(upload_queue, workers)])
+        readers = names.readers_of(user, parts)
+        queues.make(management, vhost, [*map(worker_queue, readers), *map(upload_queue, readers)])
     # The account comes last: whoever can log in finds all of it, and no moment without limits.
     password = None if again else secrets.token_urlsafe(_PASSWORD_BYTES)
     if password is not None:
@@ -167,6 +169,6 @@ def _restrict(management: Management, vhost: str, user: str) -> None:
 
 
 def _own(user: str) -> str:
-    """The workers of an account as a pattern; which numbers a swarm has is decided by its queues, and who hears it."""
+    """How an account's queues are called, as a pattern; over how many processes a swarm is spread its queues decide."""
     name = re.escape(names.invited_name(user))
-    return name if user == names.invited_name(user) else rf"{name}\.[1-9][0-9]*"
+    return name if user == names.invited_name(user) else rf"{name}(\.[1-9][0-9]*)?"

@@ -10,7 +10,17 @@ from broker.envelope import Envelope
 from broker.errors import BrokerError, ProtocolError
 from broker.link.seam import Delivery, Link
 from broker.wire import messages, names
-from broker.wire.messages import Launch, LaunchAnswered, Message, Part, Ping, StatusAsked, StatusTold
+from broker.wire.messages import (
+    Launch,
+    LaunchAnswered,
+    Message,
+    Part,
+    Ping,
+    StatusAsked,
+    StatusTold,
+    SwarmJoined,
+    SwarmLeft,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -130,8 +140,16 @@ class Validator:
 
 
 def may_send_to_coordinator(message: Message | Envelope, account: str) -> bool:
-    """A worker's account speaks for that worker alone; only the coordinator's own account launches, asks and pings."""
+    """A worker's account speaks for that worker alone; only the coordinator's own account launches, asks and pings.
+
+    A swarm's process speaks for the workers that its account was invited for.
+    """
     worker = getattr(message, "worker", None)
+    if isinstance(message, SwarmJoined | SwarmLeft):
+        most = names.numbered(message.worker, [message.most] if isinstance(message, SwarmJoined) else [1])
+        return names.reads_for(account, message.worker) and names.is_of(account, most[0])
+    if isinstance(message, Envelope) and isinstance(worker, str) and names.reads_for(account, worker):
+        return True
     if isinstance(message, Launch | StatusAsked | Ping) or (isinstance(message, Envelope) and worker is None):
         return account == names.COORDINATOR
     return isinstance(worker, str) and names.is_worker(worker) and names.is_of(account, worker)

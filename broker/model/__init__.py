@@ -3,8 +3,8 @@
 Contents:
     limits      how large and how often a model may ask for anything
     trust       parts of one's own, of modules that an operator trusts
-    operations  keras.ops that a model may hold
     allowlist   which parts of Keras a model may be made of
+    arrays      a model of named arrays: how it is told of in a Keras model's place
     archive     the one reader of a .keras archive
     card        what a saved model says about itself
     kinds       which of these a Keras model's weights are

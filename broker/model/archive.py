@@ -1,4 +1,4 @@
-"""The one reader of a `.keras` archive: read within limits, and checked before Keras sees any of it."""
+"""The one reader of `.keras` archives, within limits and checked before Keras sees any; and of what .npz ones say."""
 
 import lzma
 import struct
@@ -11,10 +11,12 @@ from typing import Any, Literal
 
 from broker.errors import ModelError
 from broker.model.allowlist import MAX_JSON_BYTES, check_model_json
+from broker.model.arrays import NPZ
 from broker.model.trust import NOTHING, Trusted
 
 CONFIG = "config.json"  #: in it Keras describes the model
 
+_LONGEST_COMMENT = 65535  # of a zip archive
 _EXPECTED = "Expected a model saved by Keras as FILE.keras."
 #: Whatever a damaged, encrypted or foreign archive makes zipfile raise.
 _FAULTS = (
@@ -71,6 +73,29 @@ def add_text(path: Path, member: str, text: str) -> None:
         archive.writestr(member, text)
 
 
+def read_comment(path: Path) -> str | None:
+    """What is said of an .npz archive as a whole; None if nothing is.
+
+    Raises:
+        ModelError: The archive can't be read.
+    """
+    with _opened(path, "r") as archive:
+        return archive.comment.decode() or None
+
+
+def set_comment(path: Path, text: str) -> None:
+    """Say something of an .npz archive as a whole: whoever loads its arrays finds no more than these.
+
+    Raises:
+        ModelError: It can't be written, or the text is longer than an archive takes.
+    """
+    comment = text.encode()
+    if len(comment) > _LONGEST_COMMENT:
+        raise ModelError(f"{str(path)!r} takes {_LONGEST_COMMENT} bytes of comment, not {len(comment)}.")
+    with _opened(path, "a") as archive:
+        archive.comment = comment
+
+
 @contextmanager
 def _opened(path: Path, mode: Literal["r", "a"]) -> Iterator[zipfile.ZipFile]:
     try:
@@ -78,4 +103,6 @@ def _opened(path: Path, mode: Literal["r", "a"]) -> Iterator[zipfile.ZipFile]:
             yield archive
     except _FAULTS as exc:
         words = " ".join(str(exc).split())[:300] or type(exc).__name__
+        if path.suffix == NPZ:
+            raise ModelError(f"{str(path)!r} can't be read as a model of arrays: {words}.") from exc
         raise ModelError(f"{str(path)!r} can't be read as a Keras model: {words}. {_EXPECTED}") from exc

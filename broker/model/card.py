@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from broker.errors import ModelError, ProtocolError
-from broker.model.archive import add_text, read_text
+from broker.model.archive import add_text, read_comment, read_text, set_comment
+from broker.model.arrays import NPZ
 from broker.wire.fields import from_plain, to_plain
 from broker.wire.needs import Needs
 from broker.wire.tensors import InputFacts
@@ -24,7 +25,7 @@ class ModelCard:
 
     Attributes:
         task: What was learned, as `coordinator run TASK` was given it.
-        classes: Class names in the order of the model's outputs.
+        classes: Class names in the order of the model's outputs; none of a model of arrays.
         run_id: The training that made it.
         round_number: The last closed round, from 1; 0 before the first.
         saved_at: ISO 8601 time.
@@ -57,7 +58,7 @@ class ModelCard:
         """
         for name, is_right in (
             ("task", isinstance(self.task, str)),
-            ("classes", _all_are(self.classes, str) and self._has_right_classes),
+            ("classes", _all_are(self.classes, str) and len(set(self.classes)) == len(self.classes) != 1),
             ("run_id", isinstance(self.run_id, str)),
             ("round_number", _is_count(self.round_number)),
             ("saved_at", isinstance(self.saved_at, str)),
@@ -114,12 +115,15 @@ def _read(kind: type, value: object, name: str) -> Any:
 
 
 def write_card(path: Path, card: ModelCard) -> None:
-    """Add the card to a freshly saved model.keras.
+    """Add the card to a freshly saved model.keras, or as its comment to a model.npz.
 
     Raises:
         ModelError: The file isn't a Keras model, or has a card already.
     """
-    add_text(path, MEMBER, card.to_json())
+    if path.suffix == NPZ:
+        set_comment(path, card.to_json())
+    else:
+        add_text(path, MEMBER, card.to_json())
 
 
 def read_card(path: Path) -> ModelCard | None:
@@ -128,7 +132,7 @@ def read_card(path: Path) -> ModelCard | None:
     Raises:
         ModelError: The file can't be read, or its card is wrong.
     """
-    text = read_text(path, MEMBER, _MAX_BYTES)
+    text = read_comment(path) if path.suffix == NPZ else read_text(path, MEMBER, _MAX_BYTES)
     return None if text is None else ModelCard.from_json(text)
 
 

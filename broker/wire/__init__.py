@@ -12,5 +12,6 @@ Contents:
     needs       what a model needs of data, and what a site has
     settings    how a worker trains
     messages    what travels, one frozen dataclass per message
+    swarms      what many workers of one process say of themselves together
     transfer    a vector cut into parts, encoded, and put together again
 """

@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+import numpy as np
+
 from broker.errors import OtherVersion, ProtocolError
 from broker.wire import codec, names
 from broker.wire.fields import Binary, from_plain, require, to_plain
@@ -72,8 +74,9 @@ class RoundStart(Message):
     """Coordinator to the selected workers, when a round opens; again to one that lost it. A repeat is ignored.
 
     Attributes:
-        model: Keras's JSON config of the model, its compile settings inside.
-        layout: The model's weights, in Keras's order, and what of them is trained.
+        model: Keras's JSON config of the model, its compile settings inside; of a task of arrays their names alone
+            (`broker.model.arrays`).
+        layout: The model's weights, in Keras's order or that of the names, and what of them is trained.
         inputs: What the examples of most sites are like: a site that differs says so.
         integers: The integer weights, [dtype, shape, bytes] each; they are not averaged.
         scale_exponent: The fixed-point scale of this round's sum is 2 ** scale_exponent.
@@ -82,6 +85,7 @@ class RoundStart(Message):
         session: When the coordinator became the one of this virtual host, in milliseconds since 1970. What an earlier
             one sent is void, even if its round was a later one: the run may have been restored from a copy.
         needs: What the model needs of a site's data; None for a classifier, which needs `classes`.
+        numbers: Of a swarm's workers those that are invited, see `names.pack_numbers`; empty: whoever reads this.
     """
 
     TYPE: ClassVar[str] = "round-start"
@@ -105,6 +109,7 @@ class RoundStart(Message):
     deadline_seconds: float
     session: int = 0
     needs: Needs | None = None
+    numbers: bytes = b""
 
     @property
     def held(self) -> RoundKey:
@@ -145,22 +150,34 @@ class Part(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundClosed(Message):
-    """Coordinator to the invited whose update is not in, after the commit: stop training it. Repeats are ignored."""
+    """Coordinator to the invited whose update is not in, after the commit: stop training it. Repeats are ignored.
+
+    Attributes:
+        numbers: As in `RoundStart`.
+    """
 
     TYPE: ClassVar[str] = "round-closed"
     run_id: str
     round_number: int
+    numbers: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadAgain(Message):
-    """Coordinator to a worker whose announced parts are not all there: publish that update again."""
+    """Coordinator to a worker whose announced parts are not all there: publish that update again.
+
+    Attributes:
+        worker: Whose update; of a swarm the process, if `numbers` says whose.
+        upload_id: Which one, where it is one.
+        numbers: Of a swarm's workers those whose updates are wanted; empty: it is `worker`'s.
+    """
 
     TYPE: ClassVar[str] = "upload-again"
     run_id: str
     round_number: int
     worker: str
     upload_id: str
+    numbers: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,6 +222,7 @@ class Joined(Message):
         inputs: What its examples are like.
         token: Random, of the worker's process; what answers this word to this worker alone carries it.
         holds: Its arrays, where they are no examples of classes; `classes` is empty then.
+        has_trainer: It trains with a trainer of its own: models of named arrays, and none of Keras's.
     """
 
     TYPE: ClassVar[str] = "joined"
@@ -220,6 +238,7 @@ class Joined(Message):
     inputs: InputFacts | None = None
     token: str = ""
     holds: tuple[Held, ...] = ()
+    has_trainer: bool = False
 
     def __post_init__(self) -> None:
         require(names.is_worker(self.worker), "a worker's name", self.worker)
@@ -231,6 +250,78 @@ class Joined(Message):
         if self.inputs is not None:
             low, high = self.inputs.low, self.inputs.high
             require(-math.inf < low <= high < math.inf, "a finite range of its examples", (low, high))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinedAlike:
+    """What some workers of a swarm say of themselves, who differ in little.
+
+    Attributes:
+        common: What all of them say; its worker and the fields below are nobody's.
+        numbers: Theirs, see `names.pack_numbers`.
+        num_examples: Of each, int64 of shape (n,), the lowest number first.
+        num_test_examples: Likewise.
+        examples_per_class: Likewise, of shape (n, classes); (n, 0) where they don't say.
+        announced: Likewise; empty where they have announced nothing.
+    """
+
+    common: Joined
+    numbers: bytes
+    num_examples: Array
+    num_test_examples: Array
+    examples_per_class: Array
+    announced: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        count = len(names.unpack_numbers(self.numbers[: names.MOST_IN_A_SWARM // 8]))
+        require(count > 0 and len(self.numbers) <= names.MOST_IN_A_SWARM // 8, "some numbers", count)
+        require(len(self.announced) in (0, count), "an upload for each", len(self.announced))
+        for column, dimensions in (
+            (self.num_examples, 1),
+            (self.num_test_examples, 1),
+            (self.examples_per_class, 2),
+        ):
+            is_fit = column.dtype == np.int64 and column.ndim == dimensions and len(column) == count
+            require(is_fit, f"int64 for each of {count} workers", f"{column.dtype} {column.shape}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwarmJoined(Message):
+    """A swarm's process to coordinator, in the place of many `Joined`; where it says all in several, in any order.
+
+    Attributes:
+        worker: The process's own name, by which its queues are called; its workers are NAME.i.
+    """
+
+    TYPE: ClassVar[str] = "swarm-joined"
+    worker: str
+    groups: tuple[JoinedAlike, ...]
+
+    def __post_init__(self) -> None:
+        require(names.is_worker(self.worker), "a name", self.worker)
+        require(len({group.common.token for group in self.groups}) == 1, "one process's words", self.worker)
+
+    @property
+    def token(self) -> str:
+        """As in `Joined`: of the process."""
+        return self.groups[0].common.token
+
+    @property
+    def most(self) -> int:
+        """The highest number among them."""
+        return max(names.unpack_numbers(group.numbers)[-1] for group in self.groups)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwarmLeft(Message):
+    """A swarm's process to coordinator, in the place of a `Left` of each of its workers.
+
+    Attributes:
+        worker: As in `SwarmJoined`.
+    """
+
+    TYPE: ClassVar[str] = "swarm-left"
+    worker: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -378,7 +469,8 @@ _MESSAGES: dict[str, type[Message]] = {
     kind.TYPE: kind
     for kind in (
         RollCall, Ping, RoundStart, Part, RoundClosed, UploadAgain, Refused, RunFinished,
-        Joined, Left, Progress, UpdateAnnounced, Declined, Launch, LaunchAnswered, StatusAsked, StatusTold,
+        Joined, Left, SwarmJoined, SwarmLeft, Progress, UpdateAnnounced, Declined,
+        Launch, LaunchAnswered, StatusAsked, StatusTold,
     )
 }  # fmt: skip
 

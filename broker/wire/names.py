@@ -1,6 +1,9 @@
 """Names: of workers, queues and routing keys, and who may act for whom."""
 
 import re
+from collections.abc import Iterable
+
+import numpy as np
 
 from broker.errors import UsageError
 
@@ -9,7 +12,7 @@ COORDINATOR = "coordinator"  #: the coordinator's queue, its key, and its accoun
 DEAD = "dead"  #: copies of what could not be accepted
 EVERY_WORKER = "workers"  #: the key to which every worker queue is also bound
 
-MOST_IN_A_SWARM = 10_000  #: workers of one account; each has two queues at the broker
+MOST_IN_A_SWARM = 100_000  #: workers of one account, or of one process
 
 _NAME = re.compile(r"[a-z0-9-]{1,48}")
 _REPLY = re.compile(r"reply\.[0-9a-f]{16}")
@@ -41,14 +44,45 @@ def is_worker(name: str) -> bool:
     return _WORKER.fullmatch(name) is not None and name != COORDINATOR
 
 
-def worker_queue(worker: str) -> str:
-    """The queue (and routing key) that one worker reads."""
-    return f"worker.{worker}"
+def worker_queue(reader: str) -> str:
+    """The queue (and routing key) that one process reads: a worker's, by its name, or a swarm's."""
+    return f"worker.{reader}"
 
 
-def upload_queue(worker: str) -> str:
-    """The queue (and routing key) that holds the parts of one worker's update."""
-    return f"upload.{worker}"
+def upload_queue(reader: str) -> str:
+    """The queue (and routing key) that holds the parts of the updates of one process."""
+    return f"upload.{reader}"
+
+
+def swarm_of(name: str) -> str:
+    """The NAME in a swarm's NAME.i; another name as it is."""
+    return name.partition(".")[0]
+
+
+def numbered(reader: str, numbers: Iterable[int]) -> list[str]:
+    """The workers of these numbers that a swarm's process speaks for."""
+    stem = swarm_of(reader)
+    return [f"{stem}.{number}" for number in numbers]
+
+
+def number_of(worker: str) -> int:
+    """The i of a swarm's NAME.i."""
+    return int(worker.partition(".")[2])
+
+
+def pack_numbers(numbers: Iterable[int]) -> bytes:
+    """Numbers from 1 on as they travel: a bit for each, so that ten thousand take 1,250 bytes."""
+    chosen = np.fromiter(numbers, np.int64)
+    bits = np.zeros(int(chosen.max(initial=0)), np.uint8)
+    bits[chosen - 1] = 1
+    return np.packbits(bits, bitorder="little").tobytes()
+
+
+def unpack_numbers(packed: bytes) -> list[int]:
+    """The numbers, the lowest first."""
+    bits = np.unpackbits(np.frombuffer(packed, np.uint8), bitorder="little")
+    found: list[int] = (np.flatnonzero(bits) + 1).tolist()
+    return found
 
 
 def swarm_account(name: str, count: int) -> str:
@@ -59,12 +93,15 @@ def swarm_account(name: str, count: int) -> str:
     return f"{name}.1-{count}"
 
 
-def workers_of(account: str) -> list[str]:
-    """The workers that an invited account may speak for."""
-    swarm = _SWARM.fullmatch(account)
-    if swarm is None:
-        return [account]
-    return [f"{swarm['name']}.{number}" for number in range(1, int(swarm["count"]) + 1)]
+def readers_of(account: str, parts: int = 1) -> list[str]:
+    """The names of the processes that an invited account may be used by, each of which has two queues.
+
+    Args:
+        account: Of one worker, or a swarm's.
+        parts: Over how many processes that share its workers a swarm may be spread (`--part I/K`).
+    """
+    name = invited_name(account)
+    return [name] if parts == 1 else [f"{name}.{part}" for part in range(1, parts + 1)]
 
 
 def invited_name(account: str) -> str:
@@ -89,10 +126,16 @@ def is_of(account: str, worker: str) -> bool:
     return its["name"] == swarm["name"] and int(its["number"]) <= int(swarm["count"])
 
 
+def reads_for(account: str, reader: str) -> bool:
+    """Whether a broker account is that of a swarm's process: of all of it, or of one that has a part of it."""
+    return account != invited_name(account) and (reader == invited_name(account) or is_of(account, reader))
+
+
 def is_own_queue(account: str, queue: str) -> bool:
-    """Whether this is a queue of a worker that the account speaks for."""
-    worker = queue.partition(".")[2]
-    return queue in (worker_queue(worker), upload_queue(worker)) and is_of(account, worker)
+    """Whether this is a queue of a worker, or of a swarm's process, that the account speaks for."""
+    reader = queue.partition(".")[2]
+    is_own = is_of(account, reader) or reads_for(account, reader)
+    return is_own and queue in (worker_queue(reader), upload_queue(reader))
 
 
 def is_reply_queue(name: str) -> bool:

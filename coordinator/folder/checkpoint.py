@@ -17,6 +17,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from broker.errors import CheckpointError, ProtocolError
+from broker.model.arrays import is_arrays
 from broker.model.card import ModelCard
 from broker.wire import codec
 from broker.wire.fields import from_plain, to_plain
@@ -46,7 +47,7 @@ class Checkpoint:
     """The committed state after a closed round; round 0 is the initial model.
 
     Attributes:
-        model_json: Keras's config of the model, its compile settings inside.
+        model_json: Keras's config of the model, its compile settings inside; of a task of arrays their names.
         vector: The global model's float weights, float32 of shape (P,), in the order of `Sections`.
         integers: Its integer weights.
         inputs: What the examples of most sites are like; None before the first round.
@@ -72,6 +73,11 @@ class Checkpoint:
     inputs: InputFacts | None = None
     needs: Needs | None = None
     is_general: bool = False
+
+    @property
+    def is_arrays(self) -> bool:
+        """Whether it is a model of named arrays, which trainers of the sites' own train."""
+        return is_arrays(self.model_json)
 
 
 def card_of(state: Checkpoint, training: Mapping[str, float | str | None]) -> ModelCard:

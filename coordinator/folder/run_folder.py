@@ -7,6 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from broker.model.arrays import NPZ
 from coordinator.folder.checkpoint import (
     CHECKPOINT_FILE,
     Checkpoint,
@@ -21,8 +22,17 @@ from coordinator.folder.run_json import keep_identity
 from coordinator.learning.rounds import Answer, RoundRecord
 from coordinator.options import RunOptions
 
+KERAS_FILE = "model.keras"
+ARRAYS_FILE = f"model{NPZ}"  #: of a task of arrays
+
 _HISTORY_SECONDS = 1.0
 _UPDATES = "updates"
+
+
+def model_file(folder: Path) -> Path:
+    """The model of a run, whichever kind it is; there may be none yet."""
+    arrays = folder / ARRAYS_FILE
+    return arrays if arrays.is_file() else folder / KERAS_FILE
 
 
 class RunFolder:
@@ -37,10 +47,9 @@ class RunFolder:
         """The committed state's file."""
         return self.path / CHECKPOINT_FILE
 
-    @property
-    def model(self) -> Path:
-        """The Keras model that follows it."""
-        return self.path / "model.keras"
+    def model(self, *, is_arrays: bool) -> Path:
+        """The model that follows it: Keras's, or named arrays."""
+        return self.path / (ARRAYS_FILE if is_arrays else KERAS_FILE)
 
     @property
     def updates(self) -> Path:

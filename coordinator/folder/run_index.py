@@ -13,6 +13,7 @@ from broker.errors import CheckpointError, ProtocolError
 from broker.wire.fields import from_plain, to_plain
 from broker.wire.plain_json import json_text, read_json
 from coordinator.files import make_folder, write_atomically
+from coordinator.folder.run_folder import model_file
 from coordinator.folder.run_json import RUN_FILE, current_settings
 from coordinator.learning.measure_names import RESULTS, TEST
 
@@ -62,6 +63,7 @@ class RunSummary:
         id: The name of its folder.
         rounds: In all, as asked for.
         outcome: See `LaunchRecord`.
+        model_file: What its model is called, or will be.
         measures: Of its last model, on the workers' test examples.
     """
 
@@ -75,6 +77,7 @@ class RunSummary:
     outcome: str | None
     reason: str | None
     has_model: bool
+    model_file: str
     has_curves: bool
     measures: dict[str, float]
     settings: SummedSettings
@@ -120,7 +123,7 @@ class RunIndex:
         """The model of the newest run of a task that closed a round; None when there is none."""
         for summary in self.summaries():
             if summary.task == task and summary.has_model and summary.closed_rounds > 0:
-                return self.folder / summary.id / "model.keras"
+                return model_file(self.folder / summary.id)
         return None
 
     def summaries(self) -> list[RunSummary]:
@@ -133,7 +136,8 @@ class RunIndex:
 
     def _summary(self, folder: Path) -> RunSummary | None:
         """Read anew only when one of its files has changed."""
-        stamp = tuple(_stamp(folder / name) for name in (RUN_FILE, LAUNCH_FILE, "history.csv", "model.keras"))
+        followed = (folder / RUN_FILE, folder / LAUNCH_FILE, folder / "history.csv", model_file(folder))
+        stamp = tuple(map(_stamp, followed))
         known = self._known.get(folder)
         if known is None or known[0] != stamp:
             try:
@@ -167,7 +171,8 @@ def _summarize(folder: Path) -> RunSummary:
         ended_at=launch.ended_at if launch else None,
         outcome=launch.outcome if launch else None,
         reason=launch.reason if launch else None,
-        has_model=(folder / "model.keras").is_file(),
+        has_model=model_file(folder).is_file(),
+        model_file=model_file(folder).name,
         has_curves=(folder / "curves.png").is_file(),
         measures={name: float(last[f"{TEST}{name}"]) for name in RESULTS if f"{TEST}{name}" in last},
         settings=SummedSettings(**{name: identity.get(name) for name in SummedSettings.__slots__}),

@@ -9,11 +9,12 @@ import importlib
 import json
 import os
 import queue
+import random
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -24,6 +25,7 @@ from broker.disk import sync
 from broker.errors import ModelError, UsageError, WarrenError
 from broker.model.allowlist import check_model_json
 from broker.model.archive import read_config
+from broker.model.arrays import NPZ, arrays_text, is_arrays
 from broker.model.card import ModelCard, read_card, write_card
 from broker.model.kinds import apply_kinds, layout_of
 from broker.model.needs import needs_of
@@ -31,6 +33,7 @@ from broker.model.trust import Trusted, trust
 from broker.wire.fields import to_plain
 from broker.wire.tensors import Array, unflatten
 from coordinator.folder.history import flat
+from coordinator.keras.arrays import layout_of_arrays, read_arrays, started_from, write_arrays
 from coordinator.keras.curves import draw_curves
 from coordinator.keras.form import check_form, check_training
 from coordinator.keras.trial import made_up_examples, unanswered, unanswered_in_general, work_out
@@ -93,18 +96,32 @@ def _trusted() -> Trusted:
 
 
 def _warm(_request: Request) -> dict[str, Any]:
-    """Import TensorFlow while the coordinator connects."""
-    import keras
-
+    """Import TensorFlow while the coordinator connects; where there is none, a task of arrays can still be trained."""
+    try:
+        import keras
+    except ImportError:
+        return {"keras": None}
     return {"keras": keras.__version__}
+
+
+def _keras() -> Any:
+    """Import Keras at the first need.
+
+    Raises:
+        ModelError: It isn't here.
+    """
+    try:
+        import keras
+    except ImportError as exc:
+        raise ModelError(f"A Keras model needs TensorFlow: {exc}. Try pip install tensorflow.") from exc
+    return keras
 
 
 def _build(request: Request) -> dict[str, Any]:
     """Make the model of a task and its initial weights."""
-    import keras
-
-    keras.utils.set_random_seed(request["seed"])
-    model = _load(Path(request["source"])) if request["kind"] == "file" else _call(request["source"])
+    model = _given(request)
+    if isinstance(model, Mapping):
+        return _build_arrays(model, request)
     check_form(model)
     text = _to_json(model)
     copy = _from_json(text)
@@ -126,18 +143,55 @@ def _build(request: Request) -> dict[str, Any]:
     }
 
 
+def _build_arrays(given: Mapping[Any, Any], request: Request) -> dict[str, Any]:
+    """A task of named arrays, which the sites' own trainers train."""
+    arrays = read_arrays(given)
+    if request["initial_model"] is not None:
+        arrays = started_from(arrays, Path(request["initial_model"]))
+    np.savez(request["weights_path"], *arrays.values())
+    return {
+        "model_json": arrays_text(arrays),
+        "layout": [to_plain(spec) for spec in layout_of_arrays(arrays)],
+        "input_shape": [],
+        "needs": None,
+        "num_parameters": sum(array.size for array in arrays.values()),
+        "inputs": None,
+        "warnings": [],
+    }
+
+
+def _given(request: Request) -> Any:
+    """What a task gives: a Keras model, or a mapping of names to arrays.
+
+    A function of arrays is to need no Keras. So where its module brings none it is called without; should it give a
+    Keras model then, it is called once more, for seeds that were set before Keras came are not the run's.
+    """
+    if request["kind"] == "file":
+        _keras().utils.set_random_seed(request["seed"])
+        return _load(Path(request["source"]))
+    function = _function(request["source"])
+    if "keras" not in sys.modules:
+        random.seed(request["seed"])
+        np.random.seed(request["seed"])
+        given = _called(request["source"], function)
+        if isinstance(given, Mapping):
+            return given
+    _keras().utils.set_random_seed(request["seed"])
+    return _called(request["source"], function)
+
+
 def _trained_on(initial_model: str | None) -> dict[str, Any] | None:
     """What the examples of a model to start from were like, if its card says so."""
     card = read_card(Path(initial_model)) if initial_model is not None else None
     return to_plain(card.inputs) if card is not None and card.inputs is not None else None
 
 
-def _call(source: str) -> Any:
-    """Call MODULE:FUNCTION.
+def _function(source: str) -> Callable[[], Any]:
+    """Find MODULE:FUNCTION.
 
     Raises:
         UsageError: There is no such module or function.
-        ModelError: The module or the function raised.
+        ModelError: The module raised.
     """
     module_name, name = source.split(":")
     module = _import(module_name)
@@ -146,6 +200,11 @@ def _call(source: str) -> Any:
         raise UsageError(
             f"Module {module_name} has no function {name!r}. Expected MODULE:FUNCTION as the task.{_origin(module)}"
         )
+    found: Callable[[], Any] = function
+    return found
+
+
+def _called(source: str, function: Callable[[], Any]) -> Any:
     try:
         return function()
     except Exception as exc:  # a person's own code may raise anything
@@ -176,11 +235,12 @@ def _load(path: Path) -> Any:
         UsageError: There is no such file.
         ModelError: It is no model of built-in parts, or can't be read.
     """
-    import keras
-
     if not path.is_file():
         raise UsageError(f"There is no model file {str(path)!r}.")
+    if path.suffix == NPZ:
+        raise ModelError(f"{path.name} holds arrays, and the task is a Keras model. Try a model.keras.")
     read_config(path, _trusted())
+    keras = _keras()
     try:
         return keras.saving.load_model(path, safe_mode=True)
     except Exception as exc:  # whatever Keras's layers raise means a wrong file
@@ -203,8 +263,7 @@ def _to_json(model: Any) -> str:
 
 
 def _from_json(text: str) -> Any:
-    import keras
-
+    keras = _keras()
     try:
         return keras.saving.deserialize_keras_object(check_model_json(text, _trusted()), safe_mode=True)
     except Exception as exc:  # see _load
@@ -247,13 +306,18 @@ class _Keeper:
         self._model: Any = None
 
     def save(self, request: Request) -> dict[str, Any]:
-        """Write model.keras with its card, and curves.png beside it, each aside and then in place."""
+        """Write the model with its card, and curves.png beside it, each aside and then in place."""
         from coordinator.folder.checkpoint import read_checkpoint
 
         checkpoint = read_checkpoint(Path(request["checkpoint"]))
-        model = self._with_weights(checkpoint)
-        path = Path(request["model"])
-        _put_in_place(model, path, ModelCard.from_json(request["card"]))
+        path, card = Path(request["model"]), ModelCard.from_json(request["card"])
+        if is_arrays(checkpoint.model_json):
+            _put_in_place(
+                lambda aside: write_arrays(aside, checkpoint.model_json, _weights(checkpoint), card), path
+            )
+        else:
+            model = self._with_weights(checkpoint)
+            _put_in_place(lambda aside: _write_keras(aside, model, card), path)
         draw_curves([flat(row) for row in checkpoint.history], path.with_name("curves.png"))
         return {}
 
@@ -282,7 +346,7 @@ class _Keeper:
     def _with_weights(self, checkpoint: "Checkpoint") -> Any:
         model = self._built(checkpoint.model_json)
         apply_kinds(model, checkpoint.layout)
-        _set_weights(model, unflatten(checkpoint.layout, checkpoint.vector, checkpoint.integers))
+        _set_weights(model, _weights(checkpoint))
         return model
 
     def _built(self, text: str) -> Any:
@@ -291,12 +355,20 @@ class _Keeper:
         return self._model
 
 
-def _put_in_place(model: Any, path: Path, card: ModelCard) -> None:
+def _weights(checkpoint: "Checkpoint") -> list[Array]:
+    return unflatten(checkpoint.layout, checkpoint.vector, checkpoint.integers)
+
+
+def _write_keras(path: Path, model: Any, card: ModelCard) -> None:
+    model.save(path)
+    write_card(path, card)
+
+
+def _put_in_place(write: Callable[[Path], None], path: Path) -> None:
     """Save aside, fsync, rename: whoever opens the file finds a whole model, whenever the power goes."""
-    aside = path.with_name(f".aside-{path.name}")  # Keras wants the suffix .keras
+    aside = path.with_name(f".aside-{path.name}")  # Keras and numpy want the suffix as it is
     try:
-        model.save(aside)
-        write_card(aside, card)
+        write(aside)
         sync(aside)
         aside.replace(path)
         sync(path.parent)

@@ -41,11 +41,11 @@ class BuiltModel:
     """A task's model, ready to be sent.
 
     Attributes:
-        model_json: Keras's JSON, compile settings inside.
+        model_json: Keras's JSON, compile settings inside; of a task of arrays their names.
         layout: Its weights, in Keras's order.
         vector: The initial float weights, shape (P,), in the order of `Sections`.
         integers: The initial integer weights.
-        input_shape: Of one example.
+        input_shape: Of one example; of a task of arrays nobody knows it, nor how many classes there are: 0.
         inputs: What a model to start from was trained on, if it says so.
         needs: What it needs of a site's data.
     """
@@ -89,11 +89,13 @@ class ModelProcess:
 
     Args:
         trusted_modules: What these register may occur in a model.
+        is_warm: Import Keras at once, not at the first need: a task of arrays has none.
     """
 
-    def __init__(self, trusted_modules: Sequence[str] = ()) -> None:
+    def __init__(self, trusted_modules: Sequence[str] = (), *, is_warm: bool = True) -> None:
         self._trusted_modules = tuple(trusted_modules)
-        self._child = _Child(self._trusted_modules)
+        self._is_warm = is_warm
+        self._child = _Child(self._trusted_modules, is_warm=is_warm)
         self._talking = threading.Lock()  # one request at a time
         self._changed = threading.Condition()  # guards the four below
         self._next: _Save | None = None
@@ -117,7 +119,7 @@ class ModelProcess:
         Args:
             task: From `coordinator.tasks.resolve`.
             seed: Of the initial weights.
-            initial_model: A .keras file whose weights to start from.
+            initial_model: A .keras file, or an .npz file of arrays, whose weights to start from.
 
         Raises:
             UsageError: There is no such module, function or file.
@@ -136,7 +138,7 @@ class ModelProcess:
                 }
             )
             weights = _read_weights(weights_path)
-        needs: Needs = from_plain(Needs, answer["needs"], "needs")
+        needs = from_plain(Needs, answer["needs"], "needs") if answer["needs"] else None
         layout = tuple(from_plain(TensorSpec, each, "layout") for each in answer["layout"])
         for warning in answer["warnings"]:
             log.warning("%s", warning)
@@ -147,7 +149,7 @@ class ModelProcess:
             vector=vector,
             integers=integers,
             input_shape=tuple(answer["input_shape"]),
-            num_classes=needs.num_classes,
+            num_classes=needs.num_classes if needs else 0,
             num_parameters=answer["num_parameters"],
             inputs=from_plain(InputFacts, answer["inputs"], "inputs") if answer["inputs"] else None,
             needs=needs,
@@ -178,7 +180,7 @@ class ModelProcess:
         return {str(name): float(value) for name, value in answer["metrics"].items()}
 
     def save(self, checkpoint_path: Path, model_path: Path, card: ModelCard) -> None:
-        """Have a checkpoint saved as a Keras model, curves.png beside it; returns at once.
+        """Have a checkpoint saved as a model, curves.png beside it; returns at once.
 
         Args:
             checkpoint_path: Read when its turn comes.
@@ -249,7 +251,7 @@ class ModelProcess:
         with self._talking:
             if not self._child.is_alive:
                 self._child.close()
-                self._child = _Child(self._trusted_modules)
+                self._child = _Child(self._trusted_modules, is_warm=self._is_warm)
             answer = self._child.ask(request)
         if "error" not in answer:
             return dict(answer["result"])
@@ -266,7 +268,7 @@ def _read_weights(path: Path) -> list[Array]:
 class _Child:
     """The process itself and its three pipes."""
 
-    def __init__(self, trusted_modules: Sequence[str]) -> None:
+    def __init__(self, trusted_modules: Sequence[str], *, is_warm: bool) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "coordinator.keras.child", *trusted_modules],
             stdin=subprocess.PIPE,
@@ -279,8 +281,9 @@ class _Child:
         self._last_lines: deque[str] = deque(maxlen=5)
         self._relay = threading.Thread(target=self._relay_stderr, name="model-stderr", daemon=True)
         self._relay.start()
-        self._send({"op": "warm"})
-        self._answers_to_skip = 1
+        if is_warm:
+            self._send({"op": "warm"})
+        self._answers_to_skip = int(is_warm)
         self._operation: str | None = None
         self._is_too_slow = False
 

@@ -6,7 +6,7 @@ Contents:
     measure_names  what measures are called
     measures       what several workers measured, put together
     spares         large arrays of one round, used again in the next
-    rounds         one round as a state machine: who answered, what counts, when it closes
     membership     who joined, who is away, who is selected
+    rounds         one round as a state machine: who answered, what counts, when it closes
     strategies     what a round collects, and how it becomes the next global model
 """

@@ -1,16 +1,19 @@
 """Who joined, who is away, and who is selected for a round."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from broker.wire import names
 from broker.wire.messages import Joined, RoundKey
 from broker.wire.needs import Held
 from broker.wire.tensors import InputFacts
 
 _MOST_TIMES_MEDIAN = 1024
+
+Readers = dict[str, list[str]]  #: workers by the process that each is a worker of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,12 +21,15 @@ class Member:
     """One worker as it described itself.
 
     Attributes:
+        reader: The process that it is a worker of, by which the queues are called; of a swarm it has many.
         announced: The upload_id of its update for the round that it holds, once announced.
         token: Of its newest `joined`.
+        has_trainer: It trains models of named arrays, and none of Keras's.
         is_present: It said it is there, and nobody found its queue without a reader since.
     """
 
     worker: str
+    reader: str
     classes: tuple[str, ...]
     num_examples: int
     examples_per_class: tuple[int, ...]
@@ -36,6 +42,7 @@ class Member:
     is_present: bool = True
     inputs: InputFacts | None = None
     holds: tuple[Held, ...] = ()
+    has_trainer: bool = False
 
 
 class Roster:
@@ -43,11 +50,18 @@ class Roster:
 
     def __init__(self) -> None:
         self.members: dict[str, Member] = {}
+        self._of_reader: dict[str, set[str]] = {}
 
-    def join(self, joined: Joined) -> Member:
-        """Note what a worker says of itself; its newest word counts."""
+    def join(self, joined: Joined, reader: str | None = None) -> Member:
+        """Note what a worker says of itself; its newest word counts.
+
+        Args:
+            joined: Its word.
+            reader: The process that it is a worker of, if that is called otherwise.
+        """
         member = Member(
             worker=joined.worker,
+            reader=reader or joined.worker,
             classes=joined.classes,
             num_examples=joined.num_examples,
             examples_per_class=joined.examples_per_class,
@@ -59,18 +73,46 @@ class Roster:
             inputs=joined.inputs,
             token=joined.token,
             holds=joined.holds,
+            has_trainer=joined.has_trainer,
         )
         self.add(member)
         return member
 
     def add(self, member: Member) -> None:
         """Note a worker, in place of what was known of it."""
+        former = self.members.get(member.worker)
+        if former is not None and former.reader != member.reader:
+            self._of_reader[former.reader].discard(member.worker)
         self.members[member.worker] = member
+        self._of_reader.setdefault(member.reader, set()).add(member.worker)
 
     def set_present(self, worker: str, *, is_present: bool) -> None:
         """Note that a worker was found there, or away."""
-        if worker in self.members:
-            self.members[worker] = replace(self.members[worker], is_present=is_present)
+        member = self.members.get(worker)
+        if member is not None and member.is_present != is_present:
+            self.members[worker] = replace(member, is_present=is_present)
+
+    def is_present(self, worker: str) -> bool:
+        """Whether a worker has joined, and is not known to be away."""
+        member = self.members.get(worker)
+        return member is not None and member.is_present
+
+    def of_reader(self, reader: str) -> list[Member]:
+        """Whom a process has spoken for."""
+        return [self.members[worker] for worker in self._of_reader.get(reader, ())]
+
+    def num_of_reader(self, worker: str) -> int:
+        """How many workers have the process of this one."""
+        member = self.members.get(worker)
+        return len(self._of_reader[member.reader]) if member else 1
+
+    def by_reader(self, workers: Iterable[str]) -> Readers:
+        """These workers by the process that each is a worker of; one that has not said so is its swarm's."""
+        readers: Readers = {}
+        for worker in workers:
+            member = self.members.get(worker)
+            readers.setdefault(member.reader if member else names.swarm_of(worker), []).append(worker)
+        return readers
 
 
 def num_selected(fraction: float, num_workers: int) -> int:

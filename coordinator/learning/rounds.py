@@ -6,7 +6,7 @@ opened → answers → closed   all selected have answered, or the quorum is the
                  → failed   no attempt is left
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -18,6 +18,7 @@ from broker.wire.messages import Mode, UpdateAnnounced
 from broker.wire.scores import AnswerCounts, flaw_in_counts
 from broker.wire.tensors import Array
 from coordinator.learning.measures import Measurement
+from coordinator.learning.membership import Member
 
 _LARGEST_MEASURE = 3.4e38  #: of float32, in which it was computed; sums of such over all examples are finite
 _LARGEST_SUM = 1e100  #: of what a metric keeps: a thousand workers' sums are finite
@@ -123,11 +124,19 @@ class Round:
     """The answers to one round start."""
 
     def __init__(self, record: RoundRecord, now: float, answers: Mapping[str, Answer] | None = None) -> None:
-        self.record = record
         self.answers: dict[str, Answer] = dict(answers or {})
+        self._away: frozenset[str] = frozenset()
+        self._seat(record)
         self._opened_at = now
         self._quorum_at = now if self.has_quorum else None
-        self._away: frozenset[str] = frozenset()
+
+    def _seat(self, record: RoundRecord) -> None:
+        """Take a record, and know at once who is in it, and who has not answered: there may be ten thousand."""
+        self.record = record
+        self._selected = frozenset(record.selected)
+        self._invited = frozenset(record.invited)
+        self._unanswered = dict.fromkeys(each for each in record.invited if each not in self.answers)
+        self._num_accepted = len(self._selected.intersection(self.accepted))
 
     @property
     def accepted(self) -> list[str]:
@@ -146,12 +155,25 @@ class Round:
     @property
     def unanswered(self) -> list[str]:
         """Invited workers without an answer."""
-        return [worker for worker in self.record.invited if worker not in self.answers]
+        return list(self._unanswered)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all who are invited have answered."""
+        return not self._unanswered
+
+    def waits_for(self, worker: str) -> bool:
+        """Whether this one is invited and has not answered."""
+        return worker in self._unanswered
+
+    def has_invited(self, worker: str) -> bool:
+        """Whether this one is invited."""
+        return worker in self._invited
 
     @property
     def num_accepted(self) -> int:
         """Accepted answers that count towards the quorum: of those that train, not of an evaluator that has left."""
-        return len(set(self.accepted) & set(self.record.selected))
+        return self._num_accepted
 
     @property
     def has_quorum(self) -> bool:
@@ -173,14 +195,14 @@ class Round:
         """
         if not self.is_current(update) or update.worker in self.answers:
             return Verdict.DISCARDED, None
-        if update.worker not in self.record.invited:
+        if not self.has_invited(update.worker):
             return Verdict.DISCARDED, None
         flaw = self._flaw_in(update, num_classes)
         return (Verdict.REJECTED, flaw) if flaw else (Verdict.ACCEPTED, None)
 
     def trains(self, worker: str) -> bool:
         """Whether this round takes an update of weights from this worker."""
-        return self.record.mode == "train" and worker in self.record.selected
+        return self.record.mode == "train" and worker in self._selected
 
     def _flaw_in(self, update: UpdateAnnounced, num_classes: int) -> str | None:
         trains = self.trains(update.worker)
@@ -222,24 +244,28 @@ class Round:
 
     def decline(self, worker: str, reason: str, now: float) -> None:
         """Take a worker's word that it can't answer."""
-        if worker in self.record.invited and worker not in self.answers:
+        if self.waits_for(worker):
             declined = Answer(upload_id="", verdict=Verdict.REJECTED, reason=reason)
             self._answer(worker, declined, now)
 
     def _answer(self, worker: str, answer: Answer, now: float) -> None:
         self.answers[worker] = answer
+        self._unanswered.pop(worker, None)
+        self._num_accepted += answer.verdict is Verdict.ACCEPTED and worker in self._selected
         if self._quorum_at is None and self.has_quorum:
             self._quorum_at = now
 
-    def invite(self, worker: str, num_examples: int, *, evaluate_only: bool) -> None:
-        """Let one more worker take part."""
+    def invite(self, members: Sequence[Member]) -> None:
+        """Let more workers take part."""
         record = self.record
-        self.record = replace(
+        more = {member.worker: member.num_examples for member in members}
+        record = replace(
             record,
-            selected=record.selected if evaluate_only else (*record.selected, worker),
-            evaluators=(*record.evaluators, worker) if evaluate_only else record.evaluators,
-            num_examples={**record.num_examples, worker: num_examples},
+            selected=(*record.selected, *(each.worker for each in members if not each.evaluate_only)),
+            evaluators=(*record.evaluators, *(each.worker for each in members if each.evaluate_only)),
+            num_examples={**record.num_examples, **more},
         )
+        self._seat(record)
 
     def note_away(self, workers: frozenset[str]) -> None:
         """Say which unanswered workers nobody reads for; an evaluation does not wait for these."""
@@ -258,8 +284,9 @@ class Round:
         return Step.WAIT
 
     def _all_answered(self) -> bool:
-        missing = set(self.unanswered)
-        return not (missing - self._away if self.record.mode == "evaluate" else missing)
+        if self.record.mode == "evaluate" and len(self._unanswered) <= len(self._away):
+            return not self._unanswered.keys() - self._away
+        return not self._unanswered
 
     def _step_at_deadline(self) -> Step:
         return Step.CLOSE if self.has_quorum or self.record.mode == "evaluate" else Step.RETRY
@@ -292,11 +319,11 @@ class Round:
             num_examples: The workers to invite, each with what it declared.
             evaluators: The workers that only evaluate.
         """
-        kept = tuple(worker for worker in self.accepted if worker in self.record.selected)
+        kept = dict.fromkeys(worker for worker in self.accepted if worker in self._selected)
         return replace(
             self.record,
             attempt=self.record.attempt + 1,
-            selected=kept + tuple(worker for worker in num_examples if worker not in kept),
+            selected=tuple(kept | dict.fromkeys(num_examples)),
             evaluators=evaluators,
             num_examples={**self.record.num_examples, **num_examples},
         )

@@ -8,7 +8,7 @@
                                 and "measure_names" (of which a row may have NAME, val_NAME and central_NAME)
     POST /api/launch            {"task": "mnist", "options": {"rounds": 3, "from-scratch": true}}; 202 {"run": ID}
     POST /api/stop              {"now": false}: end after the round under way, or at once; 202 {"run": ID}
-    GET  /runs/ID/FILE          model.keras, history.csv, workers.csv or curves.png
+    GET  /runs/ID/FILE          model.keras or model.npz, history.csv, workers.csv or curves.png
     GET  /healthz               {"status": "ok", "is_connected": true}
     GET  /metrics               for Prometheus
 
@@ -33,6 +33,7 @@ from broker.http_server import Caps
 from broker.wire.fields import to_plain
 from broker.wire.plain_json import json_text, read_json
 from coordinator.folder.history import flat, flat_workers, names_of_measures
+from coordinator.folder.run_folder import ARRAYS_FILE, KERAS_FILE
 from coordinator.folder.run_index import read_rows
 from coordinator.learning.strategies import STRATEGIES
 from coordinator.page.prometheus import metrics_text
@@ -43,7 +44,8 @@ from coordinator.status import plain_status
 TOKEN_HEADER = "X-Warren-Token"  # noqa: S105 - the header's name
 
 _FILES = {
-    "model.keras": "application/octet-stream",
+    KERAS_FILE: "application/octet-stream",
+    ARRAYS_FILE: "application/octet-stream",
     "history.csv": "text/csv",
     "workers.csv": "text/csv",
     "curves.png": "image/png",
@@ -184,7 +186,7 @@ def _send(run: str, file: str) -> Response:
         abort(404, f"There is no such file. Try one of {', '.join(_FILES)}.")
     if not path.is_file():
         abort(404, f"The run {run} has no {file} yet.")
-    name = f"{run}.keras" if file == "model.keras" else file
+    name = f"{run}{path.suffix}" if file in (KERAS_FILE, ARRAYS_FILE) else file
     return send_file(
         path.resolve(), _FILES[file], as_attachment=file != "curves.png", download_name=name, conditional=True
     )

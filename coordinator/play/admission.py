@@ -82,10 +82,17 @@ class Admission:
         return is_new
 
     def _flaw_in(self, member: Member, state: Checkpoint) -> str | None:
+        if state.is_arrays and not member.has_trainer:
+            return f"it trains Keras models, and {state.task} is a task of arrays: start it with --trainer MODULE:CLASS"
+        if member.has_trainer and not state.is_arrays:
+            return (
+                f"it has a trainer, for tasks of arrays, and {state.task} is a Keras model: "
+                "start it without --trainer"
+            )
         if state.is_general:
             return _general_flaw(member, state)
         flaw = self._flaw_as_classes(member, state)
-        if flaw is None or state.classes:
+        if flaw is None or state.classes or state.is_arrays:
             return flaw
         # Not settled: the model can be trained as a classifier or otherwise, as most sites' data wants it.
         in_general = _general_flaw(member, state)
@@ -94,7 +101,7 @@ class Admission:
         return in_general if not member.classes and in_general else flaw
 
     def _flaw_as_classes(self, member: Member, state: Checkpoint) -> str | None:
-        if not member.classes:
+        if not (member.classes or state.is_arrays):
             return _unnamed(state)
         if state.classes and member.classes != state.classes:
             return f"its classes are {listed(member.classes)}; this run's are {listed(state.classes)}"

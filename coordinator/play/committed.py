@@ -14,6 +14,7 @@ from broker.wire.tensors import Array, InputFacts, sections_of
 from coordinator.folder.checkpoint import Checkpoint, card_of
 from coordinator.folder.history import Row
 from coordinator.folder.run_folder import RunFolder
+from coordinator.keras.arrays import refuse_keras_settings
 from coordinator.keras.form import refuse_other_rate
 from coordinator.keras.process import BuiltModel, ModelProcess
 from coordinator.learning.measures import Figures
@@ -44,17 +45,21 @@ class Committed:
         """Take up what the folder holds; whether that is a run.
 
         Raises:
-            UsageError: One of another task, strategy or seed, or with a schedule where a learning rate is given.
+            UsageError: One of another task, strategy or seed, or whose model can't be trained with these settings.
             CheckpointError: It can't be read.
         """
         self.state = state = self._folder.read()
         if state is not None:
-            refuse_other_rate(state.model_json, self.settings.learning_rate)
+            self._check_settings(state.model_json)
         self._folder.keep_identity(self._options, state)
         if state is not None:
             self._log.update(run=state.run_id)
             logger.info("Going on after round %d in %s.", state.round_number, self._folder.path)
         return state is not None
+
+    def _check_settings(self, model_json: str) -> None:
+        refuse_other_rate(model_json, self.settings.learning_rate)
+        refuse_keras_settings(model_json, self.settings)
 
     @property
     def present(self) -> Checkpoint:
@@ -70,7 +75,7 @@ class Committed:
 
     def begin(self, model: BuiltModel, strategy: Strategy) -> None:
         """Commit a new model as round 0."""
-        refuse_other_rate(model.model_json, self._options.settings(1).learning_rate)
+        self._check_settings(model.model_json)
         self.state = self._first_state(model, strategy)
         if self.state.is_general:
             refuse_class_settings(self.settings)
@@ -128,21 +133,25 @@ class Committed:
             ModelDiverged: Its model answers NaN; the round is open still.
         """
         closed = live.closed(seconds, self._work_out, shut_out)
-        self._folder.commit(closed, self._check if live.aggregate else lambda _aside: None)
+        # Arrays answer nothing by themselves: that they are finite numbers has been seen when they were computed.
+        is_tried = live.aggregate is not None and not closed.is_arrays
+        self._folder.commit(closed, self._check if is_tried else lambda _aside: None)
         self.state = closed
         return closed
 
     def follow(self) -> None:
-        """Have model.keras, curves.png and the histories follow."""
+        """Have the model, curves.png and the histories follow."""
         self.save()
         self._folder.write_history(self.present.history, at_most_each_second=True)
 
     def save(self) -> None:
-        """Have model.keras and curves.png follow; the newest state wins."""
-        if len(self.present.classes) < 2 and not self.present.is_general:
+        """Have the model and curves.png follow; the newest state wins."""
+        state = self.present
+        if len(state.classes) < 2 and not (state.is_arrays or state.is_general):
             return  # nobody has joined: there is nothing to say which class is which
         card = card_of(self.present, self._options.training)
-        self._models.save(self._folder.checkpoint, self._folder.model, card)
+        model = self._folder.model(is_arrays=self.present.is_arrays)
+        self._models.save(self._folder.checkpoint, model, card)
 
     def finish(self) -> None:
         """Wait until what follows is up to date."""
@@ -162,6 +171,8 @@ class Committed:
             raise ModelDiverged(reason)
 
     def _work_out(self, sums: Mapping[str, Array]) -> Figures:
+        if self.present.is_arrays:
+            return {}  # there is no metric object that knows what its sums mean
         return self._models.work_out(self.present.model_json, sums)
 
 

@@ -13,11 +13,13 @@ from broker.wire import names
 from broker.wire.messages import Part, UpdateAnnounced
 from broker.wire.tensors import Layout, Vector
 from broker.wire.transfer import Assembly, Digest, Encoding
+from coordinator.learning.membership import Roster
 
 _PATIENCE_SECONDS = 1.0  #: without any part: the rest is not there
 _EMPTY_SECONDS = 0.25  #: after a reconnect the broker needs a moment to put held parts back
 _MOST_FOREIGN = 64  #: messages that are no part of this upload, besides a few whole uploads of before
 _MOST_OLDER = 4
+_MOST_OTHER_BYTES = 32 * 1024 * 1024
 _MOST_BROKEN = (
     10  #: connections lost while one worker's queue was read: a queue of some kinds ends the connection
 )
@@ -38,6 +40,31 @@ class Fetched:
     is_whole: bool
     flaw: str | None
     vector: Vector
+
+
+class OtherParts:
+    """Parts that were met on the way to others in the queue of a swarm, and may be wanted next: the newest of them.
+
+    They come in the order of their announcements, but for an update of which some are lost: looking for those, one
+    takes out what others have uploaded after it. What isn't kept here is asked for again.
+    """
+
+    def __init__(self, most_bytes: int = _MOST_OTHER_BYTES) -> None:
+        self._left = most_bytes
+        self._parts: dict[str, list[Part]] = {}
+
+    def put(self, part: Part) -> None:
+        """Keep a part, in the place of the oldest upload's if there is no room."""
+        self._parts.setdefault(part.transfer_id, []).append(part)
+        self._left -= len(part.data)
+        while self._left < 0 and self._parts:
+            self.take(next(iter(self._parts)))
+
+    def take(self, upload_id: str) -> list[Part]:
+        """What there is of an upload, once."""
+        parts = self._parts.pop(upload_id, [])
+        self._left += sum(len(part.data) for part in parts)
+        return parts
 
 
 class _Patience:
@@ -74,6 +101,8 @@ class Fetcher:
     Args:
         out: The buffer, float32 of shape (U,).
         layout: Of the model.
+        roster: Says in which process's queue the parts of a worker are.
+        roster: Says whose upload queue holds a worker's parts, and of how many others.
     """
 
     def __init__(
@@ -84,6 +113,7 @@ class Fetcher:
         layout: Layout,
         part_bytes: int,
         stop: threading.Event,
+        roster: Roster,
     ) -> None:
         self._link = link
         self._validator = validator
@@ -91,6 +121,8 @@ class Fetcher:
         self._layout = layout
         self._part_bytes = part_bytes
         self._stop = stop
+        self._roster = roster
+        self._others = OtherParts()
         self._num_broken: Counter[str] = Counter()
 
     def fetch(self, update: UpdateAnnounced) -> Fetched:
@@ -112,7 +144,7 @@ class Fetcher:
             return self._fetched(flaw=f"its upload queue can't be read ({exc})")
 
     def _from_queue(self, update: UpdateAnnounced) -> Fetched:
-        readers = self._link.consumers(names.upload_queue(update.worker))
+        readers = self._link.consumers(self._queue_of(update.worker))
         if readers is None:
             return self._fetched(is_whole=False)  # deleted
         if readers:
@@ -125,17 +157,18 @@ class Fetcher:
         return self._parts(update, Assembly(self._out, update.upload_id, self._part_bytes, encoding))
 
     def _parts(self, update: UpdateAnnounced, assembly: Assembly) -> Fetched:
-        queue, deliveries, flaw = names.upload_queue(update.worker), list[Delivery](), None
-        patience = _Patience(_MOST_FOREIGN + _MOST_OLDER * assembly.num_missing)
+        queue, deliveries, flaw = self._queue_of(update.worker), list[Delivery](), None
+        for other in self._others.take(update.upload_id):
+            flaw = _place(other, assembly) or flaw
+        num_sharing = self._roster.num_of_reader(update.worker)
+        patience = _Patience(_MOST_FOREIGN + _MOST_OLDER * assembly.num_missing * num_sharing)
         for delivery in self._deliveries(queue, assembly, patience):
             part, num_missing = self._validator.open(delivery, uploader=update.worker), assembly.num_missing
             if isinstance(part, Part):
                 deliveries.append(delivery.without_body())  # its values are where they belong
-                try:
-                    assembly.place(part)
-                except ProtocolError as exc:
-                    flaw = flaw or str(exc)
-                    assembly.skip(part)
+                if part.transfer_id != update.upload_id:
+                    self._others.put(part)
+                flaw = _place(part, assembly) or flaw
             patience.note(is_part=part is not None, is_news=assembly.num_missing < num_missing)
         if patience.is_overrun:
             self._link.purge(queue)
@@ -143,6 +176,10 @@ class Fetcher:
         elif assembly.is_complete:
             flaw = flaw or _digest_flaw(update.digest, assembly.digest)
         return self._fetched(deliveries, is_whole=assembly.is_complete or patience.is_overrun, flaw=flaw)
+
+    def _queue_of(self, worker: str) -> str:
+        (reader,) = self._roster.by_reader([worker])
+        return names.upload_queue(reader)
 
     def _fetched(
         self, deliveries: list[Delivery] | None = None, *, is_whole: bool = True, flaw: str | None = None
@@ -170,6 +207,16 @@ class Fetcher:
         except ProtocolError as exc:
             flaw = str(exc)
         return self._fetched(flaw=flaw)
+
+
+def _place(part: Part, assembly: Assembly) -> str | None:
+    """Take in a part, or leave it out and say what is wrong with it."""
+    try:
+        assembly.place(part)
+    except ProtocolError as exc:
+        assembly.skip(part)
+        return str(exc)
+    return None
 
 
 def _digest_flaw(announced: str, digest: Digest) -> str | None:

@@ -1,6 +1,7 @@
 """Bringing together those who take part: each word is looked at, and what most have in common becomes the run's."""
 
 import logging
+from collections.abc import Iterable
 
 from broker.link.seam import outgoing
 from broker.model.likeness import scale_difference
@@ -11,8 +12,8 @@ from coordinator.learning.membership import Member
 from coordinator.options import RunOptions
 from coordinator.play.admission import Admission
 from coordinator.play.committed import Committed
-from coordinator.play.log_text import described
-from coordinator.presence.session import Session, WorkerCame
+from coordinator.play.log_text import described, described_together
+from coordinator.presence.session import Session, WorkersCame
 
 logger = logging.getLogger(__name__)
 
@@ -34,39 +35,50 @@ class Gathering:
         self._committed = committed
         self._options = options
 
-    def admit(self, member: Member) -> bool:
-        """Look at a worker's word; one that can't take part is told. Whether it can."""
-        reason = self._admission.consider(member, self._committed.state)
-        if reason is None:
-            return member.task in (None, self._options.task.name)
+    def admit(self, members: Iterable[Member]) -> list[Member]:
+        """Look at workers' words; those who can't take part are told, and the others returned."""
+        fit: list[Member] = []
+        unfit: dict[str, list[tuple[Member, str]]] = {}
+        for member in members:
+            reason = self._admission.consider(member, self._committed.state)
+            if reason is not None:
+                unfit.setdefault(member.reader, []).append((member, reason))
+            elif member.task in (None, self._options.task.name):
+                fit.append(member)
+        for (first, reason), *others in unfit.values():
+            self._turn_away(first, reason, len(others))
+        return fit
+
+    def _turn_away(self, member: Member, reason: str, num_others: int) -> None:
+        """Tell a process that a worker of it, and perhaps others, can't take part."""
+        others = f" and {num_others} more" if num_others else ""
         if self._session.is_lasting:
-            logger.info("%s takes no part in this run: %s.", member.worker, reason)
-            return False
-        logger.warning("Refused %s: %s.", member.worker, reason)
-        told = f"The coordinator refused {member.worker}: {reason}."
+            logger.info("%s%s takes no part in this run: %s.", member.worker, others, reason)
+            return
+        logger.warning("Refused %s%s: %s.", member.worker, others, reason)
+        told = f"The coordinator refused {member.worker}{others}: {reason}."
         refused = Refused(worker=member.worker, reason=told, token=member.token)
-        self._session.publisher.try_send([outgoing(refused, names.worker_queue(member.worker))])
-        return False
+        self._session.publisher.try_send([outgoing(refused, names.worker_queue(member.reader))])
 
     def admit_known(self) -> None:
         """Look at everyone who had joined before this run began."""
-        for member in list(self._session.roster.members.values()):
-            self.admit(member)
+        self.admit(list(self._session.roster.members.values()))
 
     def admit_again(self) -> None:
         """Look anew at those who take part: what they must fit has been settled."""
-        for member in self._admission.members:
-            self.admit(member)
+        self.admit(self._admission.members)
 
-    def welcome(self, event: WorkerCame) -> bool:
-        """Look at a worker that says it is there, and tell of it; whether it can take part."""
-        member = event.member
-        if not self.admit(member):
-            return False
-        again = "" if self._admission.is_new(member.worker) else " again"
-        if event.is_news:
-            logger.info("%s joined%s: %s.", member.worker, again, described(member))
-        return True
+    def welcome(self, event: WorkersCame) -> list[Member]:
+        """Look at workers that say they are there, and tell of them; those who can take part."""
+        fit = self.admit(event.members)
+        is_new = [self._admission.is_new(member.worker) for member in fit]
+        news = [member for member in fit if member.worker in event.news]
+        again = "" if any(is_new) else " again"
+        if len(news) == 1:
+            logger.info("%s joined%s: %s.", news[0].worker, again, described(news[0]))
+        elif news:
+            logger.info("%s joined%s: %s.", news[0].reader, again, described_together(news))
+        return fit
 
     def has(self, number: int) -> bool:
         """Whether so many workers that train are there, and fit."""
@@ -81,7 +93,7 @@ class Gathering:
             trained_on: What the model to start from was trained on.
         """
         state = self._committed.present
-        if state.classes or state.is_general:
+        if state.classes or state.is_arrays or state.is_general:
             return
         if self._admission.wants_numbers(state):
             self._committed.settle_as_general()

@@ -60,7 +60,8 @@ def reinvited(the_round: Round, options: RunOptions, admission: Admission) -> di
     Present workers that have not been accepted, as many as before, and no more than the round's sum has room for.
     """
     record = the_round.record
-    candidates = [worker for worker in admission.trainers if worker not in the_round.accepted]
+    accepted = frozenset(the_round.accepted)
+    candidates = [worker for worker in admission.trainers if worker not in accepted]
     wanted = len(record.selected) - the_round.num_accepted
     if options.fraction < 1 and len(candidates) > wanted > 0:
         seed = (options.seed, record.round_number, record.attempt + 1)

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from broker.allowance import Allowance
@@ -22,7 +22,8 @@ from coordinator.learning.rounds import Round, RoundRecord, Verdict
 from coordinator.learning.spares import Spares
 from coordinator.learning.strategies import Aggregate, Strategy
 from coordinator.play.fetching import Fetcher
-from coordinator.play.round_start import Invitation, addressed, groups_of
+from coordinator.play.log_text import listed
+from coordinator.play.round_start import Invitation, each_addressed
 from coordinator.play.unacknowledged import Unacknowledged
 from coordinator.presence.session import Session
 
@@ -90,6 +91,7 @@ class LiveRound:
             base.layout,
             the_round.record.part_bytes,
             session.stop,
+            session.roster,
         )
         self._asked: set[str] = set()
         self._unsaved: set[str] = set()  # whose answers the last checkpoint lacks
@@ -106,7 +108,8 @@ class LiveRound:
         """Fsync the record, then let the round start go out to those who have not answered."""
         self.keep()
         session = self._tools.session
-        self._invitation.send(session.publisher, self.round.unanswered, session.number)
+        readers = session.roster.by_reader(self.round.unanswered)
+        self._invitation.send(session.publisher, readers, session.number)
         self._presence_at = self._tools.session.roll_called_at = time.monotonic()
 
     def keep(self) -> None:
@@ -135,7 +138,7 @@ class LiveRound:
             return
         fetched = self._fetcher.fetch(update)
         if not fetched.is_whole and self._may_ask_again(update.worker):
-            self.ask_again(update.worker, update.upload_id)
+            self.ask_again({update.worker: update.upload_id})
             unacknowledged.hold(delivery, fetched.deliveries)
             return
         largest, flaw = examine(fetched.vector, self._base.layout)
@@ -170,7 +173,7 @@ class LiveRound:
 
     def decline(self, delivery: Delivery, declined: Declined) -> None:
         """Go on without a worker that can't answer."""
-        if declined.attempt < self.record.attempt or declined.worker not in self.round.unanswered:
+        if declined.attempt < self.record.attempt or not self.round.waits_for(declined.worker):
             self._put_away(delivery, declined.worker)
             return
         reason = declined.reason[:_REASON_LENGTH]
@@ -183,57 +186,89 @@ class LiveRound:
         self._num_torn[worker] += 1
         return self._num_torn[worker] < _MOST_TORN
 
-    def ask_again(self, worker: str, upload_id: str) -> None:
-        """Have a worker publish an update again that is not all there."""
-        logger.warning("The update of %s is not all there; asking for it again.", worker)
-        session = self._tools.session
-        again = UploadAgain(
-            run_id=self.record.run_id,
-            round_number=self.record.round_number,
-            worker=worker,
-            upload_id=upload_id,
-        )
-        with session.until_link_is_back():
-            session.publisher.send([outgoing(again, names.worker_queue(worker))])
-
-    def greet(self, member: Member, *, takes_newcomers: bool) -> None:
-        """See to it that a worker that joined during the round takes part in it, once.
+    def ask_again(self, uploads: Mapping[str, str]) -> None:
+        """Have workers publish updates again that are not all there.
 
         Args:
-            member: The worker, fit for this run.
-            takes_newcomers: Whether one that was not invited is.
+            uploads: The upload_id of each, by worker.
         """
-        worker = member.worker
-        if worker in self.round.answers or member.held == self._invitation.held:
-            self._asked.discard(worker)
-            if worker not in self.round.answers and member.announced is not None:
-                # Its announcement would have come before this word: the queue lost it.
-                self.ask_again(worker, member.announced)
-            return
+        logger.warning("The update of %s is not all there; asking for it again.", listed(uploads))
         session = self._tools.session
-        if worker not in self.record.invited:
-            if not takes_newcomers or not self._has_room(member) or session.look_for_absent([worker]):
-                return  # or its word had waited in the queue
-            self.round.invite(worker, member.num_examples, evaluate_only=member.evaluate_only)
-            self.keep()
-        elif worker not in self._asked:
-            # Its word may be older than the round start in its queue: asked now, it answers after that.
-            if not self._sent.take(worker):
-                return  # not a model for every word that a worker may say
-            self._asked.add(worker)
-            session.publisher.try_send(
-                [outgoing(session.roll_call(), names.worker_queue(worker), is_transient=True)]
-            )
-            return
-        self._asked.discard(worker)
-        logger.info("Round %d is sent to %s.", self.record.round_number, worker)
-        self._invitation.send(session.publisher, [worker], session.number)
+        with session.until_link_is_back():
+            for reader, workers in session.roster.by_reader(uploads).items():
+                again = UploadAgain(
+                    run_id=self.record.run_id,
+                    round_number=self.record.round_number,
+                    worker=reader,
+                    upload_id=uploads[workers[0]] if len(workers) == 1 else "",
+                )
+                session.publisher.send(list(each_addressed(again, {reader: workers})))
 
-    def _has_room(self, member: Member) -> bool:
+    def greet(self, members: Iterable[Member], *, takes_newcomers: bool) -> None:
+        """See to it that workers that joined during the round take part in it, once.
+
+        Args:
+            members: The workers of one process, fit for this run.
+            takes_newcomers: Whether those who were not invited are.
+        """
+        torn: dict[str, str] = {}
+        newcomers: list[Member] = []
+        unasked: list[Member] = []
+        without: list[str] = []
+        for member in members:
+            worker = member.worker
+            is_answered = worker in self.round.answers
+            if is_answered or member.held == self._invitation.held:
+                self._asked.discard(worker)
+                if not is_answered and member.announced is not None:
+                    # Its announcement would have come before this word: the queue lost it.
+                    torn[worker] = member.announced
+            elif not self.round.has_invited(worker):
+                newcomers.append(member)
+            elif worker not in self._asked:
+                unasked.append(member)
+            else:
+                without.append(worker)
+        if torn:
+            self.ask_again(torn)
+        if unasked:
+            self._ask(unasked)
+        if newcomers and takes_newcomers:
+            without += self._invited_too(newcomers)
+        if without:
+            self._send_to(without)
+
+    def _ask(self, members: Sequence[Member]) -> None:
+        """Their word may be older than the round start in their queue: asked now, they answer after that."""
+        reader, session = members[0].reader, self._tools.session
+        if self._sent.take(reader):  # not a model for every word that a worker may say
+            self._asked.update(member.worker for member in members)
+            roll_call = outgoing(session.roll_call(), names.worker_queue(reader), is_transient=True)
+            session.publisher.try_send([roll_call])
+
+    def _invited_too(self, members: Sequence[Member]) -> list[str]:
+        """Invite more workers, as far as the sum has room for them, and their word had not waited in the queue."""
         record = self.record
-        invited = sum(record.weight(record.num_examples[worker]) for worker in record.selected)
-        more = record.weight(member.num_examples)
-        return member.evaluate_only or invited + more <= capacity(record.scale_exponent)
+        room = capacity(record.scale_exponent) - sum(
+            record.weight(record.num_examples[worker]) for worker in record.selected
+        )
+        chosen: list[Member] = []
+        for member in members:
+            more = 0 if member.evaluate_only else record.weight(member.num_examples)
+            if more <= room:
+                room -= more
+                chosen.append(member)
+        if not chosen or self._tools.session.look_for_absent([member.worker for member in chosen]):
+            return []
+        self.round.invite(chosen)
+        self.keep()
+        return [member.worker for member in chosen]
+
+    def _send_to(self, workers: Sequence[str]) -> None:
+        session = self._tools.session
+        self._asked.difference_update(workers)
+        logger.info("Round %d is sent to %s.", self.record.round_number, listed(workers))
+        self._invitation.send(session.publisher, session.roster.by_reader(workers), session.number)
 
     # --- looking after it ----------------------------------------------------------------------------------
 
@@ -248,7 +283,7 @@ class LiveRound:
             self.round.note_away(frozenset(session.look_for_absent(self.round.unanswered)))
             # On a slow line with many workers this takes long: it never takes more than a fifth of the time.
             self._presence_at = time.monotonic() + 4 * (time.monotonic() - now)
-        if self.round.unanswered:
+        if not self.round.is_complete:
             session.call_roll_if_due()
 
     # --- its end -------------------------------------------------------------------------------------------
@@ -309,15 +344,16 @@ class LiveRound:
         """The others drop their updates at the next round start."""
         session, accepted = self._tools.session, set(self.round.accepted)
         closed = RoundClosed(run_id=self.record.run_id, round_number=self.record.round_number)
-        for group in groups_of([worker for worker in self.record.invited if worker not in accepted]):
-            session.publisher.send([addressed(closed, group)])
-        self._purge(session.look_for_absent(self.round.unanswered))
+        others = [worker for worker in self.record.invited if worker not in accepted]
+        for word in each_addressed(closed, session.roster.by_reader(others)):
+            session.publisher.send([word])
+        self._purge(session.roster.by_reader(session.look_for_absent(self.round.unanswered)))
 
-    def _purge(self, workers: Iterable[str]) -> None:
+    def _purge(self, readers: Iterable[str]) -> None:
         """So that one that is away for long finds no old rounds."""
-        for worker in workers:
+        for reader in readers:
             with self._tools.session.until_link_is_back():
-                self._tools.session.link.purge(names.worker_queue(worker))
+                self._tools.session.link.purge(names.worker_queue(reader))
 
 
 def _travelled(precision: Precision, layout: Layout) -> int:

@@ -1,6 +1,6 @@
 """How the coordinator's log says things: names, reasons, measures; no list floods a line."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from coordinator.learning.measure_names import best_known_first
 from coordinator.learning.membership import Member
@@ -29,6 +29,15 @@ def described(member: Member) -> str:
         return f"{member.num_examples} examples"
     per_class = zip(member.classes, member.examples_per_class, strict=False)
     return f"{member.num_examples} examples ({', '.join(f'{name} {count}' for name, count in per_class)})"
+
+
+def described_together(members: Sequence[Member]) -> str:
+    """What the workers of one process bring."""
+    if members[0].evaluate_only:
+        return (
+            f"{len(members)} workers evaluate on {sum(each.num_test_examples for each in members)} examples"
+        )
+    return f"{len(members)} workers with {sum(each.num_examples for each in members)} examples"
 
 
 def measured(figures: Mapping[str, float]) -> str:

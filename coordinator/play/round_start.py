@@ -6,12 +6,13 @@ from dataclasses import replace
 from broker.link.publisher import Publisher
 from broker.link.seam import Outgoing, outgoing
 from broker.wire import names, transfer
-from broker.wire.messages import Message, Part, RoundKey, RoundStart
+from broker.wire.messages import Message, Part, RoundClosed, RoundKey, RoundStart, UploadAgain
 from broker.wire.messages import encode as encode_message
 from broker.wire.settings import TrainingSettings
 from broker.wire.tensors import INLINE_BYTES, as_bytes, part_count
 from broker.wire.transfer import Digest
 from coordinator.folder.checkpoint import Checkpoint
+from coordinator.learning.membership import Readers
 from coordinator.learning.rounds import RoundRecord
 
 _MOST_READERS = 250  #: names in one BCC header; more than 131,064 bytes of headers closes the connection
@@ -68,22 +69,22 @@ class Invitation:
                 digest.add(index, as_bytes(self._vector[span]))
         return digest.hex()
 
-    def send(self, publisher: Publisher, workers: Sequence[str], session: int) -> None:
+    def send(self, publisher: Publisher, readers: Readers, session: int) -> None:
         """Publish it to these workers.
 
         Args:
             publisher: Of the coordinator.
-            workers: Their names.
+            readers: The workers by the process that each is a worker of.
             session: The coordinator's, which a resumed round was made before.
         """
         self._start = replace(self._start, session=session)
-        for group in groups_of(workers):
-            publisher.send(list(self._messages(group)))
+        for group in groups_of([*readers]):
+            publisher.send(list(self._messages({reader: readers[reader] for reader in group})))
 
-    def _messages(self, group: Sequence[str]) -> Iterator[Outgoing]:
-        yield addressed(self._start, group)
+    def _messages(self, readers: Readers) -> Iterator[Outgoing]:
+        yield from each_addressed(self._start, readers)
         if self._start.weights is None:
-            first, *others = (names.worker_queue(worker) for worker in group)
+            first, *others = map(names.worker_queue, readers)
             for index in range(len(self._spans)):
                 yield Outgoing(
                     key=first, bcc=tuple(others), body=_PartBody(self, index), message_type=Part.TYPE
@@ -114,12 +115,23 @@ class _PartBody:
         return self._invitation.part(self._index)
 
 
-def groups_of(workers: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Cut a list of workers into what one publish can address."""
-    return (workers[begin : begin + _MOST_READERS] for begin in range(0, len(workers), _MOST_READERS))
+def groups_of(readers: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Cut a list of processes into what one publish can address."""
+    return (readers[begin : begin + _MOST_READERS] for begin in range(0, len(readers), _MOST_READERS))
 
 
 def addressed(message: Message, group: Sequence[str]) -> Outgoing:
-    """One message to a group of workers; none learns of the others."""
-    first, *others = (names.worker_queue(worker) for worker in group)
+    """One message to a group of processes; none learns of the others."""
+    first, *others = map(names.worker_queue, group)
     return outgoing(message, first, bcc=others)
+
+
+def each_addressed(message: RoundStart | RoundClosed | UploadAgain, readers: Readers) -> Iterator[Outgoing]:
+    """The same to workers of their own as one message, and to each swarm with those of its workers that are meant."""
+    alone = [reader for reader, workers in readers.items() if workers == [reader]]
+    for group in groups_of(alone):
+        yield addressed(message, group)
+    for reader, workers in readers.items():
+        if workers != [reader]:
+            numbers = names.pack_numbers(map(names.number_of, workers))
+            yield outgoing(replace(message, numbers=numbers), names.worker_queue(reader))

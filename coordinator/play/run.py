@@ -296,8 +296,8 @@ class Run:
             self._take_update(event)
         elif isinstance(event, DeclineCame):
             self._take_decline(event)
-        elif self._gathering.welcome(event) and self._live is not None:
-            self._live.greet(event.member, takes_newcomers=self._options.fraction >= 1)
+        elif (came := self._gathering.welcome(event)) and self._live is not None:
+            self._live.greet(came, takes_newcomers=self._options.fraction >= 1)
 
     def _take_update(self, event: UpdateCame) -> None:
         update, live = event.update, self._live
@@ -307,9 +307,13 @@ class Run:
                 return
             logger.debug("Discarded an update of %s for round %d.", update.worker, update.round_number)
             self._session.link.ack([event.delivery])
-            if update.parts and self._purges.take(update.worker):
+            if update.parts and self._is_alone(update.worker) and self._purges.take(update.worker):
                 # Left there, the parts of late updates would fill its queue up to its limit.
                 self._session.link.purge(names.upload_queue(update.worker))
+
+    def _is_alone(self, worker: str) -> bool:
+        """Whether nothing but its own updates is in its upload queue; what a swarm's holds is read past instead."""
+        return worker in self._session.roster.by_reader([worker])
 
     def _take_decline(self, event: DeclineCame) -> None:
         declined, live = event.declined, self._live
@@ -333,18 +337,24 @@ class Run:
     def _tell_end(self, state: Checkpoint, outcome: Outcome | None) -> None:
         if outcome is None:
             return  # the same command line goes on with this run: the workers stay
-        session, workers = self._session, sorted(each.worker for each in self._admission.members)
+        session = self._session
+        readers = sorted(session.roster.by_reader(self._everyone_of(state)))
         message = RunFinished(
             run_id=state.run_id, rounds=state.round_number, outcome=outcome, session=session.number
         )
-        for group in groups_of(workers):
+        for group in groups_of(readers):
             session.publisher.send([addressed(message, group)])
         if session.is_lasting:
             self._tools.unacknowledged.release()  # of a round that will never close
         if (outcome == "done" or session.is_lasting) and state.vector.nbytes > INLINE_BYTES:
-            for worker in workers:
+            for reader in readers:
                 with session.until_link_is_back():
-                    session.link.purge(names.upload_queue(worker))
+                    session.link.purge(names.upload_queue(reader))
+
+    def _everyone_of(self, state: Checkpoint) -> set[str]:
+        """Who may wait for the run's end: whoever a restarted coordinator has not heard of again, too."""
+        members = {each.worker for each in self._admission.members}
+        return members.union(*(row.accepted for row in state.history))
 
     # --- what is seen of it --------------------------------------------------------------------------------
 

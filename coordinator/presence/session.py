@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from broker.allowance import Allowance
-from broker.errors import BrokerError, Interrupted, LinkLost
+from broker.errors import BrokerError, Interrupted, LinkLost, ProtocolError
 from broker.link.publisher import Publisher
 from broker.link.seam import Connection, Delivery, Link, coordinator_queue, dead_queue, outgoing
 from broker.link.single_reader import WAIT_SECONDS, SingleReader
@@ -27,8 +27,11 @@ from broker.wire.messages import (
     RollCall,
     StatusAsked,
     StatusTold,
+    SwarmJoined,
+    SwarmLeft,
     UpdateAnnounced,
 )
+from broker.wire.swarms import each_joined
 from coordinator.learning.membership import Member, Roster
 from coordinator.presence.clock import ConnectedClock
 from coordinator.presence.strangers import Strangers
@@ -60,14 +63,14 @@ class DeclineCame:
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerCame:
-    """A worker said that it is there; news if it wasn't known to be."""
+class WorkersCame:
+    """Workers of one process said that they are there; news is of whom that wasn't known."""
 
-    member: Member
-    is_news: bool
+    members: list[Member]
+    news: frozenset[str]
 
 
-Event = UpdateCame | DeclineCame | WorkerCame
+Event = UpdateCame | DeclineCame | WorkersCame
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,15 +236,24 @@ class Session:
             return []
         self._unseen.difference_update(workers)
         absent: list[str] = []
+        readers = self.roster.by_reader(workers)
         with self.until_link_is_back():
-            unread = set(self.link.unread([*map(names.worker_queue, workers)]))
-            absent = [worker for worker in workers if names.worker_queue(worker) in unread]
-        for worker in absent:
-            member = self.roster.members.get(worker)
-            if member is not None and member.is_present:
-                logger.warning("%s went away without a word.", worker)
-            self.roster.set_present(worker, is_present=False)
+            unread = set(self.link.unread([*map(names.worker_queue, readers)]))
+            for reader in readers:
+                if names.worker_queue(reader) in unread:
+                    absent += readers[reader]
+                    self._note_gone(reader, readers[reader], logging.WARNING, "went away without a word")
         return absent
+
+    def _note_gone(self, reader: str, workers: Iterable[str], level: int, how: str) -> None:
+        """Note that a process is away; told if it was thought to be there."""
+        gone = [worker for worker in workers if self.roster.is_present(worker)]
+        for worker in gone:
+            self.roster.set_present(worker, is_present=False)
+        if gone == [reader]:
+            logger.log(level, "%s %s.", reader, how)
+        elif gone:
+            logger.log(level, "%s %s, with %d workers.", reader, how, len(gone))
 
     def look_for_unseen(self) -> None:
         """Find out who has gone of those who are known by a word alone: that may have waited for an hour."""
@@ -249,21 +261,25 @@ class Session:
 
     def look_after_present(self) -> None:
         """Ask for some of those who count as present, the others in turn, so that a page shows who went away."""
-        present = [member.worker for member in self.roster.members.values() if member.is_present]
-        if self._looked_after >= len(present):
+        members = self.roster.members.values()
+        present = self.roster.by_reader(member.worker for member in members if member.is_present)
+        readers = [*present]
+        if self._looked_after >= len(readers):
             self._looked_after = 0
-        some = present[self._looked_after : self._looked_after + _MOST_LOOKED_AFTER]
+        some = readers[self._looked_after : self._looked_after + _MOST_LOOKED_AFTER]
         self._looked_after += len(some)
-        self.look_for_absent(some)
+        self.look_for_absent(worker for reader in some for worker in present[reader])
 
     def _see(self, message: Message) -> None:
         """Note when a worker that has joined was heard last; of others nothing is kept."""
         worker = getattr(message, "worker", None)
+        if isinstance(worker, str):
+            self._note_seen(worker, message if isinstance(message, Progress) else None)
+
+    def _note_seen(self, worker: str, progress: Progress | None = None) -> None:
         if worker in self.roster.members:
             former = self.sightings.get(worker)
-            progress = former.progress if former else None
-            if isinstance(message, Progress):
-                progress = message
+            progress = progress or (former.progress if former else None)
             self.sightings[worker] = Sighting(at=time.time(), progress=progress)
 
     # --- what comes in -------------------------------------------------------------------------------------
@@ -295,8 +311,10 @@ class Session:
 
     def _on_word(self, delivery: Delivery, message: Message) -> Event | None:
         if isinstance(message, Joined):
-            return self._on_joined(message) if self._words.take(message.worker) else None
-        if isinstance(message, Left):
+            return self._on_joined([message], message.worker) if self._words.take(message.worker) else None
+        if isinstance(message, SwarmJoined):
+            return self._on_swarm(delivery, message) if self._words.take(message.worker) else None
+        if isinstance(message, Left | SwarmLeft):
             if self._words.take(message.worker):
                 self._on_left(message)
         elif isinstance(message, Ping):
@@ -309,18 +327,31 @@ class Session:
             self.validator.bury(delivery, f"A coordinator takes no {message.TYPE}.")
         return None
 
-    def _on_joined(self, joined: Joined) -> Event:
-        known = self.roster.members.get(joined.worker)
-        member = self.roster.join(joined)
-        is_news = known is None or not known.is_present
-        if is_news:
-            self._unseen.add(member.worker)
-        return WorkerCame(member, is_news)
+    def _on_swarm(self, delivery: Delivery, word: SwarmJoined) -> Event | None:
+        """Many join in one word; whoever an earlier process of the name spoke for, and this one doesn't, is gone."""
+        try:
+            joined = list(each_joined(word))
+        except ProtocolError as exc:
+            self.validator.bury(delivery, str(exc))
+            return None
+        for member in self.roster.of_reader(word.worker):
+            if member.token != word.token:
+                self.roster.set_present(member.worker, is_present=False)
+        came = self._on_joined(joined, word.worker)
+        for member in came.members:
+            self._note_seen(member.worker)
+        return came
 
-    def _on_left(self, left: Left) -> None:
-        if left.worker in self.roster.members:
-            logger.info("%s left.", left.worker)
-            self.roster.set_present(left.worker, is_present=False)
+    def _on_joined(self, joined: Iterable[Joined], reader: str) -> WorkersCame:
+        joined = list(joined)
+        news = frozenset(each.worker for each in joined if not self.roster.is_present(each.worker))
+        self._unseen |= news
+        return WorkersCame([self.roster.join(each, reader) for each in joined], news)
+
+    def _on_left(self, left: Left | SwarmLeft) -> None:
+        is_swarm = isinstance(left, SwarmLeft)
+        workers = [each.worker for each in self.roster.of_reader(left.worker)] if is_swarm else [left.worker]
+        self._note_gone(left.worker, workers, logging.INFO, "left")
 
     def _on_launch(self, delivery: Delivery, launch: Launch) -> None:
         """Without a queue for the answer, a person finds a refused launch in `dead`, with the reason."""
@@ -340,5 +371,6 @@ class Session:
         """What is left of a run that is over is acknowledged; who comes is told."""
         if isinstance(event, UpdateCame | DeclineCame):
             self.link.ack([event.delivery])
-        elif isinstance(event, WorkerCame) and event.is_news:
-            logger.info("%s joined.", event.member.worker)
+        elif isinstance(event, WorkersCame) and event.news:
+            is_one = len(event.members) == 1
+            logger.info("%s joined.", event.members[0].worker if is_one else event.members[0].reader)

@@ -15,8 +15,9 @@ from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.seam import Delivery, coordinator_queue, dead_queue
 from broker.link.validator import Validator, may_send_to_coordinator
-from broker.wire.messages import Left, encode
+from broker.wire.messages import Joined, Left, SwarmJoined, encode
 from broker.wire.names import COORDINATOR, EXCHANGE
+from broker.wire.swarms import swarm_words
 from tests.attacks.conftest import Invite
 from tests.brokers import wait_until
 
@@ -172,10 +173,10 @@ def test_a_revoked_enemy_leaves_nothing(vhost: str, invite: Invite, management: 
     with connected(url) as enemy, channel_to(other_url) as other:
         channel = enemy.channel()
         channel.confirm_delivery()
-        filled(channel, "upload.evil.2", 100_000, 10)
+        filled(channel, "upload.evil", 100_000, 10)
         publish(other, "upload.evil-2", b"x")
         revoked = accounts.revoke(management, "evil")
-        assert (revoked.removed.queues, revoked.removed.messages) == (4, 10)
+        assert (revoked.removed.queues, revoked.removed.messages) == (2, 10)
         with pytest.raises(pika.exceptions.AMQPError):
             enemy.process_data_events(time_limit=10)
             enemy.channel()
@@ -191,7 +192,7 @@ def test_a_revoked_enemy_leaves_nothing(vhost: str, invite: Invite, management: 
 def test_the_enemy_is_no_swarm(invite: Invite, vhost: str) -> None:
     """The enemy holds an account, and speaks as evil.1, evil.2 and evil.3, to be a quorum by itself. It was invited as
     one worker: its messages in other names are rejected by the account that the broker vouches for. So are a swarm's
-    beyond its number."""
+    beyond its number, and a word for all of another swarm, or for some whom its own has not."""
     coordinator_url = invite(COORDINATOR)
     enemy_url, swarm_url = invite("evil"), invite("lab", swarm=2)
     link = RabbitLink(LinkSettings(amqp_url=coordinator_url, name="coordinator"))
@@ -203,17 +204,29 @@ def test_the_enemy_is_no_swarm(invite: Invite, vhost: str) -> None:
                 publish(enemy, COORDINATOR, encode(Left(worker=worker)), "evil")
             for worker in ("lab.2", "lab.3", "lab", "lab.02", "evil", "lab.1"):
                 publish(swarm, COORDINATOR, encode(Left(worker=worker)), "lab.1-2")
+            for account, channel in (("evil", enemy), ("lab.1-2", swarm)):
+                for reader, number in (("evil", 1), ("lab", 2), ("lab", 3), ("lab.2", 2), ("lab.3", 1)):
+                    publish(channel, COORDINATOR, encode(swarm_of(reader, number)), account)
         validator = Validator(link, may_send_to_coordinator)
         link.consume([COORDINATOR], prefetch=0)
-        heard = [validator.open(delivery) for delivery in deliveries(link, 11)]
+        heard = [validator.open(delivery) for delivery in deliveries(link, 21)]
         assert [message.worker for message in heard if isinstance(message, Left)] == [
             "evil",
             "lab.2",
             "lab.1",
         ]
-        assert validator.num_dead == 8
+        joined = [(each.worker, each.most) for each in heard if isinstance(each, SwarmJoined)]
+        assert joined == [("lab", 2), ("lab.2", 2)]
+        assert validator.num_dead == 16
     finally:
         link.close()
+
+
+def swarm_of(reader: str, number: int) -> SwarmJoined:
+    """One worker of a swarm, as its process says it."""
+    joined = Joined(worker=f"x.{number}", classes=("a", "b"), num_examples=1, examples_per_class=())
+    (word,) = swarm_words(reader, [joined])
+    return word
 
 
 def deliveries(link: RabbitLink, count: int) -> list[Delivery]:

@@ -46,6 +46,7 @@ def all_cases(*, with_peers: bool, with_many: bool) -> list[Case]:
     tiny, large = 10_000, 25_000_000
     return [
         _training(with_peers=with_peers),
+        _simulation(with_peers=with_peers),
         _transport("10,000 weights, 3 processes", tiny, workers=3, rounds=30, peers=5 if with_peers else 0),
         _transport(
             "10,000 weights, 30 processes",
@@ -71,6 +72,17 @@ def _training(*, with_peers: bool) -> Case:
     if with_peers:
         scripts |= _peers(weights=0, clients=3, rounds=5)
     return Case(name="MNIST CNN, 3 processes", scripts=scripts)
+
+
+def _simulation(*, with_peers: bool) -> Case:
+    """A tenth of a hundred clients in a round, one epoch of batches of 10 each: C = 0.1, E = 1, B = 10."""
+    asked: dict[str, object] = {"clients": 100, "fraction": 0.1, "rounds": 10}
+    scripts = {"Warren": _ours("simulation", **asked, processes=2)}
+    if with_peers:
+        scripts["Flower"] = _peer("flower", "simulate", **asked)
+        scripts["pfl, 1 process"] = _peer("pfl", "simulate", **asked)
+        scripts["pfl, 2 processes"] = _peer("pfl", "simulate", **asked, processes=2)
+    return Case(name="MNIST CNN, 10 of 100 simulated clients", scripts=scripts)
 
 
 def _transport(
@@ -101,14 +113,16 @@ def _ours(module: str, **options: object) -> Script:
 
 
 def _peers(**options: object) -> dict[str, Script]:
-    return {
-        name: Script(
-            module=f"tests.bench.peers.{package}.drive",
-            words=_words(options),
-            python=str(python_of(package)),
-        )
-        for name, package in (("Flower", "flower"), ("NVIDIA FLARE", "nvflare"))
-    }
+    systems = (("Flower", "flower"), ("NVIDIA FLARE", "nvflare"))
+    return {name: _peer(package, "drive", **options) for name, package in systems}
+
+
+def _peer(package: str, module: str, **options: object) -> Script:
+    return Script(
+        module=f"tests.bench.peers.{package}.{module}",
+        words=_words(options),
+        python=str(python_of(package)),
+    )
 
 
 def _words(options: dict[str, object]) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ def describe_machine(*, with_peers: bool) -> str:
         f"RabbitMQ {rabbitmq}",
         f"pika {version('pika')}",
         f"TensorFlow {version('tensorflow')}",
-        *(pins[0].replace("==", " ") for pins in PINS.values() if with_peers),
+        *(pins[0].replace("==", " ").replace("[simulation]", "") for pins in PINS.values() if with_peers),
     ]
     return ", ".join(parts)
 

@@ -26,8 +26,8 @@ from tests.bench.moments import tell
 from tests.bench.workload import BATCH, accuracy_of, write_sites
 from worker.tensorflow import load_keras
 
-_BIN = Path(sys.executable).parent
-_END_SECONDS = 60
+BIN = Path(sys.executable).parent
+END_SECONDS = 60
 _RUN_SECONDS = 1800
 
 
@@ -37,7 +37,7 @@ def workers(amqp_url: str, sites: list[Path]) -> Iterator[None]:
     words = ["worker", "run", "--once", "--connect-seconds", "60", "--amqp-url", amqp_url]
     processes = [
         subprocess.Popen(
-            [_BIN / words[0], *words[1:], "--name", f"bench-{number}", "--data", site],
+            [BIN / words[0], *words[1:], "--name", f"bench-{number}", "--data", site],
             stderr=subprocess.DEVNULL,
         )
         for number, site in enumerate(sites, 1)
@@ -45,26 +45,37 @@ def workers(amqp_url: str, sites: list[Path]) -> Iterator[None]:
     try:
         yield
         for process in processes:
-            process.wait(_END_SECONDS)
+            process.wait(END_SECONDS)
     finally:
         for process in processes:
             process.kill()
             process.wait()
 
 
-def coordinate(amqp_url: str, out: Path, count: int, rounds: int) -> tuple[list[float], float | None]:
+def coordinate(
+    amqp_url: str, out: Path, count: int, rounds: int, **options: object
+) -> tuple[list[float], float | None]:
     """Run the coordinator to its end.
+
+    Args:
+        amqp_url: The broker.
+        out: The run's folder.
+        count: Workers that join.
+        rounds: In all.
+        options: More of the command line, by name.
 
     Returns:
         When each round closed, in seconds, and the peak memory of the coordinator's process.
     """
     words = ["coordinator", "run", "tests.bench.workload:cnn", "--out", str(out), "--amqp-url", amqp_url]
-    words += ["--workers", str(count), "--rounds", str(rounds), "--epochs", "1", "--batch-size", str(BATCH)]
+    words += ["--workers", str(count), "--rounds", str(rounds), "--epochs", "1"]
+    for name, value in ({"batch-size": BATCH} | options).items():
+        words += [f"--{name}", str(value)]
     moments: list[float] = []
     lines: list[str] = []
     peak = None
     process = subprocess.Popen(
-        [_BIN / words[0], *words[1:]], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [BIN / words[0], *words[1:]], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     overdue = threading.Timer(_RUN_SECONDS, process.kill)  # it waits for its workers as long as it takes
     overdue.start()
@@ -74,7 +85,7 @@ def coordinate(amqp_url: str, out: Path, count: int, rounds: int) -> tuple[list[
             if " closed after " in line:
                 moments.append(time.monotonic())
             peak = peak_megabytes(process.pid) or peak
-        if process.wait(_END_SECONDS) or len(moments) != rounds:
+        if process.wait(END_SECONDS) or len(moments) != rounds:
             sys.exit("The coordinator failed.\n" + "".join(lines[-20:]))
     finally:
         overdue.cancel()

@@ -18,6 +18,7 @@ Array = npt.NDArray[Any]
 Answer = Callable[[list[Array], int], list[Array]]  #: (global weights, round from 1) -> a client's weights
 
 BATCH = 64
+SIMULATED_BATCH = 10  # of each of a hundred simulated clients (McMahan et al. 2017, B = 10)
 NUM_ARRAYS = 10  # of synthetic weights: as a model has layers, which the peers send one by one
 _BESIDE_THE_REPOSITORY = Path(__file__).resolve().parents[3] / "shared" / "data"
 

@@ -123,3 +123,16 @@ def test_a_run_restored_from_an_older_copy_goes_on_at_once(stage: Stage) -> None
     assert [actor.ended() for actor in [second, *workers]] == [0, 0, 0, 0], stage.story
     assert "trying again" not in second.said
     stage.assert_same_bits(rounds=4)
+
+
+def test_a_worker_that_was_away_meanwhile_learns_of_the_end(stage: Stage) -> None:
+    """Killed with all updates of the last round in the broker; one worker is frozen when the next coordinator asks who
+    is there, which closes the round with its update and ends. When that worker wakes up, it finds the run's end."""
+    workers = stage.workers()
+    first = stage.coordinator(breaks=(STEPS["with all updates of the last round in the broker"],))
+    assert first.ended() == -signal.SIGKILL, stage.story
+    workers[0].signal(signal.SIGSTOP)
+    assert stage.coordinator().ended() == 0, stage.story
+    workers[0].signal(signal.SIGCONT)
+    assert [actor.ended(20) for actor in workers] == [0, 0, 0], stage.story
+    stage.assert_same_bits()

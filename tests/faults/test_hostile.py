@@ -424,9 +424,7 @@ class Listening:
         self.hand_over = HandOver()
         data: Any = StandInData(10)
         participants = {"w1": Participant(name="w1", data=data)}
-        self.listener = Listener(
-            self.link, participants, self.hand_over, threading.Event(), task=None, acks_early=False
-        )
+        self.listener = Listener(self.link, participants, self.hand_over, threading.Event(), task=None)
         self.listener._single_reader = SingleReader(self.link, "worker.w1")
 
     def take_all(self) -> None:

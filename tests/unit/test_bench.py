@@ -51,7 +51,12 @@ def test_peers_take_part_where_they_are_asked_for() -> None:
         return [case.name for case in cases if "Flower" in case.scripts]
 
     assert systems(with_peers=False, with_many=True) == []
-    few = ["MNIST CNN, 3 processes", "10,000 weights, 3 processes", "100 MB, 8 processes"]
+    few = [
+        "MNIST CNN, 3 processes",
+        "MNIST CNN, 10 of 100 simulated clients",
+        "10,000 weights, 3 processes",
+        "100 MB, 8 processes",
+    ]
     assert systems(with_peers=True, with_many=False) == few
     assert sorted(systems(with_peers=True, with_many=True)) == sorted([*few, "10,000 weights, 30 processes"])
 

@@ -13,6 +13,7 @@ from broker.link.validator import Validator, may_send_to_coordinator
 from broker.wire.messages import Part, UpdateAnnounced, encode
 from broker.wire.tensors import TensorSpec
 from broker.wire.transfer import Digest
+from coordinator.learning.membership import Roster
 from coordinator.play import fetching
 from coordinator.play.fetching import Fetched, Fetcher
 
@@ -31,7 +32,7 @@ class Upload:
         layout = (TensorSpec(dtype="float32", shape=(6,), kind="trainable"),)
         validator = Validator(self.link, may_send_to_coordinator)
         out = np.empty(6, np.float32)
-        self.fetcher = Fetcher(self.link, validator, out, layout, PART_BYTES, threading.Event())
+        self.fetcher = Fetcher(self.link, validator, out, layout, PART_BYTES, threading.Event(), Roster())
 
     def part(self, index: int, upload_id: str = "u1") -> bytes:
         part = Part(

@@ -49,7 +49,20 @@ EXAMPLES: list[Message] = [
         worker="w", classes=("a", "b"), num_examples=3, examples_per_class=(1, 2), num_test_examples=1,
         evaluate_only=False, task=None, held=RoundKey(run_id="r", round_number=1, attempt=1), token="t",
     ),
+    messages.SwarmJoined(
+        worker="s",
+        groups=(
+            messages.JoinedAlike(
+                common=messages.Joined(
+                    worker="s", classes=("a", "b"), num_examples=0, examples_per_class=(), token="t"
+                ),
+                numbers=b"\x05", num_examples=np.array([3, 4]), num_test_examples=np.array([0, 1]),
+                examples_per_class=np.zeros((2, 0), np.int64), announced=("u1", "u3"),
+            ),
+        ),
+    ),
     messages.Left(worker="w"),
+    messages.SwarmLeft(worker="s"),
     messages.Progress(
         worker="w", run_id="r", round_number=1, epoch=1, epochs=2, batch=3, batches=4,
         metrics={"loss": 0.5},
@@ -123,7 +136,9 @@ NEEDED: dict[str, set[str]] = {
     "refused": {"worker", "reason"},
     "run-finished": {"run_id", "rounds", "outcome"},
     "joined": {"worker", "classes", "num_examples", "examples_per_class"},
+    "swarm-joined": {"worker", "groups"},
     "left": {"worker"},
+    "swarm-left": {"worker"},
     "progress": {"worker", "run_id", "round_number", "epoch", "epochs", "batch", "batches"},
     "update-announced": {
         "worker", "run_id", "round_number", "attempt", "upload_id", "num_examples", "digest", "seconds",

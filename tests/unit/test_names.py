@@ -88,12 +88,33 @@ def test_an_account_speaks_for_its_name_or_for_the_swarm_in_it(
 def test_a_swarm_s_account_names_its_workers(count: int) -> None:
     """The account's name is all that a reader learns of it: who is invited, and who those are."""
     account = names.swarm_account("lab", count)
-    workers = names.workers_of(account)
-    assert len(workers) == count
+    workers = names.numbered("lab", range(1, count + 1))
     assert all(names.is_worker(worker) and names.is_of(account, worker) for worker in workers)
+    assert not names.is_of(account, f"lab.{count + 1}")
     assert names.invited_name(account) == "lab"
     assert not names.is_worker(account)
-    assert (names.workers_of("lab"), names.invited_name("lab")) == (["lab"], "lab")
+
+
+def test_a_swarm_s_account_reads_for_its_processes_alone() -> None:
+    """It is used by one process, or by some that share its workers; one worker's account is used by none of these."""
+    assert names.readers_of("lab.1-20") == ["lab"]
+    assert names.readers_of("lab.1-20", parts=2) == ["lab.1", "lab.2"]
+    assert names.readers_of("lab") == ["lab"]
+    allowed = {
+        reader for reader in ("lab", "lab.1", "lab.21", "lab-1") if names.reads_for("lab.1-20", reader)
+    }
+    assert allowed == {"lab", "lab.1"}
+    assert not any(names.reads_for("lab", reader) for reader in ("lab", "lab.1"))
+    assert names.is_own_queue("lab.1-20", "worker.lab")
+    assert not names.is_own_queue("lab", "worker.lab.1")
+
+
+@given(numbers=st.sets(st.integers(1, 20_000), max_size=50))
+def test_numbers_come_as_they_were_sent(numbers: set[int]) -> None:
+    """A bit for each up to the highest."""
+    packed = names.pack_numbers(numbers)
+    assert names.unpack_numbers(packed) == sorted(numbers)
+    assert len(packed) == -(-max(numbers, default=0) // 8)
 
 
 def test_queues_say_what_they_hold() -> None:

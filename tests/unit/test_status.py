@@ -43,7 +43,7 @@ RECORD = RoundRecord(
 
 def member(name: str, **changes: Any) -> Member:
     given: dict[str, Any] = {
-        "worker": name, "classes": ("ill", "well"), "num_examples": 10, "examples_per_class": (4, 6),
+        "worker": name, "reader": name, "classes": ("ill", "well"), "num_examples": 10, "examples_per_class": (4, 6),
         "num_test_examples": 5, "evaluate_only": False, "task": None, "held": None,
     }  # fmt: skip
     return Member(**{**given, **changes})

@@ -6,8 +6,8 @@ Contents:
     inference          the one way to a model's predictions: each example by itself
     terms              what a strategy adds to the gradient
     gradient_step      one step of it, traced once
+    pace               how many steps are taken in one call
     fresh_start        what an earlier round left in the model is forgotten
-    compiled_metrics   a model's own metrics, and what of them adds up over workers
     results            what training and measuring tell
     evaluation         the arithmetic of accuracy, AUC and confusion, and a saved model measured with it
     ways/              trained and measured as a classifier, or on whatever the model needs

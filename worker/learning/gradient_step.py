@@ -48,31 +48,29 @@ class GradientSteps:
 
 
 def _traced(model: Any, unpack: Unpack, terms: Sequence[GradientTerm]) -> Steps:
-    """As many steps in one call as the model was compiled with; the last call of an epoch may take fewer."""
+    """As many steps in one call as it is told: a call from Python costs as much as a step of a small model."""
     import tensorflow as tf
 
-    def step(batch: Any) -> dict[str, Any]:
-        return _train_step(model, terms, unpack(batch))
+    def step(batch: Any) -> None:
+        _train_step(model, terms, unpack(batch))
 
     if not model.run_eagerly:
         step = tf.function(step, autograph=False, reduce_retracing=True, jit_compile=model.jit_compile)
 
     def steps(iterator: Any, count: Any) -> Any:
-        metrics = step(iterator.get_next())
-        if model.steps_per_execution == 1:
-            return metrics
-        _, metrics = tf.while_loop(
-            lambda done, _: done < count,
-            lambda done, _: (done + 1, step(iterator.get_next())),
-            (1, metrics),
-        )
-        return metrics
+        def one_more(done: Any) -> Any:
+            step(iterator.get_next())
+            return done + 1
+
+        # No iteration begins before the one before has ended: what they share are the weights.
+        tf.while_loop(lambda done: done < count, one_more, [tf.constant(0)], parallel_iterations=1)
+        return model.get_metrics_result()
 
     run = steps if model.run_eagerly else tf.function(steps, autograph=False, reduce_retracing=True)
     return lambda iterator, count: run(iterator, tf.constant(count))  # each number by itself would be a trace
 
 
-def _train_step(model: Any, terms: Sequence[GradientTerm], batch: tuple[Any, ...]) -> dict[str, Any]:
+def _train_step(model: Any, terms: Sequence[GradientTerm], batch: tuple[Any, ...]) -> None:
     """What Keras does with one batch (keras/src/backend/tensorflow/trainer.py, `train_step`), and the terms.
 
     The loss that is recorded is the model's own: a term moves the weights alone.
@@ -89,8 +87,7 @@ def _train_step(model: Any, terms: Sequence[GradientTerm], batch: tuple[Any, ...
         loss = optimizer.scale_loss(loss)
     gradients = tape.gradient(loss, weights)
     optimizer.apply(_with_terms(gradients, terms, optimizer) if terms else gradients, weights)
-    metrics: dict[str, Any] = model.compute_metrics(x, y, outputs, sample_weight=example_weights)
-    return metrics
+    model.compute_metrics(x, y, outputs, sample_weight=example_weights)
 
 
 def _with_terms(gradients: list[Any], terms: Iterable[GradientTerm], optimizer: Any) -> list[Any]:

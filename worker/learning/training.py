@@ -13,11 +13,12 @@ from broker.model.trust import NOTHING, Trusted
 from broker.wire.settings import TrainingSettings
 from broker.wire.tensors import Array, Layout
 from worker.data.data_set import Examples
-from worker.learning.compiled_metrics import Kept
 from worker.learning.fresh_start import FreshStart, be_deterministic
 from worker.learning.gradient_step import GradientSteps, Steps
+from worker.learning.pace import Pace
 from worker.learning.results import Report, TestResult, TrainingProgress, TrainingResult
 from worker.learning.ways.classes import OfClasses
+from worker.learning.ways.compiled_metrics import Kept
 from worker.learning.ways.general import OfAnything
 from worker.learning.ways.way import Way
 from worker.learning.wire_model import build_model
@@ -210,16 +211,19 @@ class LocalModel:
         """Train on every batch, or until told to stop; returns whether it got to the end, and the metrics."""
         self._model.reset_metrics()
         logs: dict[str, Any] = {}
-        iterator, last_report = iter(batches), time.monotonic()
-        stride = self._model.steps_per_execution
-        for batch in range(0, epoch.batches, stride):
+        iterator, pace = iter(batches), Pace(self._model.steps_per_execution)
+        done, last_report = 0, time.monotonic()
+        while done < epoch.batches:
             if epoch.stop.is_set():
                 return False, _plain(logs)
             epoch.each_step()
-            logs = run(iterator, min(stride, epoch.batches - batch))
+            with pace.kept():
+                count = min(pace.steps, epoch.batches - done)
+                logs = run(iterator, count)
+            done += count
             if time.monotonic() - last_report >= REPORT_SECONDS:
                 last_report = time.monotonic()
-                epoch.report(epoch.progress(min(batch + stride, epoch.batches), _plain(logs)))
+                epoch.report(epoch.progress(done, _plain(logs)))
         return True, _plain(logs)
 
 

@@ -5,8 +5,10 @@ Contents:
     uploading      an update on its way
     time_limit     work that may never end, and is then left behind
     site_rules     what this site's operator allows
-    participant    the answer to one round start
     failures       what of an exception is told to the coordinator
+    own_site       a site with a trainer of its own
+    participant    the answer to one round start
+    own_trainer    the same with a trainer of one's own
     hand_over      what is to be done next, handed from thread to thread
     listener       the thread that hears
     worker_loop    the thread that trains and uploads

@@ -76,11 +76,11 @@ class HandOver:
             job = self.current.get(worker)
             return job.key if job else None
 
-    def session(self, worker: str) -> int:
-        """The coordinator's session in which it got that round start; 0 for none."""
+    def held_in(self, worker: str) -> tuple[RoundKey | None, int]:
+        """That round, and the coordinator's session in which it got it; 0 for none."""
         with self.lock:
             job = self.current.get(worker)
-            return job.session if job else 0
+            return (job.key, job.session) if job else (None, 0)
 
     def announced(self, worker: str) -> str | None:
         """The upload_id of its kept update, once the broker has the announcement."""

@@ -4,7 +4,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from broker.envelope import Envelope
 from broker.errors import DataError, OtherVersion, ProtocolError
@@ -26,6 +26,7 @@ from broker.wire.messages import (
     RunFinished,
     UploadAgain,
 )
+from broker.wire.swarms import swarm_words
 from broker.wire.tensors import Vector
 from broker.wire.versions import VERSION, difference
 from worker.rounds.failures import told
@@ -39,7 +40,6 @@ _WAIT_SECONDS = 0.5
 _END_SECONDS = 5.0
 _FIRST_REPEAT_SECONDS = 0.5
 _LONGEST_REPEAT_SECONDS = 10.0
-_MOST_AT_ONCE = 200
 _TOKEN_BYTES = 8
 _MOST_ENDED = 100  #: runs that are remembered to have ended
 
@@ -53,8 +53,7 @@ class Listener(threading.Thread):
         hand_over: Where what is to be done is left.
         stop: The wish to end.
         task: The only one to take part in; None takes part in any.
-        acks_early: Acknowledge each part as it comes (a swarm: a thousand queues hold the same weights), not
-            the whole round start once it is there.
+        swarm: The process's own name, by which its queues are called, if they are a swarm's workers.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class Listener(threading.Thread):
         stop: threading.Event,
         *,
         task: str | None,
-        acks_early: bool,
+        swarm: str | None = None,
     ) -> None:
         super().__init__(name="listener", daemon=True)
         self._link = link
@@ -73,12 +72,13 @@ class Listener(threading.Thread):
         self._hand_over = hand_over
         self._wish_to_end = stop
         self._task = task
-        self._acks_early = acks_early
+        self._swarm = swarm
+        self._reader = swarm or next(iter(participants))
         self._validator = Validator(link, may_send_to_worker, self._heed)
         self._publisher = Publisher(link, stop)
-        self._incoming: dict[str, Incoming] = {}
-        self._shared: tuple[RoundKey, Vector] | None = None
-        self._to_join: set[str] = set()
+        self._incoming: Incoming | None = None
+        self._whole: tuple[RoundKey, Vector] | None = None  # what a swarm has received last
+        self._is_to_join = False
         self._repeat_at = 0.0
         self._repeat_seconds = _FIRST_REPEAT_SECONDS
         self._token = secrets.token_hex(_TOKEN_BYTES)
@@ -86,7 +86,7 @@ class Listener(threading.Thread):
         self._told_versions: set[int] = set()
         self._session = 0  # the coordinator's that was heard last
         self._ended: dict[str, int] = {}
-        self._single_reader = SingleReader(link, names.worker_queue(next(iter(participants))))
+        self._single_reader = SingleReader(link, names.worker_queue(self._reader))
         self.ending = threading.Event()
         self.has_joined = threading.Event()
 
@@ -114,31 +114,36 @@ class Listener(threading.Thread):
         self._single_reader.check(time.monotonic(), is_idle=event is None)
         if self._wish_to_end.is_set():
             self._hand_over.stop_all()
-        if (event is None or len(self._to_join) >= _MOST_AT_ONCE) and self._has_due():
+        if event is None and self._has_due():
             self._join()
 
     # --- saying who is there -------------------------------------------------------------------------------
 
+    def _say_joined(self) -> None:
+        """Say soon who is there."""
+        self._is_to_join = True
+        self._repeat_at = 0.0
+
     def _has_due(self) -> bool:
-        return (
-            bool(self._to_join) and self._single_reader.is_confirmed and time.monotonic() >= self._repeat_at
-        )
+        return self._is_to_join and self._single_reader.is_confirmed and time.monotonic() >= self._repeat_at
 
     def _join(self) -> None:
         """Say who is there; unheard (no coordinator yet), it is said again with growing delays."""
-        workers = sorted(self._to_join)[:_MOST_AT_ONCE]
-        is_heard = self._publisher.try_send(
-            [outgoing(self._joined(worker), names.COORDINATOR) for worker in workers]
+        self._is_to_join = not self._publisher.try_send(
+            [outgoing(word, names.COORDINATOR) for word in self._words()]
         )
-        if is_heard:
-            self._to_join.difference_update(workers)
+        if not self._is_to_join:
             self._repeat_seconds = _FIRST_REPEAT_SECONDS
-            if not self.has_joined.is_set() and not self._to_join:
+            if not self.has_joined.is_set():
                 self.has_joined.set()
                 logger.info("Registered with the coordinator's queue; waiting for a round.")
             return
         self._repeat_at = time.monotonic() + self._repeat_seconds
         self._repeat_seconds = min(2 * self._repeat_seconds, _LONGEST_REPEAT_SECONDS)
+
+    def _words(self) -> Sequence[Message]:
+        joined = [self._joined(worker) for worker in self._participants]
+        return joined if self._swarm is None else swarm_words(self._swarm, joined)
 
     def _joined(self, worker: str) -> Joined:
         participant = self._participants[worker]
@@ -156,18 +161,18 @@ class Listener(threading.Thread):
             inputs=data.inputs,
             token=self._token,
             holds=data.holds,
+            has_trainer=participant.has_trainer,
         )
 
     def _on_connection(self, event: Connection) -> None:
         """What wasn't acknowledged comes again after a reconnect; who we are is said again."""
-        for incoming in self._incoming.values():
-            incoming.deliveries.clear()
+        if self._incoming is not None:
+            self._incoming.deliveries.clear()
         if event is Connection.LOST:
             self._single_reader.pause()
         else:
             self._single_reader.begin(time.monotonic())
-            self._to_join.update(self._participants)
-            self._repeat_at = 0.0
+            self._say_joined()
 
     # --- what comes in -------------------------------------------------------------------------------------
 
@@ -175,36 +180,34 @@ class Listener(threading.Thread):
         message = self._validator.open(delivery)
         if message is None:
             return
-        worker = delivery.queue.removeprefix("worker.")
         try:
-            is_settled = self._take(worker, message, delivery)
+            is_settled = self._take(message, delivery)
         except Exception as exc:  # noqa: BLE001 - unacknowledged, it would end this worker at every start
-            self._give_up(worker, message, delivery, exc)
+            self._give_up(message, delivery, exc)
             is_settled = True
         if is_settled:
             self._link.ack([delivery])
         if self._refusal is not None:
             raise self._refusal
 
-    def _heed(self, exc: ProtocolError, envelope: Envelope, delivery: Delivery) -> bool:
+    def _heed(self, exc: ProtocolError, envelope: Envelope, _delivery: Delivery) -> bool:
         """Deal with what can't be read; whether that is all, and nothing need go to `dead`.
 
         What is of another version may come from a coordinator of now, or be left from before an upgrade: it ends
         nothing, and nothing can be said back that its sender would understand. A newer coordinator is told once more
         who is there, and refuses this worker by name. A round start of this version with a field too many is declined.
         """
-        worker = delivery.queue.removeprefix("worker.")
         if isinstance(exc, OtherVersion):
             if envelope.type not in (Refused.TYPE, Ping.TYPE):  # these are meant for a process of before
-                self._on_other_version(worker, envelope)
+                self._on_other_version(envelope)
             return True
         key = _key_in(envelope)
         if envelope.type == RoundStart.TYPE and key is not None:
-            self._let_go(worker)
-            self._hand_over.decline(worker, key, str(exc))
+            self._let_go()
+            self._decline(self._participants, key, str(exc))
         return False
 
-    def _on_other_version(self, worker: str, envelope: Envelope) -> None:
+    def _on_other_version(self, envelope: Envelope) -> None:
         if envelope.version not in self._told_versions:
             self._told_versions.add(envelope.version)
             logger.warning(
@@ -213,45 +216,54 @@ class Listener(threading.Thread):
                 difference("the coordinator", envelope.version, "this worker"),
             )
         if envelope.version > VERSION and envelope.type in (RollCall.TYPE, RoundStart.TYPE):
-            self._to_join.add(worker)
-            self._repeat_at = 0.0
+            self._say_joined()
 
-    def _give_up(self, worker: str, message: Message, delivery: Delivery, error: Exception) -> None:
+    def _give_up(self, message: Message, delivery: Delivery, error: Exception) -> None:
         """Put a message that can't be taken out of the way; a round that it was for is declined, not left open."""
         if not isinstance(error, ProtocolError):
             logger.error("Can't take a %s.", message.TYPE, exc_info=error)
         self._validator.bury(delivery, told(error))
-        incoming = self._incoming.pop(worker, None)
-        start = message if isinstance(message, RoundStart) else incoming and incoming.start
+        incoming, self._incoming = self._incoming, None
         if incoming is not None:
             self._link.ack(incoming.deliveries)
-        if start:
-            self._hand_over.decline(worker, start.held, told(error))
+        if isinstance(message, RoundStart):
+            self._decline(self._meant(message.numbers), message.held, told(error))
+        elif incoming is not None:
+            self._decline(incoming.workers, incoming.start.held, told(error))
 
-    def _take(self, worker: str, message: Message, delivery: Delivery) -> bool:
+    def _decline(self, workers: Iterable[str], key: RoundKey, reason: str) -> None:
+        for worker in workers:
+            self._hand_over.decline(worker, key, reason)
+
+    def _meant(self, numbers: bytes) -> list[str]:
+        """The workers that a message is for; without numbers, whoever there is."""
+        if not numbers:
+            return list(self._participants)
+        named = names.numbered(self._reader, names.unpack_numbers(numbers))
+        return [worker for worker in named if worker in self._participants]
+
+    def _take(self, message: Message, delivery: Delivery) -> bool:
         """Act on one message; False when its delivery stays unacknowledged until the round start is whole."""
         if isinstance(message, RoundStart):
-            return self._on_start(worker, message, delivery)
+            return self._on_start(message, delivery)
         if isinstance(message, Part):
-            return self._on_part(worker, message, delivery)
-        self._on_word(worker, message)
+            return self._on_part(message, delivery)
+        self._on_word(message)
         return True
 
-    def _on_word(self, worker: str, message: Message) -> None:
+    def _on_word(self, message: Message) -> None:
         if isinstance(message, RollCall):
             self._hear_session(message.session)
-            self._to_join.add(worker)
-            self._repeat_at = 0.0
+            self._say_joined()
         elif isinstance(message, Ping):
             if self._single_reader.hear(message) and not self.has_joined.is_set():
-                self._to_join.update(self._participants)
+                self._is_to_join = True
         elif isinstance(message, RoundClosed):
-            self._on_closed(worker, message)
+            self._on_closed(message)
         elif isinstance(message, UploadAgain):
-            logger.warning("The coordinator lost parts of the update; sending it again.")
-            self._hand_over.upload_again(worker)
+            self._on_upload_again(message)
         elif isinstance(message, RunFinished):
-            self._on_finished(worker, message)
+            self._on_finished(message)
         elif isinstance(message, Refused):
             self._on_refused(message)
         else:
@@ -270,12 +282,23 @@ class Listener(threading.Thread):
         else:
             logger.debug("Ignored what a former process was told: %s", refused.reason)
 
-    def _on_closed(self, worker: str, closed: RoundClosed) -> None:
-        if self._hand_over.close(worker, closed.run_id, closed.round_number):
-            logger.warning("Round %d has closed without this worker's update.", closed.round_number)
+    def _on_upload_again(self, again: UploadAgain) -> None:
+        logger.warning("The coordinator lost parts of the update; sending it again.")
+        for worker in self._meant(again.numbers) if again.numbers else [again.worker]:
+            self._hand_over.upload_again(worker)
 
-    def _on_finished(self, worker: str, finished: RunFinished) -> None:
-        self._hand_over.close(worker, finished.run_id, None)
+    def _on_closed(self, closed: RoundClosed) -> None:
+        key = closed.run_id, closed.round_number
+        late = [worker for worker in self._meant(closed.numbers) if self._hand_over.close(worker, *key)]
+        if late and self._swarm is None:
+            logger.warning("Round %d has closed without this worker's update.", closed.round_number)
+        elif late:
+            logger.warning("Round %d has closed without %d updates.", closed.round_number, len(late))
+
+    def _on_finished(self, finished: RunFinished) -> None:
+        for worker in self._participants:
+            self._hand_over.close(worker, finished.run_id, None)
+        self._whole = None
         if finished.session:
             self._ended = dict([*self._ended.items(), (finished.run_id, finished.session)][-_MOST_ENDED:])
         if not self._hand_over.is_run_over.is_set():
@@ -284,68 +307,67 @@ class Listener(threading.Thread):
             )
             self._hand_over.is_run_over.set()
 
-    def _on_start(self, worker: str, start: RoundStart, delivery: Delivery) -> bool:
+    def _on_start(self, start: RoundStart, delivery: Delivery) -> bool:
         check_start(start)
-        if start.held == self._hand_over.held(worker) or self._is_old(worker, start):
-            return True
-        incoming = self._incoming.get(worker)
-        if incoming is None or incoming.start.held != start.held:
-            self._let_go(worker)
-            incoming = self._shared_copy(start) or Incoming(start, self._hand_over.take_spare())
-            self._incoming[worker] = incoming
-        return self._advance(worker, incoming, delivery)
-
-    def _is_old(self, worker: str, start: RoundStart) -> bool:
-        """Whether it is of an earlier session, of a run that has ended, or of a round before the one that is known."""
         if 0 < start.session < self._session or 0 < start.session <= self._ended.get(start.run_id, -1):
-            return True
+            return True  # of an earlier session, or of a run that has ended
+        workers = [worker for worker in self._meant(start.numbers) if self._wants(worker, start)]
         self._session = max(self._session, start.session)
-        held = self._hand_over.held(worker)
-        if held is None or (held.run_id, self._hand_over.session(worker)) != (start.run_id, start.session):
-            return False
-        return _order(start.held) < _order(held)
-
-    def _shared_copy(self, start: RoundStart) -> Incoming | None:
-        """In a swarm the second logical worker finds the weights that the first one received."""
-        if self._shared is None or self._shared[0] != start.held or start.parts == 0:
-            return None
-        return Incoming.of(start, self._shared[1])
-
-    def _on_part(self, worker: str, part: Part, delivery: Delivery) -> bool:
-        """A part of a round start that isn't awaited (older, or received already) is dropped."""
-        incoming = self._incoming.get(worker)
-        if incoming is None or not incoming.take(part):
+        if not workers:
             return True
-        return self._advance(worker, incoming, delivery)
+        incoming = self._incoming
+        if incoming is None or incoming.start.held != start.held:
+            self._let_go()
+            incoming = self._known(start) or Incoming(start, self._hand_over.take_spare())
+            self._incoming = incoming
+        incoming.workers.update(dict.fromkeys(workers))
+        return self._advance(incoming, delivery)
 
-    def _advance(self, worker: str, incoming: Incoming, delivery: Delivery) -> bool:
-        if self._acks_early:
-            self._link.ack([delivery])
-        else:
-            incoming.deliveries.append(delivery.without_body())  # its values are in the vector
+    def _wants(self, worker: str, start: RoundStart) -> bool:
+        """Whether a round start is news to a worker, and not of a round before the one that it knows."""
+        held, session = self._hand_over.held_in(worker)
+        if held is None or (held.run_id, session) != (start.run_id, start.session):
+            return held != start.held
+        return _order(start.held) >= _order(held) and held != start.held
+
+    def _known(self, start: RoundStart) -> Incoming | None:
+        """For more workers of a swarm the weights may be here already."""
+        if self._whole is None or self._whole[0] != start.held or start.parts == 0:
+            return None
+        return Incoming.of(start, self._whole[1])
+
+    def _on_part(self, part: Part, delivery: Delivery) -> bool:
+        """A part of a round start that isn't awaited (older, or received already) is dropped."""
+        if self._incoming is None or not self._incoming.take(part):
+            return True
+        return self._advance(self._incoming, delivery)
+
+    def _advance(self, incoming: Incoming, delivery: Delivery) -> bool:
+        incoming.deliveries.append(delivery.without_body())  # its values are in the vector
         if incoming.is_complete:
-            del self._incoming[worker]
-            self._begin(worker, incoming)
+            self._incoming = None
+            self._begin(incoming)
             self._link.ack(incoming.deliveries)
         return False
 
-    def _begin(self, worker: str, incoming: Incoming) -> None:
+    def _begin(self, incoming: Incoming) -> None:
         start = incoming.start
-        self._shared = (start.held, incoming.vector) if self._acks_early else None
+        self._whole = (start.held, incoming.vector) if self._swarm is not None else None
         self._hand_over.is_run_over.clear()
-        self._hand_over.begin(
-            RoundJob(
-                worker=worker,
-                start=start,
-                weights=incoming.vector,
-                key=start.held,
-                session=start.session,
+        for worker in incoming.workers:
+            self._hand_over.begin(
+                RoundJob(
+                    worker=worker,
+                    start=start,
+                    weights=incoming.vector,
+                    key=start.held,
+                    session=start.session,
+                )
             )
-        )
 
-    def _let_go(self, worker: str) -> None:
+    def _let_go(self) -> None:
         """Acknowledge what came of a round start that a newer one replaces."""
-        older = self._incoming.pop(worker, None)
+        older, self._incoming = self._incoming, None
         if older is not None:
             self._link.ack(older.deliveries)
 

@@ -18,6 +18,7 @@ from worker.data.data_set import Dataset, Examples
 from worker.learning.results import Report
 from worker.learning.terms import require_known
 from worker.learning.training import LocalModel
+from worker.rounds.own_site import OwnSite
 from worker.rounds.site_rules import SiteRules
 from worker.rounds.time_limit import TimeLimit
 from worker.rounds.uploading import Measured
@@ -32,12 +33,17 @@ STEP_SECONDS = 600.0  #: that a batch may take; the first one with the tracing o
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Participant:
-    """One logical worker: its name, its own data, and what its operator allows."""
+    """One logical worker: its name, its own data (or the trainer that holds it), and what its operator allows."""
 
     name: str
-    data: Dataset | TableSet
+    data: Dataset | TableSet | OwnSite
     evaluate_only: bool = False
     rules: SiteRules = field(default_factory=SiteRules)
+
+    @property
+    def has_trainer(self) -> bool:
+        """Whether it trains named arrays with a trainer of its own, and no Keras models."""
+        return isinstance(self.data, OwnSite)
 
     def trains_in(self, start: RoundStart) -> bool:
         """Whether a round start asks this worker for an update."""
@@ -139,6 +145,8 @@ class KerasTrainer:
     ) -> Trained | None:
         """Measure the global model, then train from it."""
         begun = time.monotonic()
+        data = participant.data
+        assert not isinstance(data, OwnSite)  # noqa: S101 - the participants of this process are all of one kind
         if participant.trains_in(start):
             require_known(start.settings.terms)
         if start.model in self._given_up:
@@ -147,7 +155,7 @@ class KerasTrainer:
         if model is None:
             return None
         seed = seed_of(start, participant.name)
-        test = self._test_examples(participant, start, model, seed)
+        test = _test_examples(data, start, model, seed)
         values = unflatten(start.layout, weights, start.integers)
         found = None
         if test is not None:
@@ -158,7 +166,7 @@ class KerasTrainer:
             return None
         result, vector = None, None
         if participant.trains_in(start):
-            examples = self._examples(participant, start, model, seed)
+            examples = _examples(data, start, model, seed)
             refusal = participant.rules.refusal(start.settings, len(examples))
             if refusal is not None:
                 raise DataError(refusal)
@@ -189,23 +197,6 @@ class KerasTrainer:
             seconds=time.monotonic() - begun,
         )
         return Trained(vector=vector, measured=participant.rules.of(measured))
-
-    def _examples(
-        self, participant: Participant, start: RoundStart, model: LocalModel, seed: int
-    ) -> Examples | Rows:
-        if model.is_general:
-            return participant.data.train_rows(model.needs)
-        per_class = start.settings.examples_per_class
-        return participant.data.sample(model.input_shape, per_class, np.random.default_rng([seed, 3]))
-
-    def _test_examples(
-        self, participant: Participant, start: RoundStart, model: LocalModel, seed: int
-    ) -> Examples | Rows | None:
-        if model.is_general:
-            return participant.data.test_rows(model.needs)
-        per_class, rng = start.settings.examples_per_class, np.random.default_rng([seed, 4])
-        found = participant.data.sample_test(model.input_shape, per_class, rng)
-        return found if len(found) else None
 
     def _model_for(self, start: RoundStart) -> LocalModel | None:
         """The model of a round start; None when the process is to end before it is built."""
@@ -254,3 +245,22 @@ def _difference(trained: list[Array], weights: Vector, start: RoundStart) -> Vec
     moved = vector[: sections.num_trainable]
     np.subtract(moved, weights[: sections.num_trainable], out=moved)
     return vector
+
+
+def _examples(data: Dataset | TableSet, start: RoundStart, model: LocalModel, seed: int) -> Examples | Rows:
+    """What is trained on."""
+    if model.is_general:
+        return data.train_rows(model.needs)
+    per_class = start.settings.examples_per_class
+    return data.sample(model.input_shape, per_class, np.random.default_rng([seed, 3]))
+
+
+def _test_examples(
+    data: Dataset | TableSet, start: RoundStart, model: LocalModel, seed: int
+) -> Examples | Rows | None:
+    """What is measured on; None where there is nothing."""
+    if model.is_general:
+        return data.test_rows(model.needs)
+    per_class, rng = start.settings.examples_per_class, np.random.default_rng([seed, 4])
+    found = data.sample_test(model.input_shape, per_class, rng)
+    return found if len(found) else None

@@ -45,12 +45,14 @@ class Incoming:
         spare: A vector that nobody needs any more; used if it has the right size.
 
     Attributes:
+        workers: Whom it is for.
         vector: The global weights, float32 of shape (P,); whole once `is_complete`.
         deliveries: To be acknowledged once it is complete.
     """
 
     def __init__(self, start: RoundStart, spare: Vector | None = None) -> None:
         self.start = start
+        self.workers: dict[str, None] = {}
         self.deliveries: list[Delivery] = []
         size = vector_size(start.layout)
         fits = spare is not None and (spare.shape, spare.dtype) == ((size,), FLOAT32)
@@ -64,7 +66,8 @@ class Incoming:
     def of(cls, start: RoundStart, vector: Vector) -> "Incoming":
         """A round start whose weights are here already."""
         whole = cls.__new__(cls)
-        whole.start, whole.deliveries, whole.vector, whole._is_inline = start, [], vector, True
+        whole.start, whole.workers, whole.deliveries = start, {}, []
+        whole.vector, whole._is_inline = vector, True
         return whole
 
     def _take_inline(self) -> None:

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 from broker.wire.settings import TrainingSettings
 from worker.data.data_set import Dataset
+from worker.rounds.own_site import OwnSite
 from worker.rounds.uploading import Measured
 from worker.tables.table_set import TableSet
 
@@ -65,10 +66,10 @@ class SiteRules:
         """What may leave of the figures of a training under way."""
         return {} if self.share == "weights" else metrics
 
-    def examples_per_class(self, data: Dataset | TableSet) -> tuple[int, ...]:
+    def examples_per_class(self, data: Dataset | TableSet | OwnSite) -> tuple[int, ...]:
         """How many training examples there are of each class, or nothing."""
         return tuple(data.examples_per_class.values()) if self.share == "counts" else ()
 
-    def num_test_examples(self, data: Dataset | TableSet) -> int:
+    def num_test_examples(self, data: Dataset | TableSet | OwnSite) -> int:
         """How many test examples are told of."""
         return 0 if self.share == "weights" else data.num_test_examples

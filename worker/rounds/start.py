@@ -13,13 +13,13 @@ from broker.link.rabbitmq.settings import LinkSettings
 from broker.logs import LogContext
 from broker.model.trust import NOTHING, Trusted
 from worker.console import Console
+from worker.rounds.own_trainer import OwnTraining
 from worker.rounds.participant import KerasTrainer, Participant
 from worker.rounds.worker_loop import WorkerLoop
 
 logger = logging.getLogger(__name__)
 
-_LAST_SECONDS = 10.0  # what leaving may take; a swarm deletes thousands of queues
-_LAST_SECONDS_OF_SWARM = 60.0
+_LAST_SECONDS = 10.0  # what leaving may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,7 @@ def take_part(
     connect_seconds: float,
     is_swarm: bool = False,
     trusted: Trusted = NOTHING,
+    reader: str | None = None,
 ) -> None:
     """Connect and serve until told to stop.
 
@@ -54,14 +55,19 @@ def take_part(
         connect_seconds: How long the first connection is tried.
         is_swarm: Whether the participants are a swarm's.
         trusted: Registered names of parts of one's own that a model may hold.
+        reader: The name by which a swarm's queues are called, if not by that of its workers.
 
     Raises:
         BrokerUnreachable: Nothing answered in that time.
         NameInUse: Another process reads this name's queue.
         DataError: The coordinator refused this worker.
     """
-    with Stop(limit_seconds=_LAST_SECONDS_OF_SWARM if is_swarm else _LAST_SECONDS) as stop:
-        trainer = KerasTrainer(deterministic=deterministic, ending=stop.event, trusted=trusted)
+    with Stop(limit_seconds=_LAST_SECONDS) as stop:
+        trainer = (
+            OwnTraining(ending=stop.event)
+            if participants[0].has_trainer
+            else KerasTrainer(deterministic=deterministic, ending=stop.event, trusted=trusted)
+        )
         link = RabbitLink(
             LinkSettings(
                 amqp_url=link_to.amqp_url,
@@ -84,6 +90,7 @@ def take_part(
                 task=task,
                 once=once,
                 is_swarm=is_swarm,
+                reader=reader,
             ).serve()
         finally:
             link.close()

@@ -46,6 +46,7 @@ class KeptUpdate:
         part_bytes: The most that one message carries of it.
         precision: How its values travel.
         seed: Of int8's stochastic rounding: the same part is encoded to the same bytes every time.
+        reader: The process whose upload queue takes its parts; the worker's own if it is called like it.
 
     Raises:
         ModelError: Training has diverged, and int8 can't tell the coordinator.
@@ -62,12 +63,14 @@ class KeptUpdate:
         part_bytes: int,
         precision: Precision,
         seed: int,
+        reader: str | None = None,
     ) -> None:
         if precision == "int8" and vector is not None and not np.isfinite(vector).all():
             raise ModelError(
                 "Training has diverged: the update has NaN or infinity. Try a lower learning rate."
             )
         self.worker = worker
+        self._reader = reader or worker
         self.key = key
         self.measured = measured
         self.vector = vector
@@ -105,7 +108,7 @@ class KeptUpdate:
 
     def parts(self) -> Iterator[Outgoing]:
         """The parts of the upload that was begun, encoded one by one as they are published."""
-        queue = names.upload_queue(self.worker)
+        queue = names.upload_queue(self._reader)
         return (
             Outgoing(key=queue, body=_PartBody(self, self._upload_id, index), message_type=Part.TYPE)
             for index in range(len(self._slices))

@@ -13,7 +13,7 @@ from broker.link.seam import Link, Queue, outgoing, upload_queue, worker_queue
 from broker.logs import LogContext
 from broker.model.likeness import scale_difference
 from broker.wire import names
-from broker.wire.messages import Declined, Left, Progress, RoundKey, RoundStart
+from broker.wire.messages import Declined, Left, Progress, RoundKey, RoundStart, SwarmLeft
 from broker.wire.tensors import Vector
 from worker.console import Console
 from worker.learning.results import TrainingProgress
@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 _WAIT_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 8.0
 _PROGRESS_SECONDS = 1.0
-_SWARM_PREFETCH = 2
 _OUTBOX_SECONDS = 0.2
 
 
@@ -45,6 +44,7 @@ class WorkerLoop:
         task: The only one to take part in; None takes part in any.
         once: Leave after the first run.
         is_swarm: Many workers on little data: updates are gathered, and the queues deleted at the end.
+        reader: The name by which a swarm's queues are called; its own by default, NAME of NAME.i.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class WorkerLoop:
         task: str | None = None,
         once: bool = False,
         is_swarm: bool = False,
+        reader: str | None = None,
     ) -> None:
         self._link = link
         self._participants = {participant.name: participant for participant in participants}
@@ -68,10 +69,17 @@ class WorkerLoop:
         self._console = console
         self._once = once
         self._is_swarm = is_swarm
+        first = next(iter(self._participants))
+        self._reader = reader or (names.swarm_of(first) if is_swarm else first)
         self._publisher = Publisher(link, stop)
         self._hand_over = HandOver()
         self._listener = Listener(
-            link, self._participants, self._hand_over, stop, task=task, acks_early=is_swarm
+            link,
+            self._participants,
+            self._hand_over,
+            stop,
+            task=task,
+            swarm=self._reader if is_swarm else None,
         )
         self._progress_at = float("-inf")
         self._told_odd: set[tuple[str, str]] = set()
@@ -87,9 +95,8 @@ class WorkerLoop:
             NameInUse: Another process reads this name's queue.
             DataError: The coordinator refused this worker.
         """
-        self._link.declare([*map(worker_queue, self._participants), *map(upload_queue, self._participants)])
-        prefetch = _SWARM_PREFETCH if self._is_swarm else 0
-        self._link.consume([*map(names.worker_queue, self._participants)], prefetch=prefetch)
+        self._link.declare([worker_queue(self._reader), upload_queue(self._reader)])
+        self._link.consume([names.worker_queue(self._reader)], prefetch=0)
         self._listener.start()
         try:
             self._trainer.warm_up()
@@ -100,7 +107,7 @@ class WorkerLoop:
             if self._listener.end():
                 self._leave()
             if self._is_swarm:
-                self._delete_queues()
+                self._delete_queues(names.worker_queue(self._reader), names.upload_queue(self._reader))
 
     def _is_over(self) -> bool:
         if self._hand_over.failure is not None:
@@ -129,25 +136,23 @@ class WorkerLoop:
             self._upload(updates)
 
     def _leave(self) -> None:
-        left = [outgoing(Left(worker=worker), names.COORDINATOR) for worker in self._participants]
-        if self._publisher.try_send(left):
+        left = SwarmLeft(worker=self._reader) if self._is_swarm else Left(worker=self._reader)
+        if self._publisher.try_send([outgoing(left, names.COORDINATOR)]):
             logger.info("Left.")
 
-    def _delete_queues(self) -> None:
+    def _delete_queues(self, read: str, uploads: str) -> None:
         """Leave nothing behind, unless another swarm of this name waits to read it; an exit code says nothing of it.
 
         An invited swarm's queues were made for it, and wait for it to come back.
         """
-        read = [names.worker_queue(worker) for worker in self._participants]
-        if names.is_own_queue(self._link.account, read[0]):
+        if names.is_own_queue(self._link.account, read):
             return
-        uploads = [names.upload_queue(worker) for worker in self._participants]
         try:
-            self._link.cancel(read)
-            if not self._link.consumers(read[0]):
-                self._link.delete(read + uploads)
+            self._link.cancel([read])
+            if not self._link.consumers(read):
+                self._link.delete([read, uploads])
         except BrokerError as exc:
-            logger.warning("%d queues of this swarm may be left at the broker: %s", 2 * len(read), exc)
+            logger.warning("The queues of this swarm may be left at the broker: %s", exc)
 
     # --- one round -----------------------------------------------------------------------------------------
 
@@ -187,6 +192,7 @@ class WorkerLoop:
             part_bytes=job.start.part_bytes,
             precision=settings.precision,
             seed=seed_of(job.start, job.worker) if settings.deterministic else secrets.randbits(32),
+            reader=self._reader,
         )
         if not settings.deterministic:
             residual = update.lost_in_encoding()
@@ -234,7 +240,7 @@ class WorkerLoop:
             if not updates:
                 return
             if not self._publisher.send([part for update in updates for part in update.parts()]):
-                self._redeclare([upload_queue(update.worker) for update in updates])
+                self._redeclare([upload_queue(self._reader)])
             elif self._publisher.send([update.announcement() for update in updates]):
                 for update in updates:
                     update.note_announced()

@@ -343,7 +343,9 @@ function showRun() {
   $("run-reason").hidden = !(summary && !live && summary.reason);
   setText($("run-reason"), summary && summary.reason || "");
   $("get-model").hidden = !(summary && summary.has_model);
-  $("get-model").href = `runs/${id}/model.keras`;
+  const file = (summary && summary.model_file) || "model.keras";
+  $("get-model").href = `runs/${id}/${file}`;
+  setText($("get-model"), `Download ${file}`);
   $("get-history").href = `runs/${id}/history.csv`;
   $("get-curves").hidden = !(summary && summary.has_curves);
   $("get-curves").href = `runs/${id}/curves.png`;

@@ -10,8 +10,16 @@ from pathlib import Path
 ENVIRONMENTS = Path("build/peers")
 #: tensorflow-cpu has the kernels of tensorflow, and is imported faster: Flower does that for every message.
 PINS: dict[str, tuple[str, ...]] = {
-    "flower": ("flwr==1.42.0", "tensorflow-cpu==2.21.0", "psutil==7.2.2"),
+    "flower": ("flwr[simulation]==1.42.0", "tensorflow-cpu==2.21.0", "psutil==7.2.2"),
     "nvflare": ("nvflare==2.9.0", "tensorflow-cpu==2.21.0", "psutil==7.2.2"),
+    # It takes weights by their names, which Keras 3 gives to several: tf_keras is Keras 2.
+    "pfl": (
+        "pfl==0.6.0",
+        "tensorflow-cpu==2.21.0",
+        "tensorflow-probability==0.25.0",
+        "tf_keras==2.21.0",
+        "psutil==7.2.2",
+    ),
 }
 
 

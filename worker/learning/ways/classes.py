@@ -14,10 +14,10 @@ from broker.wire.scores import count_answers
 from broker.wire.settings import TrainingSettings
 from broker.wire.tensors import Array
 from worker.data.data_set import Examples
-from worker.learning.compiled_metrics import Kept, kept_by, measure_compiled
 from worker.learning.evaluation import score
 from worker.learning.results import TestResult
 from worker.learning.ways.batches import BatchPipelines, Form, example_weights, shuffled
+from worker.learning.ways.compiled_metrics import Kept, kept_by, measure_compiled
 from worker.learning.ways.way import EVALUATION_BATCH, EpochBatches
 
 

@@ -10,9 +10,9 @@ from broker.errors import DataError, ModelError
 from broker.model.needs import inputs_struct, outputs_struct, packed
 from broker.wire.needs import TEXT, Needs
 from broker.wire.settings import TrainingSettings
-from worker.learning.compiled_metrics import Kept, kept_by
 from worker.learning.results import TestResult
 from worker.learning.ways.batches import BatchPipelines, Form, shuffled
+from worker.learning.ways.compiled_metrics import Kept, kept_by
 from worker.learning.ways.way import EVALUATION_BATCH, EpochBatches
 from worker.tables.fitted import Flat, Rows
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from broker.wire.settings import TrainingSettings
-from worker.learning.compiled_metrics import Kept
 from worker.learning.results import TestResult
+from worker.learning.ways.compiled_metrics import Kept
 
 EVALUATION_BATCH = 64
 

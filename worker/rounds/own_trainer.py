@@ -1,0 +1,243 @@
+"""Answers a round start with a trainer of the site's own: the vector becomes named arrays, and these a difference."""
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+
+from broker.errors import DataError, ModelError, ProtocolError, WarrenError
+from broker.model.arrays import array_names, is_arrays
+from broker.wire.limits import require_measures
+from broker.wire.messages import RoundStart
+from broker.wire.tensors import FLOAT32, Array, Vector, sections_of, unflatten
+from worker.learning.results import Report, TrainingProgress
+from worker.rounds.failures import told
+from worker.rounds.own_site import OwnSite
+from worker.rounds.participant import STEP_SECONDS, Participant, Trained, seed_of
+from worker.rounds.time_limit import TimeLimit
+from worker.rounds.uploading import Measured
+from worker.trainer import Evaluated, FitSettings, Fitted, Weights
+
+logger = logging.getLogger(__name__)
+
+_Given = TypeVar("_Given")
+
+
+class OwnTraining:
+    """Trains with each participant's own trainer, beside `KerasTrainer` and in its place.
+
+    Args:
+        ending: Set when the process is to end: what is under way is then left behind.
+    """
+
+    def __init__(self, *, ending: threading.Event | None = None) -> None:
+        self._time_limit = TimeLimit(ending or threading.Event())
+
+    @property
+    def has_left_behind(self) -> bool:
+        """Whether a trainer is still at something that nobody waits for."""
+        return self._time_limit.num_left_behind > 0
+
+    def warm_up(self) -> None:
+        """Nothing: its module is imported already."""
+
+    def answer(
+        self,
+        participant: Participant,
+        start: RoundStart,
+        weights: Vector,
+        stop: threading.Event,
+        report: Report,
+    ) -> Trained | None:
+        """Measure the global arrays, then train from them."""
+        begun = time.monotonic()
+        site = participant.data
+        assert isinstance(site, OwnSite)  # noqa: S101 - the participants of this process are all of one kind
+        if not is_arrays(start.model):
+            raise ModelError(f"{site.called} trains named arrays, and the run's model is Keras's.")
+        if self.has_left_behind:
+            raise ModelError(f"{site.called} is still at what it was given up over. Start the worker anew.")
+        fits = participant.trains_in(start)
+        if fits:
+            _check_terms(site, start)
+            _check_rules(participant, start, site.num_train_examples)
+        found = self._evaluated(site, start, weights)
+        if stop.is_set():
+            return None
+        fitted = self._fitted(participant, site, start, weights, stop, report) if fits else None
+        if stop.is_set() or (fits and fitted is None):
+            return None
+        measured = Measured(
+            num_examples=fitted.num_examples if fitted else 0,
+            metrics=_read_metrics(site, fitted.metrics) if fitted else {},
+            global_metrics=_read_metrics(site, found.metrics) if found else {},
+            num_test_examples=found.num_examples if found else 0,
+            seconds=time.monotonic() - begun,
+        )
+        vector = _difference(site, fitted, start, weights) if fitted else None
+        return Trained(vector=vector, measured=participant.rules.of(measured))
+
+    def _evaluated(self, site: OwnSite, start: RoundStart, weights: Vector) -> Evaluated | None:
+        found = self._in_time(
+            f"{site.called}.evaluate", lambda _: site.trainer.evaluate(named(start, weights))
+        )
+        if found is None:
+            return None
+        if not isinstance(found, Evaluated) or not _is_count(found.num_examples):
+            raise DataError(f"Expected an Evaluated or None from {site.called}.evaluate, got {found!r:.80}.")
+        return found if found.num_examples else None
+
+    def _fitted(
+        self,
+        participant: Participant,
+        site: OwnSite,
+        start: RoundStart,
+        weights: Vector,
+        stop: threading.Event,
+        report: Report,
+    ) -> Fitted | None:
+        """What its trainer gives; None when the process is to end before that, or the round is over."""
+        fitted = self._in_time(
+            f"{site.called}.fit",
+            lambda gets_on: site.trainer.fit(
+                named(start, weights), _settings(participant, start, stop, report, gets_on)
+            ),
+        )
+        if fitted is None or stop.is_set():
+            return None
+        if not isinstance(fitted, Fitted) or not _is_count(fitted.num_examples):
+            raise DataError(f"Expected a Fitted from {site.called}.fit, got {fitted!r:.80}.")
+        if not 1 <= fitted.num_examples <= site.num_train_examples:
+            raise DataError(
+                f"{site.called}.fit says that it trained on {fitted.num_examples} examples; its num_examples are "
+                f"{site.num_train_examples}."
+            )
+        _check_rules(participant, start, fitted.num_examples)
+        return fitted
+
+    def _in_time(self, what: str, function: Callable[[Callable[[], None]], _Given]) -> _Given | None:
+        """Let the trainer do something; what it raises is told with its name, and its traceback is in the log."""
+        try:
+            return self._time_limit.keep(
+                f"{what}, without a word of its settings.report,", STEP_SECONDS, function
+            )
+        except WarrenError:
+            raise
+        except Exception as exc:  # a person's own code may raise anything
+            logger.error("%s failed.", what, exc_info=exc)
+            raise DataError(f"{what} failed. {told(exc)}") from exc
+
+
+def named(start: RoundStart, weights: Vector) -> Weights:
+    """A round start's weights by name: copies, which a trainer may change in place.
+
+    Raises:
+        ModelError: The names are not those of the layout.
+    """
+    names = array_names(start.model)
+    if len(names) != len(start.layout):
+        raise ModelError(f"Expected a name for each of {len(start.layout)} arrays, got {len(names)}.")
+    values = unflatten(start.layout, weights, start.integers)
+    return {name: np.array(value) for name, value in zip(names, values, strict=True)}
+
+
+def _settings(
+    participant: Participant,
+    start: RoundStart,
+    stop: threading.Event,
+    report: Report,
+    gets_on: Callable[[], None],
+) -> FitSettings:
+    asked = start.settings
+
+    def tell(
+        epoch: int, metrics: Mapping[str, float] | None = None, *, batch: int = 1, batches: int = 1
+    ) -> None:
+        gets_on()
+        figures = {name: float(value) for name, value in (metrics or {}).items()}
+        report(
+            TrainingProgress(epoch=epoch, epochs=asked.epochs, batch=batch, batches=batches, metrics=figures)
+        )
+
+    return FitSettings(
+        epochs=asked.epochs,
+        batch_size=asked.batch_size,
+        learning_rate=asked.learning_rate,
+        seed=seed_of(start, participant.name),
+        round_number=start.round_number,
+        terms=dict(asked.terms),
+        stop=stop,
+        report=tell,
+    )
+
+
+def _check_terms(site: OwnSite, start: RoundStart) -> None:
+    """Refuse a strategy's term that this trainer doesn't know: training without it would be another strategy's."""
+    for name in start.settings.terms:
+        if name not in getattr(site.trainer, "terms", ()):
+            raise ModelError(
+                f"{site.called} doesn't know the setting {name!r} that the strategy needs: it isn't in its `terms`."
+            )
+
+
+def _check_rules(participant: Participant, start: RoundStart, num_examples: int) -> None:
+    refusal = participant.rules.refusal(start.settings, num_examples)
+    if refusal is not None:
+        raise DataError(refusal)
+
+
+def _is_count(number: object) -> bool:
+    return isinstance(number, int | np.integer) and not isinstance(number, bool) and bool(number >= 0)
+
+
+def _read_metrics(site: OwnSite, given: Mapping[str, Any]) -> dict[str, float]:
+    """A trainer's metrics as they can travel."""
+    try:
+        metrics = {str(name): float(value) for name, value in given.items()}
+        require_measures(metrics)
+    except (AttributeError, TypeError, ValueError, ProtocolError) as exc:
+        raise DataError(f"Expected metrics of {site.called} by name, a number each. {exc}") from exc
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise DataError(f"The metric {name} of {site.called} is {value}: its training may have diverged.")
+    return metrics
+
+
+def _difference(site: OwnSite, fitted: Fitted, start: RoundStart, weights: Vector) -> Vector:
+    """What travels up, float32 of shape (U,): of float64 arrays the difference is rounded, not they themselves."""
+    names = array_names(start.model)
+    if set(fitted.weights) != set(names):
+        raise DataError(
+            f"Expected the arrays {', '.join(names)} from {site.called}.fit, got {', '.join(map(str, fitted.weights))}."
+        )
+    difference = np.empty(sections_of(start.layout).num_up, FLOAT32)
+    begin = 0
+    for position in sections_of(start.layout).order:
+        name, shape = names[position], start.layout[position].shape
+        values = _checked(site, name, fitted.weights[name], shape).ravel()
+        end = begin + values.size
+        difference[begin:end] = values - weights[begin:end]
+        begin = end
+    if not np.isfinite(difference).all():
+        raise DataError(f"{site.called}.fit gave more than float32 holds. Try a lower --learning-rate.")
+    return difference
+
+
+def _checked(site: OwnSite, name: str, given: Any, shape: tuple[int, ...]) -> Array:
+    try:
+        values = np.asarray(given, np.float64)
+    except Exception as exc:  # a tensor of another library may raise anything
+        raise DataError(
+            f"{site.called}.fit gave {name!r} as what can't become an array. {told(exc)}"
+        ) from exc
+    if values.shape != shape:
+        raise DataError(f"{site.called}.fit gave {name!r} of the shape {values.shape}. Expected {shape}.")
+    if not np.isfinite(values).all():
+        raise DataError(
+            f"{site.called}.fit gave NaN or infinity in {name!r}: it has diverged. Try a lower --learning-rate."
+        )
+    return values
