@@ -73,7 +73,8 @@ def run(
 ) -> None:
     """Train TASK: chest-xray, chest-xray-lab, mnist, MODULE:FUNCTION, or a compiled FILE.keras.
 
-    A FUNCTION returns a compiled Keras model, or a mapping of names to arrays for workers that have a --trainer.
+    A FUNCTION returns a compiled Keras model, of any inputs and outputs, or a mapping of names to arrays for workers
+    that have a --trainer.
     The folder OUT then holds model.keras (of arrays: model.npz), history.csv, curves.png, run.json and the checkpoint.
 
     \b

@@ -21,11 +21,12 @@ from worker.data.split import format_table, split
 from worker.learning.evaluation import Evaluation, check_classes, format_evaluation
 from worker.learning.prediction import predict
 from worker.learning.saved_model import LoadedModel, check_scale, load_model
-from worker.learning.values import Measures, format_measures
+from worker.learning.values import Measures, format_answer, format_measures, predict_rows
 from worker.rounds.own_site import OwnSite, open_trainer
 from worker.rounds.participant import Participant
 from worker.rounds.site_rules import SHARES, Share, SiteRules
 from worker.rounds.start import LinkTo, take_part
+from worker.tables.rows import SUFFIXES
 from worker.tables.table_set import TableSet
 from worker.tensorflow import load_keras
 
@@ -35,8 +36,9 @@ _FILE = click.Path(path_type=Path)
 _LAST_SECONDS = 10.0  # what a training that is told to stop may still take
 
 _DATA_HELP = (
-    "A folder of class folders (optionally under train/ and test/), an .npz, or MODULE:FUNCTION. Images are "
-    "JPEG, PNG, GIF, BMP, WebP, TIFF or DICOM; those in one sub-folder of a class are one patient's."
+    "A folder of class folders (optionally under train/ and test/), an .npz (x_train, y_train, ...; several inputs as "
+    "x_train.NAME), or MODULE:FUNCTION (arrays, dicts of them, pandas, a Dataset, the function of a generator). Images "
+    "are JPEG, PNG, GIF, BMP, WebP, TIFF or DICOM; those in one sub-folder of a class are one patient's."
 )
 
 
@@ -65,7 +67,8 @@ def classes_option(function: Any) -> Any:
         "--classes",
         metavar="A,B,C",
         help="All classes in the model's order; this data may lack some. For arrays: the names of the labels "
-        "0, 1, 2 and so on, or the labels themselves. [default: as found, or as the data declares: "
+        "0, 1, 2 and so on, or the labels themselves; none: y is a number to be learned. [default: as found, or "
+        "as the data declares: "
         "classes.txt in the folder, `classes` in the .npz, a third value from FUNCTION]",
     )(function)
 
@@ -175,26 +178,36 @@ def _warn_of_scale(loaded: LoadedModel, dataset: Dataset | TableSet) -> None:
 
 @main.command(name="predict", short_help="Classify images.")
 @click.argument("model", type=_FILE)
-@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=_FILE)
+@click.argument("images", metavar="IMAGE...|ROWS", nargs=-1, required=True, type=_FILE)
+@trust_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list, with every class's probability.")
 @log_options
-def predict_command(model: Path, images: tuple[Path, ...], as_json: bool, log: LogContext) -> None:
-    """Say for each IMAGE which class MODEL sees, and how probable it finds that.
+def predict_command(
+    model: Path, images: tuple[Path, ...], trusted_modules: tuple[str, ...], as_json: bool, log: LogContext
+) -> None:
+    """Say for each IMAGE which class MODEL sees, and how probable it finds that; or what it says of each row of ROWS.
 
     Any size, grayscale or colour; JPEG, PNG, GIF, BMP, WebP, TIFF (its first page) or DICOM (of one frame).
     Not for clinical use.
 
+    ROWS is an .npz with x (several inputs: x.NAME), or a .csv with a line of names, for models of any kind.
+
     \b
     worker predict runs/demo/model.keras x-ray.jpeg
     worker predict runs/demo/model.keras ward/*.png --json
+    worker predict runs/price/model.keras houses.csv
     """
+    loaded = load_model(model, _trusted(trusted_modules))
+    if images[0].suffix in SUFFIXES:
+        _predict_rows(loaded, images, as_json=as_json)
+        return
     unreadable: list[DataError] = []
 
     def on_unreadable(exc: DataError) -> None:
         unreadable.append(exc)
         click.echo(f"Error: {exc}", err=True)
 
-    found = predict(load_model(model), images, on_unreadable)
+    found = predict(loaded, images, on_unreadable)
     if as_json:
         lines = ",\n".join(json.dumps(prediction.to_dict()) for prediction in found)
         click.echo(f"[{lines}]")
@@ -203,6 +216,17 @@ def predict_command(model: Path, images: tuple[Path, ...], as_json: bool, log: L
             click.echo(f"{prediction.path}  {prediction.class_name}  {prediction.probability:.4f}")
     if unreadable:
         raise DataError(f"{len(unreadable)} of {len(images)} images can't be read; see above.")
+
+
+def _predict_rows(loaded: LoadedModel, paths: tuple[Path, ...], *, as_json: bool) -> None:
+    if len(paths) > 1:
+        raise UsageError(f"Expected one file of rows, got {len(paths)}.")
+    found = predict_rows(loaded, paths[0])
+    if as_json:
+        click.echo("[" + ",\n".join(map(json.dumps, found)) + "]")
+    else:
+        for answer in found:
+            click.echo(format_answer(answer))
 
 
 @main.command(name="clinic", short_help="The doctor's page.")
@@ -319,7 +343,9 @@ def run_command(
         site[0] if site else _open_data(data, classes, seed=seed, worker=name, for_training=not evaluate_only)
     )
     rules = SiteRules(share=share, least_examples=least_examples, least_steps=least_steps)
-    participant = Participant(name=name, data=its, evaluate_only=evaluate_only, rules=rules)
+    participant = Participant(
+        name=name, data=its, evaluate_only=evaluate_only, rules=rules, trusts=tuple(sorted(trusted))
+    )
     take_part([participant], LinkTo(amqp_url, f"worker {name}"), log, trusted=trusted, **options)
 
 
@@ -387,7 +413,10 @@ def swarm_command(
     if not sites:
         every = _open_data(data, classes, seed=seed, worker=name).divide(count, scheme, seed)
         sites = [every[i] for i in mine]
-    participants = [Participant(name=its, data=site) for its, site in zip(names, sites, strict=True)]
+    participants = [
+        Participant(name=its, data=site, trusts=tuple(sorted(trusted)))
+        for its, site in zip(names, sites, strict=True)
+    ]
     part_number, _, parts = part.partition("/")
     reader = name if int(parts) == 1 else f"{name}.{int(part_number)}"
     link_to = LinkTo(amqp_url, f"swarm {reader}")

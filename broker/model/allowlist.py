@@ -119,9 +119,9 @@ _VOCABULARIES = _names("IntegerLookup StringLookup TextVectorization")
 _STANDARDIZED = _names("lower_and_strip_punctuation lower strip_punctuation")
 _SPLIT = _names("whitespace character")
 
-# keras.ops of functional models: arithmetic on tensors. None runs a function that is given to it (map, scan, while_loop,
-# cond), none reads a file, and none repeats anything as often as a number says: what they make of shapes is measured
-# where a model is built, before there is memory for it.
+# keras.ops of functional models: arithmetic on tensors. None runs a function that is given to it (map, scan, cond),
+# none reads a file, and none repeats anything as often as a number says: what they make of shapes is measured where a
+# model is built, before there is memory for it.
 _ARITHMETIC = _names(
     """
     Abs Absolute Add All Amax Amin Any Arccos Arccosh Arcsin Arcsinh Arctan Arctan2 Arctanh Argmax Argmin
@@ -284,7 +284,7 @@ def _check_object(item: dict[str, Any], trusted: Trusted) -> None:
     elif item.get("registered_name") in trusted:
         _check_trusted(name, item)
     elif not isinstance(module, str) or name not in _ALLOWED.get(module, ()):
-        raise refused(f"{name} (module {module!r})", "built-in Keras layers, losses, metrics and optimizers")
+        raise refused(f"{name} (module {module!r})", _expected_of(item))
     elif item.get("registered_name") not in (None, name):
         raise refused(f"the custom object {item['registered_name']!r}", "built-in Keras objects")
     elif not isinstance(item["config"], dict):
@@ -293,6 +293,27 @@ def _check_object(item: dict[str, Any], trusted: Trusted) -> None:
         check_numbers(name, item["config"])
         if name in _VOCABULARIES:
             _check_vocabulary(name, item["config"])
+
+
+def _expected_of(item: dict[str, Any]) -> str:
+    registered = str(item.get("registered_name") or "")
+    also = " and what a module registers that is trusted with --trust-module" if ">" in registered else ""
+    return f"built-in Keras layers, losses, metrics and optimizers{also}"
+
+
+def parts_in(config: object, trusted: Trusted) -> tuple[str, ...]:
+    """Which trusted parts a checked config holds, by their registered names: whoever builds it must trust these."""
+    found: set[str] = set()
+    for item in _walk(config):
+        if isinstance(item, dict):
+            found |= {
+                str(each)
+                for each in (item.get("registered_name"), item.get("config"))
+                if isinstance(each, str)
+            }
+        elif isinstance(item, str):
+            found.add(item)
+    return tuple(sorted(found & trusted))
 
 
 def _check_trusted(name: str, item: dict[str, Any]) -> None:

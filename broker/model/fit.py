@@ -14,14 +14,16 @@ def misfit(needs: Needs, holds: Sequence[Held]) -> str | None:
         needs: The model's.
         holds: What the site has.
     """
-    return _misfit(needs.inputs, holds, "input") or _misfit(needs.targets, holds, "target")
+    return misfit_of(needs.inputs, holds, "input") or misfit_of(needs.targets, holds, "target")
 
 
-def _misfit(specs: Sequence[InputSpec | TargetSpec], holds: Sequence[Held], role: Role) -> str | None:
+def misfit_of(specs: Sequence[InputSpec | TargetSpec], holds: Sequence[Held], role: Role) -> str | None:
+    """The same of the inputs, or of the targets, alone."""
     held = [each for each in holds if each.role == role]
     places = places_of(specs, held)
     if places is None:
-        return f"it has the {role}s {_named(held)}; the model needs {_wanted(specs)}"
+        several = "s" if len(held) != 1 else ""
+        return f"it has the {role}{several} {_named(held)}; the model needs {_wanted(specs)}"
     for spec, place in zip(specs, places, strict=True):
         if not (_takes(spec, held[place]) if isinstance(spec, InputSpec) else _learns(spec, held[place])):
             return f"its {role} {_shown(held[place])} does not fit; the model needs {_wanted([spec])}"

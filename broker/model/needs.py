@@ -103,6 +103,13 @@ def packed(struct: Any, values: Sequence[Any]) -> Any:
     return list(values) if isinstance(struct, Sequence) else values[0]
 
 
+def unpacked(struct: Any, values: Any) -> list[Any]:
+    """The reverse of `packed`: what a model gave, in Keras's order."""
+    if isinstance(struct, Mapping):
+        return [values[name] for name in sorted(struct)]
+    return list(values) if isinstance(struct, Sequence) else [values]
+
+
 def output_names(model: Any) -> list[str]:
     """What the outputs are called, in Keras's order: by the dict that the model gives, or by their layers.
 

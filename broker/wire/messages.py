@@ -16,7 +16,7 @@ import numpy as np
 from broker.errors import OtherVersion, ProtocolError
 from broker.wire import codec, names
 from broker.wire.fields import Binary, from_plain, require, to_plain
-from broker.wire.limits import require_amount, require_classes, require_measures, require_short
+from broker.wire.limits import require_amount, require_classes, require_measures, require_names, require_short
 from broker.wire.needs import Held, Needs, require_holds
 from broker.wire.scores import AnswerCounts
 from broker.wire.settings import Precision, TrainingSettings
@@ -222,6 +222,7 @@ class Joined(Message):
         inputs: What its examples are like.
         token: Random, of the worker's process; what answers this word to this worker alone carries it.
         holds: Its arrays, where they are no examples of classes; `classes` is empty then.
+        trusts: Registered names of parts, beside Keras's own, of which it builds models.
         has_trainer: It trains with a trainer of its own: models of named arrays, and none of Keras's.
     """
 
@@ -238,6 +239,7 @@ class Joined(Message):
     inputs: InputFacts | None = None
     token: str = ""
     holds: tuple[Held, ...] = ()
+    trusts: tuple[str, ...] = ()
     has_trainer: bool = False
 
     def __post_init__(self) -> None:
@@ -246,6 +248,7 @@ class Joined(Message):
         require_amount("test examples", self.num_test_examples)
         require_classes(self.classes, self.examples_per_class)
         require_holds(self.holds)
+        require_names(self.trusts)
         require_short(task=self.task, announced=self.announced, token=self.token)
         if self.inputs is not None:
             low, high = self.inputs.low, self.inputs.high

@@ -53,6 +53,7 @@ class Checkpoint:
         inputs: What the examples of most sites are like; None before the first round.
         needs: What the model needs of a site's data; None in older files, which are of classifiers.
         is_general: It is trained on whatever it needs, and not as a classifier of `classes`, which is empty then.
+        parts: Registered names of what its model holds beside Keras's own parts: workers must trust these.
         next_attempt: The first attempt of the next round: an evaluation may have used earlier ones.
         strategy_state: The strategy's own vectors, each of shape (T,), for T trainable values.
     """
@@ -73,6 +74,7 @@ class Checkpoint:
     inputs: InputFacts | None = None
     needs: Needs | None = None
     is_general: bool = False
+    parts: tuple[str, ...] = ()
 
     @property
     def is_arrays(self) -> bool:
@@ -138,6 +140,7 @@ class _CheckpointHeader:
     inputs: InputFacts | None = None
     needs: Needs | None = None
     is_general: bool = False
+    parts: tuple[str, ...] = ()
     num_states: int
     written_by: str = ""
 

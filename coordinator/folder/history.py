@@ -231,19 +231,20 @@ def _cell(value: object) -> object:
     return " ".join(map(str, value)) if isinstance(value, tuple) else value
 
 
-def history_text(rows: Iterable[Row]) -> str:
-    """history.csv."""
-    return csv_text([flat(row) for row in rows], _COST, COLUMNS, _PEOPLE)
+def history_text(rows: Iterable[Row], measures: Iterable[str] = COLUMNS) -> str:
+    """history.csv; these measures have a column whether they are known or not."""
+    return csv_text([flat(row) for row in rows], _COST, measures, _PEOPLE)
 
 
-def workers_text(rows: Iterable[Row]) -> str:
-    """workers.csv."""
-    return csv_text(flat_workers(rows), _WORKER, COLUMNS, ())
+def workers_text(rows: Iterable[Row], measures: Iterable[str] = COLUMNS) -> str:
+    """workers.csv, likewise."""
+    return csv_text(flat_workers(rows), _WORKER, measures, ())
 
 
-def write_history(folder: Path, rows: Sequence[Row]) -> None:
+def write_history(folder: Path, rows: Sequence[Row], measures: Sequence[str] = COLUMNS) -> None:
     """Write history.csv and workers.csv."""
-    for name, text in (("history.csv", history_text(rows)), ("workers.csv", workers_text(rows))):
+    texts = ("history.csv", history_text(rows, measures)), ("workers.csv", workers_text(rows, measures))
+    for name, text in texts:
         write_atomically(folder / name, [text.encode()])
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from broker.disk import sync
 from broker.errors import ModelError, UsageError, WarrenError
-from broker.model.allowlist import check_model_json
+from broker.model.allowlist import check_model_json, parts_in
 from broker.model.archive import read_config
 from broker.model.arrays import NPZ, arrays_text, is_arrays
 from broker.model.card import ModelCard, read_card, write_card
@@ -137,6 +137,7 @@ def _build(request: Request) -> dict[str, Any]:
         "layout": [to_plain(spec) for spec in layout_of(model)],
         "input_shape": list(model.input_shape[1:]) if needs.num_classes else [],
         "needs": to_plain(needs),
+        "parts": parts_in(json.loads(text), _trusted()),
         "num_parameters": int(model.count_params()),
         "inputs": _trained_on(request["initial_model"]),
         "warnings": warnings,
@@ -154,6 +155,7 @@ def _build_arrays(given: Mapping[Any, Any], request: Request) -> dict[str, Any]:
         "layout": [to_plain(spec) for spec in layout_of_arrays(arrays)],
         "input_shape": [],
         "needs": None,
+        "parts": [],
         "num_parameters": sum(array.size for array in arrays.values()),
         "inputs": None,
         "warnings": [],

@@ -48,6 +48,7 @@ class BuiltModel:
         input_shape: Of one example; of a task of arrays nobody knows it, nor how many classes there are: 0.
         inputs: What a model to start from was trained on, if it says so.
         needs: What it needs of a site's data.
+        parts: Registered names of what it holds beside Keras's own parts.
     """
 
     model_json: str
@@ -59,6 +60,7 @@ class BuiltModel:
     num_parameters: int
     inputs: InputFacts | None = None
     needs: Needs | None = None
+    parts: tuple[str, ...] = ()
 
     @property
     def has_schedule(self) -> bool:
@@ -153,6 +155,7 @@ class ModelProcess:
             num_parameters=answer["num_parameters"],
             inputs=from_plain(InputFacts, answer["inputs"], "inputs") if answer["inputs"] else None,
             needs=needs,
+            parts=tuple(answer["parts"]),
         )
 
     def check(self, candidate: Path, inputs: InputFacts | None) -> str | None:

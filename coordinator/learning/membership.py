@@ -42,6 +42,7 @@ class Member:
     is_present: bool = True
     inputs: InputFacts | None = None
     holds: tuple[Held, ...] = ()
+    trusts: tuple[str, ...] = ()
     has_trainer: bool = False
 
 
@@ -73,6 +74,7 @@ class Roster:
             inputs=joined.inputs,
             token=joined.token,
             holds=joined.holds,
+            trusts=joined.trusts,
             has_trainer=joined.has_trainer,
         )
         self.add(member)

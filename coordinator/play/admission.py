@@ -89,6 +89,11 @@ class Admission:
                 f"it has a trainer, for tasks of arrays, and {state.task} is a Keras model: "
                 "start it without --trainer"
             )
+        missing = [part for part in state.parts if part not in member.trusts]
+        if missing:
+            return (
+                f"it does not trust {listed(missing)}: start it with --trust-module and the module of these"
+            )
         if state.is_general:
             return _general_flaw(member, state)
         flaw = self._flaw_as_classes(member, state)

@@ -97,6 +97,7 @@ class Committed:
             num_classes=model.num_classes,
             needs=model.needs,
             is_general=model.needs is not None and not model.num_classes,
+            parts=model.parts,
             layout=model.layout,
             vector=model.vector,
             integers=tuple(model.integers),
@@ -142,7 +143,8 @@ class Committed:
     def follow(self) -> None:
         """Have the model, curves.png and the histories follow."""
         self.save()
-        self._folder.write_history(self.present.history, at_most_each_second=True)
+        state = self.present
+        self._folder.write_history(state.history, is_general=state.is_general, at_most_each_second=True)
 
     def save(self) -> None:
         """Have the model and curves.png follow; the newest state wins."""
@@ -156,7 +158,7 @@ class Committed:
     def finish(self) -> None:
         """Wait until what follows is up to date."""
         if self.state is not None:
-            self._folder.write_history(self.state.history)
+            self._folder.write_history(self.state.history, is_general=self.state.is_general)
         if not self._models.flush(_SAVE_SECONDS):
             logger.error("The model was not saved within %g s.", _SAVE_SECONDS)
 

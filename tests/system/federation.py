@@ -8,7 +8,7 @@ from typing import Any
 from broker import logs
 from broker.hosting.private import wait_until
 from broker.link.memory import MemoryBroker, MemoryLink
-from broker.model.allowlist import check_model_json
+from broker.model.allowlist import check_model_json, parts_in
 from broker.model.card import ModelCard
 from broker.model.kinds import layout_of
 from broker.model.needs import needs_of
@@ -55,6 +55,7 @@ class Models:
             num_classes=needs.num_classes,
             num_parameters=int(model.count_params()),
             needs=needs,
+            parts=parts_in(config, trusted),
         )
 
     def _rebuilt(self) -> Any:
@@ -101,7 +102,7 @@ def play(
 
     def serve(name: str, data: Dataset | TableSet) -> None:
         link = MemoryLink(broker, name)
-        participant = Participant(name=name, data=data)
+        participant = Participant(name=name, data=data, trusts=tuple(sorted(models._trusted)))
         try:
             WorkerLoop(
                 link, [participant], _Locked(trainer), stop=stop, log=log, console=Console(), once=True

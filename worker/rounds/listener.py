@@ -161,6 +161,7 @@ class Listener(threading.Thread):
             inputs=data.inputs,
             token=self._token,
             holds=data.holds,
+            trusts=participant.trusts,
             has_trainer=participant.has_trainer,
         )
 

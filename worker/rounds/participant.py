@@ -39,6 +39,7 @@ class Participant:
     data: Dataset | TableSet | OwnSite
     evaluate_only: bool = False
     rules: SiteRules = field(default_factory=SiteRules)
+    trusts: tuple[str, ...] = ()
 
     @property
     def has_trainer(self) -> bool:

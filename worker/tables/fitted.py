@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from broker.errors import DataError
-from broker.model.fit import is_same_shape, misfit, places_of
-from broker.wire.needs import Needs, TargetSpec
-from worker.tables.naming import ALONE, Array
+from broker.model.fit import is_same_shape, misfit, misfit_of, places_of
+from broker.wire.needs import InputSpec, Needs, TargetSpec
+from worker.tables.naming import ALONE, Array, Named
 from worker.tables.stream import Stream
 from worker.tables.table import Places, Table
 
@@ -55,6 +55,19 @@ def fitted(data: Table | Stream, needs: Needs) -> Rows:
     if reason is not None:
         raise DataError(f"The data does not fit the model: {reason}.")
     return _Table(data, needs) if isinstance(data, Table) else _Stream(data, needs)
+
+
+def fitted_inputs(inputs: Named, specs: Sequence[InputSpec]) -> Flat:
+    """Inputs alone, as a model takes them.
+
+    Raises:
+        DataError: They don't fit.
+    """
+    table = Table(inputs=inputs, targets={})
+    reason = misfit_of(specs, table.holds, "input")
+    if reason is not None:
+        raise DataError(f"The rows do not fit the model: {reason}.")
+    return [_shaped(array, len(spec.shape)) for spec, array in _paired(specs, table, "input")]
 
 
 class _Table:

@@ -8,7 +8,7 @@ import numpy as np
 
 from broker.errors import DataError, ModelError
 from broker.model.needs import inputs_struct, outputs_struct, packed
-from broker.wire.needs import TEXT, Needs
+from broker.wire.needs import TEXT, InputSpec, Needs
 from broker.wire.settings import TrainingSettings
 from worker.learning.results import TestResult
 from worker.learning.ways.batches import BatchPipelines, Form, shuffled
@@ -68,7 +68,7 @@ class OfAnything:
             if stop.is_set():
                 return None
             each_step()
-            metrics, is_finite = self._test(*self.unpack(self._cast(arrays)))
+            metrics, is_finite = self._test(*self.unpack(self._tensors(arrays)))
             if not is_finite:
                 raise ModelError(
                     "The model answers with NaN or infinity. Its training went wrong; use an earlier one."
@@ -102,19 +102,25 @@ class OfAnything:
             for place, (array, shape) in enumerate(zip(first, shapes, strict=True))
         ]
 
+    def _tensors(self, arrays: Flat) -> list[Any]:
+        import tensorflow as tf
+
+        num_inputs = len(self._needs.inputs)
+        return [*as_tensors(self._needs.inputs, arrays[:num_inputs]), *map(tf.constant, arrays[num_inputs:])]
+
     def _is_anything(self, place: int) -> bool:
         target = place - len(self._needs.inputs)
         return target >= 0 and self._needs.targets[target].kind == "anything"
 
-    def _cast(self, arrays: Flat) -> list[Any]:
-        import tensorflow as tf
 
-        num_inputs = len(self._needs.inputs)
-        inputs = [
-            tf.constant(array) if spec.dtype == TEXT else tf.cast(array, spec.dtype)
-            for spec, array in zip(self._needs.inputs, arrays[:num_inputs], strict=True)
-        ]
-        return [*inputs, *map(tf.constant, arrays[num_inputs:])]
+def as_tensors(specs: Sequence[InputSpec], arrays: Flat) -> list[Any]:
+    """Inputs as the model takes them."""
+    import tensorflow as tf
+
+    return [
+        tf.constant(array) if spec.dtype == TEXT else tf.cast(array, spec.dtype)
+        for spec, array in zip(specs, arrays, strict=True)
+    ]
 
 
 def _dtype(array: Any) -> Any:
