@@ -1,6 +1,13 @@
 """What can be read of any message, whatever its version: enough to tell its sender so."""
 
 from dataclasses import dataclass
+from typing import ClassVar
+
+
+class Message:
+    """Root of all messages."""
+
+    TYPE: ClassVar[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,16 +23,23 @@ from broker.link.address import without_password
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.logs import LogContext
+from broker.wire.statistics import LEAST_FLOOR, MOST_BINS
 from coordinator.files import lock_folder, make_folder
 from coordinator.folder.run_folder import model_file
+from coordinator.folder.statistics_file import check_out, read_shape, read_statistics, write_statistics
 from coordinator.keras.process import ModelProcess
 from coordinator.launching import as_texts, check_texts, launch_options, make_options, run_options
 from coordinator.learning.measure_names import ALL_RESULTS
 from coordinator.options import RunOptions
 from coordinator.play.run import Run, Summary
-from coordinator.status import BrokerStatus, read_status
+from coordinator.play.run_view import describe
+from coordinator.presence.session import Session
+from coordinator.presence.survey import Survey, SurveyOptions
+from coordinator.status import BrokerStatus, read_status, status_json
 from coordinator.terminal.client import Asker, asking
 from coordinator.terminal.console import Console
+from coordinator.terminal.statistics_picture import draw_statistics
+from coordinator.terminal.statistics_text import statistics_text
 from coordinator.terminal.status_text import status_text
 
 _FILE = click.Path(path_type=Path)
@@ -146,6 +153,63 @@ def _print_summary(options: RunOptions, summary: Summary) -> None:
         click.echo(f"{summary.num_dead} messages were rejected: see the queue 'dead'.", err=True)
 
 
+@main.command(name="statistics", short_help="What the sites' data are like, before any training.")
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="How many must answer.")
+@click.option("--out", type=_FILE, default=Path("statistics.json"), show_default=True, metavar="FILE.json",
+              help="The figures; two pictures are put beside it.")  # fmt: skip
+@click.option(
+    "--bins", type=click.IntRange(1, MOST_BINS), default=20, show_default=True, help="Of each histogram."
+)
+@click.option("--shape", callback=lambda _ctx, _param, text: read_shape(text), metavar="H,W,C",
+              help="Of one example: what images are decoded for.  [default: as the sites have them]")  # fmt: skip
+@click.option("--like", "earlier", type=_FILE, metavar="FILE.json",
+              help="Count by the edges of an earlier result: a site tells by no others.")  # fmt: skip
+@click.option("--floor", type=click.IntRange(LEAST_FLOOR), default=LEAST_FLOOR, show_default=True,
+              help="Examples of a site that each told count rests on; a site may ask for more.")  # fmt: skip
+@click.option("--deadline-seconds", type=click.FloatRange(0, 1e9, min_open=True), default=600.0, show_default=True,
+              help="For the workers to come, and for each of their two answers.")  # fmt: skip
+@_CONNECT
+@amqp_url_option
+@log_options
+def statistics_command(
+    out: Path, earlier: Path | None, amqp_url: str, connect_seconds: float, log: LogContext, **options: Any
+) -> None:
+    """Ask the workers that are there for counts, mean, spread, range and a histogram of each feature or channel.
+
+    Nothing is trained, and no example leaves its site: what travels is sums as whole numbers, so that the result is
+    the same to the bit in whatever order they come. Sites answer that run with --share statistics. A Normalization
+    layer is set from the result by `coordinator run TASK --normalize FILE.json`.
+
+    \b
+    coordinator statistics --workers 3
+    coordinator statistics --workers 3 --shape 224,224,1 --out runs/x-rays.json
+    coordinator statistics --workers 4 --like statistics.json --out with-a-fourth.json
+
+    \b
+    Exit codes: 0 done, 2 usage, or another coordinator works here, 3 broker unreachable or login refused,
+    4 too few sites answered (each is named, with its reason), 5 the result can't be written, 128 + signal interrupted.
+    """
+    check_out(out)
+    asked = SurveyOptions(**options, like=None if earlier is None else read_statistics(earlier))
+    with Stop() as stop:
+        link = _link(amqp_url, "coordinator", connect_seconds, stop)
+        try:
+            _open(link, stop)
+            session = Session(link, stop=stop.event)
+            session.tell = lambda: status_json(
+                describe(session.roster.members.values(), session.sightings, None)
+            )
+            found = Survey(session, asked).take()
+        except Interrupted as exc:
+            click.echo("Stopped before all sites had answered.", err=True)
+            raise SystemExit(EXIT_SIGNAL + (stop.signal_number or 0)) from exc
+        finally:
+            link.close()
+    write_statistics(out, found)
+    draw_statistics(found, out)
+    click.echo(statistics_text(found))
+
+
 @main.command(short_help="The network's page: workers, Launch training, live rounds.")
 @click.option("--port", type=click.IntRange(0, 65535), default=5000, show_default=True,
               help="Where to listen; 0 takes any free port.")  # fmt: skip
@@ -245,8 +309,8 @@ def launch(task: str, amqp_url: str, connect_seconds: float, log: LogContext, **
 
 def _absolute(options: dict[str, Any]) -> dict[str, Any]:
     """The coordinator may work in another folder than the person who launches."""
-    model = options["initial_model"]
-    return options if model is None else {**options, "initial_model": model.absolute()}
+    files = {name: options[name] for name in ("initial_model", "normalize")}
+    return options | {name: path.absolute() for name, path in files.items() if path is not None}
 
 
 @main.command(short_help="What goes on: workers, rounds, results.")

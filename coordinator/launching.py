@@ -9,6 +9,7 @@ import click
 from broker.errors import UsageError
 from coordinator import tasks
 from coordinator.files import is_file
+from coordinator.folder.statistics_file import read_statistics
 from coordinator.learning.strategies import STRATEGIES
 from coordinator.options import RunOptions
 
@@ -60,6 +61,8 @@ def run_options(function: _Function) -> _Function:
                          help="balanced: every class weighs the same.  [default: the task's]"),
             click.option("--examples-per-class", type=click.IntRange(1, _MOST),
                          help="Train each round on so many random examples of each class.  [default: the task's]"),
+            click.option("--normalize", type=_FILE, metavar="FILE.json",
+                         help="Set the model's Normalization layer from what `coordinator statistics` has found."),
             click.option("--initial-model", type=_FILE, metavar="FILE",
                          help="Start from a trained model: FILE.keras, or FILE.npz for a task of arrays."),
             click.option("--seed", type=click.IntRange(0, _MOST_SEED), default=0, show_default=True,
@@ -168,10 +171,13 @@ def make_options(task: str, out: Path, options: Mapping[str, Any]) -> RunOptions
 
     Raises:
         UsageError: No such task or model, or options that contradict each other.
+        DataError: What to normalise by can't be read.
     """
     asked = RunOptions(task=tasks.resolve(task), out=out, **options)
     if asked.initial_model is not None and not is_file(asked.initial_model):
         raise UsageError(
             f"There is no model {str(asked.initial_model)!r}. Try the path of a model.keras or model.npz."
         )
+    if asked.normalize is not None:
+        read_statistics(asked.normalize)
     return asked

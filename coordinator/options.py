@@ -38,6 +38,7 @@ class RecordedSettings:
     upload_precision: Precision
     deterministic: bool
     initial_model: str | None
+    normalize: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,7 @@ class RunOptions:
         fraction: Share of the present workers invited to a round (C in McMahan et al. 2017).
         max_examples: No update weighs more than so many.
         max_share: No update weighs more than this share of those invited.
+        normalize: What `coordinator statistics` has found, for the model's Normalization layer.
     """
 
     task: Task
@@ -72,6 +74,7 @@ class RunOptions:
     class_weight: ClassWeight | None = None
     examples_per_class: int | None = None
     initial_model: Path | None = None
+    normalize: Path | None = None
     seed: int = 0
     deterministic: bool = False
     precision: Precision = "float32"
@@ -100,6 +103,11 @@ class RunOptions:
         if self.learning_rate is not None and not 2.0**-126 <= self.learning_rate < 2.0**127:
             raise UsageError(
                 f"Expected a --learning-rate above 0 that float32 holds, got {self.learning_rate:g}."
+            )
+        if self.normalize is not None and self.initial_model is not None:
+            raise UsageError(
+                "A model to start from was trained with the Normalization layer that it has. Take --normalize or "
+                "--initial-model; with `coordinator launch`, --from-scratch."
             )
         try:
             self.settings(1)
@@ -184,6 +192,7 @@ class RunOptions:
             upload_precision=first.precision,
             deterministic=self.deterministic,
             initial_model=None if self.initial_model is None else str(self.initial_model),
+            normalize=None if self.normalize is None else str(self.normalize),
         )
 
     @property

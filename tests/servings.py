@@ -53,9 +53,16 @@ def save_site(path: Path, count: int, seed: int) -> Path:
 
 
 class Process:
-    """One command as a process; its output is in files."""
+    """One command as a process; its output is in files.
 
-    def __init__(self, package: str, arguments: list[str], folder: Path, amqp_url: str) -> None:
+    Args:
+        path: A folder whose modules come before all others.
+    """
+
+    def __init__(
+        self, package: str, arguments: list[str], folder: Path, amqp_url: str, path: Path | None = None
+    ) -> None:
+        paths = [str(each) for each in (path, ROOT) if each]
         name = f"{package}-{len(list(folder.glob('*.out')))}"
         self.out, self.err = folder / f"{name}.out", folder / f"{name}.err"
         program = f"from {package}.cli import main; main(prog_name={package!r})"
@@ -65,7 +72,7 @@ class Process:
                 stdout=stdout,
                 stderr=stderr,
                 cwd=folder,
-                env=os.environ | {"AMQP_URL": amqp_url, "PYTHONPATH": str(ROOT)},
+                env=os.environ | {"AMQP_URL": amqp_url, "PYTHONPATH": os.pathsep.join(paths)},
             )
 
     @property
@@ -97,11 +104,16 @@ class Process:
 
 
 class Lab:
-    """One federation on one broker: starts its processes, and ends them all."""
+    """One federation on one broker: starts its processes, and ends them all.
 
-    def __init__(self, folder: Path, amqp_url: str) -> None:
+    Args:
+        path: A folder whose modules come before all others, in every process.
+    """
+
+    def __init__(self, folder: Path, amqp_url: str, path: Path | None = None) -> None:
         self.folder = folder
         self.amqp_url = amqp_url
+        self._path = path
         self.address = ""
         self.processes: list[Process] = []
 
@@ -114,7 +126,7 @@ class Lab:
                 process.kill()
 
     def start(self, package: str, *arguments: str) -> Process:
-        process = Process(package, list(arguments), self.folder, self.amqp_url)
+        process = Process(package, list(arguments), self.folder, self.amqp_url, self._path)
         self.processes.append(process)
         return process
 

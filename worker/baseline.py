@@ -135,16 +135,19 @@ def measured_by(
 
 
 def _first_weights(loaded: LoadedModel, options: BaselineOptions) -> list[Array]:
-    """New weights drawn from the seed, or the file's own."""
+    """New weights drawn from the seed, or the file's own; what no training moves is always the file's own."""
+    own = list(loaded.model.get_weights())
     if options.from_file:
-        return list(loaded.model.get_weights())
+        return own
     from worker.tensorflow import load_keras
 
     if options.deterministic:
         be_deterministic(options.seed)
     keras = load_keras()
     keras.utils.set_random_seed(options.seed)
-    return list(keras.models.clone_model(loaded.model).get_weights())
+    new, layout = keras.models.clone_model(loaded.model).get_weights(), layout_of(loaded.model)
+    stays = [spec.kind in ("frozen", "integer") for spec in layout]
+    return [old if stay else fresh for old, fresh, stay in zip(own, new, stays, strict=True)]
 
 
 def save_alone(loaded: LoadedModel, path: Path) -> None:

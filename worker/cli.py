@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import click
 from broker.command import CommandGroup, Stop, amqp_url_option, log_options, read_environment
 from broker.errors import EXIT_DONE, DataError, UsageError
 from broker.logs import LogContext
-from broker.model.trust import NOTHING, Trusted, trust
+from broker.model.trust import Trusted
 from broker.wire.names import check_name
 from worker.baseline import BaselineOptions, measured_by, save_alone, train_alone
 from worker.data.classes import parse_classes
@@ -22,13 +23,15 @@ from worker.learning.evaluation import Evaluation, check_classes, format_evaluat
 from worker.learning.prediction import predict
 from worker.learning.saved_model import LoadedModel, check_scale, load_model
 from worker.learning.values import Measures, format_answer, format_measures, predict_rows
+from worker.processes.pool import TrainingPool
 from worker.rounds.own_site import OwnSite, open_trainer
-from worker.rounds.participant import Participant
+from worker.rounds.own_trainer import OwnTraining
+from worker.rounds.participant import KerasTrainer, Participant
 from worker.rounds.site_rules import SHARES, Share, SiteRules
 from worker.rounds.start import LinkTo, take_part
 from worker.tables.rows import SUFFIXES
 from worker.tables.table_set import TableSet
-from worker.tensorflow import load_keras
+from worker.tensorflow import trusted_by
 
 logger = logging.getLogger(__name__)
 
@@ -86,12 +89,9 @@ def trust_option(function: Any) -> Any:
 
 
 def _trusted(modules: tuple[str, ...]) -> Trusted:
-    """What the modules register; TensorFlow is loaded for that alone."""
-    if not modules:
-        return NOTHING
-    load_keras()
-    trusted = trust(modules)
-    logger.info("Trusted parts of %s: %s.", ", ".join(modules), ", ".join(sorted(trusted)))
+    trusted = trusted_by(modules)
+    if trusted:
+        logger.info("Trusted parts of %s: %s.", ", ".join(modules), ", ".join(sorted(trusted)))
     return trusted
 
 
@@ -286,14 +286,15 @@ def participation_options(function: Any) -> Any:
     type=click.Choice(SHARES),
     default="metrics",
     show_default=True,
-    help="What leaves besides the update; counts: also how many examples of each class.",
+    help="What leaves besides the update; counts: also how many examples of each class; statistics: also mean, "
+    "spread, range and histogram of each feature, when a coordinator asks.",
 )
 @click.option(
     "--least-examples",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Decline a round that would train on fewer.",
+    help="Decline a round that would train on fewer, and statistics that would rest on fewer (or on fewer than 10).",
 )
 @click.option("--least-steps", type=click.IntRange(min=1), default=1, show_default=True,
               help="Decline a round that would take fewer steps.")  # fmt: skip
@@ -346,7 +347,9 @@ def run_command(
     participant = Participant(
         name=name, data=its, evaluate_only=evaluate_only, rules=rules, trusts=tuple(sorted(trusted))
     )
-    take_part([participant], LinkTo(amqp_url, f"worker {name}"), log, trusted=trusted, **options)
+    take_part(
+        [participant], LinkTo(amqp_url, f"worker {name}"), log, trusted_modules=trusted_modules, **options
+    )
 
 
 def _open_data(
@@ -374,6 +377,8 @@ def _own_sites(trainer: str | None, data: str | None, classes: str | None, names
               help="How alike their parts of the data are.")  # fmt: skip
 @click.option("--part", metavar="I/K", default="1/1",
               help="This process is the I-th of K that share the COUNT workers.  [default: 1/1]")  # fmt: skip
+@click.option("--processes", type=click.IntRange(min=0), default=1, show_default=True, metavar="N",
+              help="Train in N processes behind this one, on one partition; 0: one for each core.")  # fmt: skip
 @participation_options
 @amqp_url_option
 @log_options
@@ -382,6 +387,7 @@ def swarm_command(
     name: str,
     scheme: str,
     part: str,
+    processes: int,
     trainer: str | None,
     data: str | None,
     classes: str | None,
@@ -394,14 +400,16 @@ def swarm_command(
     """Study many workers on one machine: each has its own identity, part of the data and seed.
 
     They are trained one after the other with one compiled model, on one connection, and share two queues: the
-    weights come once a round, however many they are. A second process on the same data without --part would
-    train the very same parts of it once more; with --part, and the same COUNT, partition and seed, each process
-    has other workers with other data. With --trainer each has a trainer of its own, made with its name, and cuts
-    its data itself.
+    weights come once a round, however many they are. With --processes N, so many are trained at the same time,
+    each with a model and its share of the cores, on the same data in memory. A second command on the same data
+    without --part would train the very same parts of it once more; with --part, and the same COUNT, partition and
+    seed, each has other workers with other data. With --trainer each worker has a trainer of its own, made with
+    its name, and cuts its data itself.
 
     \b
     worker swarm --count 100 --data mnist.npz
     worker swarm --count 1000 --data mnist.npz --partition shards
+    worker swarm --count 100 --data mnist.npz --processes 0
     worker swarm --count 100 --part 1/2 --data mnist.npz    and    --part 2/2 in another terminal
     """
     check_name(name)
@@ -420,7 +428,20 @@ def swarm_command(
     part_number, _, parts = part.partition("/")
     reader = name if int(parts) == 1 else f"{name}.{int(part_number)}"
     link_to = LinkTo(amqp_url, f"swarm {reader}")
-    take_part(participants, link_to, log, is_swarm=True, reader=reader, trusted=trusted, **options)
+    keras = partial(KerasTrainer, deterministic=options["deterministic"], trusted_modules=trusted_modules)
+    make_pool = None
+    if processes != 1:
+        make_pool = partial(TrainingPool, participants, processes, OwnTraining if trainer else keras)
+    take_part(
+        participants,
+        link_to,
+        log,
+        is_swarm=True,
+        reader=reader,
+        make_pool=make_pool,
+        trusted_modules=trusted_modules,
+        **options,
+    )
 
 
 @main.command(name="train-alone", short_help="The same training with no federation.")

@@ -4,11 +4,13 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 
+from broker.errors import ModelError
 from broker.logs import is_chatter
+from broker.model.trust import NOTHING, Trusted, trust
 
 
 def load_keras() -> ModuleType:
@@ -16,6 +18,9 @@ def load_keras() -> ModuleType:
 
     Returns:
         The module `keras`.
+
+    Raises:
+        ModelError: It isn't installed.
     """
     if "keras" not in sys.modules or "tensorflow" not in sys.modules:
         os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever this person's own projects use
@@ -23,14 +28,35 @@ def load_keras() -> ModuleType:
         for name in ("absl", "tensorflow"):
             logging.getLogger(name).setLevel(logging.ERROR)
         with _without_chatter(), _without_matplotlib():
-            import keras
-            import tensorflow
-
-            tensorflow.config.list_physical_devices("GPU")  # says that there is none: here, not later
+            _import_all()
     import keras
 
     loaded: ModuleType = keras
     return loaded
+
+
+def _import_all() -> None:
+    try:
+        import keras  # noqa: F401 - it takes TensorFlow with it
+        import tensorflow
+    except ImportError as exc:
+        raise ModelError(
+            f"Keras models need TensorFlow, which can't be imported: {exc}. Try pip install tensorflow, or take "
+            "part in tasks of arrays with --trainer."
+        ) from exc
+    tensorflow.config.list_physical_devices("GPU")  # says that there is none: here, not later
+
+
+def trusted_by(modules: Sequence[str]) -> Trusted:
+    """What modules register that an operator trusts; TensorFlow is loaded only if there are any.
+
+    Raises:
+        UsageError: One isn't there, fails, or registers nothing.
+    """
+    if not modules:
+        return NOTHING
+    load_keras()
+    return trust(modules)
 
 
 @contextmanager

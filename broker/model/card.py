@@ -11,7 +11,7 @@ from broker.errors import ModelError, ProtocolError
 from broker.model.archive import add_text, read_comment, read_text, set_comment
 from broker.model.arrays import NPZ
 from broker.wire.fields import from_plain, to_plain
-from broker.wire.needs import Needs
+from broker.wire.settings import Needs
 from broker.wire.tensors import InputFacts
 
 MEMBER = "warren.json"  #: the card's name inside model.keras, which is a zip file; Keras reads past it

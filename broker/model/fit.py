@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from broker.wire.needs import TEXT, Held, InputSpec, Needs, Role, Shape, TargetSpec
+from broker.wire.settings import TEXT, Held, InputSpec, Needs, Role, Shape, TargetSpec
 
 _SHOWN = 12
 

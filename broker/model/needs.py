@@ -6,7 +6,7 @@ from typing import Any
 from broker.errors import ModelError, ProtocolError
 from broker.model.head import BINARY, CATEGORICAL, MARGINS
 from broker.model.loss import is_builtin, loss_name, takes_class_numbers
-from broker.wire.needs import TEXT, InputSpec, Needs, TargetSpec
+from broker.wire.settings import TEXT, InputSpec, Needs, TargetSpec
 
 
 def needs_of(model: Any) -> Needs:

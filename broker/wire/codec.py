@@ -34,6 +34,31 @@ def pack(value: dict[str, Any]) -> bytes:
     return b"".join((packer.bytes(), _BIN32_HEADER.pack(_BIN32, len(last)), last))
 
 
+def pack_value(value: Any) -> bytes:
+    """Encode what may stand in a map."""
+    return bytes(msgpack.packb(value, use_bin_type=True))
+
+
+class PackedMap:
+    """A map that grows, of values that are encoded already: each is encoded once, however often the map is wanted."""
+
+    def __init__(self) -> None:
+        self._num_values = 0
+        self._pairs = bytearray()
+
+    def put(self, name: str, packed: bytes) -> None:
+        """Add a value that is not in it."""
+        self._num_values += 1
+        self._pairs += pack_value(name)
+        self._pairs += packed
+
+    def packed(self) -> bytes:
+        """The map as `pack` would encode it."""
+        packer = msgpack.Packer(autoreset=False)
+        packer.pack_map_header(self._num_values)
+        return bytes(packer.bytes() + self._pairs)
+
+
 class _Budget:
     """So many values may be unpacked: 15 MB of empty lists are 15 million objects, and a gigabyte."""
 

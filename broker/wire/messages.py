@@ -13,13 +13,14 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from broker.envelope import Message as Message  # for whoever speaks of any of these
 from broker.errors import OtherVersion, ProtocolError
 from broker.wire import codec, names
 from broker.wire.fields import Binary, from_plain, require, to_plain
 from broker.wire.limits import require_amount, require_classes, require_measures, require_names, require_short
-from broker.wire.needs import Held, Needs, require_holds
 from broker.wire.scores import AnswerCounts
-from broker.wire.settings import Precision, TrainingSettings
+from broker.wire.settings import Held, Needs, Precision, TrainingSettings, require_holds
+from broker.wire.statistics import StatisticsAsked, StatisticsRefused, StatisticsTold
 from broker.wire.tensors import Array, InputFacts, TensorSpec
 from broker.wire.versions import VERSION, read_envelope
 
@@ -41,12 +42,6 @@ class RoundKey:
     round_number: int
     attempt: int
     digest: str = ""
-
-
-class Message:
-    """Root of all messages."""
-
-    TYPE: ClassVar[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -473,7 +468,7 @@ _MESSAGES: dict[str, type[Message]] = {
     for kind in (
         RollCall, Ping, RoundStart, Part, RoundClosed, UploadAgain, Refused, RunFinished,
         Joined, Left, SwarmJoined, SwarmLeft, Progress, UpdateAnnounced, Declined,
-        Launch, LaunchAnswered, StatusAsked, StatusTold,
+        Launch, LaunchAnswered, StatusAsked, StatusTold, StatisticsAsked, StatisticsTold, StatisticsRefused,
     )
 }  # fmt: skip
 

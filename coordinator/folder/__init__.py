@@ -6,4 +6,5 @@ Contents:
     run_json     run.json: which run a folder holds
     run_folder   one run's folder: all that is fsynced
     run_index    the folder --runs
+    statistics_file what a survey of the sites' examples has found
 """

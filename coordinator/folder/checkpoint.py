@@ -21,7 +21,7 @@ from broker.model.arrays import is_arrays
 from broker.model.card import ModelCard
 from broker.wire import codec
 from broker.wire.fields import from_plain, to_plain
-from broker.wire.needs import Needs
+from broker.wire.settings import Needs
 from broker.wire.tensors import FLOAT32, Array, InputFacts, Layout, Vector, sections_of, vector_size
 from broker.wire.versions import release
 from coordinator.files import Chunk, write_atomically
@@ -176,7 +176,7 @@ def write_checkpoint(
     header["history"] = [row.plain for row in checkpoint.history]
     header["num_states"] = len(checkpoint.strategy_state)
     arrays = [checkpoint.vector, *checkpoint.strategy_state]
-    _write(folder / CHECKPOINT_FILE, _CHECKPOINT_MAGIC, header, arrays, check)
+    _write(folder / CHECKPOINT_FILE, _CHECKPOINT_MAGIC, codec.pack(header), arrays, check)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -200,15 +200,51 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(**fields, vector=vectors[:size], strategy_state=tuple(states))
 
 
+class PackedRounds:
+    """Headers of open rounds; what was in the former one is not encoded again, for ten thousand may have answered."""
+
+    def __init__(self) -> None:
+        self._record: tuple[RoundRecord | None, bytes] = (None, b"")
+        self._answers: dict[str, Answer] = {}
+        self._packed = codec.PackedMap()
+
+    def header(self, record: RoundRecord, answers: Mapping[str, Answer]) -> bytes:
+        """A `_RoundHeader`, packed."""
+        if self._record[0] is not record:
+            self._record = (record, codec.pack_value(to_plain(record)))
+        if any(answers.get(worker) is not answer for worker, answer in self._answers.items()):
+            self._answers, self._packed = {}, codec.PackedMap()
+        for worker, answer in answers.items():
+            if worker not in self._answers:
+                self._answers[worker] = answer
+                self._packed.put(worker, codec.pack_value(to_plain(answer)))
+        header = codec.PackedMap()
+        header.put("record", self._record[1])
+        header.put("answers", self._packed.packed())
+        header.put("written_by", codec.pack_value(release()))
+        return header.packed()
+
+
 def write_open_round(
-    folder: Path, record: RoundRecord, answers: dict[str, Answer], arrays: list[NDArray[Any]]
+    folder: Path,
+    record: RoundRecord,
+    answers: Mapping[str, Answer],
+    arrays: list[NDArray[Any]],
+    packed: PackedRounds | None = None,
 ) -> None:
     """Fsync the open round: before its start goes out, and before what it holds is acknowledged.
+
+    Args:
+        folder: The run's.
+        record: What is fixed.
+        answers: Those so far.
+        arrays: What they add up to.
+        packed: Of the round as it was written before.
 
     Raises:
         CheckpointError: It can't be written; the former one is intact.
     """
-    header = to_plain(_RoundHeader(record=record, answers=answers, written_by=release()))
+    header = (packed or PackedRounds()).header(record, answers)
     _write(folder / ROUND_FILE, _ROUND_MAGIC, header, arrays)
 
 
@@ -237,11 +273,10 @@ def _typed(kind: type, content: dict[str, Any], file: Path) -> Any:
 def _write(
     path: Path,
     magic: bytes,
-    header: dict[str, Any],
+    packed: bytes,
     arrays: list[NDArray[Any]],
     check: Callable[[Path], None] = lambda _aside: None,
 ) -> None:
-    packed = codec.pack(header)
     if len(packed) > _HEADER_LIMIT:  # nobody could read it again
         raise CheckpointError(
             f"Can't write {path}: its header has {len(packed)} bytes, more than {_HEADER_LIMIT}. The former one is "

@@ -12,6 +12,7 @@ from coordinator.folder.checkpoint import (
     CHECKPOINT_FILE,
     Checkpoint,
     OpenRound,
+    PackedRounds,
     read_checkpoint,
     read_open_round,
     write_checkpoint,
@@ -42,6 +43,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._history_at = float("-inf")
+        self._packed = PackedRounds()
 
     @property
     def checkpoint(self) -> Path:
@@ -100,7 +102,7 @@ class RunFolder:
         Raises:
             CheckpointError: It can't be written; the former one is intact.
         """
-        write_open_round(self.path, record, answers, arrays)
+        write_open_round(self.path, record, answers, arrays, self._packed)
 
     def write_history(
         self, rows: list[Row], *, is_general: bool = False, at_most_each_second: bool = False

@@ -89,7 +89,7 @@ def _load(path: Path) -> dict[str, Array]:
     if not path.is_file():
         raise UsageError(f"There is no model file {str(path)!r}.")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except Exception as exc:  # whatever a damaged or foreign archive makes numpy raise
         raise ModelError(f"{path.name} can't be read as an .npz file of arrays: {exc!s:.200}") from exc

@@ -27,7 +27,7 @@ from broker.model.allowlist import check_model_json, parts_in
 from broker.model.archive import read_config
 from broker.model.arrays import NPZ, arrays_text, is_arrays
 from broker.model.card import ModelCard, read_card, write_card
-from broker.model.kinds import apply_kinds, layout_of
+from broker.model.kinds import adapt_sole_normalization, apply_kinds, layout_of, renew_adapted
 from broker.model.needs import needs_of
 from broker.model.trust import Trusted, trust
 from broker.wire.fields import to_plain
@@ -131,6 +131,8 @@ def _build(request: Request) -> dict[str, Any]:
     needs = needs_of(model)
     if request["initial_model"] is not None:
         _take_weights(model, Path(request["initial_model"]))
+    if request["normalization"] is not None:
+        adapt_sole_normalization(model, **request["normalization"])
     np.savez(request["weights_path"], *(_values(model)))
     return {
         "model_json": text,
@@ -146,6 +148,8 @@ def _build(request: Request) -> dict[str, Any]:
 
 def _build_arrays(given: Mapping[Any, Any], request: Request) -> dict[str, Any]:
     """A task of named arrays, which the sites' own trainers train."""
+    if request["normalization"] is not None:
+        raise ModelError("A task of arrays has no Normalization layer. Try without --normalize.")
     arrays = read_arrays(given)
     if request["initial_model"] is not None:
         arrays = started_from(arrays, Path(request["initial_model"]))
@@ -210,7 +214,7 @@ def _called(source: str, function: Callable[[], Any]) -> Any:
     try:
         return function()
     except Exception as exc:  # a person's own code may raise anything
-        raise ModelError(f"{source} raised {_one_line(exc)}") from exc
+        raise _raised(source, exc) from exc
 
 
 def _origin(module: Any) -> str:
@@ -227,7 +231,13 @@ def _import(module_name: str) -> Any:
             raise UsageError(
                 f"There is no module {exc.name!r}. Try from its folder, or set PYTHONPATH."
             ) from exc
-        raise ModelError(f"Importing {module_name} raised {_one_line(exc)}") from exc
+        raise _raised(f"Importing {module_name}", exc) from exc
+
+
+def _raised(what: str, exc: Exception) -> ModelError:
+    is_missing = isinstance(exc, ModuleNotFoundError) and exc.name in ("keras", "tensorflow")
+    advice = ". Keras models need TensorFlow: try pip install tensorflow." if is_missing else ""
+    return ModelError(f"{what} raised {_one_line(exc)}{advice}")
 
 
 def _load(path: Path) -> Any:
@@ -298,6 +308,7 @@ def _values(model: Any) -> list[Array]:
 def _set_weights(model: Any, values: list[Array]) -> None:
     for weight, value in zip(model.weights, values, strict=True):
         weight.assign(value)
+    renew_adapted(model)
 
 
 class _Keeper:

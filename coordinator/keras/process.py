@@ -20,8 +20,9 @@ from broker.errors import CheckpointError, DataError, ModelError, ProtocolError,
 from broker.logs import is_chatter
 from broker.model.card import ModelCard
 from broker.wire.fields import from_plain, to_plain
-from broker.wire.needs import Needs
+from broker.wire.settings import Needs
 from broker.wire.tensors import Array, InputFacts, Layout, TensorSpec, Vector, flatten
+from coordinator.folder.statistics_file import read_statistics
 from coordinator.keras.form import has_schedule
 from coordinator.tasks import Task
 
@@ -115,13 +116,16 @@ class ModelProcess:
     ) -> None:
         self.close()
 
-    def build(self, task: Task, *, seed: int, initial_model: Path | None = None) -> BuiltModel:
+    def build(
+        self, task: Task, *, seed: int, initial_model: Path | None = None, normalize: Path | None = None
+    ) -> BuiltModel:
         """Build a task's model and its initial weights.
 
         Args:
             task: From `coordinator.tasks.resolve`.
             seed: Of the initial weights.
             initial_model: A .keras file, or an .npz file of arrays, whose weights to start from.
+            normalize: What `coordinator statistics` has found, for the model's Normalization layer.
 
         Raises:
             UsageError: There is no such module, function or file.
@@ -136,6 +140,7 @@ class ModelProcess:
                     "source": task.source,
                     "seed": seed,
                     "initial_model": None if initial_model is None else str(initial_model.resolve()),
+                    "normalization": None if normalize is None else _normalization_in(normalize),
                     "weights_path": str(weights_path),
                 }
             )
@@ -261,6 +266,11 @@ class ModelProcess:
         if answer["error"] in _ERRORS:
             raise _ERRORS[answer["error"]](answer["text"])
         raise RuntimeError(f"The model process failed: {answer['text']}")
+
+
+def _normalization_in(path: Path) -> dict[str, list[float]]:
+    features = read_statistics(path).features
+    return {"means": [each.mean for each in features], "variances": [each.variance for each in features]}
 
 
 def _read_weights(path: Path) -> list[Array]:

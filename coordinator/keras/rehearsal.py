@@ -8,7 +8,7 @@ import numpy as np
 
 from broker.errors import ModelError
 from broker.model.needs import inputs_struct, outputs_struct, packed
-from broker.wire.needs import TEXT, InputSpec, Needs, TargetSpec
+from broker.wire.settings import TEXT, InputSpec, Needs, TargetSpec
 from broker.wire.tensors import Array
 
 _NUM_EXAMPLES = 3

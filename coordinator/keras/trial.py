@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.model.needs import needs_of
-from broker.wire.needs import Needs
+from broker.wire.settings import Needs
 from broker.wire.tensors import Array
 from coordinator.keras.rehearsal import made_up_inputs, made_up_outputs, made_up_targets
 

@@ -5,6 +5,7 @@ Contents:
     exact_sum      a sum of doubles without rounding, for statistics
     measure_names  what measures are called
     measures       what several workers measured, put together
+    statistics    what the sites tell of their examples, judged and put together
     spares         large arrays of one round, used again in the next
     membership     who joined, who is away, who is selected
     rounds         one round as a state machine: who answered, what counts, when it closes

@@ -8,7 +8,7 @@ import numpy as np
 
 from broker.wire import names
 from broker.wire.messages import Joined, RoundKey
-from broker.wire.needs import Held
+from broker.wire.settings import Held
 from broker.wire.tensors import InputFacts
 
 _MOST_TIMES_MEDIAN = 1024

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from broker.model.fit import holds_of_classes, misfit
 from broker.model.likeness import common_inputs, is_other_scale, scale_difference, shape_difference
-from broker.wire.needs import Needs
+from broker.wire.settings import Needs
 from broker.wire.tensors import InputFacts
 from coordinator.folder.checkpoint import Checkpoint
 from coordinator.learning.membership import Member, Roster

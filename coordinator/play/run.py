@@ -402,7 +402,12 @@ def _building(models: ModelProcess, options: RunOptions) -> Future[BuiltModel]:
     def build() -> None:
         try:
             built.set_result(
-                models.build(options.task, seed=options.seed, initial_model=options.initial_model)
+                models.build(
+                    options.task,
+                    seed=options.seed,
+                    initial_model=options.initial_model,
+                    normalize=options.normalize,
+                )
             )
         except Exception as exc:  # noqa: BLE001 - carried to the thread that waits for the model
             built.set_exception(exc)

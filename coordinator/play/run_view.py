@@ -71,8 +71,15 @@ def describe_workers(
 ) -> tuple[WorkerStatus, ...]:
     """One entry a worker, in the order of their names."""
     late = _late_in_last_round(view)
+    invited = frozenset(view.record.invited if view and view.record else ())
     return tuple(
-        _describe(member, sightings.get(member.worker), view, is_late=member.worker in late)
+        _describe(
+            member,
+            sightings.get(member.worker),
+            view,
+            is_late=member.worker in late,
+            is_invited=member.worker in invited,
+        )
         for member in sorted(members, key=lambda member: _natural(member.worker))
     )
 
@@ -89,10 +96,10 @@ def _late_in_last_round(view: RunView | None) -> frozenset[str]:
 
 
 def _describe(
-    member: Member, sighting: Sighting | None, view: RunView | None, *, is_late: bool
+    member: Member, sighting: Sighting | None, view: RunView | None, *, is_late: bool, is_invited: bool
 ) -> WorkerStatus:
     progress = _current(sighting.progress if sighting else None, view)
-    state, detail = _state(member, progress, view, is_late=is_late)
+    state, detail = _state(member, progress, view, is_late=is_late, is_invited=is_invited)
     return WorkerStatus(
         name=member.worker,
         is_present=member.is_present,
@@ -118,7 +125,7 @@ def _current(progress: Progress | None, view: RunView | None) -> Progress | None
 
 
 def _state(
-    member: Member, progress: Progress | None, view: RunView | None, *, is_late: bool
+    member: Member, progress: Progress | None, view: RunView | None, *, is_late: bool, is_invited: bool
 ) -> tuple[str, str | None]:
     """The state's name, and what is to be said about it."""
     answer = view.answers.get(member.worker) if view else None
@@ -130,7 +137,7 @@ def _state(
         return "answered", f"after {answer.seconds:.1f} s"
     if view is not None and member.worker in view.unfit:
         return "idle", f"takes no part: {view.unfit[member.worker]}"
-    if view is None or view.record is None or member.worker not in view.record.invited:
+    if view is None or view.record is None or not is_invited:
         return ("late" if is_late else "idle"), None
     return _state_invited(view.record, member, progress)
 

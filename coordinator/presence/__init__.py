@@ -3,5 +3,6 @@
 Contents:
     session     the place at the broker: its queue, its single reader, who is there
     strangers   whoever speaks another version: refused by name
+    survey      what the sites' examples are like, asked in two steps
     clock       time that stands still while the connection is lost
 """

@@ -31,6 +31,7 @@ from broker.wire.messages import (
     SwarmLeft,
     UpdateAnnounced,
 )
+from broker.wire.statistics import StatisticsRefused, StatisticsTold
 from broker.wire.swarms import each_joined
 from coordinator.learning.membership import Member, Roster
 from coordinator.presence.clock import ConnectedClock
@@ -93,6 +94,10 @@ def refuse_launch(_launch: Launch) -> LaunchAnswered:
     )
 
 
+def ignore_statistics(_delivery: Delivery, _told: StatisticsTold | StatisticsRefused) -> None:
+    """What a coordinator does with the answer to a question of before its start."""
+
+
 def tell_nothing() -> str:
     """What a coordinator says that has nothing to tell."""
     return "{}"
@@ -109,6 +114,7 @@ class Session:
         roster: Everyone who joined since this process started.
         sightings: When and with what each was heard last.
         on_launch: Takes or refuses a launch.
+        on_statistics: Takes what a worker tells of its examples.
         tell: What goes on, as JSON.
         errand: Done at every turn, e.g. what another thread asks for.
         is_idle: Nothing had come in when it was looked last.
@@ -136,6 +142,7 @@ class Session:
         self.sightings: dict[str, Sighting] = {}
         self.roll_called_at = float("-inf")
         self.on_launch: Callable[[Launch], LaunchAnswered] = refuse_launch
+        self.on_statistics: Callable[[Delivery, StatisticsTold | StatisticsRefused], None] = ignore_statistics
         self.tell: Callable[[], str] = tell_nothing
         self.errand: Callable[[], None] = lambda: None
         self.is_idle = True
@@ -321,6 +328,8 @@ class Session:
             self.single_reader.hear(message)
         elif isinstance(message, Launch):
             self._on_launch(delivery, message)
+        elif isinstance(message, StatisticsTold | StatisticsRefused):
+            self.on_statistics(delivery, message)
         elif isinstance(message, StatusAsked):
             self._reply(message.reply_to, StatusTold(state=self.tell()))
         elif not isinstance(message, Progress):
@@ -334,10 +343,10 @@ class Session:
         except ProtocolError as exc:
             self.validator.bury(delivery, str(exc))
             return None
+        came = self._on_joined(joined, word.worker)
         for member in self.roster.of_reader(word.worker):
             if member.token != word.token:
                 self.roster.set_present(member.worker, is_present=False)
-        came = self._on_joined(joined, word.worker)
         for member in came.members:
             self._note_seen(member.worker)
         return came

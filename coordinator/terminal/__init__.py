@@ -1,7 +1,9 @@
-"""What a person at a terminal sees: the bar of a run, and what comes back of `launch` and `status`.
+"""What a person at a terminal sees: the bar of a run, and what comes back of `launch`, `status` and `statistics`.
 
 Contents:
     console       the live bar of `coordinator run`
     status_text   what `coordinator status` prints
+    statistics_text     the tables of `coordinator statistics`
+    statistics_picture  its two pictures
     client        `coordinator launch` and `status`: questions over the broker
 """

@@ -50,9 +50,11 @@ class NoModels:
     def __init__(self, size: int) -> None:
         self._size = size
 
-    def build(self, _task: Task, *, seed: int, initial_model: Path | None = None) -> BuiltModel:
+    def build(
+        self, _task: Task, *, seed: int, initial_model: Path | None = None, normalize: Path | None = None
+    ) -> BuiltModel:
         """One tensor of random weights."""
-        del initial_model
+        del initial_model, normalize
         return BuiltModel(
             model_json="{}",
             layout=(TensorSpec(dtype="float32", shape=(self._size,), kind="trainable"),),

@@ -2,8 +2,9 @@
 
 What is under test is the product's own: Run, WorkerLoop, the RabbitMQ link, the files. Stand-ins are the model
 process, the data, and the training, whose update depends on (weights, seed, round, worker) alone; with `data` in the
-options these three are the product's own too, and TensorFlow trains. A break point kills the process, or holds it,
-before or after the n-th call of a function; it is patched in here, never in the product.
+options these three are the product's own too, and TensorFlow trains; with `example` likewise, and scikit-learn does.
+A break point kills the process, or holds it, before or after the n-th call of a function; it is patched in here, never
+in the product.
 """
 
 import faulthandler
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +34,7 @@ from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.single_reader import SingleReader
 from broker.model.card import ModelCard
 from broker.wire.messages import RoundStart
-from broker.wire.needs import Held
+from broker.wire.settings import Held
 from broker.wire.tensors import FLOAT32, InputFacts, Layout, TensorSpec, Vector
 from coordinator.files import lock_folder, make_folder, write_atomically
 from coordinator.folder.checkpoint import read_checkpoint
@@ -46,6 +48,9 @@ from tests.steps import next_weights
 from worker.console import Console
 from worker.data.data_set import open_data
 from worker.learning.results import Report
+from worker.processes.pool import TrainingPool
+from worker.rounds.own_site import open_trainer
+from worker.rounds.own_trainer import OwnTraining
 from worker.rounds.participant import KerasTrainer, Participant, Trained, seed_of
 from worker.rounds.uploading import Measured
 from worker.rounds.worker_loop import WorkerLoop
@@ -70,6 +75,7 @@ POINTS: dict[str, tuple[str, str]] = {
     "save": ("coordinator.play.committed", "Committed.save"),
     "finish": ("coordinator.play.run", "Run._finish"),
     "train": ("tests.faults.actors", "NumpyTrainer.answer"),
+    "fit": ("worker.examples.sklearn_logistic", "Trainer.fit"),
     "upload-part": ("worker.rounds.uploading", "KeptUpdate.part"),
     "announce": ("worker.rounds.uploading", "KeptUpdate.announcement"),
 }
@@ -102,11 +108,13 @@ class Options:
         names: More than one: a process that speaks for several workers, one after the other.
         trainings: Where each training is noted, one JSON line each.
         patches: Constants of the product to set, "module:name" to value: shorter waits for the tests.
+        processes: That train behind a swarm's own; 1 trains in it.
         fails: Training raises DataError.
         spoils: Added to every value of its updates: finite, and yet too much for the model.
         crashes: So many trainings raise what nobody expects.
         classes: Of its data.
         data: What a worker trains on with Keras; for a coordinator: its model is Keras's, a small one.
+        example: In place of the stand-ins a task of arrays, and the trainer of one's own in the same module.
     """
 
     role: Literal["coordinator", "worker"]
@@ -121,12 +129,14 @@ class Options:
     holds_gil_seconds: float = 0.0
     once: bool = True
     is_swarm: bool = False
+    processes: int = 1
     evaluate_only: bool = False
     fails: bool = False
     spoils: float = 0.0
     crashes: int = 0
     classes: tuple[str, ...] = CLASSES
     data: str = ""
+    example: str = ""
     trainings: str = ""
     claim_seconds: float = 20.0
     connect_seconds: float = 20.0
@@ -186,9 +196,11 @@ class StandInModels:
     def __init__(self, size: int) -> None:
         self._size = size
 
-    def build(self, _task: Task, *, seed: int, initial_model: Path | None = None) -> BuiltModel:
+    def build(
+        self, _task: Task, *, seed: int, initial_model: Path | None = None, normalize: Path | None = None
+    ) -> BuiltModel:
         """A model of one weight tensor."""
-        del initial_model
+        del initial_model, normalize
         return BuiltModel(
             model_json='{"class_name": "StandIn"}',
             layout=layout_of_size(self._size),
@@ -380,10 +392,19 @@ def patch(owner: Any, name: str, value: object) -> None:
 # --- the two roles ---------------------------------------------------------------------------------------------
 
 
+def task_of(options: Options) -> Task:
+    """What is to be learned."""
+    if options.example:
+        return resolve(f"{options.example}:task")
+    return resolve("mnist") if options.data else TASK
+
+
 def play_coordinator(options: Options, link: RabbitLink, stop: Stop, log: logs.LogContext) -> int:
     """As `coordinator.cli.run` does it."""
-    asked = RunOptions(task=resolve("mnist") if options.data else TASK, out=Path(options.out), **options.run)
-    make_models: Any = ModelProcess if options.data else lambda: nullcontext(StandInModels(options.size))
+    asked = RunOptions(task=task_of(options), out=Path(options.out), **options.run)
+    make_models: Any = lambda: nullcontext(StandInModels(options.size))  # noqa: E731
+    if options.data or options.example:
+        make_models = lambda: ModelProcess(is_warm=asked.task.is_surely_keras)  # noqa: E731
     try:
         make_folder(asked.out)
         with lock_folder(asked.out, wait=asked.standby, stop=stop.event):
@@ -400,28 +421,41 @@ def play_coordinator(options: Options, link: RabbitLink, stop: Stop, log: logs.L
     return 0
 
 
+def trainer_of(options: Options, stop: Stop) -> Any:
+    """What trains."""
+    if options.example:
+        return OwnTraining(ending=stop.event)
+    return KerasTrainer(ending=stop.event) if options.data else NumpyTrainer(options)
+
+
 def play_worker(options: Options, link: RabbitLink, stop: Stop, log: logs.LogContext) -> int:
     """As `worker.rounds.start.take_part` does it."""
     participants = []
     for name in options.names:
-        data: Any = (
-            open_data(options.data) if options.data else StandInData(options.num_examples, options.classes)
-        )
+        data: Any = StandInData(options.num_examples, options.classes)
+        if options.example:
+            data = open_trainer(f"{options.example}:Trainer", data=None, worker=name)
+        elif options.data:
+            data = open_data(options.data)
         participants.append(Participant(name=name, data=data, evaluate_only=options.evaluate_only))
     link.open()
-    try:
+    with ExitStack() as stack:
+        stack.callback(link.close)
+        pool = None
+        if options.processes > 1:
+            make_trainer = partial(NumpyTrainer, options)
+            pool = stack.enter_context(TrainingPool(participants, options.processes, make_trainer))
         WorkerLoop(
             link,
             participants,
-            KerasTrainer(ending=stop.event) if options.data else NumpyTrainer(options),
+            pool or trainer_of(options, stop),
             stop=stop.event,
             log=log,
             console=Console(),
             once=options.once,
             is_swarm=options.is_swarm,
+            at_once=pool.num_at_once if pool else 1,
         ).serve()
-    finally:
-        link.close()
     return 0
 
 

@@ -15,6 +15,7 @@ class Forwarder:
     Attributes:
         amqp_url: The same address, by way of this forwarder.
         bytes_per_second: In each direction of each connection; None: as fast as it goes.
+        seconds_away: How long each piece is under way, in each direction.
     """
 
     def __init__(self, amqp_url: str) -> None:
@@ -25,6 +26,7 @@ class Forwarder:
         login = f"{parts.username}:{parts.password}"
         self.amqp_url = parts._replace(netloc=f"{login}@127.0.0.1:{port}").geturl()
         self.bytes_per_second: float | None = None
+        self.seconds_away = 0.0
         self.num_connections = 0
         self._lock = threading.Lock()
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
@@ -118,6 +120,8 @@ class Forwarder:
         try:
             while data := source.recv(_PIECE if self.bytes_per_second is None else 4096):
                 self._open.wait()
+                if self.seconds_away:
+                    self._ending.wait(self.seconds_away)
                 if self.bytes_per_second is not None:
                     self._ending.wait(len(data) / self.bytes_per_second)
                 sink.sendall(data)

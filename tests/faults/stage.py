@@ -193,7 +193,7 @@ class Stage:
         return {
             key: count
             for key, count in found.items()
-            if key[1] not in ("ping", "roll-call", "joined", "left", "progress")
+            if key[1] not in ("ping", "roll-call", "joined", "left", "swarm-joined", "swarm-left", "progress")
         }
 
     def num_ready(self, queue: str) -> int:

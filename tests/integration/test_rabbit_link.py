@@ -1,6 +1,7 @@
 """The RabbitMQ link keeps the contract of every link, and is connected only when it takes messages again."""
 
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from urllib.parse import unquote, urlsplit
@@ -208,6 +209,48 @@ def test_what_is_asked_for_in_the_middle_of_a_restore_is_there_after_it(make_lin
     cut(link)
     assert [link.receive(20), link.receive(20)] == [Connection.LOST, Connection.RESTORED]
     wait_until(lambda: other.consumers("worker.a") == 1, 10)
+
+
+def test_many_queues_are_asked_about_at_once(vhost: str, make_link: MakeRabbitLink) -> None:
+    """With 20 ms from here to the broker and back again, 120 queues take less than half of what they would in turn;
+    also where some are missing, and each of these closes a channel."""
+    link = make_link()
+    queues = [f"worker.{number}" for number in range(120)]
+    link.declare([worker_queue(str(number)) for number in range(120) if number % 20 != 7])
+    link.consume([queues[3]], prefetch=1)
+    with Forwarder(vhost) as forwarder:
+        far = make_link(forwarder.amqp_url)
+        forwarder.seconds_away = 0.01
+        begun = time.monotonic()
+        assert far.unread(queues) == queues[:3] + queues[4:]
+        assert time.monotonic() - begun < 120 * 0.02 / 2
+        forwarder.seconds_away = 0.0
+        far.close()
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_a_call_that_is_not_answered_costs_its_connection(
+    vhost: str, make_link: MakeRabbitLink, monkeypatch: pytest.MonkeyPatch, is_frozen: bool
+) -> None:
+    """Whoever gives a delivery back by not acknowledging it waits for it to come again, and that takes another
+    connection. A broker that answers nothing at all does not close it, either: the socket is closed from here."""
+    monkeypatch.setattr(connection, "_CLOSE_SECONDS", 0.5)
+    with Forwarder(vhost) as forwarder:
+        link = make_link(forwarder.amqp_url)
+        link.declare([coordinator_queue()])
+        link.consume(["coordinator"], prefetch=10)
+        link.publish([message("coordinator", b"1")])
+        held = next_delivery(link)
+        if is_frozen:
+            forwarder.swallow()
+        with pytest.raises(LinkLost, match=r"did not answer for 0\.5 s"):
+            link._consuming.connection.calls.ask(lambda _future: None, 0.5)
+        assert link.receive(10) is Connection.LOST
+        forwarder.restore()
+        assert link.receive(30) is Connection.RESTORED
+        again = next_delivery(link)
+        assert (again.body, again.tag[0]) == (held.body, held.tag[0] + 1)
+        link.close()
 
 
 def test_an_exchange_of_another_kind_is_told_by_name(

@@ -2,7 +2,8 @@
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from coordinator.learning.strategies import first_states, make_strategy
 from coordinator.learning.strategies.mean import OfTheMean
 from tests.steps import next_weights
 from tests.system.test_training import settings
-from worker.data.data_set import Examples
+from worker.baseline import BaselineOptions, train_alone
+from worker.data.data_set import Dataset, Examples
+from worker.learning.saved_model import LoadedModel
 from worker.learning.training import LocalModel
 from worker.learning.wire_model import build_model
 from worker.tensorflow import load_keras
@@ -195,6 +198,54 @@ def test_a_layer_s_kinds_are_told_apart() -> None:
         "trainable", "statistic", "trainable",  # kernel, vector_u, bias
         "trainable", "trainable",
     ]  # fmt: skip
+
+
+def test_an_adapted_layer_normalises_at_a_worker_as_it_did_where_it_was_adapted() -> None:
+    """Keras normalises with a copy of the weights, made when it is built: also a traced function sees new ones."""
+    keras = load_keras()
+    rng = np.random.default_rng(0)
+    data = Examples(x=rng.normal(50, 7, (64, 3)).astype(np.float32), y=rng.integers(0, 2, 64))
+    model = None
+    for shift in (0, 10):  # two runs with the same model, adapted to other data
+        keras.utils.set_random_seed(1)
+        original = keras.Sequential(
+            [keras.Input((3,)), keras.layers.Normalization(), keras.layers.Dense(2, "softmax")]
+        )
+        original.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
+        original.layers[0].adapt(data.x + shift)
+        model = model or LocalModel(original.to_json(), layout_of(original))
+        weights = [weight.numpy() for weight in original.weights]
+        found = model.evaluate(weights, data)
+        assert found is not None
+        assert found.metrics["loss"] == pytest.approx(original.evaluate(data.x, data.y, verbose=0), rel=1e-6)
+        after = model.train(
+            weights, data, None, settings(epochs=1, batch_size=64, learning_rate=None), seed=1,
+            stop=threading.Event(), report=lambda _: None,
+        ).weights  # fmt: skip
+        original.fit(data.x, data.y, batch_size=64, verbose=0)
+        np.testing.assert_allclose(after[-2], original.weights[-2].numpy(), atol=1e-6)
+
+
+def test_the_baseline_begins_with_new_weights_where_training_moves_them() -> None:
+    """What `adapt` found, or a frozen layer knows, no training would find again."""
+    keras = load_keras()
+    frozen = keras.layers.Dense(3)
+    frozen.trainable = False
+    original = keras.Sequential(
+        [keras.Input((3,)), keras.layers.Normalization(), frozen, keras.layers.Dense(2, "softmax")]
+    )
+    original.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
+    rng = np.random.default_rng(0)
+    original.layers[0].adapt(rng.normal(50, 7, (64, 3)))
+    data = Examples(x=rng.normal(50, 7, (64, 3)).astype(np.float32), y=rng.integers(0, 2, 64))
+    sites = cast(
+        Dataset, SimpleNamespace(train=lambda _shape: data, test=lambda _shape: data, classes=("0", "1"))
+    )
+    before = original.get_weights()
+    loaded = LoadedModel(model=original, card=None, shape=(3,), classes=("0", "1"))  # type: ignore[arg-type]
+    assert train_alone(loaded, sites, BaselineOptions(epochs=1), threading.Event()) is not None
+    same = [np.array_equal(one, other) for one, other in zip(before, original.get_weights(), strict=True)]
+    assert same == [spec.kind in ("frozen", "integer") for spec in layout_of(original)]
 
 
 def test_a_layout_of_another_model_is_refused() -> None:

@@ -18,13 +18,16 @@ from broker.errors import CheckpointError, ModelError, UsageError
 from broker.hosting.private import wait_until
 from broker.model.card import ModelCard, read_card
 from broker.model.kinds import layout_of
-from broker.wire.tensors import InputFacts, flatten, vector_size
+from broker.wire.tensors import InputFacts, flatten, unflatten, vector_size
 from coordinator.folder.checkpoint import CHECKPOINT_FILE, Checkpoint, write_checkpoint
 from coordinator.folder.history import Row
+from coordinator.folder.statistics_file import write_statistics
 from coordinator.keras.form import refuse_other_rate
 from coordinator.keras.process import BuiltModel, ModelProcess
 from coordinator.keras.trial import made_up_examples
 from coordinator.tasks import Task, resolve
+from tests.servings import TASK
+from tests.unit.test_statistics import over, rows
 from worker.tensorflow import load_keras
 
 CLASSES = tuple("0123456789")
@@ -111,6 +114,16 @@ MODELS = """
     def good():
         print("a person's model may print")
         return model()
+
+    def of_rows(*first):
+        made = keras.Sequential([keras.Input((3,)), *first, layers.Dense(2, "softmax")])
+        made.compile("sgd", "sparse_categorical_crossentropy")
+        return made
+
+    def to_adapt(): return of_rows(layers.Normalization())
+    def to_adapt_twice(): return of_rows(layers.Normalization(), layers.Normalization())
+    def adapted_already(): return of_rows(layers.Normalization(mean=0.0, variance=1.0))
+    def to_adapt_as_one(): return of_rows(layers.Normalization(axis=None))
 
     def uncompiled():
         return model(compiled=False)
@@ -260,10 +273,12 @@ def test_built_in_tasks_are_built(
 
 
 def test_the_seed_decides_the_initial_weights(process: ModelProcess) -> None:
-    """Same run seed, same initial weights, in any process; another seed, others."""
-    first, other = (process.build(function("good"), seed=seed).vector for seed in (1, 2))
-    with ModelProcess() as second:
-        again = second.build(function("good"), seed=1).vector
+    """Same run seed, same initial weights, in any process, also in one that has no Keras yet when a function brings it;
+    another seed, others."""
+    task = resolve(TASK)
+    first, other = (process.build(task, seed=seed).vector for seed in (1, 2))
+    with ModelProcess(is_warm=False) as second:
+        again = second.build(task, seed=1).vector
     assert first.tobytes() == again.tobytes()
     assert first.tobytes() != other.tobytes()
 
@@ -564,3 +579,37 @@ def _ignores_interrupts(pid: int) -> bool:
 def _is_running(pid: int) -> bool:
     status = Path(f"/proc/{pid}/status")
     return status.exists() and "State:\tZ" not in status.read_text()
+
+
+def test_a_layer_is_set_from_statistics_as_adapt_on_all_examples_would(
+    process: ModelProcess, tmp_path: Path
+) -> None:
+    """Three sites' sums, and their examples in one place: mean and variance agree to float32's rounding, and the model
+    that is saved normalises with them."""
+    layers = load_keras().layers
+    parts = [rows(number, seed) * np.float32([1, 1, 1e-30]) for seed, number in enumerate((200, 50, 90))]
+    write_statistics(tmp_path / "statistics.json", over(parts))
+    built = process.build(function("to_adapt"), seed=0, normalize=tmp_path / "statistics.json")
+    layer = layers.Normalization()
+    layer.adapt(np.concatenate(parts).astype(np.float64))
+    for array, weight in zip(
+        unflatten(built.layout, built.vector, built.integers), layer.weights[:2], strict=False
+    ):
+        np.testing.assert_array_max_ulp(array, weight.numpy(), 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("to_adapt", "feature 3 has the mean .* that float32 holds"),
+        ("good", "no Normalization layers"), ("to_adapt_twice", "2 Normalization layers"),
+        ("adapted_already", "no Normalization layers"), ("to_adapt_as_one", r"of shape \(\); the statistics are of 3"),
+    ],
+)  # fmt: skip
+def test_a_model_without_one_layer_to_set_is_refused(
+    process: ModelProcess, tmp_path: Path, name: str, expected: str
+) -> None:
+    """Before anybody is waited for, with what was found and what is expected; so is a variance of 10^59."""
+    write_statistics(tmp_path / "statistics.json", over([rows(50)]))
+    with pytest.raises(ModelError, match=expected):
+        process.build(function(name), seed=0, normalize=tmp_path / "statistics.json")

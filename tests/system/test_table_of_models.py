@@ -62,7 +62,7 @@ def test_a_model_is_federated_and_a_worker_alone_computes_what_fit_computes(
     trusted = trust(case.trusted)
     models = Models(case.model, trusted)
     data = open_data(str(site))
-    trainer = KerasTrainer(trusted=trusted)
+    trainer = KerasTrainer(trusted_modules=case.trusted)
     outcome = play(models, {"w1": data, "w2": data}, tmp_path / "run", trainer=trainer, batch_size=BATCH)
     assert outcome.state.is_general == case.is_general
     assert bool(outcome.state.classes) != case.is_general

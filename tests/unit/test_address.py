@@ -39,6 +39,7 @@ COMMANDS: list[tuple[click.Group, list[str]]] = [
     (coordinator_cli.main, ["serve"]),
     (coordinator_cli.main, ["launch", "mnist"]),
     (coordinator_cli.main, ["status"]),
+    (coordinator_cli.main, ["statistics"]),
     (worker_cli.main, ["run", "--name", "a", "--data", "data"]),
     (worker_cli.main, ["swarm", "--count", "2", "--data", "data"]),
 ]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from broker.wire.messages import Joined
-from broker.wire.needs import Held, InputSpec, Needs, TargetSpec
+from broker.wire.settings import Held, InputSpec, Needs, TargetSpec
 from broker.wire.tensors import FLOAT32, InputFacts
 from coordinator.folder.checkpoint import Checkpoint
 from coordinator.folder.history import Row

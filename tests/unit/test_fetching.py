@@ -15,7 +15,7 @@ from broker.wire.tensors import TensorSpec
 from broker.wire.transfer import Digest
 from coordinator.learning.membership import Roster
 from coordinator.play import fetching
-from coordinator.play.fetching import Fetched, Fetcher
+from coordinator.play.fetching import Fetched, Fetcher, OtherParts
 
 PART_BYTES = 8
 VALUES = np.arange(6, dtype=np.float32)
@@ -44,13 +44,13 @@ class Upload:
     def put(self, *bodies: bytes) -> None:
         self.worker.publish([Outgoing(key="upload.w", body=body, message_type="part") for body in bodies])
 
-    def fetch(self) -> Fetched:
+    def fetch(self, upload_id: str = "u1") -> Fetched:
         digest = Digest()
         for index in range(3):
             digest.add(index, VALUES[2 * index : 2 * index + 2].tobytes())
         return self.fetcher.fetch(
             UpdateAnnounced(
-                worker="w", run_id="r", round_number=1, attempt=1, upload_id="u1", num_examples=1, parts=3,
+                worker="w", run_id="r", round_number=1, attempt=1, upload_id=upload_id, num_examples=1, parts=3,
                 digest=digest.hex(), seconds=0.0,
             )
         )  # fmt: skip
@@ -118,3 +118,27 @@ def test_a_queue_that_can_not_be_read_is_its_workers_fault(
     assert "can't be read" in (upload.fetch().flaw or "")
     upload.worker.consume(["upload.w"], prefetch=1)
     assert upload.fetch().flaw == "somebody reads its upload queue"
+
+
+def test_what_others_uploaded_behind_lost_parts_is_not_lost_with_them(upload: Upload) -> None:
+    """A swarm's workers share a queue: looking for the rest of one update, the coordinator takes out another's, which
+    is found when its turn comes."""
+    upload.put(upload.part(0, "torn"), *(upload.part(index) for index in range(3)))
+    torn = upload.fetch("torn")
+    assert not torn.is_whole
+    fetched = upload.fetch()
+    assert (fetched.is_whole, fetched.flaw) == (True, None)
+    assert np.array_equal(fetched.vector, VALUES)
+
+
+def test_what_is_kept_for_others_is_bounded() -> None:
+    """The oldest upload's parts are let go of: they can be asked for again."""
+    others = OtherParts(most_bytes=10)
+    parts = [
+        Part(run_id="r", round_number=1, transfer_id=upload_id, index=0, count=1, data=bytes(4))
+        for upload_id in ("a", "b", "c")
+    ]
+    for part in parts:
+        others.put(part)
+    assert [others.take(upload_id) for upload_id in ("a", "b", "c")] == [[], [parts[1]], [parts[2]]]
+    assert others.take("c") == []

@@ -4,7 +4,7 @@ import pytest
 
 from broker.model.fit import holds_of_classes, misfit
 from broker.wire.messages import Joined, decode, encode
-from broker.wire.needs import Held, InputSpec, Needs, TargetSpec
+from broker.wire.settings import Held, InputSpec, Needs, TargetSpec
 
 AGE = InputSpec(name="age", shape=(3,), dtype="float32")
 WORDS = InputSpec(name="words", shape=(), dtype="string")

@@ -19,6 +19,7 @@ from broker.wire.fields import to_plain
 from broker.wire.messages import Message, RoundKey, decode, encode
 from broker.wire.scores import AnswerCounts
 from broker.wire.settings import TrainingSettings
+from broker.wire.statistics import StatisticsAsked, StatisticsRefused, StatisticsTold
 from broker.wire.tensors import InputFacts, TensorSpec
 from broker.wire.versions import VERSION
 
@@ -79,6 +80,12 @@ EXAMPLES: list[Message] = [
     messages.LaunchAnswered(run="mnist-1", reason=None),
     messages.StatusAsked(reply_to="reply.0123456789abcdef"),
     messages.StatusTold(state="{}"),
+    StatisticsAsked(asked="q", session=1, step="range", shape=(2,), floor=12, bins=2, lows=(0.0,), highs=(1.5,)),
+    StatisticsTold(
+        worker="w", asked="q", step="range", shape=(1,), num_examples=10, lows=(-1.0,), highs=(1.5,),
+        sums=(b"\xff",), squares=(b"\x01",), counts=np.array([[3, 0]]),
+    ),
+    StatisticsRefused(worker="w", asked="q", reason="no"),
 ]  # fmt: skip
 
 each_message = pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: message.TYPE)
@@ -148,6 +155,9 @@ NEEDED: dict[str, set[str]] = {
     "launch-answered": {"run"},
     "status-asked": {"reply_to"},
     "status-told": {"state"},
+    "statistics-asked": {"asked", "step"},
+    "statistics-told": {"worker", "asked", "step", "shape", "num_examples"},
+    "statistics-refused": {"worker", "asked", "reason"},
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from broker.errors import DataError, UsageError
-from broker.wire.needs import InputSpec, Needs, TargetSpec
+from broker.wire.settings import InputSpec, Needs, TargetSpec
 from worker.data.classes import parse_classes
 from worker.data.data_set import Dataset, open_data
 from worker.tables.fitted import fitted

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from broker.errors import DataError
-from broker.wire.needs import Held, Needs
+from broker.wire.settings import Held, Needs
 from broker.wire.tensors import InputFacts
 from worker.data.classes import Declared
 from worker.data.finding import find_listing

@@ -39,7 +39,14 @@ def loss_of(weights: Any, start: Any, mu: float, x: Any, y: Any) -> Any:
     return entropy + mu / 2 * optax.tree.norm(optax.tree.sub(weights, start), squared=True)
 
 
-gradient = jax.jit(jax.value_and_grad(loss_of))
+def descend(weights: Any, state: Any, start: Any, mu: float, rate: float, x: Any, y: Any) -> Any:
+    """One step of gradient descent with momentum, compiled once."""
+    loss, slope = jax.value_and_grad(loss_of)(weights, start, mu, x, y)
+    step, state = optax.sgd(rate, momentum=0.9).update(slope, state)
+    return optax.apply_updates(weights, step), state, loss
+
+
+fast_descend = jax.jit(descend)
 
 
 class Trainer:
@@ -53,19 +60,17 @@ class Trainer:
 
     def fit(self, weights: Weights, settings: FitSettings) -> Fitted:
         """Train batch by batch, in another order each epoch."""
-        start, mu, loss = jax.tree.map(jnp.asarray, weights), settings.terms.get("prox_mu", 0.0), 0.0
-        learned, rule = start, optax.sgd(settings.learning_rate or 0.05, momentum=0.9)
-        state, order = rule.init(learned), np.random.default_rng(settings.seed)
+        start, rate, mu = weights, settings.learning_rate or 0.05, settings.terms.get("prox_mu", 0.0)
+        learned, state, loss = start, optax.sgd(rate, momentum=0.9).init(start), 0.0
+        order = np.random.default_rng(settings.seed)
         for epoch in range(1, settings.epochs + 1):
+            mixed = order.permutation(self.num_examples)
             for first in range(0, self.num_examples, settings.batch_size):
-                if first == 0:
-                    mixed = order.permutation(self.num_examples)
-                batch = mixed[first : first + settings.batch_size]
-                loss, slope = gradient(learned, start, mu, self._site.x[batch], self._site.y[batch])
-                step, state = rule.update(slope, state)
-                learned = optax.apply_updates(learned, step)
                 if settings.stop.is_set():
-                    return Fitted(weights=learned, num_examples=self.num_examples)
+                    break
+                batch = mixed[first : first + settings.batch_size]
+                x, y = self._site.x[batch], self._site.y[batch]
+                learned, state, loss = fast_descend(learned, state, start, mu, rate, x, y)
             settings.report(epoch, {"loss": float(loss)})
         return Fitted(weights=learned, num_examples=self.num_examples, metrics={"loss": float(loss)})
 

@@ -35,10 +35,11 @@ class Trainer:
     def fit(self, weights: Weights, settings: FitSettings) -> Fitted:
         """Put the global weights into a network, and train it epoch by epoch."""
         model = MLPClassifier(
-            (HIDDEN,), solver="sgd", momentum=0.0, batch_size=settings.batch_size,
+            (HIDDEN,), solver="sgd", momentum=0.0, batch_size=min(settings.batch_size, self.num_examples),
             learning_rate_init=settings.learning_rate or 0.1, random_state=settings.seed % 2**32,
         )  # fmt: skip
-        model.partial_fit(self._site.x[:1], self._site.y[:1], np.arange(NUM_CLASSES))  # makes its arrays
+        few = slice(model.batch_size)
+        model.partial_fit(self._site.x[few], self._site.y[few], classes=range(NUM_CLASSES))  # makes arrays
         model.coefs_ = [weights["coefs_0"], weights["coefs_1"]]
         model.intercepts_ = [weights["intercepts_0"], weights["intercepts_1"]]
         for epoch in range(1, settings.epochs + 1):

@@ -13,7 +13,7 @@ from broker.model.head import num_outputs
 from broker.model.likeness import PIXELS, is_other_scale, scale_difference
 from broker.model.needs import needs_of, num_classes_of
 from broker.model.trust import NOTHING, Trusted
-from broker.wire.needs import Needs
+from broker.wire.settings import Needs
 from broker.wire.tensors import InputFacts
 from worker.data.images import Shape
 from worker.data.listing import first_line

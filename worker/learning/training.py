@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from broker.errors import ModelError
-from broker.model.kinds import apply_kinds, layout_of
+from broker.model.kinds import apply_kinds, layout_of, renew_adapted
 from broker.model.needs import needs_of
 from broker.model.trust import NOTHING, Trusted
 from broker.wire.settings import TrainingSettings
@@ -206,6 +206,7 @@ class LocalModel:
             raise ModelError(f"The weights don't fit the model. Expected {shapes}, received {received}.")
         for variable, weight in zip(self._model.weights, weights, strict=True):
             variable.assign(weight)
+        renew_adapted(self._model)
 
     def _run_epoch(self, run: Steps, batches: Any, epoch: "_Epoch") -> tuple[bool, dict[str, float]]:
         """Train on every batch, or until told to stop; returns whether it got to the end, and the metrics."""

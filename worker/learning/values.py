@@ -10,7 +10,7 @@ import numpy as np
 
 from broker.errors import DataError, ModelError
 from broker.model.needs import inputs_struct, outputs_struct, packed, unpacked
-from broker.wire.needs import InputSpec, Needs
+from broker.wire.settings import InputSpec, Needs
 from worker.learning.inference import Inference
 from worker.learning.saved_model import LoadedModel
 from worker.learning.ways.general import OfAnything, as_tensors

@@ -5,6 +5,7 @@ import threading
 from dataclasses import dataclass, field
 
 from broker.wire.messages import RoundKey, RoundStart
+from broker.wire.statistics import StatisticsAsked
 from broker.wire.tensors import Vector
 from worker.rounds.uploading import KeptUpdate
 
@@ -44,7 +45,28 @@ class DeclineJob:
     reason: str
 
 
-Job = RoundJob | UploadJob | DeclineJob
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatisticsJob:
+    """Tell the coordinator what the examples are like."""
+
+    worker: str
+    asked: StatisticsAsked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnsweredJob:
+    """What another thread has made of a round start; the update is None when it was stopped, or failed.
+
+    Attributes:
+        error: What it raised.
+    """
+
+    job: RoundJob
+    update: KeptUpdate | None
+    error: Exception | None = None
+
+
+Job = RoundJob | UploadJob | DeclineJob | StatisticsJob | AnsweredJob
 
 
 class HandOver:

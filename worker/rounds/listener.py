@@ -26,11 +26,12 @@ from broker.wire.messages import (
     RunFinished,
     UploadAgain,
 )
+from broker.wire.statistics import StatisticsAsked
 from broker.wire.swarms import swarm_words
 from broker.wire.tensors import Vector
 from broker.wire.versions import VERSION, difference
 from worker.rounds.failures import told
-from worker.rounds.hand_over import HandOver, RoundJob
+from worker.rounds.hand_over import HandOver, RoundJob, StatisticsJob
 from worker.rounds.participant import Participant
 from worker.rounds.round_starts import Incoming, check_start
 
@@ -267,8 +268,15 @@ class Listener(threading.Thread):
             self._on_finished(message)
         elif isinstance(message, Refused):
             self._on_refused(message)
+        elif isinstance(message, StatisticsAsked):
+            self._on_asked(message)
         else:
             raise ProtocolError(f"A worker takes no {message.TYPE}.")
+
+    def _on_asked(self, asked: StatisticsAsked) -> None:
+        """Leave a question to the thread that has the data; one of an earlier session is nobody's any more."""
+        if self._swarm is None and asked.session >= self._session:
+            self._hand_over.jobs.put(StatisticsJob(worker=self._reader, asked=asked))
 
     def _hear_session(self, session: int) -> None:
         """A roll call's is that of now, also if the clock was set back: what seems to be later is forgotten."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from broker.errors import DataError, UsageError
 from broker.wire.limits import MOST_EXAMPLES
-from broker.wire.needs import Held
+from broker.wire.settings import Held
 from broker.wire.tensors import InputFacts
 from worker.rounds.failures import told
 from worker.trainer import OwnTrainer

@@ -5,7 +5,8 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -25,6 +26,13 @@ from worker.trainer import Evaluated, FitSettings, Fitted, Weights
 logger = logging.getLogger(__name__)
 
 _Given = TypeVar("_Given")
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome(Generic[_Given]):
+    """What a trainer gave, be it nothing."""
+
+    value: _Given
 
 
 class OwnTraining:
@@ -66,7 +74,7 @@ class OwnTraining:
             _check_terms(site, start)
             _check_rules(participant, start, site.num_train_examples)
         found = self._evaluated(site, start, weights)
-        if stop.is_set():
+        if stop.is_set() or found is None:
             return None
         fitted = self._fitted(participant, site, start, weights, stop, report) if fits else None
         if stop.is_set() or (fits and fitted is None):
@@ -74,22 +82,24 @@ class OwnTraining:
         measured = Measured(
             num_examples=fitted.num_examples if fitted else 0,
             metrics=_read_metrics(site, fitted.metrics) if fitted else {},
-            global_metrics=_read_metrics(site, found.metrics) if found else {},
-            num_test_examples=found.num_examples if found else 0,
+            global_metrics=_read_metrics(site, found.metrics) if found.num_examples else {},
+            num_test_examples=found.num_examples,
             seconds=time.monotonic() - begun,
         )
         vector = _difference(site, fitted, start, weights) if fitted else None
         return Trained(vector=vector, measured=participant.rules.of(measured))
 
     def _evaluated(self, site: OwnSite, start: RoundStart, weights: Vector) -> Evaluated | None:
-        found = self._in_time(
+        """What its trainer measures; None when the process is to end before that."""
+        given = self._in_time(
             f"{site.called}.evaluate", lambda _: site.trainer.evaluate(named(start, weights))
         )
-        if found is None:
+        if given is None:
             return None
+        found = Evaluated(num_examples=0, metrics={}) if given.value is None else given.value
         if not isinstance(found, Evaluated) or not _is_count(found.num_examples):
             raise DataError(f"Expected an Evaluated or None from {site.called}.evaluate, got {found!r:.80}.")
-        return found if found.num_examples else None
+        return found
 
     def _fitted(
         self,
@@ -101,14 +111,15 @@ class OwnTraining:
         report: Report,
     ) -> Fitted | None:
         """What its trainer gives; None when the process is to end before that, or the round is over."""
-        fitted = self._in_time(
+        given = self._in_time(
             f"{site.called}.fit",
             lambda gets_on: site.trainer.fit(
                 named(start, weights), _settings(participant, start, stop, report, gets_on)
             ),
         )
-        if fitted is None or stop.is_set():
+        if given is None or stop.is_set():
             return None
+        fitted = given.value
         if not isinstance(fitted, Fitted) or not _is_count(fitted.num_examples):
             raise DataError(f"Expected a Fitted from {site.called}.fit, got {fitted!r:.80}.")
         if not 1 <= fitted.num_examples <= site.num_train_examples:
@@ -119,12 +130,17 @@ class OwnTraining:
         _check_rules(participant, start, fitted.num_examples)
         return fitted
 
-    def _in_time(self, what: str, function: Callable[[Callable[[], None]], _Given]) -> _Given | None:
-        """Let the trainer do something; what it raises is told with its name, and its traceback is in the log."""
+    def _in_time(
+        self, what: str, function: Callable[[Callable[[], None]], _Given]
+    ) -> _Outcome[_Given] | None:
+        """Let the trainer do something; what it raises is told with its name, and its traceback is in the log.
+
+        Returns:
+            What it gave, be that None; None when the process is to end before that.
+        """
+        too_long = f"{what}, without a word of its settings.report,"
         try:
-            return self._time_limit.keep(
-                f"{what}, without a word of its settings.report,", STEP_SECONDS, function
-            )
+            return self._time_limit.keep(too_long, STEP_SECONDS, lambda gets_on: _Outcome(function(gets_on)))
         except WarrenError:
             raise
         except Exception as exc:  # a person's own code may raise anything
@@ -136,11 +152,15 @@ def named(start: RoundStart, weights: Vector) -> Weights:
     """A round start's weights by name: copies, which a trainer may change in place.
 
     Raises:
-        ModelError: The names are not those of the layout.
+        ModelError: The names are not those of the layout, or that isn't one of arrays.
     """
     names = array_names(start.model)
     if len(names) != len(start.layout):
         raise ModelError(f"Expected a name for each of {len(start.layout)} arrays, got {len(names)}.")
+    if not {spec.kind for spec in start.layout} <= {"trainable", "integer"}:
+        raise ModelError(
+            "Expected arrays that are trained, and integers; a task of arrays has no other kinds."
+        )
     values = unflatten(start.layout, weights, start.integers)
     return {name: np.array(value) for name, value in zip(names, values, strict=True)}
 

@@ -11,7 +11,6 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from broker.errors import DataError, ModelError
-from broker.model.trust import NOTHING, Trusted
 from broker.wire.messages import RoundStart
 from broker.wire.tensors import Array, Vector, flatten_first, sections_of, unflatten
 from worker.data.data_set import Dataset, Examples
@@ -24,6 +23,7 @@ from worker.rounds.time_limit import TimeLimit
 from worker.rounds.uploading import Measured
 from worker.tables.fitted import Rows
 from worker.tables.table_set import TableSet
+from worker.tensorflow import load_keras, trusted_by
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,19 @@ class Participant:
     def has_trainer(self) -> bool:
         """Whether it trains named arrays with a trainer of its own, and no Keras models."""
         return isinstance(self.data, OwnSite)
+
+    @property
+    def statistics_refusal(self) -> str | None:
+        """Why statistics of its examples are not told; None if they are."""
+        if self.has_trainer or self.evaluate_only:
+            return (
+                "This site trains with a trainer of its own."
+                if self.has_trainer
+                else "This site trains on nothing."
+            )
+        if isinstance(self.data, TableSet):
+            return "This site's data names no classes; statistics are told of labelled examples alone."
+        return self.rules.statistics_refusal
 
     def trains_in(self, start: RoundStart) -> bool:
         """Whether a round start asks this worker for an update."""
@@ -108,7 +121,7 @@ class KerasTrainer:
     Args:
         deterministic: Same seed, same data, same bits, whatever the coordinator asks for.
         ending: Set when the process is to end: what is under way is then left behind.
-        trusted: Registered names of parts of one's own that a model may hold.
+        trusted_modules: A model may hold what these register.
     """
 
     def __init__(
@@ -116,10 +129,10 @@ class KerasTrainer:
         *,
         deterministic: bool = False,
         ending: threading.Event | None = None,
-        trusted: Trusted = NOTHING,
+        trusted_modules: tuple[str, ...] = (),
     ) -> None:
         self._deterministic = deterministic
-        self._trusted = trusted
+        self._trusted_modules = trusted_modules
         self._time_limit = TimeLimit(ending or threading.Event())
         self._model: LocalModel | None = None
         self._model_of = ("", False)  # its JSON, and whether it is trained on whatever it needs
@@ -132,8 +145,6 @@ class KerasTrainer:
 
     def warm_up(self) -> None:
         """Import TensorFlow."""
-        from worker.tensorflow import load_keras
-
         load_keras()
 
     def answer(
@@ -212,7 +223,7 @@ class KerasTrainer:
                     start.layout,
                     deterministic=deterministic,
                     is_general=start.needs is not None,
-                    trusted=self._trusted,
+                    trusted=trusted_by(self._trusted_modules),
                 ),
                 what="Building the model",
                 seconds=BUILD_SECONDS,

@@ -10,7 +10,7 @@ from worker.rounds.own_site import OwnSite
 from worker.rounds.uploading import Measured
 from worker.tables.table_set import TableSet
 
-Share = Literal["weights", "metrics", "counts"]
+Share = Literal["weights", "metrics", "counts", "statistics"]
 SHARES: tuple[Share, ...] = get_args(Share)
 
 
@@ -26,7 +26,8 @@ class SiteRules:
         least_steps: And on so many steps of the optimizer.
         share: *weights*: the update and how many examples it rests on. *metrics*: also loss and metrics, of training
             and on the site's test examples, and how these were answered class by class. *counts*: also how many
-            training examples there are of each class.
+            training examples there are of each class. *statistics*: also mean, spread, range and histogram of each
+            feature, when a coordinator asks for them; they rest on `least_examples`, too.
     """
 
     least_examples: int = 1
@@ -68,7 +69,14 @@ class SiteRules:
 
     def examples_per_class(self, data: Dataset | TableSet | OwnSite) -> tuple[int, ...]:
         """How many training examples there are of each class, or nothing."""
-        return tuple(data.examples_per_class.values()) if self.share == "counts" else ()
+        return tuple(data.examples_per_class.values()) if self.share in ("counts", "statistics") else ()
+
+    @property
+    def statistics_refusal(self) -> str | None:
+        """Why statistics of the examples are not told; None if they are."""
+        if self.share == "statistics":
+            return None
+        return f"Its operator shares {self.share}, and no statistics of the examples (worker run --share statistics)."
 
     def num_test_examples(self, data: Dataset | TableSet | OwnSite) -> int:
         """How many test examples are told of."""

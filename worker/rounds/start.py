@@ -3,7 +3,9 @@
 import logging
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from broker.command import Stop
 from broker.errors import EXIT_DONE, BrokerUnreachable
@@ -11,15 +13,24 @@ from broker.link.address import without_password
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.logs import LogContext
-from broker.model.trust import NOTHING, Trusted
 from worker.console import Console
 from worker.rounds.own_trainer import OwnTraining
-from worker.rounds.participant import KerasTrainer, Participant
+from worker.rounds.participant import KerasTrainer, Participant, Trainer
 from worker.rounds.worker_loop import WorkerLoop
 
 logger = logging.getLogger(__name__)
 
 _LAST_SECONDS = 10.0  # what leaving may take
+
+
+class PooledTrainer(Trainer, Protocol):
+    """A trainer of several processes; see `worker.processes.pool`."""
+
+    num_at_once: int
+    has_left_behind: bool
+
+    def close(self) -> None:
+        """End them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +51,9 @@ def take_part(
     deterministic: bool,
     connect_seconds: float,
     is_swarm: bool = False,
-    trusted: Trusted = NOTHING,
+    trusted_modules: tuple[str, ...] = (),
     reader: str | None = None,
+    make_pool: Callable[[], PooledTrainer] | None = None,
 ) -> None:
     """Connect and serve until told to stop.
 
@@ -54,8 +66,9 @@ def take_part(
         deterministic: Same seed, same bits.
         connect_seconds: How long the first connection is tried.
         is_swarm: Whether the participants are a swarm's.
-        trusted: Registered names of parts of one's own that a model may hold.
+        trusted_modules: A model may hold what these register.
         reader: The name by which a swarm's queues are called, if not by that of its workers.
+        make_pool: Makes a trainer of several processes, in the place of one in this process.
 
     Raises:
         BrokerUnreachable: Nothing answered in that time.
@@ -63,10 +76,11 @@ def take_part(
         DataError: The coordinator refused this worker.
     """
     with Stop(limit_seconds=_LAST_SECONDS) as stop:
-        trainer = (
+        pool = make_pool() if make_pool is not None else None
+        trainer = pool or (
             OwnTraining(ending=stop.event)
             if participants[0].has_trainer
-            else KerasTrainer(deterministic=deterministic, ending=stop.event, trusted=trusted)
+            else KerasTrainer(deterministic=deterministic, ending=stop.event, trusted_modules=trusted_modules)
         )
         link = RabbitLink(
             LinkSettings(
@@ -76,9 +90,9 @@ def take_part(
                 stop=stop.event,
             )
         )
-        if not _is_open(link, stop):
-            return
         try:
+            if not _is_open(link, stop):
+                return
             logger.info("Connected to %s; registering %s.", without_password(link_to.amqp_url), link_to.name)
             WorkerLoop(
                 link,
@@ -91,9 +105,12 @@ def take_part(
                 once=once,
                 is_swarm=is_swarm,
                 reader=reader,
+                at_once=pool.num_at_once if pool else 1,
             ).serve()
         finally:
             link.close()
+            if pool is not None:
+                pool.close()
     if stop.signal_number is not None or trainer.has_left_behind:
         _end_process()
 

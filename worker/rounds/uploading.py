@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from broker.errors import ModelError
-from broker.link.seam import Outgoing, outgoing
+from broker.link.seam import Outgoing
 from broker.wire import names, transfer
 from broker.wire.fields import Binary
 from broker.wire.limits import MOST_WORD_BYTES
@@ -136,7 +136,12 @@ class KeptUpdate:
         return self._encoding.encode(self.vector, section, np.random.default_rng([self._seed, index]))
 
     def announcement(self) -> Outgoing:
-        """What tells the coordinator, once the parts are confirmed."""
+        """What tells the coordinator, once the parts are confirmed; encoded when it is published, as they are."""
+        return Outgoing(
+            key=names.COORDINATOR, body=self._announcement_body, message_type=UpdateAnnounced.TYPE
+        )
+
+    def _announcement_body(self) -> bytes:
         message = UpdateAnnounced(
             worker=self.worker,
             run_id=self.key.run_id,
@@ -163,13 +168,13 @@ class KeptUpdate:
             digest = Digest()
             digest.add(0, data)
             message = replace(message, update=bytes(data), digest=digest.hex())
-        word = outgoing(message, names.COORDINATOR)
-        if len(word.encoded()) > MOST_WORD_BYTES:
+        body = encode_message(message)
+        if len(body) > MOST_WORD_BYTES:
             raise ModelError(
                 f"What the model's metrics keep is larger than the {MOST_WORD_BYTES // 1024} KiB that the coordinator "
                 "takes. Compile it with metrics of fewer thresholds or classes."
             )
-        return word
+        return body
 
     def lost_in_encoding(self) -> Vector | None:
         """What the precision cut off, float32 of shape (U,): added to the next update (error feedback).

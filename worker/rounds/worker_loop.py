@@ -6,22 +6,35 @@ import secrets
 import threading
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
-from broker.errors import BrokerError, LinkLost, WarrenError
+from broker.errors import BrokerError, DataError, LinkLost, WarrenError
 from broker.link.publisher import Publisher
 from broker.link.seam import Link, Queue, outgoing, upload_queue, worker_queue
 from broker.logs import LogContext
 from broker.model.likeness import scale_difference
 from broker.wire import names
 from broker.wire.messages import Declined, Left, Progress, RoundKey, RoundStart, SwarmLeft
+from broker.wire.statistics import WORDS, StatisticsRefused, StatisticsTold
 from broker.wire.tensors import Vector
 from worker.console import Console
 from worker.learning.results import TrainingProgress
 from worker.rounds.failures import told
-from worker.rounds.hand_over import DeclineJob, HandOver, Job, RoundJob, UploadJob
+from worker.rounds.hand_over import (
+    AnsweredJob,
+    DeclineJob,
+    HandOver,
+    Job,
+    RoundJob,
+    StatisticsJob,
+    UploadJob,
+)
 from worker.rounds.listener import Listener
+from worker.rounds.own_site import OwnSite
 from worker.rounds.participant import Participant, Trained, Trainer, seed_of
 from worker.rounds.uploading import KeptUpdate
+from worker.statistics.site import SiteStatistics
+from worker.tables.table_set import TableSet
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +42,7 @@ _WAIT_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 8.0
 _PROGRESS_SECONDS = 1.0
 _OUTBOX_SECONDS = 0.2
+_MOST_SAID = 2000
 
 
 class WorkerLoop:
@@ -45,6 +59,7 @@ class WorkerLoop:
         once: Leave after the first run.
         is_swarm: Many workers on little data: updates are gathered, and the queues deleted at the end.
         reader: The name by which a swarm's queues are called; its own by default, NAME of NAME.i.
+        at_once: How many answers the trainer may be asked for at the same time.
     """
 
     def __init__(
@@ -60,6 +75,7 @@ class WorkerLoop:
         once: bool = False,
         is_swarm: bool = False,
         reader: str | None = None,
+        at_once: int = 1,
     ) -> None:
         self._link = link
         self._participants = {participant.name: participant for participant in participants}
@@ -81,10 +97,12 @@ class WorkerLoop:
             task=task,
             swarm=self._reader if is_swarm else None,
         )
+        self._sites: dict[str, SiteStatistics] = {}
         self._progress_at = float("-inf")
         self._told_odd: set[tuple[str, str]] = set()
         self._is_progress_off = False
         self._residuals: dict[str, Vector] = {}
+        self._threads = ThreadPoolExecutor(at_once, "answer") if at_once > 1 else None
         self._outbox: list[KeptUpdate] = []
         self._outbox_at = float("-inf")
 
@@ -103,6 +121,9 @@ class WorkerLoop:
             while not self._is_over():
                 self._turn()
         finally:
+            if self._threads is not None:
+                self._hand_over.stop_all()
+                self._threads.shutdown(wait=False, cancel_futures=True)
             # Nothing is said after Left; a process that waits behind another of its name has nothing to take back.
             if self._listener.end():
                 self._leave()
@@ -129,6 +150,10 @@ class WorkerLoop:
             self._upload([job.update])
         elif isinstance(job, DeclineJob):
             self._decline(job.worker, job.key, job.reason)
+        elif isinstance(job, StatisticsJob):
+            self._publisher.send([outgoing(self._statistics(job), names.COORDINATOR)])
+        elif isinstance(job, AnsweredJob):
+            self._take_answer(job)
         elif job is not None and not job.stop.is_set():
             self._answer(job)
         if self._outbox and (job is None or time.monotonic() - self._outbox_at > _OUTBOX_SECONDS):
@@ -157,15 +182,26 @@ class WorkerLoop:
     # --- one round -----------------------------------------------------------------------------------------
 
     def _answer(self, job: RoundJob) -> None:
-        """Train, keep the update, upload it."""
+        """Train, keep the update, upload it; where several are trained at once, train elsewhere, and the rest here."""
+        if self._threads is not None:
+            self._threads.submit(lambda: self._hand_over.jobs.put(self._worked_out(job)))
+        else:
+            self._take_answer(self._worked_out(job))
+
+    def _worked_out(self, job: RoundJob) -> AnsweredJob:
         try:
-            update = self._trained(job)
+            update = None if job.stop.is_set() else self._trained(job)
         except Exception as exc:  # noqa: BLE001 - also a bug is told, and not waited for until the deadline
-            self._decline(job.worker, job.key, told(exc), exc)
-            return
+            return AnsweredJob(job=job, update=None, error=exc)
         finally:
             self._console.end()
-        if update is not None and self._hand_over.keep(job, update):
+        return AnsweredJob(job=job, update=update)
+
+    def _take_answer(self, answered: AnsweredJob) -> None:
+        job, update, error = answered.job, answered.update, answered.error
+        if error is not None:
+            self._decline(job.worker, job.key, told(error), error)
+        elif update is not None and self._hand_over.keep(job, update):
             self._upload_first(update)
 
     def _trained(self, job: RoundJob) -> KeptUpdate | None:
@@ -264,11 +300,28 @@ class WorkerLoop:
             run_id=key.run_id,
             round_number=key.round_number,
             attempt=key.attempt,
-            reason=reason[:2000],
+            reason=reason[:_MOST_SAID],
         )
         self._publisher.send([outgoing(declined, names.COORDINATOR)])
         # Should the word be lost, or another attempt come, the round start is new to this worker.
         self._hand_over.close(worker, key.run_id, key.round_number)
+
+    def _statistics(self, job: StatisticsJob) -> StatisticsTold | StatisticsRefused:
+        """What is told of a worker's examples, or why nothing is."""
+        participant, asked = self._participants[job.worker], job.asked
+        refusal = participant.statistics_refusal
+        try:
+            if refusal is not None or isinstance(participant.data, OwnSite | TableSet):
+                raise DataError(refusal or "")
+            if job.worker not in self._sites:
+                least = participant.rules.least_examples
+                self._sites[job.worker] = SiteStatistics(job.worker, participant.data, least)
+            answer = self._sites[job.worker].answer(asked)
+        except Exception as exc:  # also a bug is told, and not waited for until the deadline
+            logger.warning("Told no statistics: %s", exc, exc_info=not isinstance(exc, WarrenError))
+            return StatisticsRefused(worker=job.worker, asked=asked.asked, reason=told(exc)[:_MOST_SAID])
+        logger.info("Told the %s of %d examples.", WORDS[asked.step], answer.num_examples)
+        return answer
 
     # --- the story -----------------------------------------------------------------------------------------
 

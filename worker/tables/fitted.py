@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from broker.errors import DataError
 from broker.model.fit import is_same_shape, misfit, misfit_of, places_of
-from broker.wire.needs import InputSpec, Needs, TargetSpec
+from broker.wire.settings import InputSpec, Needs, TargetSpec
 from worker.tables.naming import ALONE, Array, Named
 from worker.tables.stream import Stream
 from worker.tables.table import Places, Table

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from broker.errors import DataError
-from broker.wire.needs import TEXT, InputSpec
+from broker.wire.settings import TEXT, InputSpec
 from worker.tables.fitted import Flat, fitted_inputs
 from worker.tables.naming import ALONE, Named, named
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from broker.errors import DataError
-from broker.wire.needs import Held
+from broker.wire.settings import Held
 from worker.tables.naming import Named
 from worker.tables.table import Table, table_of
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from broker.errors import DataError
-from broker.wire.needs import Held, Role
+from broker.wire.settings import Held, Role
 from worker.tables.naming import ALONE, Named, dtype_of, named
 
 Places = npt.NDArray[np.int64]

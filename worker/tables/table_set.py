@@ -5,7 +5,7 @@ from typing import NoReturn
 import numpy as np
 
 from broker.errors import DataError, UsageError
-from broker.wire.needs import Held, Needs
+from broker.wire.settings import Held, Needs
 from broker.wire.tensors import InputFacts
 from worker.tables.fitted import Rows, fitted
 from worker.tables.stream import Stream

@@ -1,7 +1,7 @@
 """What other threads ask of the thread that owns a connection; every call ends, at the latest with the connection."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import wait as wait_for
 from contextlib import suppress
@@ -38,13 +38,18 @@ class Calls:
     Args:
         alarm: That of the connection: while it is on no wait runs out.
         run_soon: Has something done in the connection's thread, or raises LinkLost.
+        restart: Begins anew with a new connection, in its thread.
     """
 
     def __init__(
-        self, settings: LinkSettings, alarm: Alarm, run_soon: Callable[[Callable[[], None]], None]
+        self,
+        settings: LinkSettings,
+        alarm: Alarm,
+        run_soon: Callable[[Callable[[], None]], None],
+        restart: Callable[[str], None],
     ) -> None:
         self._settings, self._alarm = settings, alarm
-        self._run_soon = run_soon
+        self._run_soon, self._restart = run_soon, restart
         self._pending: set[Future[Any]] = set()
 
     def ask(self, call: Call, seconds: float = 30.0) -> Any:
@@ -57,14 +62,24 @@ class Calls:
 
     def send(self, call: Call) -> Future[Any]:
         """Hand a function to the connection's thread; its future fails if the connection goes away first."""
-        future: Future[Any] = Future()
-        self._pending.add(future)
-        future.add_done_callback(self._pending.discard)
+        return self.send_all([call])[0]
+
+    def send_all(self, calls: Sequence[Call]) -> list[Future[Any]]:
+        """Hand several over at once: to wake the other thread costs as much as a small call itself."""
+        futures: list[Future[Any]] = [Future() for _ in calls]
+        for future in futures:
+            self._pending.add(future)
+            future.add_done_callback(self._pending.discard)
         try:
-            self._run_soon(partial(self._perform, call, future))
+            self._run_soon(partial(self._perform_all, list(zip(calls, futures, strict=True))))
         except BrokerError as exc:
-            fail(future, exc)
-        return future
+            for future in futures:
+                fail(future, exc)
+        return futures
+
+    def _perform_all(self, calls: Sequence[tuple[Call, Future[Any]]]) -> None:
+        for call, future in calls:
+            self._perform(call, future)
 
     def _perform(self, call: Call, future: Future[Any]) -> None:
         if future.done():
@@ -75,7 +90,13 @@ class Calls:
             fail(future, translate(exc, self._settings.amqp_url))
 
     def wait(self, future: Future[Any], seconds: float, *, seconds_after_stop: float = float("inf")) -> Any:
-        """Wait for a future in pieces: a stop ends the wait soon, an alarm does not."""
+        """Wait for a future in pieces: a stop ends the wait soon, an alarm does not.
+
+        Raises:
+            LinkLost: No answer came; if that is the broker's fault, its connection is given up.
+        """
+        if future.done():
+            return future.result()
         deadline, stop_deadline = time.monotonic() + seconds, float("inf")
         while not wait_for([future], timeout=_PIECE_SECONDS).done:
             now = time.monotonic()
@@ -86,8 +107,14 @@ class Calls:
             if now >= stop_deadline:
                 raise LinkLost("Stopped while the broker takes no messages.")
             if now > deadline:
+                self._give_up(f"the broker did not answer for {seconds:g} s")
                 raise LinkLost(f"The broker did not answer for {seconds:g} s.")
         return future.result()
+
+    def _give_up(self, reason: str) -> None:
+        """What isn't acknowledged comes again with another connection only: whoever waited counts on that."""
+        with suppress(LinkLost):  # it went away by itself
+            self._run_soon(partial(self._restart, reason))
 
     def fail_all(self, error: BrokerError) -> None:
         """The connection went away, and with it every answer."""

@@ -63,7 +63,7 @@ class ConnectionThread(threading.Thread):
         self.num_refused = 0
         self.ready, self.was_ready = threading.Event(), False
         self.alarm = Alarm(f"an alarm at {role}", standstill)
-        self.calls = Calls(settings, self.alarm, self._run_soon)
+        self.calls = Calls(settings, self.alarm, self._run_soon, self.restart)
         self._settings, self._parameters = settings, settings.parameters(role)
         self._on_ready, self._on_lost = on_ready, on_lost
         self._outage, self._standstill = f"no connection to {role}", standstill
@@ -158,8 +158,17 @@ class ConnectionThread(threading.Thread):
 
     def restart(self, reason: str) -> None:
         """Begin anew with a new connection, which restores the queues; asked for in this thread."""
+        connection = self._connection
+        if connection is None or not connection.is_open:
+            return  # it is at its end already
         logger.warning("Connecting anew: %s.", reason)
-        self._connection.close()
+        connection.ioloop.call_later(_CLOSE_SECONDS, partial(self._cut, connection))
+        connection.close()
+
+    def _cut(self, connection: Any) -> None:
+        """End a connection whose broker does not answer a close, either."""
+        if connection is self._connection and not connection.is_closed:
+            connection.cut("the broker did not answer, nor did it close the connection")
 
     def on_own_channel(self, use: Callable[[Any], None], on_closed: Callable[[BaseException], None]) -> None:
         """Run channel calls that the broker may refuse on a channel of their own, opened for them."""

@@ -3,7 +3,7 @@
 import itertools
 import logging
 import queue
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -21,6 +21,31 @@ from broker.link.standstill import Standstill
 logger = logging.getLogger(__name__)
 
 _Restored = Callable[[Mapping[str, Queue], Mapping[str, int]], None]
+
+
+class Outstanding:
+    """What was delivered on one channel and is not acknowledged; used in the connection's thread only."""
+
+    def __init__(self) -> None:
+        self._tags: dict[int, None] = {}  # in the order in which they came
+
+    def add(self, tag: int) -> None:
+        """A message was delivered."""
+        self._tags[tag] = None
+
+    def settle(self, tags: Set[int], channel: Any) -> None:
+        """Acknowledge these, all from the oldest on in one word; one that is unknown is void, and left out."""
+        last: int | None = None
+        for tag in self._tags:
+            if tag not in tags:
+                break
+            last = tag
+        if last is not None:
+            channel.basic_ack(last, multiple=True)
+        for tag in sorted(tags & self._tags.keys()):
+            if last is None or tag > last:
+                channel.basic_ack(tag)
+            del self._tags[tag]
 
 
 class Consuming:
@@ -45,6 +70,7 @@ class Consuming:
         self._stop = settings.stop
         self._events: queue.SimpleQueue[Delivery | Connection] = queue.SimpleQueue()
         self._early: list[Delivery] | None = None
+        self._unacknowledged = Outstanding()
         self._consumer_tags: dict[str, str] = {}
         self._tag_numbers = itertools.count(1)
 
@@ -87,10 +113,10 @@ class Consuming:
         """Let the broker forget these; a void tag is ignored."""
 
         def perform(future: Future[Any]) -> None:
+            own = {tag for number, tag in tags if number == self.connection.generation}
+            self._unacknowledged.settle(own, self.connection.channel)
             for number, tag in tags:
-                if number == self.connection.generation:
-                    self.connection.channel.basic_ack(tag)
-                else:
+                if number != self.connection.generation:
                     self.fetching.ack(number, tag)
             finish(future)
 
@@ -105,7 +131,7 @@ class Consuming:
         channel = self.connection.channel
         channel.add_on_cancel_callback(lambda _frame: self.connection.restart("a queue was deleted"))
 
-        self._early = []
+        self._early, self._unacknowledged = [], Outstanding()
         self._restore(dict(self.declaring.declared), dict(self.consumed), self._restored)
 
     def _restore(self, declared: Mapping[str, Queue], consumed: Mapping[str, int], done: _Restored) -> None:
@@ -168,6 +194,7 @@ class Consuming:
 
     def _take(self, delivery: Delivery) -> None:
         """Hand on a delivery, but none before it is told that the connection is restored."""
+        self._unacknowledged.add(delivery.tag[1])
         if self._early is not None:
             self._early.append(delivery)
         else:

@@ -24,6 +24,8 @@ from broker.wire import names
 
 logger = logging.getLogger(__name__)
 
+_CHANNELS = 16  #: that ask at once; an invited account has 50
+
 
 class Declaring:
     """What is said to the broker about queues.
@@ -173,39 +175,61 @@ class Declaring:
         return count
 
     def unread(self, queues: Sequence[str]) -> list[str]:
-        """Those of these queues that nobody reads, that are missing, or that can't be used; on as few channels."""
-        found: list[str] = []
+        """Those of these queues that nobody reads, that are missing or can't be used; by several channels at once."""
+        found: set[str] = set()
 
         def perform(future: Future[Any]) -> None:
-            unasked = deque(queues)
+            shares = [deque(queues[begin::_CHANNELS]) for begin in range(min(_CHANNELS, len(queues)))]
+            ended: list[deque[str]] = []
 
-            def ask(channel: Any) -> None:
-                channel.queue_declare(unasked[0], passive=True, callback=partial(answered, channel))
-
-            def answered(channel: Any, frame: Any) -> None:
-                name = unasked.popleft()
-                if frame.method.consumer_count == 0:
-                    found.append(name)
-                if unasked:
-                    ask(channel)
-                else:
+            def end(share: deque[str]) -> None:
+                ended.append(share)
+                if len(ended) == len(shares):
                     finish(future)
-                    channel.close()
 
-            def closed(reason: BaseException) -> None:
-                """The broker closes the channel at a missing queue: the next one asks for the rest."""
-                if is_refusal(reason) and unasked:
-                    found.append(unasked.popleft())
-                    if unasked:
-                        self._connection.on_own_channel(ask, closed)
-                    else:
-                        finish(future)
-
-            self._connection.on_own_channel(ask, closed)
+            for share in shares:
+                self._look_for_unread(share, found, partial(end, share), partial(fail, future))
 
         if queues:
             self._calls.ask(perform, seconds=_patience(queues))
-        return found
+        return [name for name in queues if name in found]
+
+    def _look_for_unread(
+        self,
+        unasked: deque[str],
+        found: set[str],
+        ended: Callable[[], None],
+        failed: Callable[[BrokerError], None],
+    ) -> None:
+        """Ask about some queues, one after the other, for pika has one question under way on a channel."""
+
+        def ask(channel: Any) -> None:
+            channel.queue_declare(unasked[0], passive=True, callback=partial(answered, channel))
+
+        def answered(channel: Any, frame: Any) -> None:
+            name = unasked.popleft()
+            if frame.method.consumer_count == 0:
+                found.add(name)
+            if unasked:
+                ask(channel)
+            else:
+                ended()
+                channel.close()
+
+        def closed(reason: BaseException) -> None:
+            """The broker closes the channel at a missing queue: the next one asks for the rest."""
+            if not unasked:
+                return  # closed by ourselves
+            if not is_refusal(reason):
+                failed(translate(reason, self._settings.amqp_url))
+                return
+            found.add(unasked.popleft())
+            if unasked:
+                self._connection.on_own_channel(ask, closed)
+            else:
+                ended()
+
+        self._connection.on_own_channel(ask, closed)
 
     def purge(self, queue: str) -> None:
         """Empty a queue; a missing one is as good as empty."""

@@ -1,7 +1,7 @@
 """All that stands in for private parts of pika 1.4, and the rehearsal that tells when it no longer does.
 
 pika as it comes reads large messages in small pieces and copies them time and again. Nothing here changes what is
-sent or received, only how fast: with another pika, all of it can go.
+sent or received, only how fast: with another pika, all of it can go but for `cut`, which pika has no public way to do.
 """
 
 import itertools
@@ -84,6 +84,10 @@ class LeanConnection(SelectConnection):  # type: ignore[misc] # pika is untyped 
             frames.append(b"".join((header, piece, end)))
         self._output_marshaled_frames(frames)
 
+    def cut(self, reason: str) -> None:
+        """End it at once, socket and all: a broker that is silent answers no close. pika tells of a lost connection."""
+        self._terminate_stream(pika.exceptions.StreamLostError(reason))
+
 
 @cache
 def stand_in() -> None:
@@ -124,6 +128,7 @@ def find_flaws() -> list[str]:
         "it does not read 256 KiB at a time": _reads_much_at_once,
         "received messages do not pass through ours": _receives_by_ours,
         "published messages do not pass through ours": _sends_by_ours,
+        "a connection to a silent broker is not cut": _is_cut,
     }
     return [flaw for flaw, goes_well in rehearsals.items() if not _goes_well(goes_well)]
 
@@ -166,7 +171,10 @@ class _Wire:
     """In place of a socket: keeps what is written."""
 
     def __init__(self) -> None:
-        self.written = b""
+        self.written, self.is_aborted = b"", False
+
+    def abort(self) -> None:
+        self.is_aborted = True
 
     def write(self, data: bytes) -> None:
         self.written += data
@@ -228,6 +236,12 @@ def _sends_by_ours() -> bool:
         channel.basic_publish("exchange", "key", _BODY, pika.BasicProperties())
         method = pika.spec.Basic.Publish(exchange="exchange", routing_key="key")
         return wire.written == _marshalled(method) and connection.num_sent == 1
+
+
+def _is_cut() -> bool:
+    with _rehearsed() as (connection, _, wire):
+        connection.cut("a rehearsal")
+        return wire.is_aborted
 
 
 def _marshalled(method: Any) -> bytes:

@@ -4,7 +4,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _WINDOW_BYTES = 12 * 1024 * 1024  #: unconfirmed bytes under way at once; more is memory, not speed
 _WINDOW_MESSAGES = 256
+_HANDFUL_BYTES = 512 * 1024  #: of small messages that are handed over together
 _TRANSIENT_MILLISECONDS = "10000"
 _STOP_SECONDS = 2.0  #: how long a confirm is waited for after the wish to stop
 _CONFIRM_SECONDS = 5.0  #: a message unconfirmed for so long: the broker takes none now
@@ -56,16 +57,15 @@ class Publishing:
         underway: deque[tuple[int, Future[Any]]] = deque()
         underway_bytes = 0
         missed: BrokerError | None = None
-        for message in batch:
-            body = message.encoded()
-            while underway and (
-                len(underway) >= _WINDOW_MESSAGES or underway_bytes + len(body) > _WINDOW_BYTES
-            ):
-                size, oldest = underway.popleft()
-                underway_bytes -= size
+        for group in _handfuls(batch):
+            size = sum(len(body) for _, body in group)
+            while underway and (len(underway) >= _WINDOW_MESSAGES or underway_bytes + size > _WINDOW_BYTES):
+                oldest_size, oldest = underway.popleft()
+                underway_bytes -= oldest_size
                 missed = self._settle(oldest) or missed
-            underway.append((len(body), self._calls.send(partial(self._publish_one, message, body))))
-            underway_bytes += len(body)
+            futures = self._calls.send_all([partial(self._publish_one, *each) for each in group])
+            underway.extend((len(body), future) for (_, body), future in zip(group, futures, strict=True))
+            underway_bytes += size
         for _, future in underway:
             missed = self._settle(future) or missed
         if missed is not None:
@@ -152,3 +152,18 @@ class Publishing:
         if is_news and not (self.connection.alarm.is_on or self._standstill.is_on):
             self._slow_told_at, self._is_slow_told = time.monotonic(), True
             logger.warning("The broker has not confirmed a message for %.0f s; waiting.", age)
+
+
+def _handfuls(batch: Iterable[Outgoing]) -> Iterator[list[tuple[Outgoing, bytes]]]:
+    """Messages with their bodies, encoded when their turn comes; small ones together, a large one by itself."""
+    group: list[tuple[Outgoing, bytes]] = []
+    num_bytes = 0
+    for message in batch:
+        body = message.encoded()
+        if group and num_bytes + len(body) > _HANDFUL_BYTES:
+            yield group
+            group, num_bytes = [], 0
+        group.append((message, body))
+        num_bytes += len(body)
+    if group:
+        yield group

@@ -8,8 +8,7 @@ import numpy as np
 
 from broker.errors import DataError, ModelError
 from broker.model.needs import inputs_struct, outputs_struct, packed
-from broker.wire.needs import TEXT, InputSpec, Needs
-from broker.wire.settings import TrainingSettings
+from broker.wire.settings import TEXT, InputSpec, Needs, TrainingSettings
 from worker.learning.results import TestResult
 from worker.learning.ways.batches import BatchPipelines, Form, shuffled
 from worker.learning.ways.compiled_metrics import Kept, kept_by
