@@ -62,8 +62,7 @@ class Models:
         config = check_model_json(self.text, self._trusted)
         return load_keras().saving.deserialize_keras_object(config, safe_mode=True)
 
-    def build(self, _task: Task, *, seed: int, initial_model: Path | None = None) -> BuiltModel:
-        del seed, initial_model
+    def build(self, _task: Task, **_asked: Any) -> BuiltModel:
         return self.built
 
     def check(self, _candidate: Path, _inputs: InputFacts | None) -> None:
