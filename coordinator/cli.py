@@ -23,10 +23,13 @@ from broker.link.address import without_password
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.logs import LogContext
+from broker.wire.fields import to_plain
+from broker.wire.plain_json import json_text
 from broker.wire.statistics import LEAST_FLOOR, MOST_BINS
 from coordinator.files import lock_folder, make_folder
 from coordinator.folder.run_folder import model_file
 from coordinator.folder.statistics_file import check_out, read_shape, read_statistics, write_statistics
+from coordinator.folder.tracking.process import tracked
 from coordinator.keras.process import ModelProcess
 from coordinator.launching import as_texts, check_texts, launch_options, make_options, run_options
 from coordinator.learning.measure_names import ALL_RESULTS
@@ -37,6 +40,7 @@ from coordinator.presence.session import Session
 from coordinator.presence.survey import Survey, SurveyOptions
 from coordinator.status import BrokerStatus, read_status, status_json
 from coordinator.terminal.client import Asker, asking
+from coordinator.terminal.compare import compare, compared_text, read_runs
 from coordinator.terminal.console import Console
 from coordinator.terminal.statistics_picture import draw_statistics
 from coordinator.terminal.statistics_text import statistics_text
@@ -82,7 +86,8 @@ def run(
 
     A FUNCTION returns a compiled Keras model, of any inputs and outputs, or a mapping of names to arrays for workers
     that have a --trainer.
-    The folder OUT then holds model.keras (of arrays: model.npz), history.csv, curves.png, run.json and the checkpoint.
+    The folder OUT then holds model.keras (of arrays: model.npz), best.keras (of the round with the lowest val_loss, or
+    the best --stop-when), history.csv, curves.png, run.json and the checkpoint.
 
     \b
     coordinator run chest-xray --workers 3 --quorum 2 --rounds 5 --out runs/demo
@@ -117,7 +122,8 @@ def _play(
     with lock_folder(options.out, wait=options.standby, stop=stop.event):
         _open(link, stop)
         try:
-            with ModelProcess(trusted_modules, is_warm=options.task.is_surely_keras) as models:
+            warm = ModelProcess(trusted_modules, is_warm=options.task.is_surely_keras)
+            with warm as models, tracked(options.out, options.track):
                 run = Run(link, options, models, stop=stop.event, log=log)
                 console = Console(run.view)
                 run.each_turn(console.draw)
@@ -252,7 +258,7 @@ def serve(
     GET  /api/runs[/ID]         every run; one with its rounds
     POST /api/launch            {"task": "mnist", "options": {"rounds": 3}}
     POST /api/stop              {"now": false}
-    GET  /runs/ID/model.keras   also model.npz, history.csv, workers.csv, curves.png
+    GET  /runs/ID/model.keras   also model.npz, best.keras, history.csv, workers.csv, curves.png, workers.png
     GET  /healthz, /metrics
     curl -H 'Content-Type: application/json' -d '{"task": "mnist"}' http://127.0.0.1:5000/api/launch
 
@@ -343,6 +349,35 @@ def _show_status(asker: Asker, *, as_json: bool, is_watched: bool) -> None:
     if is_watched and not as_json:
         click.clear()
     click.echo(state if as_json else status_text(read_status(state), time.time()))
+
+
+@main.command(name="compare", short_help="Several runs beside each other: a table and a picture.")
+@click.argument(
+    "runs", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False)
+)
+@click.option("--measure", help="A column of history.csv.  [default: a run's --stop-when, else val_loss]")
+@click.option("--out", type=_FILE, default=Path("compare.png"), show_default=True, help="The picture.")
+@click.option("--json", "as_json", is_flag=True, help="For programs: a JSON list, an object a run.")
+def compare_runs(runs: tuple[Path, ...], measure: str | None, out: Path, as_json: bool) -> None:
+    """Compare RUNS, folders of `coordinator run`: how far each came, when it was best, what it cost.
+
+    The table is printed; the curves of all runs go into one picture, a panel a measure. Seconds and examples are
+    those of all rounds together.
+
+    \b
+    coordinator compare runs/a runs/b
+    coordinator compare runs/* --measure val_auc --out aucs.png
+
+    \b
+    Exit codes: 0 shown, 2 no such folder, 5 a folder without a run, or a measure that no round tells.
+    """
+    from coordinator.keras.curves import draw_runs  # late: matplotlib comes with it
+
+    histories = read_runs(runs)
+    found = compare(histories, measure)
+    draw_runs(histories, out)
+    click.echo(json_text([to_plain(each) for each in found], indent=2) if as_json else compared_text(found))
+    click.echo(f"The curves are in {out}.", err=True)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from broker.errors import UsageError
 from coordinator import tasks
 from coordinator.files import is_file
 from coordinator.folder.statistics_file import read_statistics
+from coordinator.folder.tracking.kinds import KINDS, refuse_missing
 from coordinator.learning.strategies import STRATEGIES
 from coordinator.options import RunOptions
 
@@ -57,10 +58,23 @@ def run_options(function: _Function) -> _Function:
                          help="Local epochs a round.  [default: the task's]"),
             click.option("--batch-size", type=click.IntRange(1, _MOST), help="[default: the task's]"),
             click.option("--learning-rate", type=float, help="Of the workers' optimizer.  [default: the task's]"),
+            click.option("--learning-rate-decay", type=float, metavar="F",
+                         help="Each round's learning rate is the former one's times F.  [default: the task's]"),
             click.option("--class-weight", type=click.Choice(["none", "balanced"]),
                          help="balanced: every class weighs the same.  [default: the task's]"),
             click.option("--examples-per-class", type=click.IntRange(1, _MOST),
                          help="Train each round on so many random examples of each class.  [default: the task's]"),
+            click.option("--stop-when", metavar="MEASURE",
+                         help="End when this column of history.csv no longer becomes better, e.g. val_auc; min:NAME or "
+                              "max:NAME says which way is better."),
+            click.option("--patience", type=click.IntRange(1, _MOST), default=5, show_default=True,
+                         help="Rounds without a better --stop-when before the run ends."),
+            click.option("--keep-every", type=click.IntRange(1, _MOST), metavar="N",
+                         help="Keep the model of every N-th round, as model-0010.keras."),
+            click.option("--private", multiple=True, metavar="PATTERN",
+                         help='Weights that stay at each worker, e.g. "batch_normalization*"; may be repeated.'),
+            click.option("--track", type=click.Choice(KINDS), multiple=True,
+                         help="Tell the figures to TensorBoard (RUN/tensorboard) or MLflow; may be repeated."),
             click.option("--normalize", type=_FILE, metavar="FILE.json",
                          help="Set the model's Normalization layer from what `coordinator statistics` has found."),
             click.option("--initial-model", type=_FILE, metavar="FILE",
@@ -158,6 +172,8 @@ def _text(value: Any) -> str:
         return ",".join(f"{key}={each}" for key, each in value.items())
     if isinstance(value, bool):
         return "true" if value else ""
+    if isinstance(value, tuple):
+        return ",".join(value)
     return "" if value is None else str(value)
 
 
@@ -170,7 +186,7 @@ def make_options(task: str, out: Path, options: Mapping[str, Any]) -> RunOptions
         options: By parameter's name, as click gives them.
 
     Raises:
-        UsageError: No such task or model, or options that contradict each other.
+        UsageError: No such task, model or tracker, or options that contradict each other.
         DataError: What to normalise by can't be read.
     """
     asked = RunOptions(task=tasks.resolve(task), out=out, **options)
@@ -178,6 +194,7 @@ def make_options(task: str, out: Path, options: Mapping[str, Any]) -> RunOptions
         raise UsageError(
             f"There is no model {str(asked.initial_model)!r}. Try the path of a model.keras or model.npz."
         )
+    refuse_missing(asked.track)
     if asked.normalize is not None:
         read_statistics(asked.normalize)
     return asked

@@ -6,9 +6,11 @@ from pathlib import Path
 from broker.errors import ProtocolError, UsageError
 from broker.wire.settings import ClassWeight, Precision, TrainingSettings
 from coordinator.learning.membership import num_selected
+from coordinator.learning.stopping import Target, target_in
 from coordinator.learning.strategies import Strategy, make_strategy
 from coordinator.tasks import Task
 
+_LEAST_RATE = 2.0**-126  # that float32 holds to its full precision
 _MOST_SECONDS = 1e9  # 30 years: whatever waits for it can
 
 
@@ -35,6 +37,11 @@ class RecordedSettings:
     learning_rate_decay: float
     class_weight: ClassWeight
     examples_per_class: int | None
+    stop_when: str | None
+    patience: int | None
+    keep_every: int | None
+    track: tuple[str, ...]
+    private: tuple[str, ...]
     upload_precision: Precision
     deterministic: bool
     initial_model: str | None
@@ -52,6 +59,12 @@ class RunOptions:
         fraction: Share of the present workers invited to a round (C in McMahan et al. 2017).
         max_examples: No update weighs more than so many.
         max_share: No update weighs more than this share of those invited.
+        learning_rate_decay: Each round's learning rate is the former one's times this.
+        stop_when: The measure that must go on becoming better; see `coordinator.learning.stopping`.
+        patience: Rounds without a better one before the run ends.
+        keep_every: Every so many rounds the model is kept for good.
+        private: Patterns of weights that stay at the workers; see `broker.model.kinds.matches`.
+        track: Who is told the figures; see `coordinator.folder.tracking`.
         normalize: What `coordinator statistics` has found, for the model's Normalization layer.
     """
 
@@ -71,8 +84,14 @@ class RunOptions:
     epochs: int | None = None
     batch_size: int | None = None
     learning_rate: float | None = None
+    learning_rate_decay: float | None = None
     class_weight: ClassWeight | None = None
     examples_per_class: int | None = None
+    stop_when: str | None = None
+    patience: int = 5
+    keep_every: int | None = None
+    track: tuple[str, ...] = ()
+    private: tuple[str, ...] = ()
     initial_model: Path | None = None
     normalize: Path | None = None
     seed: int = 0
@@ -100,10 +119,14 @@ class RunOptions:
                 "Expected a --deadline-seconds above 0 and a --grace-seconds of at least 0, both up to "
                 f"{_MOST_SECONDS:g}."
             )
-        if self.learning_rate is not None and not 2.0**-126 <= self.learning_rate < 2.0**127:
+        if self.learning_rate is not None and not _LEAST_RATE <= self.learning_rate < 2.0**127:
             raise UsageError(
                 f"Expected a --learning-rate above 0 that float32 holds, got {self.learning_rate:g}."
             )
+        if not 0 < self.decay <= 1:
+            raise UsageError(f"Expected a --learning-rate-decay above 0 and up to 1, got {self.decay:g}.")
+        if self.stop_when is not None:
+            target_in(self.stop_when)
         if self.normalize is not None and self.initial_model is not None:
             raise UsageError(
                 "A model to start from was trained with the Normalization layer that it has. Take --normalize or "
@@ -124,21 +147,37 @@ class RunOptions:
         """The quorum as a number."""
         return self.most_invited if self.quorum is None else self.quorum
 
+    @property
+    def decay(self) -> float:
+        """What a round's learning rate is multiplied with for the next."""
+        asked = self.learning_rate_decay
+        return self.task.defaults.learning_rate_decay if asked is None else asked
+
+    @property
+    def target(self) -> Target | None:
+        """What `stop_when` says."""
+        return None if self.stop_when is None else target_in(self.stop_when)
+
     def make_strategy(self) -> Strategy:
         """The strategy asked for."""
         return make_strategy(self.strategy, self.strategy_options)
 
-    def settings(self, round_number: int, *, epochs_before: int = 0) -> TrainingSettings:
-        """The training settings of a round: the learning rate decays from round to round if the task says so.
+    def settings(
+        self, round_number: int, *, epochs_before: int = 0, compiled_rate: float | None = None
+    ) -> TrainingSettings:
+        """The training settings of a round: the learning rate decays from round to round if that was asked for.
 
         Args:
             round_number: From 1.
             epochs_before: Local epochs in the rounds before.
+            compiled_rate: The model's own learning rate, from which it decays where no other is given.
         """
         defaults = self.task.defaults
         learning_rate = defaults.learning_rate if self.learning_rate is None else self.learning_rate
+        if learning_rate is None and self.decay < 1:
+            learning_rate = compiled_rate
         if learning_rate is not None:
-            learning_rate *= defaults.learning_rate_decay ** (round_number - 1)
+            learning_rate = max(learning_rate * self.decay ** (round_number - 1), _LEAST_RATE)
         return TrainingSettings(
             epochs=self.epochs or defaults.epochs,
             batch_size=self.batch_size or defaults.batch_size,
@@ -161,8 +200,9 @@ class RunOptions:
             "epochs": first.epochs,
             "batch_size": first.batch_size,
             "learning_rate": first.learning_rate,
-            "learning_rate_decay": self.task.defaults.learning_rate_decay,
+            "learning_rate_decay": self.decay,
             "class_weight": first.class_weight,
+            **({"private": ", ".join(self.private)} if self.private else {}),
         }
 
     @property
@@ -186,9 +226,14 @@ class RunOptions:
             epochs=first.epochs,
             batch_size=first.batch_size,
             learning_rate=first.learning_rate,
-            learning_rate_decay=self.task.defaults.learning_rate_decay,
+            learning_rate_decay=self.decay,
             class_weight=first.class_weight,
             examples_per_class=first.examples_per_class,
+            stop_when=self.stop_when,
+            patience=None if self.stop_when is None else self.patience,
+            keep_every=self.keep_every,
+            track=self.track,
+            private=self.private,
             upload_precision=first.precision,
             deterministic=self.deterministic,
             initial_model=None if self.initial_model is None else str(self.initial_model),
@@ -203,4 +248,5 @@ class RunOptions:
             "strategy": self.strategy,
             "strategy_options": self.strategy_options,
             "seed": self.seed,
+            "private": list(self.private),
         }

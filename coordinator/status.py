@@ -80,6 +80,19 @@ class RoundStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BestStatus:
+    """The round whose model is the best so far.
+
+    Attributes:
+        measure: By which it is, as history.csv names it.
+    """
+
+    round: int
+    measure: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatus:
     """The run under way, without its history.
 
@@ -87,6 +100,8 @@ class RunStatus:
         id: The name of its folder.
         last_round: Told flat, each measure under a name of its own.
         history_stamp: Another one when the history is another.
+        stop_when: What must go on becoming better, if anything must.
+        patience: Rounds for which it may not.
     """
 
     id: str
@@ -104,6 +119,9 @@ class RunStatus:
     open_round: RoundStatus | None
     last_round: Row | None
     history_stamp: str
+    best: BestStatus | None = None
+    stop_when: str | None = None
+    patience: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +140,7 @@ class BrokerStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndedRun:
-    """How a run ended, and why if it failed."""
+    """How a run ended, and why if it failed, or ended before its last round."""
 
     id: str
     task: str

@@ -27,6 +27,7 @@ from worker.processes.pool import TrainingPool
 from worker.rounds.own_site import OwnSite, open_trainer
 from worker.rounds.own_trainer import OwnTraining
 from worker.rounds.participant import KerasTrainer, Participant
+from worker.rounds.private_parts import PrivateParts, default_folder
 from worker.rounds.site_rules import SHARES, Share, SiteRules
 from worker.rounds.start import LinkTo, take_part
 from worker.tables.rows import SUFFIXES
@@ -270,6 +271,9 @@ def participation_options(function: Any) -> Any:
             click.option("--once", is_flag=True, help="Leave after one run."),
             click.option("--seed", type=int, default=0, show_default=True, help="Of what is held out for tests."),
             click.option("--deterministic", is_flag=True, help="Same seed, same bits; slower."),
+            click.option("--state", type=_FILE, metavar="DIR",
+                         help="Keeps the weights that stay here when a run has --private, and this worker's own "
+                              "model.keras.  [default: ~/.local/state/warren/workers]"),
             click.option("--connect-seconds", type=float, default=10.0, show_default=True,
                          help="How long the first connection is tried."),
         )
@@ -428,7 +432,13 @@ def swarm_command(
     part_number, _, parts = part.partition("/")
     reader = name if int(parts) == 1 else f"{name}.{int(part_number)}"
     link_to = LinkTo(amqp_url, f"swarm {reader}")
-    keras = partial(KerasTrainer, deterministic=options["deterministic"], trusted_modules=trusted_modules)
+    private = PrivateParts(options["state"] or default_folder(), saves_model=False)
+    keras = partial(
+        KerasTrainer,
+        deterministic=options["deterministic"],
+        trusted_modules=trusted_modules,
+        private=private,
+    )
     make_pool = None
     if processes != 1:
         make_pool = partial(TrainingPool, participants, processes, OwnTraining if trainer else keras)

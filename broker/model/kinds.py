@@ -1,25 +1,70 @@
 """Tells of a Keras model what each of its weights is to the training; coordinator and workers must agree."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 
-from broker.errors import ModelError
-from broker.wire.tensors import Kind, Layout, TensorSpec
+from broker.errors import ModelError, ProtocolError
+from broker.wire.tensors import Kind, Layout, Sections, TensorSpec
 
+_OWN: frozenset[Kind] = frozenset({"trainable", "statistic", "variance"})  # what may be private
 _ADAPTED = "Normalization"  # its statistics are set by `adapt` alone, never by training
 
 
-def layout_of(model: Any) -> Layout:
-    """The layout of a Keras model's weights, in Keras's order (`model.weights`)."""
+def layout_of(model: Any, private: Sequence[str] = ()) -> Layout:
+    """The layout of a Keras model's weights, in Keras's order (`model.weights`).
+
+    Args:
+        model: The model.
+        private: Patterns of weights that stay at each worker, as `fnmatch` takes them; see `matches`.
+
+    Raises:
+        ModelError: A pattern matches none, nothing is left to share, or a mean and its variance are parted.
+    """
     kinds = _kinds(model)
-    return tuple(
+    layout = tuple(
         TensorSpec(
             dtype=weight.dtype, shape=tuple(weight.shape), kind=_kind_of(weight, kinds.get(id(weight)))
         )
         for weight in model.weights
     )
+    return _with_private(layout, [weight.path for weight in model.weights], private) if private else layout
+
+
+def _with_private(layout: Layout, paths: list[str], patterns: Sequence[str]) -> Layout:
+    """A frozen or integer weight stays what it is: it is the same everywhere."""
+    able = [spec.kind in _OWN for spec in layout]
+    for pattern in patterns:
+        if not any(may and matches(path, pattern) for may, path in zip(able, paths, strict=True)):
+            names = ", ".join(path for may, path in zip(able, paths, strict=True) if may)
+            raise ModelError(f"No weight that is trained matches --private {pattern!r}. There are: {names}.")
+    marked = tuple(
+        replace(spec, kind="private") if may and any(matches(path, pattern) for pattern in patterns) else spec
+        for spec, may, path in zip(layout, able, paths, strict=True)
+    )
+    sections = Sections(marked)
+    if not sections.num_trainable:
+        raise ModelError("With --private every weight stays at the workers. Leave some to train together.")
+    try:
+        _ = sections.variances
+    except ProtocolError as exc:
+        raise ModelError("--private parts a mean from its variance. Try a pattern that has both.") from exc
+    return marked
+
+
+def matches(path: str, pattern: str) -> bool:
+    """Whether a pattern means a weight, by its path in the model or from one of the layers in it on.
+
+    Args:
+        path: As Keras tells it, e.g. sequential/batch_normalization/gamma.
+        pattern: E.g. batch_normalization* or dense_1/kernel.
+    """
+    parts = path.split("/")
+    ends = ("/".join(parts[begin:]) for begin in range(max(1, len(parts) - 1)))
+    return any(fnmatchcase(end, pattern) for end in ends)
 
 
 def _kind_of(weight: Any, kind: Kind | None) -> Kind:
@@ -100,15 +145,26 @@ def apply_kinds(model: Any, layout: Layout) -> bool:
     Raises:
         ModelError: The layout is not that of this model.
     """
-    present = layout_of(model)
+    present = _seen_as(layout, layout_of(model))
     if present == layout:
         return False
     for weight, spec in zip(model.weights, layout, strict=False):
         if spec.kind in ("trainable", "frozen") and spec.is_float:
             weight.trainable = spec.kind == "trainable"
-    if layout_of(model) != layout:
+    if _seen_as(layout, layout_of(model)) != layout:
         raise ModelError(
             "The model's weights are not those that were announced: their shapes or what is trained of them differ. "
             "Upgrade the older side."
         )
     return True
+
+
+def _seen_as(layout: Layout, present: Layout) -> Layout:
+    """The present layout with what another calls private called so, too: that is no property of the model."""
+    return (
+        tuple(
+            replace(spec, kind="private") if wanted.kind == "private" and spec.kind in _OWN else spec
+            for spec, wanted in zip(present, layout, strict=False)
+        )
+        + present[len(layout) :]
+    )

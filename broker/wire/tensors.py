@@ -24,9 +24,10 @@ FLOAT32 = np.dtype("<f4")
 
 #: What a weight is to the training. *trainable*: the strategy's step moves it. *statistic*: measured on the data, as
 #: BatchNormalization's moving mean; the next one is the workers' weighted mean. *variance*: a statistic about the mean
-#: that stands right before it. *frozen* and *integer* ones stay the global model's, and don't travel up.
-Kind = Literal["trainable", "statistic", "variance", "frozen", "integer"]
-_SECTIONS: tuple[tuple[Kind, ...], ...] = (("trainable",), ("statistic", "variance"), ("frozen",))
+#: that stands right before it. *frozen* and *integer* ones stay the global model's, and don't travel up. *private* ones
+#: stay at each worker; what travels down is the value to begin with.
+Kind = Literal["trainable", "statistic", "variance", "frozen", "private", "integer"]
+_SECTIONS: tuple[tuple[Kind, ...], ...] = (("trainable",), ("statistic", "variance"), ("frozen", "private"))
 
 
 def as_dtype(name: object) -> np.dtype[Any]:

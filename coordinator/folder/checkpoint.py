@@ -82,19 +82,23 @@ class Checkpoint:
         return is_arrays(self.model_json)
 
 
-def card_of(state: Checkpoint, training: Mapping[str, float | str | None]) -> ModelCard:
+def card_of(
+    state: Checkpoint, training: Mapping[str, float | str | None], round_number: int | None = None
+) -> ModelCard:
     """What the model of a committed state says about itself.
 
     Args:
         state: With the class names known.
         training: The settings that it was trained with.
+        round_number: Of an earlier round's model; None takes the state's own.
     """
-    last = state.history[-1]
+    number = state.round_number if round_number is None else round_number
+    last = state.history[number]
     return ModelCard(
         task=state.task,
         classes=state.classes,
         run_id=state.run_id,
-        round_number=state.round_number,
+        round_number=number,
         saved_at=datetime.now(UTC).isoformat(timespec="seconds"),
         num_examples=last.num_examples,
         shape=state.input_shape,

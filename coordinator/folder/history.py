@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,8 +19,9 @@ FlatRow = dict[str, Any]
 
 _COST = ("round", "attempt", "seconds", "slowest_worker_seconds", "num_examples", "update_bytes")
 _PEOPLE = ("num_test_examples", "num_central_examples", "accepted", "late", "rejected")
+_STOPPED = "stopped"
 _WORKER = ("round", "worker", "num_examples", "num_test_examples", "seconds")
-_FIXED = frozenset((*_COST, *_PEOPLE, *_WORKER))  # columns that are no measure
+_FIXED = frozenset((*_COST, *_PEOPLE, _STOPPED, *_WORKER))  # columns that are no measure
 _MOST_WORKER_ROWS = 250  #: a row for each worker is kept in the checkpoint, too
 
 
@@ -56,6 +58,7 @@ class Row:
         central: The same of workers that only evaluate.
         num_central_examples: What `central` rests on.
         workers: By name; empty when they are too many.
+        stopped: Why the run ended with this round before its last one, if it did.
     """
 
     round: int
@@ -74,6 +77,7 @@ class Row:
     late: tuple[str, ...] = ()
     rejected: dict[str, str] = field(default_factory=dict)
     workers: dict[str, WorkerRow] = field(default_factory=dict)
+    stopped: str = ""
 
     @cached_property
     def plain(self) -> dict[str, Any]:
@@ -152,7 +156,7 @@ def flat(row: Row) -> FlatRow:
     cost = {name: getattr(row, name) for name in _COST if row.round or name == "round"}
     people = {name: getattr(row, name) for name in _PEOPLE[2:] if row.round}
     tested = {name: getattr(row, name) for name in _PEOPLE[:2] if getattr(row, name)}
-    return {**cost, **measures, **tested, **people}
+    return {**cost, **measures, **tested, **people, **({_STOPPED: row.stopped} if row.stopped else {})}
 
 
 def _named(figures: Figures, prefix: str) -> FlatRow:
@@ -170,7 +174,7 @@ def row_in(flat_row: FlatRow) -> Row:
         ProtocolError: It isn't one.
     """
     measures = {name: value for name, value in flat_row.items() if name not in _FIXED and value is not None}
-    fields = {name: flat_row[name] for name in (*_COST, *_PEOPLE) if name in flat_row} | {
+    fields = {name: flat_row[name] for name in (*_COST, *_PEOPLE, _STOPPED) if name in flat_row} | {
         field: {name.removeprefix(prefix): measures[name] for name in measures if _prefix_of(name) == prefix}
         for field, prefix in (("metrics", ""), ("test", TEST), ("central", CENTRAL))
     }
@@ -232,8 +236,10 @@ def _cell(value: object) -> object:
 
 
 def history_text(rows: Iterable[Row], measures: Iterable[str] = COLUMNS) -> str:
-    """history.csv; these measures have a column whether they are known or not."""
-    return csv_text([flat(row) for row in rows], _COST, measures, _PEOPLE)
+    """history.csv; these measures have a column, known or not, why a run was stopped only where one was."""
+    every = [flat(row) for row in rows]
+    stopped = (_STOPPED,) if any(_STOPPED in row for row in every) else ()
+    return csv_text(every, _COST, measures, (*_PEOPLE, *stopped))
 
 
 def workers_text(rows: Iterable[Row], measures: Iterable[str] = COLUMNS) -> str:
@@ -252,3 +258,18 @@ def names_of_measures(rows: Iterable[Mapping[str, object]]) -> list[str]:
     """Every measure in flat rows once, the best known first, without what it was measured on."""
     found = (name for row in rows for name in row if name not in _FIXED)
     return best_known_first(bare_name(name) for name in found)
+
+
+def columns_of_measures(rows: Iterable[Mapping[str, object]]) -> list[str]:
+    """Every measure in flat rows once, under the name that its column has."""
+    return sorted(dict.fromkeys(name for row in rows for name in row if name not in _FIXED), key=_rank)
+
+
+def values_of(rows: Iterable[Mapping[str, object]], column: str) -> list[tuple[int, float]]:
+    """(round, value) of the rows that have a number there, without round 0: that model was trained by no round."""
+    pairs = ((row.get("round"), row.get(column)) for row in rows)
+    return [
+        (int(number), float(value))
+        for number, value in pairs
+        if isinstance(number, int) and number and isinstance(value, int | float) and math.isfinite(value)
+    ]

@@ -19,6 +19,7 @@ from coordinator.folder.checkpoint import (
     write_open_round,
 )
 from coordinator.folder.history import Row, write_history
+from coordinator.folder.keepsakes import Keepsakes
 from coordinator.folder.run_json import keep_identity
 from coordinator.learning.measure_names import COLUMNS, GENERAL_COLUMNS
 from coordinator.learning.rounds import Answer, RoundRecord
@@ -59,6 +60,10 @@ class RunFolder:
         """Where a round's aggregate may keep updates."""
         return self.path / _UPDATES
 
+    def keepsakes(self, every: int | None) -> Keepsakes:
+        """What is kept of earlier rounds: the best model, and that of each so many rounds."""
+        return Keepsakes(self.checkpoint, every)
+
     def read(self) -> Checkpoint | None:
         """The committed state; None in a new folder.
 
@@ -79,14 +84,17 @@ class RunFolder:
         is_open = record and (record.run_id, record.round_number, record.first_attempt) == following
         return opened if is_open else None
 
-    def keep_identity(self, options: RunOptions, state: Checkpoint | None) -> None:
+    def keep_identity(self, options: RunOptions, state: Checkpoint | None) -> int:
         """Write run.json, or hold the options against it.
+
+        Returns:
+            After which round more rounds were asked for the last time; 0 if they never were.
 
         Raises:
             UsageError: The folder holds another task, strategy or seed.
             CheckpointError: run.json can't be read or written.
         """
-        keep_identity(options, closed_rounds=state.round_number if state else 0)
+        return keep_identity(options, closed_rounds=state.round_number if state else 0)
 
     def commit(self, state: Checkpoint, check: Callable[[Path], None] = lambda _aside: None) -> None:
         """Commit: until this returns the round is open, after it closed for ever.

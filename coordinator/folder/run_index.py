@@ -13,6 +13,7 @@ from broker.errors import CheckpointError, ProtocolError
 from broker.wire.fields import from_plain, to_plain
 from broker.wire.plain_json import json_text, read_json
 from coordinator.files import make_folder, write_atomically
+from coordinator.folder.keepsakes import best_beside, round_of
 from coordinator.folder.run_folder import model_file
 from coordinator.folder.run_json import RUN_FILE, current_settings
 from coordinator.learning.measure_names import RESULTS, TEST
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 LAUNCH_FILE = "launch.json"
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_TEXT_COLUMNS = frozenset({"accepted", "late", "rejected", "worker"})
+_TEXT_COLUMNS = frozenset({"accepted", "late", "rejected", "stopped", "worker"})
 _MOST_HISTORY_BYTES = 32 * 1024 * 1024
 
 Cells = dict[str, int | float | str]  #: one row of a table on disk; what is empty there is missing
@@ -34,7 +35,7 @@ class LaunchRecord:
     Attributes:
         options: As RunOptions takes them, by option name; texts.
         outcome: "done", "stopped" or "failed"; None while it is unfinished.
-        reason: Why it failed.
+        reason: Why it failed, or ended before its last round.
     """
 
     task: str
@@ -65,6 +66,7 @@ class RunSummary:
         outcome: See `LaunchRecord`.
         model_file: What its model is called, or will be.
         measures: Of its last model, on the workers' test examples.
+        best_round: Whose model best.keras holds; None where there is none.
     """
 
     id: str
@@ -81,6 +83,8 @@ class RunSummary:
     has_curves: bool
     measures: dict[str, float]
     settings: SummedSettings
+    best_round: int | None
+    has_workers_picture: bool
 
 
 class RunIndex:
@@ -136,8 +140,9 @@ class RunIndex:
 
     def _summary(self, folder: Path) -> RunSummary | None:
         """Read anew only when one of its files has changed."""
-        followed = (folder / RUN_FILE, folder / LAUNCH_FILE, folder / "history.csv", model_file(folder))
-        stamp = tuple(map(_stamp, followed))
+        model = model_file(folder)
+        files = (RUN_FILE, LAUNCH_FILE, "history.csv", "workers.png", model.name, best_beside(model).name)
+        stamp = tuple(_stamp(folder / name) for name in files)
         known = self._known.get(folder)
         if known is None or known[0] != stamp:
             try:
@@ -176,6 +181,8 @@ def _summarize(folder: Path) -> RunSummary:
         has_curves=(folder / "curves.png").is_file(),
         measures={name: float(last[f"{TEST}{name}"]) for name in RESULTS if f"{TEST}{name}" in last},
         settings=SummedSettings(**{name: identity.get(name) for name in SummedSettings.__slots__}),
+        best_round=round_of(best_beside(model_file(folder))),
+        has_workers_picture=(folder / "workers.png").is_file(),
     )
 
 

@@ -38,12 +38,15 @@ class Continuation:
     changed: dict[str, list[Any]]
 
 
-def keep_identity(options: RunOptions, *, closed_rounds: int) -> None:
+def keep_identity(options: RunOptions, *, closed_rounds: int) -> int:
     """Write run.json, or hold the options against the one that is there and note what has changed.
 
     Args:
         options: Of the run.
         closed_rounds: How many of its rounds are closed.
+
+    Returns:
+        After which round more rounds were asked for the last time; 0 if they never were.
 
     Raises:
         UsageError: The folder holds another task, strategy or seed.
@@ -54,13 +57,15 @@ def keep_identity(options: RunOptions, *, closed_rounds: int) -> None:
     settings = {**to_plain(options.everything), "versions": _versions()}
     if not path.exists():
         _write(options, {**settings, "started_at": now})
-        return
+        return 0
     first = _read(options)
     _compare(options, first)
     changed = _changes(current_settings(first), settings)
+    records = list(first.get("continued", ()))
     if changed:
-        record = Continuation(at=now, after_round=closed_rounds, changed=changed)
-        _write(options, {**first, "continued": [*first.get("continued", ()), to_plain(record)]})
+        records.append(to_plain(Continuation(at=now, after_round=closed_rounds, changed=changed)))
+        _write(options, {**first, "continued": records})
+    return max((int(each["after_round"]) for each in records if _asks_for_more(each["changed"])), default=0)
 
 
 def current_settings(first: Mapping[str, Any]) -> Settings:
@@ -69,6 +74,11 @@ def current_settings(first: Mapping[str, Any]) -> Settings:
     for record in settings.pop("continued", ()):
         settings |= {name: after for name, (_, after) in record["changed"].items()}
     return settings
+
+
+def _asks_for_more(changed: Mapping[str, Any]) -> bool:
+    before, after = changed.get("rounds", (0, 0))
+    return bool(after > before)
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -109,7 +119,7 @@ def _read(options: RunOptions) -> Settings:
 
 def _compare(options: RunOptions, content: Settings) -> None:
     for name, asked in options.identity.items():
-        if content.get(name) != asked:
+        if (content.get(name) or None) != (asked or None):  # earlier versions did not write what wasn't used
             raise UsageError(
                 f"{options.out} holds a run with {name} {content.get(name)!r}, not {asked!r}. "
                 f"Choose another --out, or ask for the same {name}."

@@ -32,9 +32,9 @@ from broker.model.needs import needs_of
 from broker.model.trust import Trusted, trust
 from broker.wire.fields import to_plain
 from broker.wire.tensors import Array, unflatten
-from coordinator.folder.history import flat
+from coordinator.folder.history import flat, flat_workers
 from coordinator.keras.arrays import layout_of_arrays, read_arrays, started_from, write_arrays
-from coordinator.keras.curves import draw_curves
+from coordinator.keras.curves import draw_curves, draw_workers
 from coordinator.keras.form import check_form, check_training
 from coordinator.keras.trial import made_up_examples, unanswered, unanswered_in_general, work_out
 from coordinator.keras.vocabulary import carry_vocabularies
@@ -121,12 +121,15 @@ def _build(request: Request) -> dict[str, Any]:
     """Make the model of a task and its initial weights."""
     model = _given(request)
     if isinstance(model, Mapping):
+        if request["private"]:
+            raise UsageError("--private names weights of a Keras model. A task of arrays has none.")
         return _build_arrays(model, request)
     check_form(model)
     text = _to_json(model)
     copy = _from_json(text)
     _check_copy(model, copy)
-    apply_kinds(copy, layout_of(model))
+    layout = layout_of(model, request["private"])
+    apply_kinds(copy, layout)
     warnings = check_training(copy)
     needs = needs_of(model)
     if request["initial_model"] is not None:
@@ -136,7 +139,7 @@ def _build(request: Request) -> dict[str, Any]:
     np.savez(request["weights_path"], *(_values(model)))
     return {
         "model_json": text,
-        "layout": [to_plain(spec) for spec in layout_of(model)],
+        "layout": [to_plain(spec) for spec in layout],
         "input_shape": list(model.input_shape[1:]) if needs.num_classes else [],
         "needs": to_plain(needs),
         "parts": parts_in(json.loads(text), _trusted()),
@@ -319,7 +322,7 @@ class _Keeper:
         self._model: Any = None
 
     def save(self, request: Request) -> dict[str, Any]:
-        """Write the model with its card, and curves.png beside it, each aside and then in place."""
+        """Write a model with its card, and curves.png beside the newest, each aside and then in place."""
         from coordinator.folder.checkpoint import read_checkpoint
 
         checkpoint = read_checkpoint(Path(request["checkpoint"]))
@@ -331,6 +334,9 @@ class _Keeper:
         else:
             model = self._with_weights(checkpoint)
             _put_in_place(lambda aside: _write_keras(aside, model, card), path)
+        if request["is_held"]:
+            Path(request["checkpoint"]).unlink(missing_ok=True)
+            return {}
         draw_curves([flat(row) for row in checkpoint.history], path.with_name("curves.png"))
         return {}
 
@@ -368,6 +374,14 @@ class _Keeper:
         return self._model
 
 
+def _draw_workers(request: Request) -> dict[str, Any]:
+    """Each worker's own curves: many lines take seconds, so this is asked for when a run ends."""
+    from coordinator.folder.checkpoint import read_checkpoint
+
+    draw_workers(flat_workers(read_checkpoint(Path(request["checkpoint"])).history), Path(request["picture"]))
+    return {}
+
+
 def _weights(checkpoint: "Checkpoint") -> list[Array]:
     return unflatten(checkpoint.layout, checkpoint.vector, checkpoint.integers)
 
@@ -400,6 +414,7 @@ _OPERATIONS: dict[str, Callable[[Request], dict[str, Any]]] = {
     "save": _KEEPER.save,
     "check": _KEEPER.check,
     "work-out": _KEEPER.work_out,
+    "draw-workers": _draw_workers,
 }
 
 if __name__ == "__main__":

@@ -86,13 +86,21 @@ def _check_general(copy: Any) -> list[str]:
 
 def has_schedule(model_json: str) -> bool:
     """Whether a model's learning rate is a schedule, which no other rate can replace."""
+    return any(isinstance(rate, dict) for rate in _rates_in(model_json))
+
+
+def compiled_rate(model_json: str) -> float | None:
+    """The learning rate that a model was compiled with; None for a schedule, and where there is none."""
+    return next((float(rate) for rate in _rates_in(model_json) if isinstance(rate, int | float)), None)
+
+
+def _rates_in(model_json: str) -> Iterator[object]:
+    """The learning rate of each optimizer, from the outermost in."""
     optimizer = (json.loads(model_json).get("compile_config") or {}).get("optimizer")
     while isinstance(optimizer, dict):
         config = optimizer.get("config") or {}
-        if isinstance(config.get("learning_rate"), dict):
-            return True
+        yield config.get("learning_rate")
         optimizer = config.get("inner_optimizer")
-    return False
 
 
 def refuse_other_rate(model_json: str, learning_rate: float | None) -> None:
@@ -105,6 +113,25 @@ def refuse_other_rate(model_json: str, learning_rate: float | None) -> None:
         raise UsageError(
             f"The model's learning rate is a schedule, so it can't be set to {learning_rate:g}. Try without "
             "--learning-rate, or compile the model with a plain number."
+        )
+
+
+def refuse_decay(model_json: str, learning_rate: float | None, decay: float) -> None:
+    """Whether there is a learning rate that can become lower from round to round, if that was asked for.
+
+    Args:
+        model_json: Of the model.
+        learning_rate: What was asked for, if anything was.
+        decay: What each round's is multiplied with for the next.
+
+    Raises:
+        UsageError: There is none, or it is a schedule.
+    """
+    if decay < 1 and learning_rate is None and compiled_rate(model_json) is None:
+        why = "is a schedule already" if has_schedule(model_json) else "is not known"
+        raise UsageError(
+            f"The model's learning rate {why}, so it can't decay from round to round. Try without "
+            "--learning-rate-decay, or say from where with --learning-rate."
         )
 
 

@@ -70,25 +70,30 @@ class BuiltModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Save:
-    checkpoint_path: Path
-    model_path: Path
-    card: ModelCard
+class _Later:
+    """Something that nobody waits for.
 
-    def request(self) -> dict[str, Any]:
-        return {
-            "op": "save",
-            "checkpoint": str(self.checkpoint_path),
-            "model": str(self.model_path),
-            "card": self.card.to_json(),
-        }
+    Attributes:
+        path: The file that it writes.
+        request: As the child takes it.
+        held: A checkpoint that is kept for it alone.
+    """
+
+    path: Path
+    request: dict[str, Any]
+    held: Path | None = None
+
+    def give_way_to(self, newer: "_Later") -> None:
+        """A newer state is written in its stead."""
+        if self.held is not None and self.held != newer.held:
+            self.held.unlink(missing_ok=True)
 
 
 class ModelProcess:
     """One child process with Keras in it; started at once, so that its slow import overlaps with connecting.
 
-    `build` waits for its answer. `save` does not: a thread hands over the newest state, and a state that was
-    overtaken before its turn is dropped. Should the child die, the next request starts another.
+    `build` waits for its answer. `save` does not: a thread hands over the newest state of each file, and a state that
+    was overtaken before its turn is dropped. Should the child die, the next request starts another.
 
     Args:
         trusted_modules: What these register may occur in a model.
@@ -101,10 +106,10 @@ class ModelProcess:
         self._child = _Child(self._trusted_modules, is_warm=is_warm)
         self._talking = threading.Lock()  # one request at a time
         self._changed = threading.Condition()  # guards the four below
-        self._next: _Save | None = None
+        self._waiting: dict[Path, _Later] = {}  # by the file
         self._is_saving = False
         self._is_closed = False
-        self._error: WarrenError | None = None
+        self._errors: dict[Path, WarrenError] = {}  # of the last save of each file
         self._saver = threading.Thread(target=self._save_newest, name="model-saver", daemon=True)
         self._saver.start()
 
@@ -117,7 +122,13 @@ class ModelProcess:
         self.close()
 
     def build(
-        self, task: Task, *, seed: int, initial_model: Path | None = None, normalize: Path | None = None
+        self,
+        task: Task,
+        *,
+        seed: int,
+        initial_model: Path | None = None,
+        private: Sequence[str] = (),
+        normalize: Path | None = None,
     ) -> BuiltModel:
         """Build a task's model and its initial weights.
 
@@ -125,6 +136,7 @@ class ModelProcess:
             task: From `coordinator.tasks.resolve`.
             seed: Of the initial weights.
             initial_model: A .keras file, or an .npz file of arrays, whose weights to start from.
+            private: Patterns of weights that stay at the workers.
             normalize: What `coordinator statistics` has found, for the model's Normalization layer.
 
         Raises:
@@ -142,6 +154,7 @@ class ModelProcess:
                     "initial_model": None if initial_model is None else str(initial_model.resolve()),
                     "normalization": None if normalize is None else _normalization_in(normalize),
                     "weights_path": str(weights_path),
+                    "private": list(private),
                 }
             )
             weights = _read_weights(weights_path)
@@ -187,19 +200,46 @@ class ModelProcess:
         answer = self._ask({"op": "work-out", "model_json": model_json, "states": states})
         return {str(name): float(value) for name, value in answer["metrics"].items()}
 
-    def save(self, checkpoint_path: Path, model_path: Path, card: ModelCard) -> None:
+    def save(
+        self, checkpoint_path: Path, model_path: Path, card: ModelCard, *, is_held: bool = False
+    ) -> None:
         """Have a checkpoint saved as a model, curves.png beside it; returns at once.
 
         Args:
             checkpoint_path: Read when its turn comes.
             model_path: Replaced whole, or not at all.
             card: What the model says about itself.
+            is_held: The checkpoint is kept for this model alone: removed once that is saved; no curves are drawn.
         """
+        request = {
+            "op": "save",
+            "checkpoint": str(checkpoint_path.resolve()),
+            "model": str(model_path.resolve()),
+            "card": card.to_json(),
+            "is_held": is_held,
+        }
+        held = checkpoint_path.resolve() if is_held else None
+        self._do_later(_Later(path=model_path.resolve(), request=request, held=held))
+
+    def draw_workers(self, checkpoint_path: Path, picture_path: Path) -> None:
+        """Have each worker's own curves drawn; returns at once.
+
+        Args:
+            checkpoint_path: Read when its turn comes.
+            picture_path: Replaced whole, or not at all.
+        """
+        picture = picture_path.resolve()
+        checkpoint = str(checkpoint_path.resolve())
+        request = {"op": "draw-workers", "checkpoint": checkpoint, "picture": str(picture)}
+        self._do_later(_Later(path=picture, request=request))
+
+    def _do_later(self, wanted: _Later) -> None:
         with self._changed:
-            self._next = _Save(
-                checkpoint_path=checkpoint_path.resolve(), model_path=model_path.resolve(), card=card
-            )
+            former = self._waiting.get(wanted.path)
+            self._waiting[wanted.path] = wanted
             self._changed.notify_all()
+        if former is not None:
+            former.give_way_to(wanted)
 
     def flush(self, timeout_seconds: float) -> bool:
         """Wait until everything asked for is saved.
@@ -211,10 +251,10 @@ class ModelProcess:
             WarrenError: The newest state could not be saved.
         """
         with self._changed:
-            is_saved = self._changed.wait_for(lambda: not (self._next or self._is_saving), timeout_seconds)
-            error, self._error = self._error, None
-        if error is not None:
-            raise error
+            is_saved = self._changed.wait_for(lambda: not (self._waiting or self._is_saving), timeout_seconds)
+            errors, self._errors = list(self._errors.values()), {}
+        if errors:
+            raise errors[0]
         return is_saved
 
     def close(self) -> None:
@@ -223,36 +263,40 @@ class ModelProcess:
         A build or a trial under way is of no use to anybody any more: it is not waited for.
         """
         with self._changed:
-            self._next, self._is_closed = None, True
+            self._waiting.clear()
+            self._is_closed = True
             self._changed.notify_all()
         self._child.end_request(but="save")
         self._saver.join(_CLOSE_SECONDS)
         self._child.close()
 
     def _save_newest(self) -> None:
-        while (save := self._take()) is not None:
-            error = self._try(save)
+        while (wanted := self._take()) is not None:
+            error = self._try(wanted)
             with self._changed:
-                self._is_saving, self._error = False, error
+                self._is_saving = False
+                self._errors.pop(wanted.path, None)
+                if error is not None:
+                    self._errors[wanted.path] = error
                 self._changed.notify_all()
 
-    def _take(self) -> _Save | None:
+    def _take(self) -> _Later | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._next is not None or self._is_closed)
-            save, self._next = self._next, None
-            self._is_saving = save is not None
-            return save
+            self._changed.wait_for(lambda: bool(self._waiting) or self._is_closed)
+            target = next(iter(self._waiting), None)
+            self._is_saving = target is not None
+            return self._waiting.pop(target) if target is not None else None
 
-    def _try(self, save: _Save) -> WarrenError | None:
+    def _try(self, wanted: _Later) -> WarrenError | None:
         try:
-            self._ask(save.request())
+            self._ask(wanted.request)
         except WarrenError as exc:
-            log.warning("%s not saved: %s", save.model_path.name, exc)
+            log.warning("%s not saved: %s", wanted.path.name, exc)
             return exc
         except Exception as exc:
             # A thread's exception would be lost, and flush would wait for ever.
-            log.exception("%s not saved", save.model_path.name)
-            return ModelError(f"{save.model_path.name} could not be saved: {exc}")
+            log.exception("%s not saved", wanted.path.name)
+            return ModelError(f"{wanted.path.name} could not be saved: {exc}")
         return None
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:

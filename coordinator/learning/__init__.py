@@ -5,6 +5,7 @@ Contents:
     exact_sum      a sum of doubles without rounding, for statistics
     measure_names  what measures are called
     measures       what several workers measured, put together
+    stopping       which round was the best, and when a run is no longer becoming better
     statistics    what the sites tell of their examples, judged and put together
     spares         large arrays of one round, used again in the next
     membership     who joined, who is away, who is selected

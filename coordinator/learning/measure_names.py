@@ -21,6 +21,9 @@ RESULTS = (ACCURACY, AUC, LOSS)
 #: The same where there is a line for it, the most telling first.
 ALL_RESULTS = (ACCURACY, BALANCED_ACCURACY, AUC, LOSS)
 
+#: By which the best round is found where nobody says: the first that there is.
+BEST_BY = (f"{TEST}{LOSS}", f"{CENTRAL}{LOSS}")
+
 _BEST_KNOWN = (LOSS, ACCURACY, BALANCED_ACCURACY, AUC)
 _TITLES = {AUC: "AUC"}
 

@@ -8,7 +8,7 @@
                                 and "measure_names" (of which a row may have NAME, val_NAME and central_NAME)
     POST /api/launch            {"task": "mnist", "options": {"rounds": 3, "from-scratch": true}}; 202 {"run": ID}
     POST /api/stop              {"now": false}: end after the round under way, or at once; 202 {"run": ID}
-    GET  /runs/ID/FILE          model.keras or model.npz, history.csv, workers.csv or curves.png
+    GET  /runs/ID/FILE          model.keras or model.npz, best.keras, history.csv, workers.csv, curves.png, workers.png
     GET  /healthz               {"status": "ok", "is_connected": true}
     GET  /metrics               for Prometheus
 
@@ -33,8 +33,10 @@ from broker.http_server import Caps
 from broker.wire.fields import to_plain
 from broker.wire.plain_json import json_text, read_json
 from coordinator.folder.history import flat, flat_workers, names_of_measures
+from coordinator.folder.keepsakes import BEST, KEPT
 from coordinator.folder.run_folder import ARRAYS_FILE, KERAS_FILE
 from coordinator.folder.run_index import read_rows
+from coordinator.folder.tracking.kinds import KINDS
 from coordinator.learning.strategies import STRATEGIES
 from coordinator.page.prometheus import metrics_text
 from coordinator.page.scheduler import Scheduler
@@ -49,6 +51,7 @@ _FILES = {
     "history.csv": "text/csv",
     "workers.csv": "text/csv",
     "curves.png": "image/png",
+    "workers.png": "image/png",
 }
 _MOST_BODY_BYTES = 64 * 1024
 _MOST_LISTENERS = 64  # each holds a thread; whoever comes later asks every two seconds
@@ -107,7 +110,9 @@ def _page() -> _Page:
 
 @_pages.get("/")
 def _show_page() -> str:
-    return render_template("network.html", needs_token=not _is_local(), strategies=list(STRATEGIES))
+    return render_template(
+        "network.html", needs_token=not _is_local(), strategies=list(STRATEGIES), trackers=KINDS
+    )
 
 
 @_pages.get("/api/state")
@@ -182,14 +187,16 @@ def _folder(run: str) -> Path:
 @_pages.get("/runs/<run>/<file>")
 def _send(run: str, file: str) -> Response:
     path = _folder(run) / file
-    if file not in _FILES:
+    if file not in _FILES and not KEPT.fullmatch(file) and not BEST.fullmatch(file):
         abort(404, f"There is no such file. Try one of {', '.join(_FILES)}.")
     if not path.is_file():
         abort(404, f"The run {run} has no {file} yet.")
+    kind = _FILES.get(file, "application/octet-stream")
     name = f"{run}{path.suffix}" if file in (KERAS_FILE, ARRAYS_FILE) else file
-    return send_file(
-        path.resolve(), _FILES[file], as_attachment=file != "curves.png", download_name=name, conditional=True
-    )
+    if BEST.fullmatch(file) or KEPT.fullmatch(file):
+        name = f"{run}-{file}"
+    is_shown = kind == "image/png"
+    return send_file(path.resolve(), kind, as_attachment=not is_shown, download_name=name, conditional=True)
 
 
 @_pages.get("/healthz")

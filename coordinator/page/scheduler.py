@@ -17,6 +17,7 @@ from broker.logs import LogContext
 from broker.wire.messages import Launch, LaunchAnswered
 from coordinator.files import lock_folder
 from coordinator.folder.run_index import LaunchRecord, RunIndex, time_text, write_launch
+from coordinator.folder.tracking.process import tracked
 from coordinator.keras.process import ModelProcess
 from coordinator.launching import as_texts, make_options, read_options
 from coordinator.learning.membership import Member
@@ -162,24 +163,29 @@ class Scheduler:
         self._end(folder, launched.record, outcome, reason)
 
     def _outcome_of(self, launched: _Launched, models: ModelProcess) -> tuple[str, str | None]:
-        with lock_folder(launched.options.out, wait=False, stop=self._stop):
+        options = launched.options
+        with (
+            lock_folder(options.out, wait=False, stop=self._stop),
+            tracked(options.out, options.track),
+        ):
             while True:
                 self._run = Run(
                     self._link,
-                    launched.options,
+                    options,
                     models,
                     stop=self._stop,
                     log=self._log,
                     session=self._session,
                 )
                 try:
-                    return ("stopped" if self._run.play().is_stopped else "done"), None
+                    summary = self._run.play()
+                    return ("stopped" if summary.is_stopped else "done"), summary.reason
                 except LinkLost as exc:
                     logger.warning("%s The run goes on from its folder.", exc)
                     self._stop.wait(_AGAIN_SECONDS)
 
     def _end(self, folder: Path, record: LaunchRecord, outcome: str, reason: str | None) -> None:
-        if reason is not None:
+        if outcome == "failed":
             logger.error("The run %s failed: %s", folder.name, reason)
         try:
             write_launch(folder, replace(record, outcome=outcome, reason=reason, ended_at=time_text()))

@@ -14,8 +14,9 @@ from broker.wire.tensors import Array, InputFacts, sections_of
 from coordinator.folder.checkpoint import Checkpoint, card_of
 from coordinator.folder.history import Row
 from coordinator.folder.run_folder import RunFolder
+from coordinator.folder.standing import Standing, Watch, standing_of
 from coordinator.keras.arrays import refuse_keras_settings
-from coordinator.keras.form import refuse_other_rate
+from coordinator.keras.form import compiled_rate, refuse_decay, refuse_other_rate
 from coordinator.keras.process import BuiltModel, ModelProcess
 from coordinator.learning.measures import Figures
 from coordinator.learning.strategies import Strategy, first_states
@@ -32,6 +33,7 @@ class Committed:
 
     Attributes:
         state: The newest one; None until there is a model.
+        standing: The best round so far, and whether more are wanted.
     """
 
     def __init__(self, options: RunOptions, folder: RunFolder, models: ModelProcess, log: LogContext) -> None:
@@ -40,6 +42,10 @@ class Committed:
         self._folder = folder
         self._models = models
         self._log = log
+        self.standing = Standing()
+        self._watch = Watch(target=options.target, patience=options.patience)
+        self._keepsakes = folder.keepsakes(options.keep_every)
+        self._compiled_rate: float | None = None
 
     def read(self) -> bool:
         """Take up what the folder holds; whether that is a run.
@@ -51,15 +57,22 @@ class Committed:
         self.state = state = self._folder.read()
         if state is not None:
             self._check_settings(state.model_json)
-        self._folder.keep_identity(self._options, state)
+        since = self._folder.keep_identity(self._options, state)
         if state is not None:
             self._log.update(run=state.run_id)
             logger.info("Going on after round %d in %s.", state.round_number, self._folder.path)
+            self._watch = replace(self._watch, since=since)
+            self.standing = standing_of(state.history, self._watch)
+            self._keepsakes.take_up(self._model, self.standing, state.round_number)
         return state is not None
 
     def _check_settings(self, model_json: str) -> None:
-        refuse_other_rate(model_json, self.settings.learning_rate)
+        """Refuse settings that the model can't be trained with, and remember its own learning rate."""
+        learning_rate = self._options.settings(1).learning_rate
+        refuse_other_rate(model_json, learning_rate)
+        refuse_decay(model_json, learning_rate, self._options.decay)
         refuse_keras_settings(model_json, self.settings)
+        self._compiled_rate = compiled_rate(model_json)
 
     @property
     def present(self) -> Checkpoint:
@@ -71,7 +84,11 @@ class Committed:
     def settings(self) -> TrainingSettings:
         """How the workers train in the round that is open, or the next."""
         history = self.state.history if self.state else []
-        return self._options.settings(len(history) or 1, epochs_before=sum(row.epochs for row in history))
+        return self._options.settings(
+            len(history) or 1,
+            epochs_before=sum(row.epochs for row in history),
+            compiled_rate=self._compiled_rate,
+        )
 
     def begin(self, model: BuiltModel, strategy: Strategy) -> None:
         """Commit a new model as round 0."""
@@ -134,11 +151,26 @@ class Committed:
             ModelDiverged: Its model answers NaN; the round is open still.
         """
         closed = live.closed(seconds, self._work_out, shut_out)
+        standing = standing_of(closed.history, self._watch)
+        if standing.enough and live.aggregate and closed.round_number < self._options.rounds:
+            closed = _stopped(closed, standing.enough)
+        self._keepsakes.hold(self._model, self.present.round_number, standing)
         # Arrays answer nothing by themselves: that they are finite numbers has been seen when they were computed.
         is_tried = live.aggregate is not None and not closed.is_arrays
         self._folder.commit(closed, self._check if is_tried else lambda _aside: None)
-        self.state = closed
+        self._tell_unknown(standing)
+        self.state, self.standing = closed, standing
         return closed
+
+    def _tell_unknown(self, standing: Standing) -> None:
+        """Say once that no round tells what is to become better; the run goes on."""
+        if standing.unknown and not self.standing.unknown:
+            logger.warning(
+                "No round tells %s, so --stop-when %s ends nothing: the run goes on to its last round. There are %s.",
+                self._watch.target.measure if self._watch.target else "",
+                self._options.stop_when,
+                ", ".join(standing.unknown),
+            )
 
     def follow(self) -> None:
         """Have the model, curves.png and the histories follow."""
@@ -152,12 +184,26 @@ class Committed:
         if len(state.classes) < 2 and not (state.is_arrays or state.is_general):
             return  # nobody has joined: there is nothing to say which class is which
         card = card_of(self.present, self._options.training)
-        model = self._folder.model(is_arrays=self.present.is_arrays)
-        self._models.save(self._folder.checkpoint, model, card)
+        self._models.save(self._folder.checkpoint, self._model, card)
+        self._save_held()
+
+    @property
+    def _model(self) -> Path:
+        """The newest model's file."""
+        return self._folder.model(is_arrays=self.present.is_arrays)
+
+    def _save_held(self) -> None:
+        """Have the models follow that are kept for good."""
+        for held in self._keepsakes.taken():
+            card = card_of(self.present, self._options.training, held.round)
+            self._models.save(held.checkpoint, held.model, card, is_held=True)
 
     def finish(self) -> None:
         """Wait until what follows is up to date."""
         if self.state is not None:
+            self._keepsakes.hold_last(self._model, self.state.round_number, self.standing)
+            self._save_held()
+            self._models.draw_workers(self._folder.checkpoint, self._folder.path / "workers.png")
             self._folder.write_history(self.state.history, is_general=self.state.is_general)
         if not self._models.flush(_SAVE_SECONDS):
             logger.error("The model was not saved within %g s.", _SAVE_SECONDS)
@@ -176,6 +222,11 @@ class Committed:
         if self.present.is_arrays:
             return {}  # there is no metric object that knows what its sums mean
         return self._models.work_out(self.present.model_json, sums)
+
+
+def _stopped(closed: Checkpoint, reason: str) -> Checkpoint:
+    """The state with the reason why its round is the last, in its history."""
+    return replace(closed, history=[*closed.history[:-1], replace(closed.history[-1], stopped=reason)])
 
 
 def refuse_class_settings(settings: TrainingSettings) -> None:

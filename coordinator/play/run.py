@@ -30,7 +30,7 @@ from coordinator.play.live_round import LiveRound, Tools
 from coordinator.play.log_text import listed
 from coordinator.play.round_start import addressed, groups_of
 from coordinator.play.run_view import Phase, RunView, describe
-from coordinator.play.story import tell_closed
+from coordinator.play.story import tell_closed, tell_enough
 from coordinator.play.unacknowledged import Unacknowledged
 from coordinator.presence.session import DeclineCame, Event, Session, UpdateCame
 from coordinator.status import status_json
@@ -52,6 +52,11 @@ class Summary:
     rounds: int
     num_dead: int
     is_stopped: bool = False
+
+    @property
+    def reason(self) -> str | None:
+        """Why it ended before its last round, if it did so by itself."""
+        return self.history[-1].stopped or None
 
 
 class Run:
@@ -152,13 +157,21 @@ class Run:
 
     def _play_rounds(self) -> None:
         committed, rounds = self._committed, self._options.rounds
-        if self._live is None and committed.present.round_number < rounds:
+        if self._live is None and self._has_more_rounds():
             self._await_workers(self._options.workers)
-        while committed.present.round_number < rounds and not self._is_to_stop:
+        while self._has_more_rounds():
             self._play_round("train")
+        tell_enough(committed.standing, committed.present.round_number, rounds)
         self._await_reunion()
         if committed.present.round_number > 0 and not committed.present.history[-1].is_measured:
             self._play_round("evaluate")
+
+    def _has_more_rounds(self) -> bool:
+        if self._live is not None and self._live.record.mode == "train":
+            return True  # it was open when an earlier process ended
+        committed = self._committed
+        is_last = committed.present.round_number >= self._options.rounds or self._is_to_stop
+        return not (is_last or committed.standing.enough)
 
     def stop_after_round(self, *, now: bool = False) -> None:
         """Let the run end after the round under way, or (`now`) give that round up; its last model is kept."""
@@ -380,6 +393,9 @@ class Run:
             is_stopping=self._is_to_stop,
             settings=self._committed.settings,
             strategy=options.strategy,
+            standing=self._committed.standing,
+            stop_when=options.stop_when,
+            patience=options.patience,
         )
 
     def _tell(self) -> str:
@@ -406,6 +422,7 @@ def _building(models: ModelProcess, options: RunOptions) -> Future[BuiltModel]:
                     options.task,
                     seed=options.seed,
                     initial_model=options.initial_model,
+                    private=options.private,
                     normalize=options.normalize,
                 )
             )

@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from broker.wire.messages import Progress
 from broker.wire.settings import TrainingSettings
 from coordinator.folder.history import Row
+from coordinator.folder.standing import Standing
 from coordinator.learning.membership import Member
 from coordinator.learning.rounds import Answer, RoundRecord, Verdict
 from coordinator.presence.session import Sighting
 from coordinator.status import (
+    BestStatus,
     ProgressStatus,
     RoundStatus,
     RunStatus,
@@ -37,6 +39,9 @@ class RunView:
         update_bytes: What the accepted updates of the open round weighed on the wire.
         present: The workers that can train in it now.
         unfit: Workers that can't take part, with the reason.
+        standing: The best round so far.
+        stop_when: What must go on becoming better, if anything must.
+        patience: Rounds for which it may not.
     """
 
     folder: str
@@ -57,6 +62,9 @@ class RunView:
     is_stopping: bool
     settings: TrainingSettings
     strategy: str
+    standing: Standing = field(default_factory=Standing)
+    stop_when: str | None = None
+    patience: int = 1
 
 
 def describe(members: Iterable[Member], sightings: Mapping[str, Sighting], view: RunView | None) -> Status:
@@ -190,6 +198,17 @@ def describe_run(view: RunView) -> RunStatus:
         open_round=_open_round(view),
         last_round=history[-1] if view.closed_rounds else None,
         history_stamp=f"{len(history)}-{history[-1].is_measured:d}" if history else "0",
+        best=_best(view.standing),
+        stop_when=view.stop_when,
+        patience=view.patience if view.stop_when else None,
+    )
+
+
+def _best(standing: Standing) -> BestStatus | None:
+    if standing.best is None or standing.measure is None:
+        return None
+    return BestStatus(
+        round=standing.best.round, measure=standing.measure, value=round(standing.best.value, 6)
     )
 
 

@@ -3,6 +3,7 @@
 import logging
 
 from coordinator.folder.history import Row
+from coordinator.folder.standing import Standing
 from coordinator.learning.rounds import Answer, Round
 from coordinator.play.log_text import listed, measured, reasons
 
@@ -52,6 +53,12 @@ def tell_closed(the_round: Round, history: list[Row], seconds: float, *, is_gene
             logger.info(
                 "The model of round %d on %s test %s%s.", last.round, whose, examples, measured(figures)
             )
+
+
+def tell_enough(standing: Standing, closed_rounds: int, rounds: int) -> None:
+    """A run ends before its last round, because its models no longer become better."""
+    if standing.enough and closed_rounds < rounds:
+        logger.info("Enough after round %d of %d: %s.", closed_rounds, rounds, standing.enough)
 
 
 def why_not_reached(the_round: Round) -> str:

@@ -3,6 +3,7 @@
 Contents:
     console       the live bar of `coordinator run`
     status_text   what `coordinator status` prints
+    compare       `coordinator compare`: several runs beside each other
     statistics_text     the tables of `coordinator statistics`
     statistics_picture  its two pictures
     client        `coordinator launch` and `status`: questions over the broker

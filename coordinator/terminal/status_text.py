@@ -26,7 +26,7 @@ def status_text(status: Status, now: float) -> str:
     last, num_dead = (status.last_run, status.num_dead) if isinstance(status, ServingStatus) else (None, 0)
     parts = [_run_text(status.run) if status.run else _idle_text(last)]
     if status.workers:
-        parts.append(_columns([_HEAD, *(_worker_cells(worker, now) for worker in status.workers)]))
+        parts.append(columns([_HEAD, *(_worker_cells(worker, now) for worker in status.workers)]))
     else:
         parts.append("No worker has joined yet.")
     if num_dead:
@@ -43,7 +43,12 @@ def _idle_text(last: EndedRun | None) -> str:
 
 def _run_text(run: RunStatus) -> str:
     title = f"{run.id}  {run.task}, {_phase_text(run)}{', stopping after it' if run.is_stopping else ''}"
-    return title if run.last_round is None else f"{title}\n{_round_text(run.last_round)}"
+    lines = [title]
+    if run.last_round is not None:
+        lines.append(_round_text(run.last_round))
+    if run.best is not None:
+        lines.append(f"best so far: round {run.best.round}, {run.best.measure} {run.best.value:.4f}")
+    return "\n".join(lines)
 
 
 def _phase_text(run: RunStatus) -> str:
@@ -100,7 +105,8 @@ def _ago(seen: float | None, now: float) -> str:
     return f"{seconds // 60} min ago" if seconds < 3600 else f"{seconds // 3600} h ago"
 
 
-def _columns(rows: Sequence[tuple[str, ...]]) -> str:
+def columns(rows: Sequence[tuple[str, ...]]) -> str:
+    """Rows of cells below each other, each column as wide as its widest cell."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

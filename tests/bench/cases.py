@@ -57,6 +57,7 @@ def all_cases(*, with_peers: bool, with_many: bool) -> list[Case]:
         ),
         _transport("10,000 weights, swarm of 100", tiny, swarm=100, rounds=10),
         _transport("10,000 weights, swarm of 1,000", tiny, swarm=1000, rounds=5),
+        _transport("10,000 weights, swarm of 10,000", tiny, swarm=10_000, rounds=3),
         _transport("100 MB, 4 processes", large, workers=4, floor=True),
         _transport("100 MB, 8 processes", large, workers=8, floor=True, peers=3 if with_peers else 0),
         _transport("100 MB, 8 processes, int8", large, workers=8, precision="int8"),

@@ -50,11 +50,9 @@ class NoModels:
     def __init__(self, size: int) -> None:
         self._size = size
 
-    def build(
-        self, _task: Task, *, seed: int, initial_model: Path | None = None, normalize: Path | None = None
-    ) -> BuiltModel:
+    def build(self, _task: Task, *, seed: int, initial_model: Path | None = None, **_: object) -> BuiltModel:
         """One tensor of random weights."""
-        del initial_model, normalize
+        del initial_model
         return BuiltModel(
             model_json="{}",
             layout=(TensorSpec(dtype="float32", shape=(self._size,), kind="trainable"),),
@@ -68,7 +66,10 @@ class NoModels:
     def check(self, *_: object) -> None:
         """Any model will do."""
 
-    def save(self, *_: object) -> None:
+    def draw_workers(self, *_: object) -> None:
+        """Nobody looks."""
+
+    def save(self, *_: object, **__: object) -> None:
         """The child that saves is measured apart."""
 
     def flush(self, _timeout_seconds: float) -> bool:

@@ -196,11 +196,9 @@ class StandInModels:
     def __init__(self, size: int) -> None:
         self._size = size
 
-    def build(
-        self, _task: Task, *, seed: int, initial_model: Path | None = None, normalize: Path | None = None
-    ) -> BuiltModel:
+    def build(self, _task: Task, *, seed: int, initial_model: Path | None = None, **_: object) -> BuiltModel:
         """A model of one weight tensor."""
-        del initial_model, normalize
+        del initial_model
         return BuiltModel(
             model_json='{"class_name": "StandIn"}',
             layout=layout_of_size(self._size),
@@ -211,11 +209,18 @@ class StandInModels:
             num_parameters=self._size,
         )
 
-    def save(self, checkpoint_path: Path, model_path: Path, card: ModelCard) -> None:
+    def save(
+        self, checkpoint_path: Path, model_path: Path, card: ModelCard, *, is_held: bool = False
+    ) -> None:
         """Write which round this is, and the digest of its weights."""
         vector = read_checkpoint(checkpoint_path).vector
         digest = hashlib.sha256(vector.tobytes()).hexdigest()
         write_atomically(model_path, [f"{card.round_number} {digest}\n".encode()])
+        if is_held:
+            checkpoint_path.unlink()
+
+    def draw_workers(self, _checkpoint_path: Path, _picture_path: Path) -> None:
+        """Nobody looks."""
 
     def check(self, candidate: Path, _inputs: InputFacts | None) -> str | None:
         """As a model whose answers overflow once a weight is too large."""

@@ -444,6 +444,24 @@ def test_the_newest_state_wins(process: ModelProcess, tmp_path: Path) -> None:
     assert (model.get_weights()[0] == 5).all()
 
 
+def test_a_held_checkpoint_becomes_its_own_model_and_is_given_up(
+    process: ModelProcess, tmp_path: Path
+) -> None:
+    """best.keras beside the newest model: both are saved, and nothing is left of what was held, nor of one that a
+    better one overtook."""
+    built = process.build(resolve("mnist"), seed=1)
+    for number in (1, 2):
+        commit(tmp_path, built, number).rename(tmp_path / f".held-{number}-best.keras")
+        held = tmp_path / f".held-{number}-best.keras"
+        process.save(commit(tmp_path, built, number), tmp_path / "model.keras", card(number))
+        process.save(held, tmp_path / "best.keras", card(number), is_held=True)
+    assert process.flush(60)
+    best = load_keras().saving.load_model(tmp_path / "best.keras")
+    assert (best.get_weights()[0] == 2).all()
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["best.keras", CHECKPOINT_FILE, "curves.png", "model.keras"]
+
+
 def tried(process: ModelProcess, folder: Path, built: BuiltModel, former: float, value: float) -> str | None:
     """What the child says of a checkpoint that is about to follow another."""
     commit(folder, built, former)

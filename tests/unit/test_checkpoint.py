@@ -14,13 +14,14 @@ from coordinator.folder.checkpoint import (
     CHECKPOINT_FILE,
     ROUND_FILE,
     Checkpoint,
+    PackedRounds,
     read_checkpoint,
     read_open_round,
     write_checkpoint,
     write_open_round,
 )
 from coordinator.folder.history import Row
-from coordinator.learning.rounds import Round, Verdict
+from coordinator.learning.rounds import Answer, Round, Verdict
 from coordinator.learning.spares import Spares
 from coordinator.learning.strategies import Aggregate, make_strategy
 from tests.unit.test_rounds import RECORD, update
@@ -52,6 +53,26 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
     empty = np.empty(0, np.float32)
     plain = {"vector": empty, "integers": (), "strategy_state": ()}
     assert replace(back, **plain).__repr__() == replace(STATE, **plain).__repr__()
+
+
+def test_each_answer_is_encoded_once_and_the_header_is_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifty checkpoints of a round of ten thousand encode ten thousand answers, not a quarter of a million. Another
+    attempt, which lacks some, begins anew."""
+    answers = {str(number): Answer(upload_id=f"u{number}", verdict=Verdict.ACCEPTED) for number in range(30)}
+    packed, encoded = PackedRounds(), list[object]()
+    pack_value = codec.pack_value
+
+    def counted(value: object) -> bytes:
+        encoded.append(value)
+        return pack_value(value)
+
+    monkeypatch.setattr(codec, "pack_value", counted)
+    for number in range(1, 31):
+        header = packed.header(RECORD, dict(list(answers.items())[:number]))
+    assert len([value for value in encoded if isinstance(value, dict)]) == 30 + 1
+    assert header == PackedRounds().header(RECORD, answers)
+    fewer = {worker: answers[worker] for worker in ("3", "20")}
+    assert packed.header(RECORD, fewer) == PackedRounds().header(RECORD, fewer)
 
 
 def test_an_open_round_comes_back_with_its_answers_and_its_sum(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from broker.wire.messages import RoundStart
 from broker.wire.settings import Precision
 from broker.wire.tensors import FLOAT32, TensorSpec
 from tests.unit.test_messages import EXAMPLES
-from worker.rounds.hand_over import HandOver, RoundJob
+from worker.rounds.hand_over import HandOver, RoundJob, UploadJob
 from worker.rounds.round_starts import Incoming
 from worker.rounds.uploading import KeptUpdate, Measured
 
@@ -99,3 +99,56 @@ def test_int8_can_not_tell_of_a_training_that_has_diverged(value: float) -> None
     with pytest.raises(ModelError, match="diverged"):
         kept(job(1), "int8", [1, value])
     kept(job(1), "float32", [1, value])
+
+
+def swarm_answered(hand_over: HandOver, *workers: str, round_number: int = 1) -> list[RoundJob]:
+    """These have trained, and the broker has their updates of 8 bytes each."""
+    jobs = []
+    for worker in workers:
+        its = replace(job(round_number), worker=worker)
+        hand_over.begin(its)
+        update = kept(its, "float32", [1, 1])
+        update.worker = worker
+        assert hand_over.keep(its, update)
+        assert hand_over.begin_upload(update)
+        hand_over.note_announced([update])
+        jobs.append(its)
+    while not hand_over.jobs.empty():
+        hand_over.jobs.get_nowait()
+    return jobs
+
+
+def test_what_a_swarm_lets_go_of_is_trained_again_when_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand updates of 4 MB need not be in memory: the broker has them. The oldest goes; that it was announced is
+    still said; lost, or at another attempt, it is made anew."""
+    monkeypatch.setattr("worker.rounds.hand_over._MOST_KEPT_BYTES", 16)
+    hand_over = HandOver()
+    first, second, _ = swarm_answered(hand_over, "w", "v", "u")
+    assert list(hand_over.updates) == ["v", "u"]
+    assert hand_over.announced("w") is not None
+    assert not hand_over.close("w", START.run_id, 99)
+    assert hand_over.upload_again("w")
+    assert hand_over.jobs.get_nowait() is first
+    assert hand_over.announced("w") is None, "it is being trained"
+    assert hand_over.upload_again("v")
+    assert isinstance(hand_over.jobs.get_nowait(), UploadJob)
+    assert not hand_over.close("v", START.run_id, None), "it was not busy"
+    assert second.stop.is_set()
+
+
+def test_a_single_update_is_kept_whatever_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One worker of a huge model does not train twice for a lost part."""
+    monkeypatch.setattr("worker.rounds.hand_over._MOST_KEPT_BYTES", 4)
+    hand_over = HandOver()
+    swarm_answered(hand_over, "w")
+    assert list(hand_over.updates) == ["w"]
+
+
+def test_a_later_round_ends_those_before_it_for_the_whole_swarm() -> None:
+    """Of a hundred workers ten are invited to each round: the others do not keep their updates for ever."""
+    hand_over = HandOver()
+    swarm_answered(hand_over, "w", "v")
+    hand_over.close_older(START.run_id, 2)
+    assert hand_over.updates == {}
+    assert hand_over.held("w") is None
+    assert hand_over.take_spare() is not None

@@ -18,7 +18,7 @@ MOST_IN_A_ROOM = 13
 PURE = (
     "coordinator/learning/aggregation.py", "coordinator/learning/exact_sum.py", "coordinator/learning/measures.py",
     "coordinator/learning/strategies/averages.py", "coordinator/learning/strategies/median.py",
-    "coordinator/learning/rounds.py", "coordinator/learning/membership.py",
+    "coordinator/learning/rounds.py", "coordinator/learning/membership.py", "coordinator/learning/stopping.py",
 )  # fmt: skip
 KERAS_IN_COORDINATOR = {"coordinator/keras/task_models.py", "coordinator/keras/child.py"}
 

@@ -1,5 +1,7 @@
 """Options of a launch as texts: read as the command line reads them, written so that they are read back."""
 
+import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -7,8 +9,12 @@ import pytest
 
 from broker.errors import CheckpointError, UsageError
 from coordinator.folder.run_index import LaunchRecord, RunIndex, read_launch, write_launch
+from coordinator.keras.form import compiled_rate, refuse_decay
 from coordinator.launching import as_texts, make_options, option_names, read_options
+from coordinator.options import RunOptions
+from coordinator.tasks import Task, TaskDefaults, resolve
 
+OWN = Task(name="my:model", kind="builder", source="my:model", defaults=TaskDefaults())
 NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
 
@@ -166,3 +172,63 @@ def test_a_run_that_a_person_broke_is_left_out(tmp_path: Path) -> None:
     save_run(tmp_path / "b", "mnist", 5, "2026-11-25")
     (tmp_path / "b" / "run.json").write_text("no json")
     assert [each.id for each in RunIndex(tmp_path).summaries()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"learning-rate-decay": "0"}, {"learning-rate-decay": "1.1"}, {"learning-rate-decay": "nan"},
+        {"stop-when": ""}, {"stop-when": "min:"}, {"patience": "0"}, {"keep-every": "0"},
+    ],
+)  # fmt: skip
+def test_an_experiments_life_is_checked_before_it_begins(tmp_path: Path, options: dict[str, str]) -> None:
+    """Whoever launches hears at once what can't be."""
+    with pytest.raises(UsageError):
+        asked = read_options(options)
+        asked.pop("from_scratch")
+        make_options("mnist", tmp_path, asked)
+
+
+def test_an_experiments_life_is_launched_as_it_is_run(tmp_path: Path) -> None:
+    """By message and page as on the command line."""
+    asked = read_options(
+        {"stop-when": "val_auc", "patience": "3", "keep-every": "10", "learning-rate-decay": "0.5"}
+    )
+    assert read_options(as_texts(asked)) == asked
+    asked.pop("from_scratch")
+    made = make_options("mnist", tmp_path, asked)
+    assert (made.stop_when, made.patience, made.keep_every) == ("val_auc", 3, 10)
+    assert [made.settings(number).learning_rate for number in (1, 2, 3)] == [0.1, 0.05, 0.025]
+    assert made.training["learning_rate_decay"] == 0.5, "the card tells the baseline"
+
+
+def test_the_rate_that_a_model_was_compiled_with_decays_where_no_other_is_given(tmp_path: Path) -> None:
+    """And stays float32's: it never becomes 0, which no worker takes."""
+    made = RunOptions(task=OWN, out=tmp_path, learning_rate_decay=0.5)
+    assert made.settings(1, compiled_rate=0.01).learning_rate == 0.01
+    assert made.settings(3, compiled_rate=0.01).learning_rate == 0.0025
+    assert made.settings(9999, compiled_rate=0.01).learning_rate == 2.0**-126
+    assert RunOptions(task=OWN, out=tmp_path).settings(3, compiled_rate=0.01).learning_rate is None
+
+
+def test_a_task_that_decays_by_itself_can_be_told_not_to(tmp_path: Path) -> None:
+    """1 is no decay; chest-xray's own is 0.8."""
+    own = RunOptions(task=resolve("chest-xray"), out=tmp_path)
+    assert own.settings(2).learning_rate == pytest.approx(0.0012)
+    assert replace(own, learning_rate_decay=1.0).settings(2).learning_rate == 0.0015
+
+
+def compiled(learning_rate: object) -> str:
+    return json.dumps({"compile_config": {"optimizer": {"config": {"learning_rate": learning_rate}}}})
+
+
+def test_a_schedule_can_not_decay_once_more() -> None:
+    """Nor a rate that is not known; one that is given can."""
+    refuse_decay(compiled(0.01), None, 0.5)
+    refuse_decay(compiled({"class_name": "CosineDecay"}), None, 1.0)
+    refuse_decay("{}", 0.1, 0.5)
+    with pytest.raises(UsageError, match="a schedule already"):
+        refuse_decay(compiled({"class_name": "CosineDecay"}), None, 0.5)
+    with pytest.raises(UsageError, match="not known"):
+        refuse_decay("{}", None, 0.5)
+    assert compiled_rate(compiled(0.01)) == 0.01

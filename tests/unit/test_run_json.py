@@ -65,3 +65,24 @@ def test_every_setting_of_a_worker_can_be_asked_for(tmp_path: Path) -> None:
     told, usual = asked.settings(2, epochs_before=9), options(tmp_path).settings(1)
     for field in usual.__dataclass_fields__:
         assert getattr(told, field) != getattr(usual, field), field
+
+
+def test_asking_for_more_rounds_is_remembered_across_restarts(tmp_path: Path) -> None:
+    """After which round: patience begins anew there. Fewer rounds, and other settings, ask for nothing more."""
+    asked = options(tmp_path)
+    assert keep_identity(asked, closed_rounds=0) == 0
+    assert keep_identity(replace(asked, learning_rate=0.01), closed_rounds=2) == 0
+    assert keep_identity(replace(asked, rounds=9), closed_rounds=5) == 5
+    assert keep_identity(replace(asked, rounds=9), closed_rounds=7) == 5
+    assert keep_identity(replace(asked, rounds=8), closed_rounds=8) == 5
+
+
+def test_a_folder_of_an_earlier_version_goes_on_without_private_weights(tmp_path: Path) -> None:
+    """It did not write that there are none; with some it would be another run."""
+    keep_identity(options(tmp_path), closed_rounds=0)
+    written = content(tmp_path)
+    del written["private"]
+    (tmp_path / RUN_FILE).write_text(json.dumps(written))
+    keep_identity(options(tmp_path), closed_rounds=1)
+    with pytest.raises(UsageError, match="private"):
+        keep_identity(replace(options(tmp_path), private=("batch_normalization*",)), closed_rounds=1)

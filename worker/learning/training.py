@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from broker.errors import ModelError
@@ -67,7 +68,7 @@ class LocalModel:
         self.needs = needs_of(self._model)
         if layout is not None and apply_kinds(self._model, layout):
             self._model.compile_from_config(self._model.get_compile_config())
-        self.layout = layout_of(self._model)
+        self.layout = layout_of(self._model) if layout is None else layout
         self.is_general = is_general or not self.needs.num_classes
         self._way: Way[Any] = (
             OfAnything(self._model, self.needs) if self.is_general else OfClasses(self._model)
@@ -88,6 +89,11 @@ class LocalModel:
     def weights(self) -> list[Array]:
         """The model's present weights, in Keras's order (`model.weights`)."""
         return [variable.numpy() for variable in self._model.weights]
+
+    def save(self, weights: Sequence[Array], path: Path) -> None:
+        """Save it with these weights, in Keras's order, as a .keras file."""
+        self._set_weights(weights)
+        self._model.save(path)
 
     def train(
         self,

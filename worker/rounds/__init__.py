@@ -7,6 +7,7 @@ Contents:
     site_rules     what this site's operator allows
     failures       what of an exception is told to the coordinator
     own_site       a site with a trainer of its own
+    private_parts  weights that stay at this site, on its disk
     participant    the answer to one round start
     own_trainer    the same with a trainer of one's own
     hand_over      what is to be done next, handed from thread to thread

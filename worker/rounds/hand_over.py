@@ -2,12 +2,15 @@
 
 import queue
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from broker.wire.messages import RoundKey, RoundStart
 from broker.wire.statistics import StatisticsAsked
 from broker.wire.tensors import Vector
 from worker.rounds.uploading import KeptUpdate
+
+_MOST_KEPT_BYTES = 2**30  #: of updates that are with the broker
 
 
 @dataclass(slots=True, kw_only=True)
@@ -74,7 +77,7 @@ class HandOver:
 
     Attributes:
         current: The round each logical worker is busy with or has answered.
-        updates: The update each keeps until its round is closed.
+        updates: The update each keeps until its round is closed; of a swarm the newest, see `note_announced`.
     """
 
     def __init__(self) -> None:
@@ -85,6 +88,8 @@ class HandOver:
         self.failure: Exception | None = None
         self.is_run_over = threading.Event()
         self._spare: Vector | None = None
+        self._kept_bytes = 0
+        self._let_go: dict[str, str] = {}  # whose update is with the broker alone, and its upload_id
 
     def take_spare(self) -> Vector | None:
         """The memory of the last update that is done with, to receive weights into: fresh pages are dear."""
@@ -108,7 +113,7 @@ class HandOver:
         """The upload_id of its kept update, once the broker has the announcement."""
         with self.lock:
             update = self.updates.get(worker)
-            return update.announced if update else None
+            return update.announced if update else self._let_go.get(worker)
 
     def begin(self, job: RoundJob) -> None:
         """A round start is complete: train it, or answer a further attempt with what is there."""
@@ -119,7 +124,7 @@ class HandOver:
                 update = self.updates.get(job.worker)
                 if update is not None:
                     update.at_attempt(job.key)
-                    self.jobs.put(UploadJob(worker=job.worker, update=update))
+                self._answer_again(job.worker)
                 return
             self._drop(job.worker)
             self.current[job.worker] = job
@@ -156,11 +161,18 @@ class HandOver:
                 or round_number not in (None, job.start.round_number)
             ):
                 return False
-            was_busy = worker not in self.updates
+            was_busy = worker not in self.updates and worker not in self._let_go
             self._drop(worker)
             if round_number is None:
                 self._spare = None  # no memory is kept while nothing goes on
             return was_busy
+
+    def close_older(self, run_id: str, round_number: int) -> None:
+        """A round has begun: those before it are over, also for whoever of a swarm is not invited to this one."""
+        with self.lock:
+            for worker, job in list(self.current.items()):
+                if job.start.run_id == run_id and job.start.round_number < round_number:
+                    self._drop(worker)
 
     def fail(self, failure: Exception) -> None:
         """The receiving thread can't go on: the other one shall raise this, and train no longer for that."""
@@ -177,8 +189,16 @@ class HandOver:
         job = self.current.pop(worker, None)
         if job is not None:
             job.stop.set()
+        self._let_go.pop(worker, None)
+        self._forget(worker)
+
+    def _forget(self, worker: str) -> None:
+        """Keep a worker's update no longer; its memory can be received into, unless it is on its way."""
         update = self.updates.pop(worker, None)
-        if update is not None and update.announced and update.vector is not None:
+        if update is None or update.vector is None:
+            return
+        self._kept_bytes -= update.vector.nbytes
+        if update.announced:
             self._spare = update.vector
 
     def keep(self, job: RoundJob, update: KeptUpdate) -> bool:
@@ -187,8 +207,25 @@ class HandOver:
             if self.current.get(job.worker) is not job:
                 return False
             update.at_attempt(job.key)
+            self._forget(job.worker)
             self.updates[job.worker] = update
+            self._kept_bytes += 0 if update.vector is None else update.vector.nbytes
             return True
+
+    def note_announced(self, updates: Iterable[KeptUpdate]) -> None:
+        """The broker has these. A swarm's need not all fit into memory: what is asked for again is trained again."""
+        with self.lock:
+            for update in updates:
+                update.note_announced()
+            while self._kept_bytes > _MOST_KEPT_BYTES and len(self.updates) > 1:
+                oldest = next(
+                    (each for each in self.updates.values() if each.announced and each.vector is not None),
+                    None,
+                )
+                if oldest is None:
+                    return
+                self._let_go[oldest.worker] = oldest.announced or ""
+                self._forget(oldest.worker)
 
     def begin_upload(self, update: KeptUpdate) -> bool:
         """Whether this update's round is still open; its memory is then not given away before it is announced."""
@@ -199,12 +236,19 @@ class HandOver:
             return is_kept
 
     def upload_again(self, worker: str) -> bool:
-        """Publish the kept update once more; False when there is none."""
+        """Publish the kept update once more, or train it once more; False when there is none."""
         with self.lock:
-            update = self.updates.get(worker)
-            if update is not None:
-                self.jobs.put(UploadJob(worker=worker, update=update))
-            return update is not None
+            return self._answer_again(worker)
+
+    def _answer_again(self, worker: str) -> bool:
+        update = self.updates.get(worker)
+        if update is not None:
+            self.jobs.put(UploadJob(worker=worker, update=update))
+        elif self._let_go.pop(worker, None) is not None:
+            self.jobs.put(self.current[worker])
+        else:
+            return False
+        return True
 
 
 def _is_same_round(known: RoundJob, job: RoundJob) -> bool:

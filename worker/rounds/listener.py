@@ -363,6 +363,7 @@ class Listener(threading.Thread):
         start = incoming.start
         self._whole = (start.held, incoming.vector) if self._swarm is not None else None
         self._hand_over.is_run_over.clear()
+        self._hand_over.close_older(start.run_id, start.round_number)
         for worker in incoming.workers:
             self._hand_over.begin(
                 RoundJob(

@@ -18,6 +18,7 @@ from worker.learning.results import Report
 from worker.learning.terms import require_known
 from worker.learning.training import LocalModel
 from worker.rounds.own_site import OwnSite
+from worker.rounds.private_parts import PrivateParts, default_folder
 from worker.rounds.site_rules import SiteRules
 from worker.rounds.time_limit import TimeLimit
 from worker.rounds.uploading import Measured
@@ -122,6 +123,7 @@ class KerasTrainer:
         deterministic: Same seed, same data, same bits, whatever the coordinator asks for.
         ending: Set when the process is to end: what is under way is then left behind.
         trusted_modules: A model may hold what these register.
+        private: Where weights are kept that stay at this site; by default in this user's own folder.
     """
 
     def __init__(
@@ -130,9 +132,11 @@ class KerasTrainer:
         deterministic: bool = False,
         ending: threading.Event | None = None,
         trusted_modules: tuple[str, ...] = (),
+        private: PrivateParts | None = None,
     ) -> None:
         self._deterministic = deterministic
         self._trusted_modules = trusted_modules
+        self._private = private or PrivateParts(default_folder())
         self._time_limit = TimeLimit(ending or threading.Event())
         self._model: LocalModel | None = None
         self._model_of = ("", False)  # its JSON, and whether it is trained on whatever it needs
@@ -169,6 +173,7 @@ class KerasTrainer:
         seed = seed_of(start, participant.name)
         test = _test_examples(data, start, model, seed)
         values = unflatten(start.layout, weights, start.integers)
+        values = self._private.put_back(participant.name, start, values)
         found = None
         if test is not None:
             found = self._in_time(
@@ -198,6 +203,10 @@ class KerasTrainer:
             if result is None or not result.finished:
                 return None
             vector = _difference(result.weights, weights, start)
+            if self._private.concern(start):
+                self._private.keep(participant.name, start, values, result.weights)
+        if self._private.concern(start) and not participant.evaluate_only:
+            self._in_time(start, lambda _: self._private.save_model(participant.name, start, model, values))
         measured = Measured(
             num_examples=result.num_examples if result else 0,
             metrics=result.metrics if result else {},

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from broker.command import Stop
@@ -16,6 +17,7 @@ from broker.logs import LogContext
 from worker.console import Console
 from worker.rounds.own_trainer import OwnTraining
 from worker.rounds.participant import KerasTrainer, Participant, Trainer
+from worker.rounds.private_parts import PrivateParts, default_folder
 from worker.rounds.worker_loop import WorkerLoop
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ def take_part(
     once: bool,
     deterministic: bool,
     connect_seconds: float,
+    state: Path | None = None,
     is_swarm: bool = False,
     trusted_modules: tuple[str, ...] = (),
     reader: str | None = None,
@@ -65,6 +68,7 @@ def take_part(
         once: Leave after one run.
         deterministic: Same seed, same bits.
         connect_seconds: How long the first connection is tried.
+        state: Where weights are kept that stay at this site; None takes this user's own folder.
         is_swarm: Whether the participants are a swarm's.
         trusted_modules: A model may hold what these register.
         reader: The name by which a swarm's queues are called, if not by that of its workers.
@@ -80,7 +84,12 @@ def take_part(
         trainer = pool or (
             OwnTraining(ending=stop.event)
             if participants[0].has_trainer
-            else KerasTrainer(deterministic=deterministic, ending=stop.event, trusted_modules=trusted_modules)
+            else KerasTrainer(
+                deterministic=deterministic,
+                ending=stop.event,
+                trusted_modules=trusted_modules,
+                private=PrivateParts(state or default_folder(), saves_model=not is_swarm),
+            )
         )
         link = RabbitLink(
             LinkSettings(

@@ -278,8 +278,7 @@ class WorkerLoop:
             if not self._publisher.send([part for update in updates for part in update.parts()]):
                 self._redeclare([upload_queue(self._reader)])
             elif self._publisher.send([update.announcement() for update in updates]):
-                for update in updates:
-                    update.note_announced()
+                self._hand_over.note_announced(updates)
                 logger.debug("The coordinator's queue has %d updates.", len(updates))
                 return
             self._stop.wait(pause)

@@ -272,8 +272,11 @@ function onInput(event) {
 async function launch(event) {
   event.preventDefault();
   const options = { rounds: $("rounds-wanted").value, "from-scratch": $("from-scratch").checked, strategy: $("strategy").value };
-  const optional = { quorum: "quorum", epochs: "epochs", "batch-size": "batch-size", "learning-rate": "learning-rate", "deadline-seconds": "deadline" };
+  const optional = { quorum: "quorum", epochs: "epochs", "batch-size": "batch-size", "learning-rate": "learning-rate", "deadline-seconds": "deadline",
+    "learning-rate-decay": "decay", "keep-every": "keep-every", "stop-when": "stop-when", patience: "patience" };
   for (const [name, id] of Object.entries(optional)) if ($(id).value) options[name] = $(id).value;
+  const trackers = [...document.querySelectorAll("[name=track]:checked")].map(box => box.value);
+  if (trackers.length) options.track = trackers.join(",");
   $("launch-button").disabled = true;
   const answer = await ask("api/launch", { task: chosenTask().name, options });
   if (answer) {
@@ -340,13 +343,20 @@ function showRun() {
   badge.className = `badge ${outcomeBadge(outcome)}`;
   badge.hidden = !outcome;
   setText(badge, outcome);
+  showBest(live, summary);
   $("run-reason").hidden = !(summary && !live && summary.reason);
+  $("run-reason").className = `notice ${outcome === "failed" ? "error" : "warn"}`;
   setText($("run-reason"), summary && summary.reason || "");
   $("get-model").hidden = !(summary && summary.has_model);
   const file = (summary && summary.model_file) || "model.keras";
   $("get-model").href = `runs/${id}/${file}`;
   setText($("get-model"), `Download ${file}`);
   $("get-history").href = `runs/${id}/history.csv`;
+  $("get-best").hidden = !(summary && summary.best_round);
+  $("get-best").href = `runs/${id}/${file.replace("model", "best")}`;
+  setText($("get-best"), file.replace("model", "best"));
+  $("get-workers").hidden = !(summary && summary.has_workers_picture);
+  $("get-workers").href = `runs/${id}/workers.png`;
   $("get-curves").hidden = !(summary && summary.has_curves);
   $("get-curves").href = `runs/${id}/curves.png`;
   const stamp = `${id} ${live ? live.history_stamp : `${summary ? summary.outcome : ""} ${summary ? summary.closed_rounds : ""}`}`;
@@ -354,6 +364,15 @@ function showRun() {
     shownStamp = stamp;
     fetchHistory(id);
   }
+}
+
+function showBest(live, summary) {
+  const best = live && live.best;
+  const until = live && live.stop_when ? ` It ends after ${plural(live.patience, "round")} without a better ${live.stop_when}.` : "";
+  const text = best ? `Best so far: round ${best.round}, ${best.measure} ${best.value.toFixed(4)}.${until}`
+    : !live && summary && summary.best_round ? `The best model is that of round ${summary.best_round}.` : until.trim();
+  $("run-best").hidden = !text;
+  setText($("run-best"), text);
 }
 
 function outcomeBadge(outcome) {
