@@ -68,8 +68,12 @@ class Models:
     def check(self, _candidate: Path, _inputs: InputFacts | None) -> None:
         return None
 
-    def save(self, _checkpoint: Path, _model: Path, card: ModelCard) -> None:
+    def save(self, _checkpoint: Path, _model: Path, card: ModelCard, *, is_held: bool = False) -> None:
+        del is_held
         assert ModelCard.from_json(card.to_json()) == card
+
+    def draw_workers(self, _checkpoint: Path, _picture: Path) -> None:
+        pass
 
     def flush(self, _seconds: float) -> bool:
         return True
