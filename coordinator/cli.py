@@ -59,13 +59,27 @@ def main() -> None:
 @click.option(
     "--standby", is_flag=True, help="Wait while another coordinator works, and take over when it ends."
 )
+@click.option(
+    "--trust-module", "trusted_modules", multiple=True, metavar="MODULE",
+    help="The model may hold the layers, losses and metrics that this module registers; workers must trust it, too. "
+    "May be repeated.",
+)  # fmt: skip
 @_CONNECT
 @amqp_url_option
 @log_options
-def run(task: str, out: Path, amqp_url: str, connect_seconds: float, log: LogContext, **options: Any) -> None:
+def run(
+    task: str,
+    out: Path,
+    trusted_modules: tuple[str, ...],
+    amqp_url: str,
+    connect_seconds: float,
+    log: LogContext,
+    **options: Any,
+) -> None:
     """Train TASK: chest-xray, chest-xray-lab, mnist, MODULE:FUNCTION, or a compiled FILE.keras.
 
-    A FUNCTION returns a compiled Keras model, or a mapping of names to arrays for workers that have a --trainer.
+    A FUNCTION returns a compiled Keras model, of any inputs and outputs, or a mapping of names to arrays for workers
+    that have a --trainer.
     The folder OUT then holds model.keras (of arrays: model.npz), best.keras (of the round with the lowest val_loss, or
     the best --stop-when), history.csv, curves.png, run.json and the checkpoint.
 
@@ -81,7 +95,7 @@ def run(task: str, out: Path, amqp_url: str, connect_seconds: float, log: LogCon
     asked = make_options(task, out, options)
     with Stop() as stop:
         try:
-            result = play(asked, amqp_url, connect_seconds, stop.event, log)
+            result = play(asked, amqp_url, connect_seconds, stop.event, log, trusted_modules=trusted_modules)
         except Interrupted as exc:
             click.echo(str(exc), err=True)
             raise SystemExit(EXIT_SIGNAL + (stop.signal_number or 0)) from exc

@@ -13,9 +13,9 @@ from broker.logs import LogContext
 from broker.wire.messages import RoundStart
 from broker.wire.names import check_name
 from broker.wire.tensors import Vector
-from worker.console import Console
 from worker.data.classes import parse_classes
 from worker.data.data_set import Dataset, open_data, open_values
+from worker.learning.console import Console
 from worker.learning.results import Report
 from worker.rounds.own_site import OwnSite, make_trainer, open_trainer
 from worker.rounds.participant import Participant, Trained, Trainer
@@ -23,6 +23,8 @@ from worker.rounds.private_parts import PrivateParts, default_folder
 from worker.rounds.site_rules import Share, SiteRules
 from worker.rounds.start import LinkTo, connected, trainer_of
 from worker.rounds.worker_loop import WorkerLoop
+from worker.tables.table_set import TableSet
+from worker.tensorflow import trusted_by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +61,7 @@ def run(
     least_steps: int = 1,
     seed: int = 0,
     deterministic: bool = False,
+    trusted_modules: tuple[str, ...] = (),
     state: Path | str | None = None,
     stop: threading.Event | None = None,
     log: LogContext | None = None,
@@ -87,6 +90,7 @@ def run(
         least_steps: Decline a round that would take fewer steps.
         seed: Of what is held out for tests.
         deterministic: Same seed, same bits; slower.
+        trusted_modules: Models may hold the layers, losses and metrics that these installed modules register.
         state: Where weights are kept that stay at this site; None takes this user's own folder.
         stop: Ends the call when it is set, from any thread.
         log: Told which run and round the story is about.
@@ -101,7 +105,13 @@ def run(
     """
     rules = SiteRules(share=share, least_examples=least_examples, least_steps=least_steps)
     site = _site_of(name, data, trainer, classes, seed=seed, for_training=not evaluate_only)
-    participant = Participant(name=check_name(name), data=site, evaluate_only=evaluate_only, rules=rules)
+    participant = Participant(
+        name=check_name(name),
+        data=site,
+        evaluate_only=evaluate_only,
+        rules=rules,
+        trusts=tuple(sorted(trusted_by(trusted_modules))),
+    )
     with (
         Interruptible(stop) as ending,
         closing(
@@ -109,6 +119,7 @@ def run(
                 [participant],
                 deterministic=deterministic,
                 ending=ending,
+                trusted_modules=trusted_modules,
                 private=PrivateParts(Path(state) if state else default_folder()),
             )
         ) as training,
@@ -133,15 +144,17 @@ def run(
 
 def _site_of(
     name: str, data: Any, trainer: Any, classes: str | None, *, seed: int, for_training: bool
-) -> Dataset | OwnSite:
+) -> Dataset | TableSet | OwnSite:
     if trainer is None:
-        return open_any(data, classes=classes, seed=seed, for_training=for_training)
+        return open_any(data, classes=classes, seed=seed, for_training=for_training, worker=name)
     if classes is not None:
         raise UsageError("--classes are of data that Warren reads; with --trainer the trainer reads its own.")
     return site_with(trainer, data, name)
 
 
-def open_any(data: Any, *, classes: str | None = None, seed: int = 0, for_training: bool = True) -> Dataset:
+def open_any(
+    data: Any, *, classes: str | None = None, seed: int = 0, for_training: bool = True, worker: str = ""
+) -> Dataset | TableSet:
     """Data as a caller gives them: a PATH as `--data` takes it, or values.
 
     Raises:
@@ -152,7 +165,7 @@ def open_any(data: Any, *, classes: str | None = None, seed: int = 0, for_traini
         raise UsageError("Expected --data, or --trainer MODULE:CLASS.")
     declared = parse_classes(classes)
     if isinstance(data, str | Path):
-        return open_data(str(data), for_training=for_training, seed=seed, classes=declared)
+        return open_data(str(data), for_training=for_training, seed=seed, classes=declared, worker=worker)
     return open_values(data, for_training=for_training, seed=seed, classes=declared)
 
 

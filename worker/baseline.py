@@ -8,15 +8,19 @@ from pathlib import Path
 from broker.errors import DataError
 from broker.model.card import ModelCard, write_card
 from broker.model.kinds import layout_of
+from broker.model.trust import NOTHING, Trusted
 from broker.wire.settings import ClassWeight, TrainingSettings
 from broker.wire.tensors import Array
-from worker.console import Console
-from worker.data.data_set import Dataset
+from worker.data.data_set import Dataset, Examples
+from worker.learning.console import Console
 from worker.learning.evaluation import Evaluation, check_classes, evaluate
 from worker.learning.fresh_start import be_deterministic
 from worker.learning.inference import Inference
 from worker.learning.saved_model import LoadedModel
 from worker.learning.training import LocalModel
+from worker.learning.values import Measures, measure
+from worker.tables.fitted import Rows
+from worker.tables.table_set import TableSet
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +62,12 @@ class BaselineOptions:
 
 
 def train_alone(
-    loaded: LoadedModel, data: Dataset, options: BaselineOptions, stop: threading.Event
-) -> Evaluation | None:
+    loaded: LoadedModel,
+    data: Dataset | TableSet,
+    options: BaselineOptions,
+    stop: threading.Event,
+    trusted: Trusted = NOTHING,
+) -> Evaluation | Measures | None:
     """Train on one data set; the model in `loaded` then has the trained weights.
 
     Args:
@@ -67,6 +75,7 @@ def train_alone(
         data: The site's own.
         options: How.
         stop: Looked at before each batch.
+        trusted: Registered names of parts of one's own that the model may hold.
 
     Returns:
         What the model reaches on the test subset; None when it was told to stop before the end.
@@ -74,10 +83,17 @@ def train_alone(
     Raises:
         DataError: The data does not fit the model.
     """
-    check_classes(loaded.classes if loaded.card else None, data.classes)
+    if loaded.needs is None:
+        check_classes(loaded.classes if loaded.card else None, data.classes)
     weights = _first_weights(loaded, options)
-    model = LocalModel(loaded.model.to_json(), layout_of(loaded.model), deterministic=options.deterministic)
-    train, test, console = data.train(loaded.shape), data.test(loaded.shape), Console()
+    model = LocalModel(
+        loaded.model.to_json(),
+        layout_of(loaded.model),
+        deterministic=options.deterministic,
+        is_general=loaded.needs is not None,
+        trusted=trusted,
+    )
+    train, test, console = *_examples(loaded, data), Console()
     if not len(train):
         raise DataError("There is nothing to train on. Expected a set with a training part.")
     for epoch in range(1, options.epochs + 1):
@@ -91,7 +107,31 @@ def train_alone(
             return None
         weights = result.weights
     loaded.model.set_weights(weights)
-    return evaluate(Inference(loaded.model), test, data.classes)
+    return measured_by(loaded, test, data.classes)
+
+
+def _examples(
+    loaded: LoadedModel, data: Dataset | TableSet
+) -> tuple[Examples | Rows, Examples | Rows | None]:
+    """What is trained on, and what is tested on."""
+    if loaded.needs is not None:
+        return data.train_rows(loaded.needs), data.test_rows(loaded.needs)
+    return data.train(loaded.shape), data.test(loaded.shape)
+
+
+def measured_by(
+    loaded: LoadedModel, test: Examples | Rows | None, classes: tuple[str, ...]
+) -> Evaluation | Measures:
+    """What a model reaches on examples: figures of classes, or its own loss and metrics.
+
+    Raises:
+        DataError: There is no example.
+        ModelError: It answers NaN, or tells another number of classes apart.
+    """
+    if isinstance(test, Examples):
+        return evaluate(Inference(loaded.model), test, classes)
+    assert loaded.needs is not None  # noqa: S101 - only such a model is measured on rows
+    return measure(loaded.model, loaded.needs, test)
 
 
 def _first_weights(loaded: LoadedModel, options: BaselineOptions) -> list[Array]:

@@ -14,15 +14,15 @@ from broker.errors import EXIT_DONE, DataError, UsageError
 from broker.logs import LogContext
 from broker.wire.names import check_name
 from worker.api import run
-from worker.baseline import BaselineOptions, save_alone, train_alone
+from worker.baseline import BaselineOptions, measured_by, save_alone, train_alone
 from worker.data.classes import parse_classes
-from worker.data.data_set import Dataset, open_data
+from worker.data.data_set import DEFAULT_SHAPE, Dataset, open_data
 from worker.data.partition import parse_share
 from worker.data.split import format_table, split
-from worker.learning.evaluation import check_classes, evaluate, format_evaluation
-from worker.learning.inference import Inference
+from worker.learning.evaluation import Evaluation, check_classes, format_evaluation
 from worker.learning.prediction import predict
 from worker.learning.saved_model import LoadedModel, check_scale, load_model
+from worker.learning.values import Measures, format_answer, format_measures, predict_rows
 from worker.processes.pool import TrainingPool
 from worker.rounds.own_site import OwnSite, open_trainer
 from worker.rounds.own_trainer import OwnTraining
@@ -30,6 +30,9 @@ from worker.rounds.participant import KerasTrainer, Participant
 from worker.rounds.private_parts import PrivateParts, default_folder
 from worker.rounds.site_rules import SHARES
 from worker.rounds.start import LAST_SECONDS, LinkTo, end_process_if_left, take_part
+from worker.tables.rows import SUFFIXES
+from worker.tables.table_set import TableSet
+from worker.tensorflow import trusted_by
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +40,9 @@ _FILE = click.Path(path_type=Path)
 _LAST_SECONDS = 10.0  # what a training that is told to stop may still take
 
 _DATA_HELP = (
-    "A folder of class folders (optionally under train/ and test/), an .npz, or MODULE:FUNCTION. Images are "
-    "JPEG, PNG, GIF, BMP, WebP, TIFF or DICOM; those in one sub-folder of a class are one patient's."
+    "A folder of class folders (optionally under train/ and test/), an .npz (x_train, y_train, ...; several inputs as "
+    "x_train.NAME), or MODULE:FUNCTION (arrays, dicts of them, pandas, a Dataset, the function of a generator). Images "
+    "are JPEG, PNG, GIF, BMP, WebP, TIFF or DICOM; those in one sub-folder of a class are one patient's."
 )
 
 
@@ -67,8 +71,21 @@ def classes_option(function: Any) -> Any:
         "--classes",
         metavar="A,B,C",
         help="All classes in the model's order; this data may lack some. For arrays: the names of the labels "
-        "0, 1, 2 and so on, or the labels themselves. [default: as found, or as the data declares: "
+        "0, 1, 2 and so on, or the labels themselves; none: y is a number to be learned. [default: as found, or "
+        "as the data declares: "
         "classes.txt in the folder, `classes` in the .npz, a third value from FUNCTION]",
+    )(function)
+
+
+def trust_option(function: Any) -> Any:
+    """Add --trust-module."""
+    return click.option(
+        "--trust-module",
+        "trusted_modules",
+        multiple=True,
+        metavar="MODULE",
+        help="A model may hold the layers, losses and metrics that this module, installed here, registers; may be "
+        "repeated.  [default: only Keras's own]",
     )(function)
 
 
@@ -113,9 +130,17 @@ def split_command(
 @main.command(name="evaluate", short_help="Measure a model on a data set.")
 @click.argument("model", type=_FILE)
 @data_option
+@trust_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @log_options
-def evaluate_command(model: Path, data: str, classes: str | None, as_json: bool, log: LogContext) -> None:
+def evaluate_command(
+    model: Path,
+    data: str,
+    classes: str | None,
+    trusted_modules: tuple[str, ...],
+    as_json: bool,
+    log: LogContext,
+) -> None:
     """Measure MODEL on the test part of a data set, or on all of one that has no test part.
 
     \b
@@ -123,15 +148,22 @@ def evaluate_command(model: Path, data: str, classes: str | None, as_json: bool,
     worker evaluate runs/demo/model.keras --data chest_xray/test --json
     """
     declared = parse_classes(classes)
-    loaded = load_model(model)
-    dataset = open_data(data, for_training=False, shape=loaded.shape, classes=declared)
-    check_classes(loaded.classes if loaded.card else None, dataset.classes)
-    _warn_of_scale(loaded, dataset)
-    result = evaluate(Inference(loaded.model), dataset.test(loaded.shape), dataset.classes)
-    click.echo(json.dumps(result.to_dict()) if as_json else format_evaluation(result, dataset.classes))
+    loaded = load_model(model, trusted_by(trusted_modules))
+    dataset = open_data(data, for_training=False, shape=loaded.shape or DEFAULT_SHAPE, classes=declared)
+    if loaded.needs is not None:
+        result = measured_by(loaded, dataset.test_rows(loaded.needs), ())
+    else:
+        check_classes(loaded.classes if loaded.card else None, dataset.classes)
+        _warn_of_scale(loaded, dataset)
+        result = measured_by(loaded, dataset.test(loaded.shape), dataset.classes)
+    click.echo(json.dumps(result.to_dict()) if as_json else _formatted(result, dataset.classes))
 
 
-def _warn_of_scale(loaded: LoadedModel, dataset: Dataset) -> None:
+def _formatted(result: Evaluation | Measures, classes: tuple[str, ...]) -> str:
+    return format_measures(result) if isinstance(result, Measures) else format_evaluation(result, classes)
+
+
+def _warn_of_scale(loaded: LoadedModel, dataset: Dataset | TableSet) -> None:
     """Say where data lie outside what the model was trained on: its figures would mislead."""
     difference = check_scale(loaded.card, dataset.inputs, loaded.shape)
     if difference:
@@ -140,26 +172,36 @@ def _warn_of_scale(loaded: LoadedModel, dataset: Dataset) -> None:
 
 @main.command(name="predict", short_help="Classify images.")
 @click.argument("model", type=_FILE)
-@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=_FILE)
+@click.argument("images", metavar="IMAGE...|ROWS", nargs=-1, required=True, type=_FILE)
+@trust_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list, with every class's probability.")
 @log_options
-def predict_command(model: Path, images: tuple[Path, ...], as_json: bool, log: LogContext) -> None:
-    """Say for each IMAGE which class MODEL sees, and how probable it finds that.
+def predict_command(
+    model: Path, images: tuple[Path, ...], trusted_modules: tuple[str, ...], as_json: bool, log: LogContext
+) -> None:
+    """Say for each IMAGE which class MODEL sees, and how probable it finds that; or what it says of each row of ROWS.
 
     Any size, grayscale or colour; JPEG, PNG, GIF, BMP, WebP, TIFF (its first page) or DICOM (of one frame).
     Not for clinical use.
 
+    ROWS is an .npz with x (several inputs: x.NAME), or a .csv with a line of names, for models of any kind.
+
     \b
     worker predict runs/demo/model.keras x-ray.jpeg
     worker predict runs/demo/model.keras ward/*.png --json
+    worker predict runs/price/model.keras houses.csv
     """
+    loaded = load_model(model, trusted_by(trusted_modules))
+    if images[0].suffix in SUFFIXES:
+        _predict_rows(loaded, images, as_json=as_json)
+        return
     unreadable: list[DataError] = []
 
     def on_unreadable(exc: DataError) -> None:
         unreadable.append(exc)
         click.echo(f"Error: {exc}", err=True)
 
-    found = predict(load_model(model), images, on_unreadable)
+    found = predict(loaded, images, on_unreadable)
     if as_json:
         lines = ",\n".join(json.dumps(prediction.to_dict()) for prediction in found)
         click.echo(f"[{lines}]")
@@ -168,6 +210,17 @@ def predict_command(model: Path, images: tuple[Path, ...], as_json: bool, log: L
             click.echo(f"{prediction.path}  {prediction.class_name}  {prediction.probability:.4f}")
     if unreadable:
         raise DataError(f"{len(unreadable)} of {len(images)} images can't be read; see above.")
+
+
+def _predict_rows(loaded: LoadedModel, paths: tuple[Path, ...], *, as_json: bool) -> None:
+    if len(paths) > 1:
+        raise UsageError(f"Expected one file of rows, got {len(paths)}.")
+    found = predict_rows(loaded, paths[0])
+    if as_json:
+        click.echo("[" + ",\n".join(map(json.dumps, found)) + "]")
+    else:
+        for answer in found:
+            click.echo(format_answer(answer))
 
 
 @main.command(name="clinic", short_help="The doctor's page.")
@@ -206,6 +259,7 @@ def participation_options(function: Any) -> Any:
     for option in reversed(
         (
             trainer_option,
+            trust_option,
             click.option("--task", help="Take part in runs of this task only.  [default: any]"),
             click.option("--once", is_flag=True, help="Leave after one run."),
             click.option("--seed", type=int, default=0, show_default=True, help="Of what is held out for tests."),
@@ -272,10 +326,13 @@ def run_command(name: str, trainer: str | None, data: str | None, log: LogContex
     end_process_if_left(stop, has_left_behind=result.has_left_behind)
 
 
-def _open_data(data: str | None, classes: str | None, *, seed: int, for_training: bool = True) -> Dataset:
+def _open_data(
+    data: str | None, classes: str | None, *, seed: int, worker: str, for_training: bool = True
+) -> Dataset | TableSet:
     if data is None:
         raise UsageError("Expected --data, or --trainer MODULE:CLASS.")
-    return open_data(data, for_training=for_training, seed=seed, classes=parse_classes(classes))
+    declared = parse_classes(classes)
+    return open_data(data, for_training=for_training, seed=seed, classes=declared, worker=worker)
 
 
 def _own_sites(trainer: str | None, data: str | None, classes: str | None, names: list[str]) -> list[OwnSite]:
@@ -309,6 +366,7 @@ def swarm_command(
     data: str | None,
     classes: str | None,
     seed: int,
+    trusted_modules: tuple[str, ...],
     amqp_url: str,
     log: LogContext,
     **options: Any,
@@ -331,25 +389,45 @@ def swarm_command(
     check_name(name)
     log.update(worker=name)
     mine = parse_share(part, count)
+    trusted = trusted_by(trusted_modules)
     names = [f"{name}.{i + 1}" for i in mine]
-    sites: Sequence[Dataset | OwnSite] = _own_sites(trainer, data, classes, names)
+    sites: Sequence[Dataset | TableSet | OwnSite] = _own_sites(trainer, data, classes, names)
     if not sites:
-        every = _open_data(data, classes, seed=seed).divide(count, scheme, seed)
+        every = _open_data(data, classes, seed=seed, worker=name).divide(count, scheme, seed)
         sites = [every[i] for i in mine]
-    participants = [Participant(name=its, data=site) for its, site in zip(names, sites, strict=True)]
+    participants = [
+        Participant(name=its, data=site, trusts=tuple(sorted(trusted)))
+        for its, site in zip(names, sites, strict=True)
+    ]
     part_number, _, parts = part.partition("/")
     reader = name if int(parts) == 1 else f"{name}.{int(part_number)}"
     link_to = LinkTo(amqp_url, f"swarm {reader}")
     private = PrivateParts(options["state"] or default_folder(), saves_model=False)
-    its_keras = partial(KerasTrainer, deterministic=options["deterministic"], private=private)
-    make_trainer = OwnTraining if trainer else its_keras
-    make_pool = None if processes == 1 else partial(TrainingPool, participants, processes, make_trainer)
-    take_part(participants, link_to, log, is_swarm=True, reader=reader, make_pool=make_pool, **options)
+    keras = partial(
+        KerasTrainer,
+        deterministic=options["deterministic"],
+        trusted_modules=trusted_modules,
+        private=private,
+    )
+    make_pool = None
+    if processes != 1:
+        make_pool = partial(TrainingPool, participants, processes, OwnTraining if trainer else keras)
+    take_part(
+        participants,
+        link_to,
+        log,
+        is_swarm=True,
+        reader=reader,
+        make_pool=make_pool,
+        trusted_modules=trusted_modules,
+        **options,
+    )
 
 
 @main.command(name="train-alone", short_help="The same training with no federation.")
 @click.argument("model", type=_FILE)
 @data_option
+@trust_option
 @click.option("--out", type=_FILE, help="Save the trained model as FILE.keras.", metavar="FILE.keras")
 @click.option("--epochs", type=click.IntRange(min=1), default=5, show_default=True, help="In all.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="[default: as the model was trained]")
@@ -368,6 +446,7 @@ def train_alone_command(
     model: Path,
     data: str,
     classes: str | None,
+    trusted_modules: tuple[str, ...],
     out: Path | None,
     as_json: bool,
     log: LogContext,
@@ -384,16 +463,17 @@ def train_alone_command(
     if out is not None and out.suffix != ".keras":
         raise UsageError(f"Expected a name that ends in .keras, got {str(out)!r}.")
     declared = parse_classes(classes)
-    loaded = load_model(model)
-    dataset = open_data(data, shape=loaded.shape, classes=declared)
+    trusted = trusted_by(trusted_modules)
+    loaded = load_model(model, trusted)
+    dataset = open_data(data, shape=loaded.shape or DEFAULT_SHAPE, classes=declared)
     _warn_of_scale(loaded, dataset)
     with Stop(limit_seconds=_LAST_SECONDS) as stop:
-        result = train_alone(loaded, dataset, BaselineOptions(**options), stop.event)
+        result = train_alone(loaded, dataset, BaselineOptions(**options), stop.event, trusted)
     if result is None:
         raise SystemExit(EXIT_DONE)
     if out is not None:
         save_alone(loaded, out)
-    click.echo(json.dumps(result.to_dict()) if as_json else format_evaluation(result, dataset.classes))
+    click.echo(json.dumps(result.to_dict()) if as_json else _formatted(result, dataset.classes))
 
 
 read_environment(main)  # at the end: it goes through the commands above

@@ -1,5 +1,6 @@
 """TensorFlow is loaded here and nowhere else: late, because it takes seconds, and without its chatter."""
 
+import functools
 import logging
 import os
 import sys
@@ -10,6 +11,9 @@ from types import ModuleType
 
 from broker.errors import ModelError
 from broker.logs import is_chatter
+from broker.model.trust import NOTHING, Trusted, trust
+
+logger = logging.getLogger(__name__)
 
 
 def load_keras() -> ModuleType:
@@ -44,6 +48,21 @@ def _import_all() -> None:
             "part in tasks of arrays with --trainer."
         ) from exc
     tensorflow.config.list_physical_devices("GPU")  # says that there is none: here, not later
+
+
+@functools.cache
+def trusted_by(modules: tuple[str, ...]) -> Trusted:
+    """What modules register that an operator trusts, named in the log; TensorFlow is loaded only if there are any.
+
+    Raises:
+        UsageError: One isn't there, fails, or registers nothing.
+    """
+    if not modules:
+        return NOTHING
+    load_keras()
+    trusted = trust(modules)
+    logger.info("Trusted parts of %s: %s.", ", ".join(modules), ", ".join(sorted(trusted)))
+    return trusted
 
 
 @contextmanager

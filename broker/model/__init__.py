@@ -2,6 +2,7 @@
 
 Contents:
     limits      how large and how often a model may ask for anything
+    trust       parts of one's own, of modules that an operator trusts
     allowlist   which parts of Keras a model may be made of
     arrays      a model of named arrays: how it is told of in a Keras model's place
     archive     the one reader of a .keras archive
@@ -10,5 +11,7 @@ Contents:
     loss        a compiled loss: its name, and how it wants labels
     ending      the activation that a model ends with
     head        outputs read as probabilities, decided once from the model
+    needs       what a Keras model needs of a site's data
+    fit         whether a site has it
     likeness    whether sites hold the same kind of examples
 """

@@ -20,6 +20,7 @@ from broker.model.limits import (
     check_steps,
     refused,
 )
+from broker.model.trust import NOTHING, Trusted
 
 MAX_JSON_BYTES = 16 * 1024 * 1024  #: the longest text that a message carries
 MAX_DEPTH = 100  #: levels of JSON; one model inside another takes about four
@@ -43,12 +44,12 @@ _LAYERS = _names(
     LSTM LSTMCell LayerNormalization LeakyReLU Masking MaxPooling1D MaxPooling2D MaxPooling3D
     Maximum MelSpectrogram Minimum MultiHeadAttention Multiply Normalization PReLU Permute
     RMSNormalization RNN RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast
-    RandomCrop RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHue RandomInvert
+    Hashing IntegerLookup RandomCrop RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHue RandomInvert
     RandomPerspective RandomPosterization RandomRotation RandomSaturation RandomSharpness
     RandomShear RandomTranslation RandomZoom ReLU RepeatVector Rescaling Reshape Resizing
     STFTSpectrogram SeparableConv1D SeparableConv2D SimpleRNN SimpleRNNCell Softmax Solarization
-    SpatialDropout1D SpatialDropout2D SpatialDropout3D SpectralNormalization StackedRNNCells
-    Subtract TimeDistributed UnitNormalization UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D
+    SpatialDropout1D SpatialDropout2D SpatialDropout3D SpectralNormalization StackedRNNCells StringLookup
+    Subtract TextVectorization TimeDistributed UnitNormalization UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D
     ZeroPadding2D ZeroPadding3D
     """
 )
@@ -114,7 +115,43 @@ _INITIALIZERS = _names(
     VarianceScaling Zeros
     """
 )
-_ARITHMETIC = _names("Absolute Add Divide Maximum Mean Minimum Multiply Negative Subtract TrueDivide")
+_VOCABULARIES = _names("IntegerLookup StringLookup TextVectorization")
+_STANDARDIZED = _names("lower_and_strip_punctuation lower strip_punctuation")
+_SPLIT = _names("whitespace character")
+
+# keras.ops of functional models: arithmetic on tensors. None runs a function that is given to it (map, scan, cond),
+# none reads a file, and none repeats anything as often as a number says: what they make of shapes is measured where a
+# model is built, before there is memory for it.
+_ARITHMETIC = _names(
+    """
+    Abs Absolute Add All Amax Amin Any Arccos Arccosh Arcsin Arcsinh Arctan Arctan2 Arctanh Argmax Argmin
+    Argsort Average Cbrt Ceil Clip Concatenate Cos Cosh CountNonzero Cross Cumprod Cumsum Deg2rad Diagonal
+    Diff Digitize Divide DivideNoNan Dot Einsum Equal Exp Exp2 ExpandDims Expm1 Fabs Flip Floor FloorDivide Fmax Fmin
+    Fmod GetItem Greater GreaterEqual Heaviside Hypot Inner IsIn Isclose Isfinite Isinf Isnan Less LessEqual Log
+    Log10 Log1p Log2 Logaddexp Logaddexp2 LogicalAnd LogicalNot LogicalOr LogicalXor Matmul Max Maximum Mean Median Min
+    Minimum Mod Moveaxis Multiply NanToNum Nanmax Nanmean Nanmin Nanstd Nansum Nanvar Negative NotEqual OnesLike
+    Power Prod Ptp Quantile Rad2deg Ravel Reciprocal Reshape Roll Rot90 Round Select Sign Signbit Sin Sinc
+    Sinh Sort Split Sqrt Square Squeeze Stack Std Subtract Sum Swapaxes Take TakeAlongAxis Tan Tanh Tensordot Trace
+    Transpose Tril Triu TrueDivide Trunc Var Vdot Where ZerosLike
+    """
+)
+_NETWORKS = _names(
+    """
+    AveragePool Celu DepthToSpace DotProductAttention Elu Gelu Glu HardShrink HardSigmoid HardSilu HardTanh LeakyRelu
+    LogSigmoid LogSoftmax MaxPool Moments Normalize OneHot Relu Relu6 Selu Sigmoid Silu SoftShrink Softmax Softplus
+    Softsign SpaceToDepth SparsePlus SparseSigmoid Sparsemax Squareplus TanhShrink Threshold
+    """
+)
+
+#: By the module under which Keras writes them.
+_OPERATIONS: dict[str, frozenset[str]] = {
+    "keras.src.ops.numpy": _ARITHMETIC,
+    "keras.src.ops.nn": _NETWORKS,
+    "keras.src.ops.math": _names("CDist Erf Erfc Erfinv InTopK Logsumexp Rsqrt TopK"),
+    "keras.src.ops.core": _names("Cast SaturateCast Slice StopGradient Unstack"),
+    "keras.src.ops.linalg": _names("Det Norm"),
+    "keras.src.ops.image": _names("RGBToGrayscale RGBToHSV HSVToRGB"),
+}
 
 #: Every object that may occur, by the module under which Keras writes it.
 _ALLOWED: dict[str, frozenset[str]] = {
@@ -131,8 +168,7 @@ _ALLOWED: dict[str, frozenset[str]] = {
     "keras.regularizers": frozenset({"L1", "L1L2", "L2", "OrthogonalRegularizer"}),
     "keras.constraints": frozenset({"MaxNorm", "MinMaxNorm", "NonNeg", "UnitNorm"}),
     "keras.dtype_policies": frozenset({"DTypePolicy", "FloatDTypePolicy"}),
-    "keras.src.ops.numpy": _ARITHMETIC,
-    "keras.src.ops.nn": frozenset({"Relu", "Relu6", "Sigmoid", "Silu", "Softmax", "Tanh"}),
+    **_OPERATIONS,
 }
 _MODELS = frozenset({"Sequential", "Functional", "Model"})
 _FUNCTIONS = _ACTIVATIONS | _METRIC_FUNCTIONS
@@ -153,11 +189,12 @@ _OBJECT_KEYS = frozenset({"class_name", "module", "registered_name"})
 _OPTIMIZER_NAMES = frozenset(name.lower() for name in _OPTIMIZERS)
 
 
-def check_model_json(text: str) -> dict[str, Any]:
+def check_model_json(text: str, trusted: Trusted = NOTHING) -> dict[str, Any]:
     """Parse a model's JSON and check everything in it.
 
     Args:
         text: What `model.to_json()` gave.
+        trusted: Registered names of parts that may occur besides.
 
     Returns:
         The checked config.
@@ -173,12 +210,16 @@ def check_model_json(text: str) -> dict[str, Any]:
         config = json.loads(text)
     except (ValueError, RecursionError) as exc:
         raise ModelError(f"The model is not JSON as Keras writes it. {exc}") from exc
-    check_config(config)
+    check_config(config, trusted)
     return dict(config)
 
 
-def check_config(config: object) -> None:
+def check_config(config: object, trusted: Trusted = NOTHING) -> None:
     """Check a whole Keras 3 model config, as from `json.loads(model.to_json())`.
+
+    Args:
+        config: The whole.
+        trusted: Registered names of parts that may occur besides.
 
     Raises:
         ModelError: Names the first thing that is not allowed, or that is absurdly large.
@@ -187,7 +228,7 @@ def check_config(config: object) -> None:
     layers = 0
     for item in _walk(config):
         if isinstance(item, dict):
-            _check_dict(item)
+            _check_dict(item, trusted)
             layers += item.get("module") == "keras.layers"
         elif isinstance(item, int):
             check_integer(item)
@@ -222,16 +263,16 @@ def _children(item: object) -> list[object]:
     return item if isinstance(item, list) else []
 
 
-def _check_dict(item: dict[str, Any]) -> None:
+def _check_dict(item: dict[str, Any], trusted: Trusted) -> None:
     if not _OBJECT_KEYS.isdisjoint(item):
-        _check_object(item)
+        _check_object(item, trusted)
     check_shapes(item)
-    _check_activations(item)
+    _check_activations(item, trusted)
     if item.get("compile_config") is not None:
-        _check_compile(item["compile_config"])
+        _check_compile(item["compile_config"], trusted)
 
 
-def _check_object(item: dict[str, Any]) -> None:
+def _check_object(item: dict[str, Any], trusted: Trusted) -> None:
     """Whatever Keras would look up by name must be exactly one of the built-ins."""
     name, module = item.get("class_name"), item.get("module")
     if not isinstance(name, str) or "config" not in item:
@@ -239,15 +280,62 @@ def _check_object(item: dict[str, Any]) -> None:
     if name in _PLAIN_VALUES:
         _check_plain_value(name, item)
     elif name == "function":
-        _check_function(item)
+        _check_function(item, trusted)
+    elif item.get("registered_name") in trusted:
+        _check_trusted(name, item)
     elif not isinstance(module, str) or name not in _ALLOWED.get(module, ()):
-        raise refused(f"{name} (module {module!r})", "built-in Keras layers, losses, metrics and optimizers")
+        raise refused(f"{name} (module {module!r})", _expected_of(item))
     elif item.get("registered_name") not in (None, name):
         raise refused(f"the custom object {item['registered_name']!r}", "built-in Keras objects")
     elif not isinstance(item["config"], dict):
         raise refused(f"a config of {name} that is no map", "Keras 3's own format")
     else:
         check_numbers(name, item["config"])
+        if name in _VOCABULARIES:
+            _check_vocabulary(name, item["config"])
+
+
+def _expected_of(item: dict[str, Any]) -> str:
+    registered = str(item.get("registered_name") or "")
+    also = " and what a module registers that is trusted with --trust-module" if ">" in registered else ""
+    return f"built-in Keras layers, losses, metrics and optimizers{also}"
+
+
+def parts_in(config: object, trusted: Trusted) -> tuple[str, ...]:
+    """Which trusted parts a checked config holds, by their registered names: whoever builds it must trust these."""
+    found: set[str] = set()
+    for item in _walk(config):
+        if isinstance(item, dict):
+            found |= {
+                str(each)
+                for each in (item.get("registered_name"), item.get("config"))
+                if isinstance(each, str)
+            }
+        elif isinstance(item, str):
+            found.add(item)
+    return tuple(sorted(found & trusted))
+
+
+def _check_trusted(name: str, item: dict[str, Any]) -> None:
+    """One of the parts that this machine's operator trusts; what is inside of it is checked like anything else."""
+    if not isinstance(item["config"], dict):
+        raise refused(f"a config of {name} that is no map", "Keras 3's own format")
+    check_numbers(name, item["config"])
+
+
+def _check_vocabulary(name: str, config: dict[str, Any]) -> None:
+    """The words stand in the model itself: a path would be read from the disk of whoever builds it."""
+    for key in ("vocabulary", "idf_weights"):
+        given = config.get(key)
+        if given is not None and not (isinstance(given, list) and all(map(_is_word, given))):
+            raise refused(f"{key} = {given!r:.60} in {name}", "a list of words, or none")
+    for key, allowed in (("standardize", _STANDARDIZED), ("split", _SPLIT), ("encoding", {"utf-8"})):
+        if config.get(key) is not None and config[key] not in allowed:
+            raise refused(f"{key} = {config[key]!r:.60} in {name}", f"one of {', '.join(sorted(allowed))}")
+
+
+def _is_word(value: object) -> bool:
+    return isinstance(value, str | int | float)
 
 
 def _check_plain_value(name: str, item: dict[str, Any]) -> None:
@@ -256,7 +344,8 @@ def _check_plain_value(name: str, item: dict[str, Any]) -> None:
         raise refused(f"{name} with a module", "Keras 3's own format")
     if name == "__ellipsis__":
         return
-    if not isinstance(value, dict) or not _is_number_type(value.get("dtype", "float32")):
+    is_text = name == "__keras_tensor__" and isinstance(value, dict) and value.get("dtype") == "string"
+    if not is_text and (not isinstance(value, dict) or not _is_number_type(value.get("dtype", "float32"))):
         raise refused(f"{name} of dtype {value!r:.80}", "numbers")
     if name in ("__numpy__", "__tensor__") and _holds_text(value.get("value")):
         raise refused(f"{name} that holds text", "numbers")
@@ -270,22 +359,24 @@ def _holds_text(value: object) -> bool:
     return any(isinstance(each, str | dict) for each in _walk(value))
 
 
-def _check_function(item: dict[str, Any]) -> None:
+def _check_function(item: dict[str, Any], trusted: Trusted) -> None:
     name, registered = item["config"], item.get("registered_name")
+    if isinstance(name, str) and name in trusted:
+        return
     is_known = isinstance(name, str) and name in _FUNCTIONS and item.get("module") in _FUNCTION_MODULES
     if not is_known or registered not in (None, name, "function"):
         raise refused(f"the function {name!r} (module {item.get('module')!r})", "Keras's own functions")
 
 
-def _check_compile(settings: object) -> None:
+def _check_compile(settings: object, trusted: Trusted) -> None:
     """Loss, metrics and optimizer that are given by name; objects are checked like any other."""
     if not isinstance(settings, dict) or not _COMPILE_KEYS.issuperset(settings):
         unknown = sorted(set(settings) - _COMPILE_KEYS) if isinstance(settings, dict) else settings
         raise refused(f"the compile settings {unknown!r}", "those of keras.Model.compile")
     check_steps(settings)
-    _check_named("loss", settings.get("loss"), _LOSS_FUNCTIONS | _LOSS_CLASSES)
+    _check_named("loss", settings.get("loss"), _LOSS_FUNCTIONS | _LOSS_CLASSES | trusted)
     for key in ("metrics", "weighted_metrics"):
-        _check_named("metric", settings.get(key), _METRIC_FUNCTIONS | _METRIC_CLASSES)
+        _check_named("metric", settings.get(key), _METRIC_FUNCTIONS | _METRIC_CLASSES | trusted)
     optimizer = settings.get("optimizer")
     if isinstance(optimizer, str) and optimizer.lower() not in _OPTIMIZER_NAMES:
         raise refused(f"the optimizer {optimizer!r}", "Keras's own optimizers")
@@ -302,7 +393,7 @@ def _check_named(kind: str, value: object, allowed: frozenset[str]) -> None:
             _check_named(kind, each, allowed)
 
 
-def _check_activations(item: dict[str, Any]) -> None:
+def _check_activations(item: dict[str, Any], trusted: Trusted) -> None:
     for key, value in item.items():
-        if key.endswith("activation") and isinstance(value, str) and value not in _ACTIVATIONS:
+        if key.endswith("activation") and isinstance(value, str) and value not in _ACTIVATIONS | trusted:
             raise refused(f"the activation {value!r}", "Keras's own activations")

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from broker.errors import ModelError
 from broker.model.allowlist import MAX_JSON_BYTES, check_model_json
 from broker.model.arrays import NPZ
+from broker.model.trust import NOTHING, Trusted
 
 CONFIG = "config.json"  #: in it Keras describes the model
 
@@ -24,11 +25,12 @@ _FAULTS = (
 )  # fmt: skip
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path, trusted: Trusted = NOTHING) -> dict[str, Any]:
     """The model's description, found to hold nothing but allowed parts.
 
     Args:
         path: A file that is there.
+        trusted: Registered names of parts that may occur besides.
 
     Raises:
         ModelError: It is damaged, not a Keras file, or holds what isn't built into Keras.
@@ -36,7 +38,7 @@ def read_config(path: Path) -> dict[str, Any]:
     text = read_text(path, CONFIG, MAX_JSON_BYTES)
     if text is None:
         raise ModelError(f"{str(path)!r} is not a Keras model: it has no {CONFIG}. {_EXPECTED}")
-    return check_model_json(text)
+    return check_model_json(text, trusted)
 
 
 def read_text(path: Path, member: str, most: int) -> str | None:

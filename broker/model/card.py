@@ -5,16 +5,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from broker.errors import ModelError, ProtocolError
 from broker.model.archive import add_text, read_comment, read_text, set_comment
 from broker.model.arrays import NPZ
-from broker.wire.fields import from_plain
+from broker.wire.fields import from_plain, to_plain
+from broker.wire.settings import Needs
 from broker.wire.tensors import InputFacts
 
 MEMBER = "warren.json"  #: the card's name inside model.keras, which is a zip file; Keras reads past it
 _MAX_BYTES = 1 << 20
-_NEWER = frozenset({"inputs"})  #: fields that the first version did not write
+_NEWER = frozenset({"inputs", "needs"})  #: fields that the first version did not write
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,7 @@ class ModelCard:
         training: The settings it was trained with: epochs, batch_size, learning_rate, learning_rate_decay,
             class_weight.
         inputs: What the examples that it was trained on are like; None in older models.
+        needs: What it needs of data, where it is no classifier: `classes` and `shape` are empty then.
     """
 
     task: str
@@ -45,6 +48,7 @@ class ModelCard:
     metrics: Mapping[str, float] = field(default_factory=dict)
     training: Mapping[str, float | str | None] = field(default_factory=dict)
     inputs: InputFacts | None = None
+    needs: Needs | None = None
 
     def __post_init__(self) -> None:
         """Check the types, for a card may come from any file.
@@ -66,10 +70,17 @@ class ModelCard:
             if not is_right:
                 raise ModelError(f"The model's card has a wrong {name!r}: {getattr(self, name)!r:.200}.")
 
+    @property
+    def _has_right_classes(self) -> bool:
+        """Two or more, all different; none where it is no classifier."""
+        return len(set(self.classes)) == len(self.classes) and (len(self.classes) > 1) == (self.needs is None)
+
     def to_json(self) -> str:
         """Write the card as one JSON object."""
         finite = {name: float(value) for name, value in self.metrics.items() if math.isfinite(value)}
-        return json.dumps({**asdict(self), "metrics": finite}, indent=1)
+        needs = {} if self.needs is None else {"needs": to_plain(self.needs)}
+        plain = {name: value for name, value in asdict(self).items() if name != "needs"}
+        return json.dumps({**plain, "metrics": finite, **needs}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "ModelCard":
@@ -90,17 +101,17 @@ class ModelCard:
             if isinstance(values[name], list):
                 values[name] = tuple(values[name])
         if values.get("inputs") is not None:
-            values["inputs"] = _inputs_in(values["inputs"])
+            values["inputs"] = _read(InputFacts, values["inputs"], "inputs")
+        if values.get("needs") is not None:
+            values["needs"] = _read(Needs, values["needs"], "needs")
         return cls(**values)
 
 
-def _inputs_in(value: object) -> InputFacts:
-    facts: InputFacts
+def _read(kind: type, value: object, name: str) -> Any:
     try:
-        facts = from_plain(InputFacts, value, "inputs")
+        return from_plain(kind, value, name)
     except ProtocolError as exc:
         raise ModelError(f"The model's card is wrong: {exc}") from exc
-    return facts
 
 
 def write_card(path: Path, card: ModelCard) -> None:

@@ -40,7 +40,7 @@ CATEGORICAL = frozenset(
     }
 )  # fmt: skip
 BINARY = frozenset({"binarycrossentropy", "binaryfocalcrossentropy"})
-_MARGINS = frozenset({"hinge", "squaredhinge", "categoricalhinge"})
+MARGINS = frozenset({"hinge", "squaredhinge", "categoricalhinge"})
 _ERRORS = frozenset({"meansquarederror", "meanabsoluteerror", "huber", "logcosh"})
 
 
@@ -133,7 +133,7 @@ def reading_of(activation: str, loss: object, num_outputs: int) -> Reading:
 def _reading_of_one(activation: str, loss: object) -> Reading:
     if activation in ONE_OF_ALL | EACH_ALONE:
         return "probability"
-    is_open = loss_name(loss) in _MARGINS | {""}
+    is_open = loss_name(loss) in MARGINS | {""}
     return "logit" if is_open or takes_logits(loss) else "probability"
 
 
@@ -141,7 +141,7 @@ def _reading_by_loss(loss: object) -> Reading:
     name = loss_name(loss)
     if takes_logits(loss):
         return "binary logits" if name in BINARY else "logits"
-    if name in _MARGINS | {""}:
+    if name in MARGINS | {""}:
         return "logits"
     return "nearest" if name in _ERRORS else "shares"
 

@@ -59,6 +59,7 @@ _VALUES = frozenset(
         """
         seed decay_steps first_decay_steps warmup_steps boundaries values value mean variance scale offset mask_value
         bin_boundaries fill_value value_range max_value min_value threshold thresholds ignore_class
+        vocabulary idf_weights mask_token oov_token salt
         """
     )
 )

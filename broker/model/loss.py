@@ -32,6 +32,14 @@ def loss_name(loss: object) -> str:
     return _SHORT.get(plain, plain)
 
 
+def is_builtin(loss: object) -> bool:
+    """Whether a loss is one of Keras's own, of which is known what it takes."""
+    sole = sole_loss(loss)
+    if isinstance(sole, str):
+        return ">" not in sole
+    return str(getattr(sole, "__module__", "")).startswith("keras.")
+
+
 def takes_logits(loss: object) -> bool:
     """Whether a loss was told that it gets logits; by name alone it wasn't."""
     get_config = getattr(sole_loss(loss), "get_config", None)

@@ -9,7 +9,7 @@ Contents:
     tensors     weights as one float32 vector: trainable ones, statistics, frozen ones
     scores      counts of a classifier's answers that add up over workers
     limits      how much one message may say
-    settings    how a worker trains
+    settings    how a worker trains, and on what
     statistics  what is asked and told of data before a training
     messages    what travels, one frozen dataclass per message
     swarms      what many workers of one process say of themselves together

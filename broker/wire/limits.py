@@ -7,6 +7,7 @@ from broker.wire.fields import require
 
 MOST_MEASURES = 64  #: metrics of one kind in one message
 MOST_CLASSES = 10_000
+MOST_NAMES = 1000
 MOST_WORD_BYTES = 512 * 1024  #: of a message to the coordinator: it holds some 256 of them at once
 MOST_EXAMPLES = 2**40
 _LONGEST_NAME = 200
@@ -21,6 +22,13 @@ def require_short(**texts: str | None) -> None:
 
 def _is_short(text: str) -> bool:
     return len(text) <= _LONGEST_NAME and text.isprintable()
+
+
+def require_names(names: tuple[str, ...]) -> None:
+    """Raise a ProtocolError unless these are short names, and not too many."""
+    require(len(names) <= MOST_NAMES, f"at most {MOST_NAMES} names", len(names))
+    for name in names:
+        require(_is_short(name), "names that can be printed", name[:_LONGEST_NAME])
 
 
 def require_amount(name: str, amount: int) -> None:

@@ -17,9 +17,9 @@ from broker.envelope import Message as Message  # for whoever speaks of any of t
 from broker.errors import OtherVersion, ProtocolError
 from broker.wire import codec, names
 from broker.wire.fields import Binary, from_plain, require, to_plain
-from broker.wire.limits import require_amount, require_classes, require_measures, require_short
+from broker.wire.limits import require_amount, require_classes, require_measures, require_names, require_short
 from broker.wire.scores import AnswerCounts
-from broker.wire.settings import Precision, TrainingSettings
+from broker.wire.settings import Held, Needs, Precision, TrainingSettings, require_holds
 from broker.wire.statistics import StatisticsAsked, StatisticsRefused, StatisticsTold
 from broker.wire.tensors import Array, InputFacts, TensorSpec
 from broker.wire.versions import VERSION, read_envelope
@@ -79,6 +79,7 @@ class RoundStart(Message):
         digest: `transfer.Digest` of the float weights' bytes, part by part.
         session: When the coordinator became the one of this virtual host, in milliseconds since 1970. What an earlier
             one sent is void, even if its round was a later one: the run may have been restored from a copy.
+        needs: What the model needs of a site's data; None for a classifier, which needs `classes`.
         numbers: Of a swarm's workers those that are invited, see `names.pack_numbers`; empty: whoever reads this.
     """
 
@@ -102,6 +103,7 @@ class RoundStart(Message):
     last_round: int
     deadline_seconds: float
     session: int = 0
+    needs: Needs | None = None
     numbers: bytes = b""
 
     @property
@@ -214,6 +216,8 @@ class Joined(Message):
         announced: The upload_id of its update for that round, once announced: whoever has not got that asks again.
         inputs: What its examples are like.
         token: Random, of the worker's process; what answers this word to this worker alone carries it.
+        holds: Its arrays, where they are no examples of classes; `classes` is empty then.
+        trusts: Registered names of parts, beside Keras's own, of which it builds models.
         has_trainer: It trains with a trainer of its own: models of named arrays, and none of Keras's.
     """
 
@@ -229,6 +233,8 @@ class Joined(Message):
     announced: str | None = None
     inputs: InputFacts | None = None
     token: str = ""
+    holds: tuple[Held, ...] = ()
+    trusts: tuple[str, ...] = ()
     has_trainer: bool = False
 
     def __post_init__(self) -> None:
@@ -236,6 +242,8 @@ class Joined(Message):
         require_amount("examples", self.num_examples)
         require_amount("test examples", self.num_test_examples)
         require_classes(self.classes, self.examples_per_class)
+        require_holds(self.holds)
+        require_names(self.trusts)
         require_short(task=self.task, announced=self.announced, token=self.token)
         if self.inputs is not None:
             low, high = self.inputs.low, self.inputs.high

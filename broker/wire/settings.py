@@ -1,10 +1,16 @@
-"""How a worker trains, as the coordinator tells it with every round start."""
+"""What a training is: how a worker trains, as told with every round start, what its model needs, and what a site has.
+
+A classifier of one input needs no more than class names and a shape, and its sites tell these. Any other model, of
+several inputs or outputs, of numbers, of text, of sequences, is described by named inputs and targets.
+"""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from broker.wire.fields import require
+from broker.wire.limits import require_short
 
 _MAX_TERMS = 16
 
@@ -49,3 +55,102 @@ class TrainingSettings:
         )
         require(len(self.terms) <= _MAX_TERMS, f"at most {_MAX_TERMS} terms", len(self.terms))
         require(all(abs(value) < 2**127 for value in self.terms.values()), "terms that float32 holds", self)
+
+
+TEXT = "string"  #: the dtype of texts
+_MOST_PARTS = 256  #: inputs, or targets, of one model
+_MOST_AXES = 16
+
+Shape = tuple[int | None, ...]  #: of one example; None for an axis of any length
+
+#: *classes*: whole numbers from 0, one a place. *rows*: one number a class, or class numbers, of which rows are made.
+#: *binary*: numbers from 0 to 1. *numbers*: any. *anything*: whatever a loss of one's own takes.
+TargetKind = Literal["classes", "rows", "binary", "numbers", "anything"]
+Role = Literal["input", "target"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputSpec:
+    """One input of a model.
+
+    Attributes:
+        dtype: By Keras's name; "string" for texts.
+    """
+
+    name: str
+    shape: Shape
+    dtype: str
+
+    def __post_init__(self) -> None:
+        _require_part(self.name, self.shape)
+        require_short(dtype=self.dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetSpec:
+    """What one output of a model is trained towards.
+
+    Attributes:
+        shape: Of one example, as the loss takes it.
+        num_classes: Of *classes* and *rows*; else 0.
+        ignored: A class number beyond these that the loss passes over.
+    """
+
+    name: str
+    shape: Shape
+    kind: TargetKind
+    num_classes: int = 0
+    ignored: int | None = None
+
+    def __post_init__(self) -> None:
+        _require_part(self.name, self.shape)
+        require(self.num_classes >= 0, "a number of classes", self.num_classes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What a model needs; both in the order in which Keras counts them.
+
+    Attributes:
+        num_classes: What it tells apart if it is trained as a classifier: one input of a fixed shape, one row of
+            numbers an example. 0 where it can't be.
+    """
+
+    inputs: tuple[InputSpec, ...]
+    targets: tuple[TargetSpec, ...]
+    num_classes: int = 0
+
+    def __post_init__(self) -> None:
+        for parts in (self.inputs, self.targets):
+            require(0 < len(parts) <= _MOST_PARTS, f"from 1 to {_MOST_PARTS} inputs and outputs", len(parts))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """One array that a site has.
+
+    Attributes:
+        name: As the site calls it; a position, from "0", where it has no names.
+        shape: Of one example; None for an axis that differs between batches.
+        dtype: By numpy's name; "string" for texts.
+    """
+
+    name: str
+    role: Role
+    shape: Shape
+    dtype: str
+
+    def __post_init__(self) -> None:
+        _require_part(self.name, self.shape)
+        require_short(dtype=self.dtype)
+
+
+def require_holds(holds: Sequence[Held]) -> None:
+    """Raise a ProtocolError if a site says it has more arrays than anyone needs."""
+    require(len(holds) <= 2 * _MOST_PARTS, f"at most {2 * _MOST_PARTS} arrays", len(holds))
+
+
+def _require_part(name: str, shape: Shape) -> None:
+    require_short(name=name)
+    require(len(shape) <= _MOST_AXES, f"at most {_MOST_AXES} axes", len(shape))
+    require(all(size is None or size >= 0 for size in shape), "sizes of at least 0", shape)

@@ -21,6 +21,7 @@ from broker.model.arrays import is_arrays
 from broker.model.card import ModelCard
 from broker.wire import codec
 from broker.wire.fields import from_plain, to_plain
+from broker.wire.settings import Needs
 from broker.wire.tensors import FLOAT32, Array, InputFacts, Layout, Vector, sections_of, vector_size
 from broker.wire.versions import release
 from coordinator.files import Chunk, write_atomically
@@ -50,6 +51,9 @@ class Checkpoint:
         vector: The global model's float weights, float32 of shape (P,), in the order of `Sections`.
         integers: Its integer weights.
         inputs: What the examples of most sites are like; None before the first round.
+        needs: What the model needs of a site's data; None in older files, which are of classifiers.
+        is_general: It is trained on whatever it needs, and not as a classifier of `classes`, which is empty then.
+        parts: Registered names of what its model holds beside Keras's own parts: workers must trust these.
         next_attempt: The first attempt of the next round: an evaluation may have used earlier ones.
         strategy_state: The strategy's own vectors, each of shape (T,), for T trainable values.
     """
@@ -68,6 +72,9 @@ class Checkpoint:
     strategy_state: tuple[Vector, ...]
     history: list[Row]
     inputs: InputFacts | None = None
+    needs: Needs | None = None
+    is_general: bool = False
+    parts: tuple[str, ...] = ()
 
     @property
     def is_arrays(self) -> bool:
@@ -98,6 +105,7 @@ def card_of(
         metrics={name: value for name, value in flat(last).items() if isinstance(value, float)},
         training=training,
         inputs=state.inputs,
+        needs=state.needs if state.is_general else None,
     )
 
 
@@ -134,6 +142,9 @@ class _CheckpointHeader:
     integers: tuple[Array, ...]
     history: tuple[Row, ...]
     inputs: InputFacts | None = None
+    needs: Needs | None = None
+    is_general: bool = False
+    parts: tuple[str, ...] = ()
     num_states: int
     written_by: str = ""
 

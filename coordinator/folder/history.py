@@ -235,21 +235,22 @@ def _cell(value: object) -> object:
     return " ".join(map(str, value)) if isinstance(value, tuple) else value
 
 
-def history_text(rows: Iterable[Row]) -> str:
-    """history.csv; why a run was stopped has a column only where one was."""
+def history_text(rows: Iterable[Row], measures: Iterable[str] = COLUMNS) -> str:
+    """history.csv; these measures have a column, known or not, why a run was stopped only where one was."""
     every = [flat(row) for row in rows]
     stopped = (_STOPPED,) if any(_STOPPED in row for row in every) else ()
-    return csv_text(every, _COST, COLUMNS, (*_PEOPLE, *stopped))
+    return csv_text(every, _COST, measures, (*_PEOPLE, *stopped))
 
 
-def workers_text(rows: Iterable[Row]) -> str:
-    """workers.csv."""
-    return csv_text(flat_workers(rows), _WORKER, COLUMNS, ())
+def workers_text(rows: Iterable[Row], measures: Iterable[str] = COLUMNS) -> str:
+    """workers.csv, likewise."""
+    return csv_text(flat_workers(rows), _WORKER, measures, ())
 
 
-def write_history(folder: Path, rows: Sequence[Row]) -> None:
+def write_history(folder: Path, rows: Sequence[Row], measures: Sequence[str] = COLUMNS) -> None:
     """Write history.csv and workers.csv."""
-    for name, text in (("history.csv", history_text(rows)), ("workers.csv", workers_text(rows))):
+    texts = ("history.csv", history_text(rows, measures)), ("workers.csv", workers_text(rows, measures))
+    for name, text in texts:
         write_atomically(folder / name, [text.encode()])
 
 

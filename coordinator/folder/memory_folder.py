@@ -90,7 +90,9 @@ class MemoryFolder(RunFolder):
     ) -> None:
         """The open round is where it is played."""
 
-    def write_history(self, _rows: list[Row], *, at_most_each_second: bool = False) -> None:
+    def write_history(
+        self, _rows: list[Row], *, is_general: bool = False, at_most_each_second: bool = False
+    ) -> None:
         """The committed state has it."""
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ from coordinator.folder.checkpoint import (
 from coordinator.folder.history import Row, write_history
 from coordinator.folder.keepsakes import Keepsakes
 from coordinator.folder.run_json import keep_identity
+from coordinator.learning.measure_names import COLUMNS, GENERAL_COLUMNS
 from coordinator.learning.rounds import Answer, RoundRecord
 from coordinator.options import RunOptions
 
@@ -111,9 +112,11 @@ class RunFolder:
         """
         write_open_round(self.path, record, answers, arrays, self._packed)
 
-    def write_history(self, rows: list[Row], *, at_most_each_second: bool = False) -> None:
-        """Bring history.csv and workers.csv up to date."""
+    def write_history(
+        self, rows: list[Row], *, is_general: bool = False, at_most_each_second: bool = False
+    ) -> None:
+        """Bring history.csv and workers.csv up to date; a model that is no classifier has no column for accuracy."""
         if at_most_each_second and time.monotonic() - self._history_at <= _HISTORY_SECONDS:
             return
         self._history_at = time.monotonic()
-        write_history(self.path, rows)
+        write_history(self.path, rows, GENERAL_COLUMNS if is_general else COLUMNS)

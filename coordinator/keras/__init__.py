@@ -6,6 +6,8 @@ Contents:
     in_process    what the child does, done in this process: for a simulation
     task_models   their Keras models; imported by the child process alone
     form          whether workers can train a model, found out in the child
+    rehearsal     one step on made-up examples, as a worker takes it
+    vocabulary    words that a layer has learned travel inside the model
     arrays        tasks of named arrays, which need no Keras
     trial         whether a model still answers with numbers, tried in the child before a commit
     curves        curves.png; drawn by the child

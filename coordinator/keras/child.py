@@ -4,6 +4,7 @@
 on stdout. It ends when its stdin does, so it never outlives a coordinator, even a killed one.
 """
 
+import functools
 import importlib
 import json
 import os
@@ -19,21 +20,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from broker.disk import sync
 from broker.errors import ModelError, UsageError, WarrenError
-from broker.model.allowlist import check_model_json
+from broker.model.allowlist import check_model_json, parts_in
 from broker.model.archive import read_config
 from broker.model.arrays import NPZ, arrays_text, is_arrays
 from broker.model.card import ModelCard, read_card, write_card
 from broker.model.kinds import adapt_sole_normalization, apply_kinds, layout_of, renew_adapted
+from broker.model.needs import needs_of
+from broker.model.trust import Trusted, trust
 from broker.wire.fields import to_plain
 from broker.wire.tensors import Array, unflatten
 from coordinator.folder.history import flat, flat_workers
 from coordinator.keras.arrays import layout_of_arrays, read_arrays, started_from, write_arrays
 from coordinator.keras.curves import draw_curves, draw_workers
 from coordinator.keras.form import check_form, check_training
-from coordinator.keras.trial import made_up_examples, unanswered, work_out
+from coordinator.keras.trial import made_up_examples, unanswered, unanswered_in_general, work_out
+from coordinator.keras.vocabulary import carry_vocabularies
 
 if TYPE_CHECKING:
     from coordinator.folder.checkpoint import Checkpoint
@@ -42,10 +47,12 @@ _LAST_SECONDS = 10  # what a request under way may still take once stdin has end
 
 Request = dict[str, Any]
 Normalization = dict[str, list[float]]  #: "means" and "variances", one of each feature
+_TRUSTED_MODULES: list[str] = []
 
 
 def main() -> None:
     """Serve requests until stdin ends."""
+    _TRUSTED_MODULES.extend(sys.argv[1:])
     # Last, so that a person's json.py or broker.py here stands in for nobody else's; "" is where this process works.
     sys.path.append("")
     # Ctrl-C and a stop of the whole group are the coordinator's to handle; the end of stdin is ours.
@@ -84,6 +91,12 @@ def _answer(request: Request) -> dict[str, Any]:
     except Exception as exc:  # noqa: BLE001 - a bug: its traceback is shown here, and its text there
         traceback.print_exc()
         return {"error": "bug", "text": f"{type(exc).__name__}: {exc}"}
+
+
+@functools.cache
+def _trusted() -> Trusted:
+    """What the modules register that the child process was started with; nothing where this is done in process."""
+    return trust(_TRUSTED_MODULES)
 
 
 def _warm(_request: Request) -> dict[str, Any]:
@@ -147,14 +160,16 @@ def describe(
     layout = layout_of(given, private)
     apply_kinds(copy, layout)
     warnings = check_training(copy)
+    needs = needs_of(given)
     weights = _values(given) if initial_model is None else _weights_for(given, Path(initial_model))
     if normalization is not None:
         weights = _normalized(given, normalization)
     answer = {
         "model_json": text,
         "layout": [to_plain(spec) for spec in layout],
-        "input_shape": list(given.input_shape[1:]),
-        "num_classes": max(int(given.output_shape[-1]), 2),
+        "input_shape": list(given.input_shape[1:]) if needs.num_classes else [],
+        "needs": to_plain(needs),
+        "parts": parts_in(json.loads(text), _trusted()),
         "num_parameters": int(given.count_params()),
         "inputs": _trained_on(initial_model),
         "warnings": warnings,
@@ -182,7 +197,8 @@ def _describe_arrays(
         "model_json": arrays_text(arrays),
         "layout": [to_plain(spec) for spec in layout_of_arrays(arrays)],
         "input_shape": [],
-        "num_classes": 0,
+        "needs": None,
+        "parts": [],
         "num_parameters": sum(array.size for array in arrays.values()),
         "inputs": None,
         "warnings": [],
@@ -287,7 +303,7 @@ def _load(path: Path) -> Any:
         raise UsageError(f"There is no model file {str(path)!r}.")
     if path.suffix == NPZ:
         raise ModelError(f"{path.name} holds arrays, and the task is a Keras model. Try a model.keras.")
-    read_config(path)
+    read_config(path, _trusted())
     keras = _keras()
     try:
         return keras.saving.load_model(path, safe_mode=True)
@@ -299,18 +315,21 @@ def _to_json(model: Any) -> str:
     """The model's JSON, checked as every worker checks it."""
     try:
         text = str(model.to_json())
+        config = json.loads(text)
+        if carry_vocabularies(model, config):
+            text = json.dumps(config)
     except Exception as exc:  # a custom part that can't be written
         raise ModelError(
             f"The model can't be written as JSON, so it can't be sent: {_one_line(exc)}"
         ) from exc
-    check_model_json(text)
+    check_model_json(text, _trusted())
     return text
 
 
 def _from_json(text: str) -> Any:
     keras = _keras()
     try:
-        return keras.saving.deserialize_keras_object(check_model_json(text), safe_mode=True)
+        return keras.saving.deserialize_keras_object(check_model_json(text, _trusted()), safe_mode=True)
     except Exception as exc:  # see _load
         raise ModelError(f"Keras can't rebuild the model from its JSON: {_one_line(exc)}") from exc
 
@@ -393,12 +412,17 @@ class Keeper:
             former: Gives the committed state, if there is one.
             inputs: What the workers' examples are like, as `InputFacts` by field.
         """
-        examples = made_up_examples(candidate.input_shape, inputs)
-        wrong = unanswered(self.with_weights(candidate), examples)
+        wrong = self._unanswered(candidate, inputs)
         if wrong.any() and former is not None:
-            wrong &= ~unanswered(self.with_weights(former()), examples)
+            wrong &= ~self._unanswered(former(), inputs)
         reason = f"its model answers NaN or infinity to {wrong.sum()} of {len(wrong)} examples"
         return reason if wrong.any() else None
+
+    def _unanswered(self, state: "Checkpoint", inputs: Mapping[str, Any] | None) -> NDArray[np.bool_]:
+        model = self.with_weights(state)
+        if state.is_general and state.needs is not None:
+            return unanswered_in_general(model, state.needs)
+        return unanswered(model, made_up_examples(state.input_shape, inputs))
 
     def work_out(self, request: Request) -> dict[str, Any]:
         """The results of compiled metrics from the sums that they keep."""

@@ -1,7 +1,6 @@
 """Whether workers can train a model, found out before any of them waits; called in the child that has Keras."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +10,8 @@ from broker.errors import ModelError, UsageError
 from broker.model.ending import EACH_ALONE, ONE_OF_ALL, UNKNOWN, ending_of
 from broker.model.head import BINARY, CATEGORICAL, num_outputs
 from broker.model.loss import encode_labels, loss_name, sole_loss, takes_class_numbers, takes_logits
+from broker.model.needs import needs_of, num_classes_of
+from coordinator.keras.rehearsal import reason_of, rehearse, step_without_optimizer
 from coordinator.learning.measure_names import ACCURACY
 
 _MODELS = frozenset({"Functional", "Sequential"})
@@ -20,11 +21,10 @@ _NEVER_NEGATIVE = frozenset({"exponential", "relu", "relu6", "softplus", "sparse
 _ON_ONE_HOT = frozenset({"categoricalaccuracy", "onehotiou", "onehotmeaniou", "topkcategoricalaccuracy"})
 _ON_CLASSES = _ON_ONE_HOT | {"sparsecategoricalaccuracy", "sparsetopkcategoricalaccuracy"}
 _AT_ONE_HALF = frozenset({"acc", ACCURACY, "binary_accuracy"})
-_PLACE_IN_GRAPH = re.compile(r"\{\{.*?\}\}|\[Op:.*")  # where in TensorFlow an error arose
 
 
 def check_form(model: Any) -> None:
-    """Whether a task gave a compiled classifier with one input and one output.
+    """Whether a task gave a compiled Sequential or functional model.
 
     Raises:
         ModelError: It is something else.
@@ -40,17 +40,12 @@ def check_form(model: Any) -> None:
         )
     if not model.compiled or model.optimizer is None:
         raise ModelError("The model is not compiled. Try model.compile(optimizer, loss, metrics) before.")
-    received: Any = (model.input_shape, model.output_shape) if model.built else (None, None)
-    is_simple = all(isinstance(shape, tuple) for shape in received)
-    if not is_simple or None in received[0][1:] or len(received[1]) != 2:
-        raise ModelError(
-            "The model must have one input of a fixed shape, and one output with a number per class. "
-            f"Received {received}."
-        )
+    if not model.built:
+        raise ModelError("The model has no input shape. Try keras.Input(shape) as its first layer.")
 
 
 def check_training(copy: Any) -> list[str]:
-    """Whether the last activation, the loss and the metrics fit together and take the labels that workers have.
+    """Whether outputs, losses and metrics fit together and take what workers have.
 
     Args:
         copy: A compiled copy of the model, which is given away: a step changes its statistics.
@@ -61,6 +56,8 @@ def check_training(copy: Any) -> list[str]:
     Raises:
         ModelError: No worker could train it.
     """
+    if not num_classes_of(copy):
+        return _check_general(copy)
     if sole_loss(copy.loss) is None:
         raise ModelError(
             f"The model is compiled with {_shown(copy.loss)} as its loss. Expected one loss for its one output, "
@@ -72,6 +69,19 @@ def check_training(copy: Any) -> list[str]:
     _check_metrics(metrics, copy.loss, outputs)
     _rehearse(copy, metrics)
     return [*_doubts(activation, copy.loss, outputs), *_doubts_about(metrics, copy.loss, outputs)]
+
+
+def _check_general(copy: Any) -> list[str]:
+    """The same of a model that is no classifier of one input."""
+    needs = needs_of(copy)
+    if len(needs.targets) == 1:
+        target, activation = needs.targets[0], ending_of(copy).activation
+        _check_ending(activation, copy.loss, target.num_classes or 2)
+        doubts = list(_doubts(activation, copy.loss, target.num_classes or 2))
+    else:
+        doubts = []
+    rehearse(copy, needs)
+    return doubts
 
 
 def has_schedule(model_json: str) -> bool:
@@ -201,17 +211,13 @@ def _rehearse(copy: Any, metrics: list[str]) -> None:
     x = tf.zeros((number, *copy.input_shape[1:]), copy.inputs[0].dtype)
     weights = tf.ones(number)
     form = f"{y.dtype} of shape {('n', *y.shape[1:])}".replace("'", "")
-    variables = [weight.value for weight in copy.trainable_weights]
+    by_name = ", given by the output's name," if isinstance(copy.loss, Mapping) else ""
     try:
-        with tf.GradientTape() as tape:
-            answers = copy(x, training=True)
-            loss = copy.compute_loss(x=x, y=y, y_pred=answers, sample_weight=weights, training=True)
-        gradients = tape.gradient(loss, variables)
+        answers = step_without_optimizer(copy, x, y, weights)
+    except ModelError:
+        raise
     except Exception as exc:  # whatever a loss and layers raise
-        by_name = ", given by the output's name," if isinstance(copy.loss, Mapping) else ""
         raise _unfit(f"The loss {_shown(copy.loss)}{by_name}", form, exc) from exc
-    if variables and all(gradient is None for gradient in gradients):
-        raise ModelError("Nothing that can be trained changes the loss. Try a model without hard decisions.")
     try:
         copy.compute_metrics(x, y, answers, sample_weight=weights)
     except Exception as exc:  # whatever metrics raise
@@ -219,9 +225,8 @@ def _rehearse(copy: Any, metrics: list[str]) -> None:
 
 
 def _unfit(what: str, form: str, exc: Exception) -> ModelError:
-    reason = " ".join(_PLACE_IN_GRAPH.sub("", str(exc)).split())[:400]
     return ModelError(
-        f"{what} fails on a worker's labels, {form}. {type(exc).__name__}: {reason} Labels are class numbers for "
+        f"{what} fails on a worker's labels, {form}. {reason_of(exc)} Labels are class numbers for "
         "a loss with 'sparse' in its name, one column for one output, else one-hot rows. Try a loss and metrics "
         "that take these."
     )

@@ -20,6 +20,7 @@ from broker.errors import CheckpointError, DataError, ModelError, ProtocolError,
 from broker.logs import is_chatter
 from broker.model.card import ModelCard
 from broker.wire.fields import from_plain, to_plain
+from broker.wire.settings import Needs
 from broker.wire.tensors import Array, InputFacts, Layout, TensorSpec, Vector, flatten
 from coordinator.folder.statistics_file import read_statistics
 from coordinator.keras.form import has_schedule
@@ -47,6 +48,8 @@ class BuiltModel:
         integers: The initial integer weights.
         input_shape: Of one example; of a task of arrays nobody knows it, nor how many classes there are: 0.
         inputs: What a model to start from was trained on, if it says so.
+        needs: What it needs of a site's data.
+        parts: Registered names of what it holds beside Keras's own parts.
     """
 
     model_json: str
@@ -57,6 +60,8 @@ class BuiltModel:
     num_classes: int
     num_parameters: int
     inputs: InputFacts | None = None
+    needs: Needs | None = None
+    parts: tuple[str, ...] = ()
 
     @property
     def has_schedule(self) -> bool:
@@ -71,6 +76,7 @@ def built_model(answer: Mapping[str, Any], weights: list[Array]) -> BuiltModel:
         answer: See `coordinator.keras.child.describe`.
         weights: The initial ones, in Keras's order.
     """
+    needs = from_plain(Needs, answer["needs"], "needs") if answer["needs"] else None
     layout = tuple(from_plain(TensorSpec, each, "layout") for each in answer["layout"])
     for warning in answer["warnings"]:
         log.warning("%s", warning)
@@ -81,9 +87,11 @@ def built_model(answer: Mapping[str, Any], weights: list[Array]) -> BuiltModel:
         vector=vector,
         integers=integers,
         input_shape=tuple(answer["input_shape"]),
-        num_classes=answer["num_classes"],
+        num_classes=needs.num_classes if needs else 0,
         num_parameters=answer["num_parameters"],
         inputs=from_plain(InputFacts, answer["inputs"], "inputs") if answer["inputs"] else None,
+        needs=needs,
+        parts=tuple(answer["parts"]),
     )
 
 
@@ -146,12 +154,14 @@ class ModelProcess:
     was overtaken before its turn is dropped. Should the child die, the next request starts another.
 
     Args:
+        trusted_modules: What these register may occur in a model.
         is_warm: Import Keras at once, not at the first need: a task of arrays has none.
     """
 
-    def __init__(self, *, is_warm: bool = True) -> None:
+    def __init__(self, trusted_modules: Sequence[str] = (), *, is_warm: bool = True) -> None:
+        self._trusted_modules = tuple(trusted_modules)
         self._is_warm = is_warm
-        self._child = _Child(is_warm=is_warm)
+        self._child = _Child(self._trusted_modules, is_warm=is_warm)
         self._talking = threading.Lock()  # one request at a time
         self._changed = threading.Condition()  # guards the four below
         self._waiting: dict[Path, _Later] = {}  # by the file
@@ -335,7 +345,7 @@ class ModelProcess:
         with self._talking:
             if not self._child.is_alive:
                 self._child.close()
-                self._child = _Child(is_warm=self._is_warm)
+                self._child = _Child(self._trusted_modules, is_warm=self._is_warm)
             answer = self._child.ask(request)
         if "error" not in answer:
             return dict(answer["result"])
@@ -362,9 +372,9 @@ def _read_weights(path: Path) -> list[Array]:
 class _Child:
     """The process itself and its three pipes."""
 
-    def __init__(self, *, is_warm: bool) -> None:
+    def __init__(self, trusted_modules: Sequence[str], *, is_warm: bool) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "coordinator.keras.child"],
+            [sys.executable, "-P", "-m", "coordinator.keras.child", *trusted_modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -6,7 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from broker.model.needs import needs_of
+from broker.wire.settings import Needs
 from broker.wire.tensors import Array
+from coordinator.keras.rehearsal import made_up_inputs, made_up_outputs, made_up_targets
 
 _NUM_RANDOM = 5
 
@@ -30,8 +33,19 @@ def made_up_examples(shape: Sequence[int], inputs: Mapping[str, Any] | None) -> 
 
 def unanswered(model: Any, examples: Array) -> NDArray[np.bool_]:
     """Which examples a model answers with NaN or infinity, shape (n,)."""
-    outputs = np.asarray(model(examples.astype(model.inputs[0].dtype), training=False), np.float32)
-    return np.asarray(~np.isfinite(outputs.reshape(len(examples), -1)).all(axis=1))
+    return _are_spoiled([model(examples.astype(model.inputs[0].dtype), training=False)])
+
+
+def unanswered_in_general(model: Any, needs: Needs) -> NDArray[np.bool_]:
+    """The same of made-up examples for a model that is no classifier of one input."""
+    answers = model(made_up_inputs(model, needs), training=False)
+    return _are_spoiled(list(answers.values()) if isinstance(answers, Mapping) else answers)
+
+
+def _are_spoiled(outputs: Any) -> NDArray[np.bool_]:
+    every = outputs if isinstance(outputs, list | tuple) else [outputs]
+    rows = [np.asarray(each, np.float32).reshape(len(each), -1) for each in every]
+    return np.asarray(~np.isfinite(np.concatenate(rows, axis=1)).all(axis=1))
 
 
 def work_out(model: Any, states: Mapping[str, Sequence[float]]) -> dict[str, float]:
@@ -55,14 +69,9 @@ def work_out(model: Any, states: Mapping[str, Sequence[float]]) -> dict[str, flo
 
 def _build(model: Any, compiled: Any) -> None:
     """Have the metrics make their variables; what they see counts for nothing, for it is overwritten."""
-    outputs = np.full((2, int(model.output_shape[-1])), 0.5, np.float32)
-    for targets in (np.zeros(2, np.int64), np.zeros((2, 1), np.float32), np.eye(2, outputs.shape[1])):
-        try:
-            compiled.build(targets, outputs)
-            compiled.update_state(targets, outputs)
-        except (ValueError, TypeError):
-            continue
-        return
+    targets, outputs = made_up_targets(model, needs_of(model)), made_up_outputs(model)
+    compiled.build(targets, outputs)
+    compiled.update_state(targets, outputs)
 
 
 def _restore(metric: Any, values: NDArray[np.float64]) -> bool:

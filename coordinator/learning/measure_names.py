@@ -14,6 +14,8 @@ CENTRAL = "central_"  #: before what those measured that only evaluate
 COLUMNS = (
     LOSS, ACCURACY, f"{TEST}{LOSS}", f"{TEST}{ACCURACY}", f"{TEST}{BALANCED_ACCURACY}", f"{TEST}{AUC}"
 )  # fmt: skip
+#: Where the model is no classifier, these.
+GENERAL_COLUMNS = (LOSS, f"{TEST}{LOSS}")
 #: How good a run became, in a few words.
 RESULTS = (ACCURACY, AUC, LOSS)
 #: The same where there is a line for it, the most telling first.

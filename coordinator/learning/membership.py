@@ -8,6 +8,7 @@ import numpy as np
 
 from broker.wire import names
 from broker.wire.messages import Joined, RoundKey
+from broker.wire.settings import Held
 from broker.wire.tensors import InputFacts
 
 _MOST_TIMES_MEDIAN = 1024
@@ -40,6 +41,8 @@ class Member:
     token: str = ""
     is_present: bool = True
     inputs: InputFacts | None = None
+    holds: tuple[Held, ...] = ()
+    trusts: tuple[str, ...] = ()
     has_trainer: bool = False
 
 
@@ -70,6 +73,8 @@ class Roster:
             announced=joined.announced,
             inputs=joined.inputs,
             token=joined.token,
+            holds=joined.holds,
+            trusts=joined.trusts,
             has_trainer=joined.has_trainer,
         )
         self.add(member)

@@ -4,7 +4,9 @@ import logging
 from collections import Counter
 from collections.abc import Iterable
 
+from broker.model.fit import holds_of_classes, misfit
 from broker.model.likeness import common_inputs, is_other_scale, scale_difference, shape_difference
+from broker.wire.settings import Needs
 from broker.wire.tensors import InputFacts
 from coordinator.folder.checkpoint import Checkpoint
 from coordinator.learning.membership import Member, Roster
@@ -87,6 +89,25 @@ class Admission:
                 f"it has a trainer, for tasks of arrays, and {state.task} is a Keras model: "
                 "start it without --trainer"
             )
+        missing = [part for part in state.parts if part not in member.trusts]
+        if missing:
+            return (
+                f"it does not trust {listed(missing)}: start it with --trust-module and the module of these"
+            )
+        if state.is_general:
+            return _general_flaw(member, state)
+        flaw = self._flaw_as_classes(member, state)
+        if flaw is None or state.classes or state.is_arrays:
+            return flaw
+        # Not settled: the model can be trained as a classifier or otherwise, as most sites' data wants it.
+        in_general = _general_flaw(member, state)
+        if in_general is None and (not member.classes or learns_numbers(state.needs)):
+            return None
+        return in_general if not member.classes and in_general else flaw
+
+    def _flaw_as_classes(self, member: Member, state: Checkpoint) -> str | None:
+        if not (member.classes or state.is_arrays):
+            return _unnamed(state)
         if state.classes and member.classes != state.classes:
             return f"its classes are {listed(member.classes)}; this run's are {listed(state.classes)}"
         if len(member.classes) != state.num_classes:
@@ -109,6 +130,11 @@ class Admission:
             logger.warning("%s takes part, but %s.", member.worker, difference)
         return None
 
+    def wants_numbers(self, state: Checkpoint) -> bool:
+        """Whether most present workers' data is not of the classes that a model, which is open to both, tells apart."""
+        classes = self.commonest_classes()
+        return not classes or len(classes) != state.num_classes
+
     def commonest_classes(self) -> tuple[str, ...]:
         """The class names that most present workers have."""
         counts = Counter(self._roster.members[worker].classes for worker in self.trainers)
@@ -119,3 +145,28 @@ class Admission:
         members = self._roster.members
         facts = {worker: members[worker].inputs for worker in self.trainers}
         return common_inputs({worker: each for worker, each in facts.items() if each is not None})
+
+
+def learns_numbers(needs: Needs | None) -> bool:
+    """Whether a model has one target of any numbers: whole ones at a site need be no classes then."""
+    return needs is not None and [target.kind for target in needs.targets] == ["numbers"]
+
+
+def _general_flaw(member: Member, state: Checkpoint) -> str | None:
+    """Why a worker's data can't train a model on what it needs."""
+    if not (member.num_examples or member.evaluate_only):
+        return "it has no examples to train on"
+    if state.needs is None:
+        return None
+    holds = member.holds
+    if not holds and member.inputs is not None:
+        holds = holds_of_classes(member.inputs.shape, member.inputs.dtype)
+    if not holds:
+        return f"it has images in class folders; the model of {state.task} needs arrays, as in an .npz"
+    flaw = misfit(state.needs, holds)
+    return flaw and f"{flaw}. Give it data of that form"
+
+
+def _unnamed(state: Checkpoint) -> str:
+    wanted = f"one array of shape {state.input_shape} and class numbers, one an example"
+    return f"its data names no classes; the model of {state.task} tells {state.num_classes} apart, and needs {wanted}"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from broker.errors import ModelDiverged
+from broker.errors import ModelDiverged, UsageError
 from broker.logs import LogContext
 from broker.wire.settings import TrainingSettings
 from broker.wire.tensors import Array, InputFacts, sections_of
@@ -94,6 +94,8 @@ class Committed:
         """Commit a new model as round 0."""
         self._check_settings(model.model_json)
         self.state = self._first_state(model, strategy)
+        if self.state.is_general:
+            refuse_class_settings(self.settings)
         self._folder.commit(self.state)
         self.save()
 
@@ -110,12 +112,24 @@ class Committed:
             model_json=model.model_json,
             input_shape=model.input_shape,
             num_classes=model.num_classes,
+            needs=model.needs,
+            is_general=model.needs is not None and not model.num_classes,
+            parts=model.parts,
             layout=model.layout,
             vector=model.vector,
             integers=tuple(model.integers),
             strategy_state=first_states(strategy, sections_of(model.layout).num_trainable),
             history=[Row(round=0)],
         )
+
+    def settle_as_general(self) -> None:
+        """The model is trained on what it needs, and not as a classifier; on disk with the next commit.
+
+        Raises:
+            UsageError: The run weighs or picks examples by class.
+        """
+        refuse_class_settings(self.settings)
+        self.state = replace(self.present, is_general=True)
 
     def settle_classes(self, classes: tuple[str, ...]) -> None:
         """The class names are these from now on; on disk with the next commit."""
@@ -161,11 +175,13 @@ class Committed:
     def follow(self) -> None:
         """Have the model, curves.png and the histories follow."""
         self.save()
-        self._folder.write_history(self.present.history, at_most_each_second=True)
+        state = self.present
+        self._folder.write_history(state.history, is_general=state.is_general, at_most_each_second=True)
 
     def save(self) -> None:
         """Have the model and curves.png follow; the newest state wins."""
-        if len(self.present.classes) < 2 and not self.present.is_arrays:
+        state = self.present
+        if len(state.classes) < 2 and not (state.is_arrays or state.is_general):
             return  # nobody has joined: there is nothing to say which class is which
         card = card_of(self.present, self._options.training)
         self._models.save(self._folder.checkpoint, self._model, card)
@@ -188,7 +204,7 @@ class Committed:
             self._keepsakes.hold_last(self._model, self.state.round_number, self.standing)
             self._save_held()
             self._models.draw_workers(self._folder.checkpoint, self._folder.path / "workers.png")
-            self._folder.write_history(self.state.history)
+            self._folder.write_history(self.state.history, is_general=self.state.is_general)
         if not self._models.flush(_SAVE_SECONDS):
             logger.error("The model was not saved within %g s.", _SAVE_SECONDS)
 
@@ -211,3 +227,19 @@ class Committed:
 def _stopped(closed: Checkpoint, reason: str) -> Checkpoint:
     """The state with the reason why its round is the last, in its history."""
     return replace(closed, history=[*closed.history[:-1], replace(closed.history[-1], stopped=reason)])
+
+
+def refuse_class_settings(settings: TrainingSettings) -> None:
+    """Whether a model without classes can be trained so.
+
+    Raises:
+        UsageError: It can't: nothing says which example is of which class.
+    """
+    for name, is_set in (
+        ("--class-weight balanced", settings.class_weight != "none"),
+        ("--examples-per-class", settings.examples_per_class is not None),
+    ):
+        if is_set:
+            raise UsageError(
+                f"The model is no classifier of class numbers, so {name} means nothing. Try without it."
+            )

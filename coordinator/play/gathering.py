@@ -87,10 +87,17 @@ class Gathering:
     def settle(self, trained_on: InputFacts | None) -> None:
         """What most of the first workers have becomes the run's: class names, and what the examples are like.
 
+        A model that can be trained either way is no classifier in this run if theirs are no examples of its classes.
+
         Args:
             trained_on: What the model to start from was trained on.
         """
-        if self._committed.present.classes or self._committed.present.is_arrays:
+        state = self._committed.present
+        if state.classes or state.is_arrays or state.is_general:
+            return
+        if self._admission.wants_numbers(state):
+            self._committed.settle_as_general()
+            self.admit_again()
             return
         self._committed.settle_classes(self._admission.commonest_classes())
         self.admit_again()

@@ -52,6 +52,7 @@ class Invitation:
             digest=self._digest(is_inline=is_inline),
             last_round=last_round,
             deadline_seconds=record.deadline_seconds,
+            needs=base.needs if base.is_general else None,
         )
 
     @property

@@ -226,7 +226,7 @@ class Run:
         closed = self._committed.close(live, seconds, shut_out)
         self._live = None
         live.end()
-        tell_closed(live.round, closed.history, seconds)
+        tell_closed(live.round, closed.history, seconds, is_general=closed.is_general)
         self._committed.follow()
 
     # --- waiting -------------------------------------------------------------------------------------------

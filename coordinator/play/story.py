@@ -31,7 +31,7 @@ def tell_retried(the_round: Round) -> None:
     )
 
 
-def tell_closed(the_round: Round, history: list[Row], seconds: float) -> None:
+def tell_closed(the_round: Round, history: list[Row], seconds: float, *, is_general: bool = False) -> None:
     """A round is committed; what its workers measured is of the model before."""
     record = the_round.record
     is_training = record.mode == "train"
@@ -47,9 +47,12 @@ def tell_closed(the_round: Round, history: list[Row], seconds: float) -> None:
             measured(history[-1].metrics),
         )
     last = history[-2] if is_training else history[-1]
-    for figures, images in ((last.test, "the workers'"), (last.central, "the central")):
+    examples = "examples" if is_general else "images"
+    for figures, whose in ((last.test, "the workers'"), (last.central, "the central")):
         if figures:
-            logger.info("The model of round %d on %s test images%s.", last.round, images, measured(figures))
+            logger.info(
+                "The model of round %d on %s test %s%s.", last.round, whose, examples, measured(figures)
+            )
 
 
 def tell_enough(standing: Standing, closed_rounds: int, rounds: int) -> None:

@@ -1,7 +1,7 @@
 """A run asked for from Python: the same as the command's, with its result as an object and our errors raised."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import cached_property
@@ -93,6 +93,7 @@ def run(
     link: Link | None = None,
     strategy: str | Strategy = "fedavg",
     standby: bool = False,
+    trusted_modules: Sequence[str] = (),
     stop: threading.Event | None = None,
     log: LogContext | None = None,
     **options: Any,
@@ -111,6 +112,7 @@ def run(
         link: An open link in place of the address; it stays open.
         strategy: By name, or one of `coordinator.strategies`, or an object of one's own.
         standby: Wait while another coordinator works, and take over when it ends.
+        trusted_modules: The model may hold the layers, losses and metrics that these register; workers must trust them.
         stop: Ends the call when it is set, from any thread.
         log: Told which run and round the story is about.
         **options: Those of `coordinator run`, with _ for -: `workers=3, rounds=5, learning_rate=0.1`.
@@ -129,7 +131,7 @@ def run(
     asked = make_options(task, Path(out), asked_options(strategy, options) | {"standby": standby})
     address = "" if link else checked_amqp_url(amqp_url, insecure=insecure)
     with Interruptible(stop) as ending:
-        return play(asked, address, connect_seconds, ending, log or LogContext(), link)
+        return play(asked, address, connect_seconds, ending, log or LogContext(), link, trusted_modules)
 
 
 def play(
@@ -139,6 +141,7 @@ def play(
     stop: threading.Event,
     log: LogContext,
     link: Link | None = None,
+    trusted_modules: Sequence[str] = (),
 ) -> RunResult:
     """Play one run, for a command or a caller: hold the folder, connect, play; all is let go of in the reverse order.
 
@@ -149,7 +152,7 @@ def play(
     with (
         lock_folder(asked.out, wait=asked.standby, stop=stop),
         opened(link, amqp_url, "coordinator", connect_seconds, stop) as at,
-        ModelProcess(is_warm=asked.task.is_surely_keras) as models,
+        ModelProcess(trusted_modules, is_warm=asked.task.is_surely_keras) as models,
         tracked(asked.out, asked.track),
     ):
         playing = Run(at, asked, models, stop=stop, log=log)

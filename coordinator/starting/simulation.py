@@ -4,7 +4,7 @@ The one place of the coordinator that knows of workers, and has TensorFlow in it
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,13 +24,14 @@ from coordinator.starting.api import RunResult, asked_options, opened, result_of
 from coordinator.tasks import Task, TaskDefaults, resolve
 from coordinator.terminal.console import RoundsBar
 from worker.api import open_any, site_with
-from worker.console import Console
 from worker.data.data_set import Dataset
+from worker.learning.console import Console
 from worker.processes.pool import TrainingPool
 from worker.rounds.own_trainer import OwnTraining
 from worker.rounds.participant import KerasTrainer, Participant
 from worker.rounds.start import EndingTrainer, trainer_of
 from worker.rounds.worker_loop import WorkerLoop
+from worker.tables.table_set import TableSet
 from worker.tensorflow import load_keras
 
 _NAME = "swarm"  # as `worker swarm` calls its workers: the same names, the same seeds
@@ -148,7 +149,7 @@ def _participants(data: Any, trainer: Any, workers: int, partition: str, seed: i
     names = [f"{_NAME}.{number}" for number in range(1, workers + 1)]
     if trainer is not None and not isinstance(data, tuple | list):
         return [Participant(name=name, data=site_with(trainer, data, name)) for name in names]
-    parts = open_any(data, seed=seed).divide(workers, partition, seed)
+    parts: Sequence[Dataset | TableSet] = open_any(data, seed=seed).divide(workers, partition, seed)
     return [
         Participant(name=name, data=part if trainer is None else site_with(trainer, _values(part), name))
         for name, part in zip(names, parts, strict=True)
@@ -168,8 +169,16 @@ def _training(
     return TrainingPool(participants, processes, make_trainer)
 
 
-def _values(part: Dataset) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-    """((x_train, y_train), (x_test, y_test)) of one worker."""
+def _values(part: Dataset | TableSet) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    """((x_train, y_train), (x_test, y_test)) of one worker.
+
+    Raises:
+        UsageError: The data have no classes to be cut by.
+    """
+    if isinstance(part, TableSet):
+        raise UsageError(
+            "Data without classes are not cut for a trainer. Give a PATH, and let it take its part."
+        )
     shape = part.inputs.shape or ()
     train, test = part.train(shape), part.test(shape)
     return (train.x, train.y), (test.x, test.y)

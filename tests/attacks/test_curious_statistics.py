@@ -14,7 +14,7 @@ from broker.wire.messages import decode
 from broker.wire.statistics import StatisticsAsked, StatisticsRefused, StatisticsTold
 from tests.unit.test_survey import Labelled
 from tests.unit.test_worker_loop import Trainer
-from worker.console import Console
+from worker.learning.console import Console
 from worker.rounds.hand_over import StatisticsJob
 from worker.rounds.participant import Participant
 from worker.rounds.site_rules import Share, SiteRules

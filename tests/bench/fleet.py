@@ -33,7 +33,7 @@ from coordinator.tasks import Task, TaskDefaults
 from tests.bench.memory import peak_megabytes
 from tests.bench.moments import tell
 from tests.bench.workload import expected_scale, multiple_of, synthetic
-from worker.console import Console
+from worker.learning.console import Console
 from worker.rounds.participant import Participant, Report, Trained
 from worker.rounds.uploading import Measured
 from worker.rounds.worker_loop import WorkerLoop

@@ -34,6 +34,7 @@ from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.single_reader import SingleReader
 from broker.model.card import ModelCard
 from broker.wire.messages import RoundStart
+from broker.wire.settings import Held
 from broker.wire.tensors import FLOAT32, InputFacts, Layout, TensorSpec, Vector
 from coordinator.files import lock_folder, make_folder, write_atomically
 from coordinator.folder.checkpoint import read_checkpoint
@@ -44,8 +45,8 @@ from coordinator.options import RunOptions
 from coordinator.play.run import Run
 from coordinator.tasks import Task, TaskDefaults, resolve
 from tests.steps import next_weights
-from worker.console import Console
 from worker.data.data_set import open_data
+from worker.learning.console import Console
 from worker.learning.results import Report
 from worker.processes.pool import TrainingPool
 from worker.rounds.own_site import open_trainer
@@ -239,6 +240,7 @@ class StandInData:
     classes: tuple[str, ...] = CLASSES
     num_test_examples: int = 10
     inputs: InputFacts | None = None
+    holds: tuple[Held, ...] = ()
 
     @property
     def examples_per_class(self) -> dict[str, int]:

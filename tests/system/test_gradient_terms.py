@@ -220,7 +220,7 @@ def test_the_larger_mu_the_nearer_training_stays_to_the_global_weights() -> None
 def test_a_mu_of_0_gives_the_bits_of_fedavg() -> None:
     """It is the very same traced step, so nothing is added that could round."""
     made = linear()
-    steps = GradientSteps(made)
+    steps = GradientSteps(made, tuple)
     assert steps.begin({"prox_mu": 0.0}) is steps.begin({}) is not steps.begin({"prox_mu": 0.5})
     model = LocalModel(made.to_json())
     start = fixed_weights(model)

@@ -139,15 +139,27 @@ MODELS = """
         made.compile("sgd", own_loss)
         return made
 
-    def two_inputs():
+    def output_without_loss():
         one, two = keras.Input((2,)), keras.Input((2,))
-        made = keras.Model([one, two], layers.Dense(2)(layers.Add()([one, two])))
+        joined = layers.Add()([one, two])
+        made = keras.Model([one, two], [layers.Dense(2, name="kept")(joined), layers.Dense(2, name="left")(joined)])
+        made.compile("sgd", {"kept": "mse"})
+        return made
+
+    def nested_outputs():
+        one = keras.Input((2,))
+        made = keras.Model(one, [[layers.Dense(2)(one)], layers.Dense(2)(one)])
         made.compile("sgd", "mse")
         return made
 
-    def image_output():
-        made = keras.Sequential([keras.Input((4, 4, 1)), layers.Conv2D(2, 1)])
-        made.compile("sgd", "mse")
+    def metric_of_each_class():
+        made = keras.Sequential([keras.Input((None, 3)), layers.Dense(2, "softmax")])
+        made.compile("sgd", "categorical_crossentropy", metrics=[keras.metrics.Mean(), keras.metrics.F1Score()])
+        return made
+
+    def loss_of_another_shape():
+        made = keras.Sequential([keras.Input((None, 3)), layers.Dense(2)])
+        made.compile("sgd", "mse", metrics=["sparse_categorical_accuracy"])
         return made
 
     def raises():
@@ -277,8 +289,10 @@ def test_the_seed_decides_the_initial_weights(process: ModelProcess) -> None:
         ("uncompiled", "not compiled"),
         ("with_lambda", "Lambda"),
         ("with_own_loss", "own_loss"),
-        ("two_inputs", "one input"),
-        ("image_output", "one output"),
+        ("output_without_loss", "left"),
+        ("nested_outputs", "nested"),
+        ("metric_of_each_class", "metrics fails"),
+        ("loss_of_another_shape", "metrics fails"),
         ("raises", "ValueError: two lines"),
         ("nothing", "NoneType"),
         ("subclass", "Mine, a class of its own"),

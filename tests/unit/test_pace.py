@@ -2,8 +2,8 @@
 
 import pytest
 
-from worker.learning import pace
-from worker.learning.pace import Pace
+from worker.learning.ways import pace
+from worker.learning.ways.pace import Pace
 
 
 class Clock:

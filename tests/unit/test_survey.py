@@ -24,7 +24,7 @@ from coordinator.presence.survey import Survey, SurveyOptions
 from tests.unit.test_statistics import Matrix, range_of, rows, site
 from tests.unit.test_statistics import Site as Rows
 from tests.unit.test_worker_loop import Trainer
-from worker.console import Console
+from worker.learning.console import Console
 from worker.rounds.participant import Participant
 from worker.rounds.site_rules import Share, SiteRules
 from worker.rounds.worker_loop import WorkerLoop
@@ -37,6 +37,7 @@ class Labelled(Rows):
 
     classes = ("no", "yes")
     num_test_examples = 0
+    holds = ()
 
     @property
     def examples_per_class(self) -> dict[str, int]:

@@ -18,7 +18,7 @@ from broker.wire.messages import Declined, Left, Message, RoundStart, UpdateAnno
 from broker.wire.tensors import FLOAT32
 from tests.faults.actors import StandInData
 from tests.unit.test_messages import EXAMPLES
-from worker.console import Console
+from worker.learning.console import Console
 from worker.learning.results import Report, TrainingProgress
 from worker.rounds.failures import told
 from worker.rounds.hand_over import RoundJob

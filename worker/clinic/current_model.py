@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from broker.errors import WarrenError
+from broker.errors import ModelError, WarrenError
 from broker.model.card import ModelCard
 from broker.model.likeness import PIXELS
 from worker.clinic.gradcam import GradCam, Look
@@ -73,6 +73,11 @@ def open_classifier(path: Path) -> Classifier:
         DataError: It takes no images, or was trained on values of another scale.
     """
     loaded = load_model(path)
+    if loaded.needs is not None:
+        raise ModelError(
+            f"The model {str(path)!r} is no classifier of images, and the clinic shows nothing else. Try "
+            "`worker predict`."
+        )
     check_image_shape(loaded.shape)
     check_scale(loaded.card, PIXELS, loaded.shape)
     look = GradCam(Inference(loaded.model)).look

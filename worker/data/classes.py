@@ -38,19 +38,25 @@ class Declared:
         return self.labels is None
 
 
+#: As `--classes none` says it: what is learned is numbers, though whole ones could be class numbers.
+NO_CLASSES = Declared(names=())
+
+
 def normalise(name: str) -> str:
     """One spelling of what looks the same: macOS writes é as two characters (NFD), others as one (NFC)."""
     return unicodedata.normalize("NFC", name)
 
 
 def parse_classes(text: str | None) -> Declared | None:
-    """Read `--classes a,b,c`; whole numbers are labels themselves.
+    """Read `--classes a,b,c`; whole numbers are labels themselves, and "none" says that there are no classes.
 
     Raises:
         UsageError: Fewer than two, one twice, or an empty one.
     """
     if text is None:
         return None
+    if text.strip() == "none":
+        return NO_CLASSES
     try:
         names = check_names((name.strip() for name in text.split(",")), "--classes")
         if all(_WHOLE.fullmatch(name) for name in names):

@@ -8,14 +8,18 @@ import numpy as np
 import numpy.typing as npt
 
 from broker.errors import DataError
+from broker.wire.settings import Held, Needs
 from broker.wire.tensors import InputFacts
 from worker.data.arrays import read_values
 from worker.data.classes import Declared
 from worker.data.finding import find_listing
 from worker.data.images import Shape
-from worker.data.listing import Labels, Listing, Subset, count_per_class, patient_of
+from worker.data.listing import Labels, Listing, Subset, Tables, count_per_class, patient_of
 from worker.data.partition import deal_examples, partition
 from worker.data.sources import Excerpt, Pixels, Source, open_sources
+from worker.tables.fitted import Rows, fitted
+from worker.tables.table import Table, table_of
+from worker.tables.table_set import TableSet, table_set_of
 
 __all__ = ["DEFAULT_SHAPE", "Dataset", "Examples", "open_data", "open_values", "patient_of"]
 
@@ -33,10 +37,12 @@ class Examples:
     Attributes:
         x: (n, *shape) uint8 or float32; may be read-only.
         y: (n,) int64 class indices.
+        weights: (n,) float32 what each counts in the loss; None: all the same.
     """
 
     x: Pixels
     y: Labels
+    weights: npt.NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -73,6 +79,11 @@ class Dataset:
         self._test = test
 
     @property
+    def holds(self) -> tuple[Held, ...]:
+        """Nothing beyond what classes and inputs tell."""
+        return ()
+
+    @property
     def num_train_examples(self) -> int:
         """How many there are to train on."""
         return len(self._train.labels)
@@ -94,11 +105,30 @@ class Dataset:
         Raises:
             DataError: The data can't have that shape.
         """
-        return Examples(x=self._train.read(shape), y=self._train.labels)
+        return Examples(x=self._train.read(shape), y=self._train.labels, weights=self._train.weights)
 
     def test(self, shape: Shape) -> Examples:
         """The test subset, likewise."""
         return Examples(x=self._test.read(shape), y=self._test.labels)
+
+    def train_rows(self, needs: Needs) -> Rows:
+        """The training subset for a model that is trained on whatever it needs: y as it was given.
+
+        Raises:
+            DataError: It doesn't fit, or its images are files.
+        """
+        return fitted(self._table(self._train), needs)
+
+    def test_rows(self, needs: Needs) -> Rows | None:
+        """The test subset, likewise; None if there is none."""
+        return fitted(self._table(self._test), needs) if len(self._test.labels) else None
+
+    def _table(self, source: Source) -> Table:
+        if self.inputs.shape is None:
+            raise DataError(
+                "Images in folders have classes, and the run's model tells none apart. Give arrays, as an .npz."
+            )
+        return table_of(source.read(self.inputs.shape), source.values, source.weights, "the data")
 
     def sample(self, shape: Shape, examples_per_class: int | None, rng: np.random.Generator) -> Examples:
         """Random training examples, equally many of each class; None: the whole training subset.
@@ -166,8 +196,9 @@ def open_data(
     shape: Shape = DEFAULT_SHAPE,
     seed: int = 0,
     classes: Declared | None = None,
-) -> Dataset:
-    """Open a folder of images, an .npz, or what MODULE:FUNCTION returns.
+    worker: str = "",
+) -> Dataset | TableSet:
+    """Open a folder of images, an .npz, or what MODULE:FUNCTION returns: examples of classes, or of any other form.
 
     Images are decoded here, so that those which can't be are known (one WARNING) and the counts are right.
 
@@ -178,16 +209,19 @@ def open_data(
         shape: What images are decoded for now; another shape is decoded when a model wants it.
         seed: Chooses what is held out.
         classes: The classes as `--classes` names them, of which the data may lack some.
+        worker: The worker's name, for a FUNCTION that takes it.
 
     Raises:
         DataError: There is no data, or it can't be used.
     """
-    return _opened(find_listing(spec, classes), spec, for_training=for_training, shape=shape, seed=seed)
+    return _opened(
+        find_listing(spec, classes, worker), spec, for_training=for_training, shape=shape, seed=seed
+    )
 
 
 def open_values(
     values: Any, *, for_training: bool = True, seed: int = 0, classes: Declared | None = None
-) -> Dataset:
+) -> Dataset | TableSet:
     """Open what a caller gives: (x, y), or ((x_train, y_train), (x_test, y_test)), and after them the classes.
 
     Args:
@@ -208,7 +242,11 @@ def open_values(
     return _opened(listing, _GIVEN, for_training=for_training, shape=DEFAULT_SHAPE, seed=seed)
 
 
-def _opened(listing: Listing, spec: str, *, for_training: bool, shape: Shape, seed: int) -> Dataset:
+def _opened(
+    listing: Listing | Tables, spec: str, *, for_training: bool, shape: Shape, seed: int
+) -> Dataset | TableSet:
+    if isinstance(listing, Tables):
+        return table_set_of(listing.train, listing.test, for_training=for_training, seed=seed)
     train, test, is_held_out = _choose_subsets(listing, spec, for_training=for_training, seed=seed)
     sources, inputs = open_sources(train, test, listing.classes, shape)
     return Dataset(listing.classes, *sources, inputs=inputs, is_held_out=is_held_out)
@@ -247,7 +285,7 @@ def _choose_held_out(
         if counts[:, label].sum() < 2:
             raise DataError(
                 f"The class {classes[label]!r} has 1 example, and one must be held out. "
-                "Bring at least two examples of each class, or a test part."
+                "Bring at least two examples of each class, or a test part; --classes none if it is a number to learn."
             )
         _choose_owners(counts, is_chosen, label, rng)
         if not counts[is_chosen, label].any():  # one patient has all of a class, and must be divided
@@ -273,4 +311,5 @@ def _sample(source: Source, shape: Shape, per_class: int, rng: np.random.Generat
         members = np.flatnonzero(source.labels == label)
         chosen.append(rng.permutation(members)[:per_class])
     index = rng.permutation(np.concatenate(chosen))
-    return Examples(x=source.read(shape, index), y=source.labels[index])
+    weights = None if source.weights is None else source.weights[index]
+    return Examples(x=source.read(shape, index), y=source.labels[index], weights=weights)

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from worker.data.classes import Declared
+from worker.tables.stream import Stream
+from worker.tables.table import Table
 
 Labels = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
@@ -54,11 +56,13 @@ class LabelledArrays:
         x: (n, ...) examples as they were given.
         labels: (n,) the class index of each.
         values: (n,) the labels as they were given.
+        weights: (n,) what each example counts in the loss; None: all the same.
     """
 
     x: Array
     labels: Labels
     values: Array
+    weights: Array | None = None
 
     @property
     def patients(self) -> None:
@@ -67,7 +71,10 @@ class LabelledArrays:
 
     def take(self, index: Labels) -> "LabelledArrays":
         """The examples at these positions."""
-        return LabelledArrays(x=self.x[index], labels=self.labels[index], values=self.values[index])
+        weights = None if self.weights is None else self.weights[index]
+        return LabelledArrays(
+            x=self.x[index], labels=self.labels[index], values=self.values[index], weights=weights
+        )
 
 
 #: One half of a data set: what is trained on, or what is tested on.
@@ -91,6 +98,19 @@ class Listing:
     test: Subset | None
     has_subfolders: bool = False
     declared: Declared | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Tables:
+    """A data set of any other form than labelled examples, as it lies there.
+
+    Attributes:
+        train: The training subset.
+        test: The test subset, if there is one.
+    """
+
+    train: Table | Stream
+    test: Table | Stream | None
 
 
 def patient_of(filename: str) -> str:

@@ -37,6 +37,16 @@ class Source(Protocol):
         ...
 
     @property
+    def values(self) -> npt.NDArray[Any]:
+        """(n,) the labels as they were given."""
+        ...
+
+    @property
+    def weights(self) -> npt.NDArray[np.float32] | None:
+        """(n,) what each example counts in the loss; None: all the same."""
+        ...
+
+    @property
     def groups(self) -> Sequence[str] | None:
         """Whose examples they are, n names, if that is known."""
         ...
@@ -64,6 +74,8 @@ class _Arrays:
 
     def __init__(self, subset: LabelledArrays) -> None:
         self.labels = subset.labels
+        self.values = subset.values
+        self.weights = subset.weights
         self._x = _compact(subset.x)
 
     def ends(self) -> tuple[float, float]:
@@ -85,7 +97,8 @@ class _Images:
     """Images in files, decoded for one shape at a time and kept as uint8."""
 
     def __init__(self, files: ImageFiles, shape: Shape, decoded: Pixels) -> None:
-        self.labels = files.labels
+        self.labels = self.values = files.labels
+        self.weights: npt.NDArray[np.float32] | None = None
         self.groups: Sequence[str] | None = files.patients
         self._files = files
         self._shape = shape
@@ -108,6 +121,8 @@ class Excerpt:
 
     def __init__(self, source: Source, index: Labels) -> None:
         self.labels = source.labels[index]
+        self.values = source.values[index]
+        self.weights = None if source.weights is None else source.weights[index]
         self.groups = None if source.groups is None else [source.groups[i] for i in index]
         self._source = source
         self._index = index

@@ -12,7 +12,7 @@ import numpy as np
 from broker.errors import DataError, UsageError
 from worker.data.classes import CLASSES_ARRAY, CLASSES_FILE, Declared
 from worker.data.finding import find_listing
-from worker.data.listing import ImageFiles, LabelledArrays, Labels, Listing, Subset, count_per_class
+from worker.data.listing import ImageFiles, LabelledArrays, Labels, Listing, Subset, Tables, count_per_class
 from worker.data.partition import partition
 
 
@@ -60,6 +60,11 @@ def split(
         UsageError: `out` holds something else, or the scheme is impossible.
     """
     listing = find_listing(spec, classes)
+    if isinstance(listing, Tables):
+        raise DataError(
+            f"{spec!r} has no classes, and only examples of classes can be cut into sites. Give each worker its own "
+            "file, or try `worker swarm`."
+        )
     _check_out(out, Path(spec))
     train = _cut(listing.train, into, scheme, seed, "training")
     test = _cut(listing.test, into, "iid", seed, "test")

@@ -6,12 +6,12 @@ Contents:
     inference          the one way to a model's predictions: each example by itself
     terms              what a strategy adds to the gradient
     gradient_step      one step of it, traced once
-    pace               how many steps are taken in one call
-    batches            examples in an epoch's order, prepared while the model trains
     fresh_start        what an earlier round left in the model is forgotten
-    compiled_metrics   a model's own metrics, and what of them adds up over workers
     results            what training and measuring tell
-    training           one model, built once: trained and measured round after round
+    console            how a training is shown
     evaluation         the arithmetic of accuracy, AUC and confusion, and a saved model measured with it
+    ways/              trained and measured as a classifier, or on whatever the model needs
+    values             a saved model that is no classifier, measured and used
+    training           one model, built once: trained and measured round after round
     prediction         class and probability of images
 """

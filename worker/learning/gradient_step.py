@@ -6,15 +6,23 @@ from typing import Any
 from worker.learning.terms import TERMS, GradientTerm, require_known
 from worker.tensorflow import load_keras
 
-#: (iterator over batches (x, y, example weights), how many to train on) -> the metrics so far in this epoch.
+#: (iterator over batches, how many to train on) -> the metrics so far in this epoch.
 Steps = Callable[[Any, int], dict[str, Any]]
+
+Unpack = Callable[[Any], tuple[Any, ...]]
 
 
 class GradientSteps:
-    """The gradient steps of one compiled model, traced once for each set of terms."""
+    """The gradient steps of one compiled model, traced once for each set of terms.
 
-    def __init__(self, model: Any) -> None:
+    Args:
+        model: The Keras model.
+        unpack: Makes (x, y) or (x, y, example weights) of a batch.
+    """
+
+    def __init__(self, model: Any, unpack: Unpack) -> None:
         self._model = model
+        self._unpack = unpack
         self._terms: dict[str, GradientTerm] = {}
         self._steps: dict[tuple[str, ...], Steps] = {}
 
@@ -35,16 +43,16 @@ class GradientSteps:
                 self._terms[name] = TERMS[name](self._model.trainable_weights)
             self._terms[name].begin(settings[name])
         if chosen not in self._steps:
-            self._steps[chosen] = _traced(self._model, [self._terms[name] for name in chosen])
+            self._steps[chosen] = _traced(self._model, self._unpack, [self._terms[name] for name in chosen])
         return self._steps[chosen]
 
 
-def _traced(model: Any, terms: Sequence[GradientTerm]) -> Steps:
+def _traced(model: Any, unpack: Unpack, terms: Sequence[GradientTerm]) -> Steps:
     """As many steps in one call as it is told: a call from Python costs as much as a step of a small model."""
     import tensorflow as tf
 
     def step(batch: Any) -> None:
-        _train_step(model, terms, batch)
+        _train_step(model, terms, unpack(batch))
 
     if not model.run_eagerly:
         step = tf.function(step, autograph=False, reduce_retracing=True, jit_compile=model.jit_compile)
@@ -62,19 +70,20 @@ def _traced(model: Any, terms: Sequence[GradientTerm]) -> Steps:
     return lambda iterator, count: run(iterator, tf.constant(count))  # each number by itself would be a trace
 
 
-def _train_step(model: Any, terms: Sequence[GradientTerm], batch: tuple[Any, Any, Any]) -> None:
+def _train_step(model: Any, terms: Sequence[GradientTerm], batch: tuple[Any, ...]) -> None:
     """What Keras does with one batch (keras/src/backend/tensorflow/trainer.py, `train_step`), and the terms.
 
     The loss that is recorded is the model's own: a term moves the weights alone.
     """
     import tensorflow as tf
 
-    x, y, example_weights = batch
+    x, y, *weights_given = batch
+    example_weights = weights_given[0] if weights_given else None
     optimizer, weights = model.optimizer, model.trainable_weights
     with tf.GradientTape() as tape:
         outputs = model(x, training=True)
         loss = model.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=example_weights, training=True)
-        model._loss_tracker.update_state(loss, sample_weight=tf.shape(x)[0])
+        model._loss_tracker.update_state(loss, sample_weight=tf.shape(tf.nest.flatten(x)[0])[0])
         loss = optimizer.scale_loss(loss)
     gradients = tape.gradient(loss, weights)
     optimizer.apply(_with_terms(gradients, terms, optimizer) if terms else gradients, weights)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from broker.model.head import Floats, Head, head_of
 from broker.model.loss import encode_labels, sole_loss
 from worker.data.listing import Labels
-from worker.learning.compiled_metrics import measure_compiled
+from worker.learning.ways.compiled_metrics import measure_compiled
 from worker.tensorflow import load_keras
 
 _CHUNK = 64  # examples that are converted at a time

@@ -58,6 +58,8 @@ def predict(
         DataError: The model takes no images.
         ModelError: Its output doesn't fit its classes.
     """
+    if loaded.needs is not None:
+        raise DataError("The model is no classifier of images. Give it rows: an .npz with x, or a .csv.")
     check_image_shape(loaded.shape)
     check_scale(loaded.card, PIXELS, loaded.shape)
     model = Inference(loaded.model)

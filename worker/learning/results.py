@@ -31,13 +31,14 @@ class TestResult:
     Attributes:
         metrics: The loss, and every compiled metric by its own name.
         states: Of the compiled metrics that are no means over examples, the sums that they keep.
-        counts: Of right and wrong predictions.
-        scores: accuracy, balanced_accuracy (mean recall of the classes present), and with two classes auc.
+        counts: Of right and wrong predictions; None where the model is no classifier.
+        scores: Of a classifier accuracy, balanced_accuracy (mean recall of the classes present), and with two classes
+            auc.
     """
 
     metrics: dict[str, float]
     states: dict[str, Array]
-    counts: AnswerCounts
+    counts: AnswerCounts | None
     scores: dict[str, float]
 
     @property

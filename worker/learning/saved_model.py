@@ -11,6 +11,9 @@ from broker.model.archive import read_config
 from broker.model.card import ModelCard, read_card
 from broker.model.head import num_outputs
 from broker.model.likeness import PIXELS, is_other_scale, scale_difference
+from broker.model.needs import needs_of, num_classes_of
+from broker.model.trust import NOTHING, Trusted
+from broker.wire.settings import Needs
 from broker.wire.tensors import InputFacts
 from worker.data.images import Shape
 from worker.data.listing import first_line
@@ -26,22 +29,28 @@ class LoadedModel:
         card: What it says about itself; None for a model from elsewhere.
         shape: What one example must look like.
         classes: Class names; for a model without card "0", "1" and so on.
+        needs: What it needs of data where it is no classifier: `shape` and `classes` are empty then; else None.
     """
 
     model: Any
     card: ModelCard | None
     shape: Shape
     classes: tuple[str, ...]
+    needs: Needs | None = None
 
 
-def load_model(path: Path) -> LoadedModel:
+def load_model(path: Path, trusted: Trusted = NOTHING) -> LoadedModel:
     """Open a `.keras` file.
+
+    Args:
+        path: The file.
+        trusted: Registered names of parts of one's own that it may hold.
 
     Raises:
         ModelError: It is missing, damaged, not a Keras file, or holds what isn't built into Keras.
     """
     _check_name(path)
-    read_config(path)
+    read_config(path, trusted)
     card = read_card(path)
     keras = load_keras()
     try:
@@ -53,10 +62,25 @@ def load_model(path: Path) -> LoadedModel:
         raise ModelError(
             f"Can't load the model {str(path)!r}: {first_line(exc)} Save or download it again."
         ) from exc
+    needs = _needs_of(model, card, path)
+    if needs is not None:
+        return LoadedModel(model=model, card=card, shape=(), classes=(), needs=needs)
     shape = _input_shape(model, path)
     _check_card(card, model, shape, path)
     names = tuple(str(label) for label in range(max(2, num_outputs(model))))
     return LoadedModel(model=model, card=card, shape=shape, classes=card.classes if card else names)
+
+
+def _needs_of(model: Any, card: ModelCard | None, path: Path) -> Needs | None:
+    """What a model needs that is no classifier, by its card or, without one, as can be seen; None of a classifier."""
+    if (card.needs is None) if card else bool(num_classes_of(model)):
+        return None
+    needs = needs_of(model)
+    if card is not None and card.needs != needs:
+        raise ModelError(
+            f"The card in {str(path)!r} belongs to another model: it needs other data than the model."
+        )
+    return needs
 
 
 def check_scale(card: ModelCard | None, inputs: InputFacts | None, shape: Shape) -> str | None:

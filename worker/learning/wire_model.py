@@ -9,6 +9,7 @@ from typing import Any
 from broker.errors import ModelError
 from broker.model.allowlist import check_model_json
 from broker.model.limits import MAX_INPUT_ELEMENTS
+from broker.model.trust import NOTHING, Trusted
 from worker.tensorflow import load_keras
 
 MAX_ORTHOGONAL_WORK = 2**38  #: of all orthogonal initializers, rows × columns²: a minute and a half
@@ -16,11 +17,12 @@ MAX_THRESHOLDS = 2**22  #: of one metric, for all outputs together
 MAX_PARAMETERS = 2**29  #: 2 GiB of float32; the optimizer may hold that three times more
 
 
-def build_model(model_json: str) -> Any:
+def build_model(model_json: str, trusted: Trusted = NOTHING) -> Any:
     """Build a model from Keras's JSON, compiled as its compile settings say.
 
     Args:
         model_json: What `model.to_json()` gave on a compiled model.
+        trusted: Registered names of parts of one's own that may occur.
 
     Returns:
         The compiled `keras.Model`, with freshly initialised weights.
@@ -28,7 +30,7 @@ def build_model(model_json: str) -> Any:
     Raises:
         ModelError: The JSON holds something not allowed, is too large for a machine, or Keras can't build it.
     """
-    config = check_model_json(model_json)
+    config = check_model_json(model_json, trusted)
     keras = load_keras()
     _check_size(keras, config)
     model = _deserialize(keras, config)
@@ -121,8 +123,10 @@ def _largest(weights: list[Any], initializer: type) -> str:
 
 
 def _every_layer(model: Any) -> Iterator[Any]:
-    for layer in model.layers:
-        yield from _every_layer(layer) if hasattr(layer, "layers") else (layer,)
+    """Layers and operations, with those inside of models."""
+    functional = getattr(model, "_functional", None) or model
+    for each in getattr(functional, "operations", model.layers):
+        yield from _every_layer(each) if hasattr(each, "layers") else (each,)
 
 
 def _check_output(layer: Any) -> None:

@@ -161,6 +161,8 @@ class Listener(threading.Thread):
             announced=self._hand_over.announced(worker),
             inputs=data.inputs,
             token=self._token,
+            holds=data.holds,
+            trusts=participant.trusts,
             has_trainer=participant.has_trainer,
         )
 

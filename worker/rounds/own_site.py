@@ -10,6 +10,7 @@ from typing import Any
 
 from broker.errors import DataError, UsageError
 from broker.wire.limits import MOST_EXAMPLES
+from broker.wire.settings import Held
 from broker.wire.tensors import InputFacts
 from worker.rounds.failures import told
 from worker.trainer import OwnTrainer
@@ -36,6 +37,7 @@ class OwnSite:
     classes: tuple[str, ...] = ()
     examples_per_class: dict[str, int] = field(default_factory=dict)
     inputs: InputFacts | None = None
+    holds: tuple[Held, ...] = ()
 
     @classmethod
     def of(cls, trainer: Any, called: str) -> "OwnSite":

@@ -22,6 +22,9 @@ from worker.rounds.private_parts import PrivateParts, default_folder
 from worker.rounds.site_rules import SiteRules
 from worker.rounds.time_limit import TimeLimit
 from worker.rounds.uploading import Measured
+from worker.tables.fitted import Rows
+from worker.tables.table_set import TableSet
+from worker.tensorflow import load_keras, trusted_by
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +37,10 @@ class Participant:
     """One logical worker: its name, its own data (or the trainer that holds it), and what its operator allows."""
 
     name: str
-    data: Dataset | OwnSite
+    data: Dataset | TableSet | OwnSite
     evaluate_only: bool = False
     rules: SiteRules = field(default_factory=SiteRules)
+    trusts: tuple[str, ...] = ()
 
     @property
     def has_trainer(self) -> bool:
@@ -52,6 +56,8 @@ class Participant:
                 if self.has_trainer
                 else "This site trains on nothing."
             )
+        if isinstance(self.data, TableSet):
+            return "This site's data names no classes; statistics are told of labelled examples alone."
         return self.rules.statistics_refusal
 
     def trains_in(self, start: RoundStart) -> bool:
@@ -116,6 +122,7 @@ class KerasTrainer:
     Args:
         deterministic: Same seed, same data, same bits, whatever the coordinator asks for.
         ending: Set when the process is to end: what is under way is then left behind.
+        trusted_modules: A model may hold what these register.
         private: Where weights are kept that stay at this site; by default in this user's own folder.
     """
 
@@ -124,13 +131,15 @@ class KerasTrainer:
         *,
         deterministic: bool = False,
         ending: threading.Event | None = None,
+        trusted_modules: tuple[str, ...] = (),
         private: PrivateParts | None = None,
     ) -> None:
         self._deterministic = deterministic
+        self._trusted_modules = trusted_modules
         self._private = private or PrivateParts(default_folder())
         self._time_limit = TimeLimit(ending or threading.Event())
         self._model: LocalModel | None = None
-        self._model_json = ""
+        self._model_of = ("", False)  # its JSON, and whether it is trained on whatever it needs
         self._given_up: dict[str, str] = {}  # the last model that took too long, and why
 
     num_at_once = 1
@@ -146,8 +155,6 @@ class KerasTrainer:
 
     def warm_up(self) -> None:
         """Import TensorFlow."""
-        from worker.tensorflow import load_keras
-
         load_keras()
 
     def answer(
@@ -170,31 +177,28 @@ class KerasTrainer:
         if model is None:
             return None
         seed = seed_of(start, participant.name)
-        test = self._test_examples(data, start, model, seed)
+        test = _test_examples(data, start, model, seed)
         values = unflatten(start.layout, weights, start.integers)
         values = self._private.put_back(participant.name, start, values)
         found = None
-        if len(test):
+        if test is not None:
             found = self._in_time(
                 start, lambda gets_on: model.evaluate(values, test, stop=stop, each_step=gets_on)
             )
-        if stop.is_set() or (found is None and len(test)):
+        if stop.is_set() or (found is None and test is not None):
             return None
         result, vector = None, None
         if participant.trains_in(start):
-            examples = data.sample(
-                model.input_shape, start.settings.examples_per_class, np.random.default_rng([seed, 3])
-            )
+            examples = _examples(data, start, model, seed)
             refusal = participant.rules.refusal(start.settings, len(examples))
             if refusal is not None:
                 raise DataError(refusal)
-            validation = test if len(test) else None
             result = self._in_time(
                 start,
                 lambda gets_on: model.train(
                     values,
                     examples,
-                    validation,
+                    test,
                     start.settings,
                     seed=seed,
                     stop=stop,
@@ -216,27 +220,30 @@ class KerasTrainer:
             global_metrics=found.metrics if found else {},
             global_states=found.states if found else {},
             counts=found.counts if found else None,
-            num_test_examples=len(test),
+            num_test_examples=0 if test is None else len(test),
             seconds=time.monotonic() - begun,
         )
         return Trained(vector=vector, measured=participant.rules.of(measured))
 
-    def _test_examples(self, data: Dataset, start: RoundStart, model: LocalModel, seed: int) -> Examples:
-        per_class = start.settings.examples_per_class
-        return data.sample_test(model.input_shape, per_class, np.random.default_rng([seed, 4]))
-
     def _model_for(self, start: RoundStart) -> LocalModel | None:
         """The model of a round start; None when the process is to end before it is built."""
-        if self._model is None or (self._model_json, self._model.layout) != (start.model, start.layout):
+        wanted = start.model, start.needs is not None
+        if self._model is None or (self._model_of, self._model.layout) != (wanted, start.layout):
             deterministic = self._deterministic or start.settings.deterministic
             self._model = None
             self._model = self._in_time(
                 start,
-                lambda _: LocalModel(start.model, start.layout, deterministic=deterministic),
+                lambda _: LocalModel(
+                    start.model,
+                    start.layout,
+                    deterministic=deterministic,
+                    is_general=start.needs is not None,
+                    trusted=trusted_by(self._trusted_modules),
+                ),
                 what="Building the model",
                 seconds=BUILD_SECONDS,
             )
-            self._model_json = start.model
+            self._model_of = wanted
         return self._model
 
     def _in_time(
@@ -265,3 +272,22 @@ def _difference(trained: list[Array], weights: Vector, start: RoundStart) -> Vec
     moved = vector[: sections.num_trainable]
     np.subtract(moved, weights[: sections.num_trainable], out=moved)
     return vector
+
+
+def _examples(data: Dataset | TableSet, start: RoundStart, model: LocalModel, seed: int) -> Examples | Rows:
+    """What is trained on."""
+    if model.is_general:
+        return data.train_rows(model.needs)
+    per_class = start.settings.examples_per_class
+    return data.sample(model.input_shape, per_class, np.random.default_rng([seed, 3]))
+
+
+def _test_examples(
+    data: Dataset | TableSet, start: RoundStart, model: LocalModel, seed: int
+) -> Examples | Rows | None:
+    """What is measured on; None where there is nothing."""
+    if model.is_general:
+        return data.test_rows(model.needs)
+    per_class, rng = start.settings.examples_per_class, np.random.default_rng([seed, 4])
+    found = data.sample_test(model.input_shape, per_class, rng)
+    return found if len(found) else None

@@ -8,6 +8,7 @@ from broker.wire.settings import TrainingSettings
 from worker.data.data_set import Dataset
 from worker.rounds.own_site import OwnSite
 from worker.rounds.uploading import Measured
+from worker.tables.table_set import TableSet
 
 Share = Literal["weights", "metrics", "counts", "statistics"]
 SHARES: tuple[Share, ...] = get_args(Share)
@@ -66,7 +67,7 @@ class SiteRules:
         """What may leave of the figures of a training under way."""
         return {} if self.share == "weights" else metrics
 
-    def examples_per_class(self, data: Dataset | OwnSite) -> tuple[int, ...]:
+    def examples_per_class(self, data: Dataset | TableSet | OwnSite) -> tuple[int, ...]:
         """How many training examples there are of each class, or nothing."""
         return tuple(data.examples_per_class.values()) if self.share in ("counts", "statistics") else ()
 
@@ -77,6 +78,6 @@ class SiteRules:
             return None
         return f"Its operator shares {self.share}, and no statistics of the examples (worker run --share statistics)."
 
-    def num_test_examples(self, data: Dataset | OwnSite) -> int:
+    def num_test_examples(self, data: Dataset | TableSet | OwnSite) -> int:
         """How many test examples are told of."""
         return 0 if self.share == "weights" else data.num_test_examples

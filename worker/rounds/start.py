@@ -18,7 +18,7 @@ from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.seam import Link
 from broker.logs import LogContext
-from worker.console import Console
+from worker.learning.console import Console
 from worker.rounds.own_trainer import OwnTraining
 from worker.rounds.participant import KerasTrainer, Participant, Trainer
 from worker.rounds.private_parts import PrivateParts, default_folder
@@ -63,6 +63,7 @@ def take_part(
     connect_seconds: float,
     state: Path | None = None,
     is_swarm: bool = False,
+    trusted_modules: tuple[str, ...] = (),
     reader: str | None = None,
     make_pool: Callable[[], EndingTrainer] | None = None,
 ) -> None:
@@ -78,6 +79,7 @@ def take_part(
         connect_seconds: How long the first connection is tried.
         state: Where weights are kept that stay at this site; None takes this user's own folder.
         is_swarm: Whether the participants are a swarm's.
+        trusted_modules: A model may hold what these register.
         reader: The name by which a swarm's queues are called, if not by that of its workers.
         make_pool: Makes a trainer of several processes, in the place of one in this process.
 
@@ -92,6 +94,7 @@ def take_part(
             participants,
             deterministic=deterministic,
             ending=stop.event,
+            trusted_modules=trusted_modules,
             private=PrivateParts(state or default_folder(), saves_model=not is_swarm),
         )
         with closing(make()) as trainer, connected(link_to, connect_seconds, stop.event) as link:
@@ -117,12 +120,15 @@ def trainer_of(
     *,
     deterministic: bool,
     ending: threading.Event,
+    trusted_modules: tuple[str, ...] = (),
     private: PrivateParts | None = None,
 ) -> EndingTrainer:
     """What trains these participants: Keras, or trainers of their own."""
     if participants[0].has_trainer:
         return OwnTraining(ending=ending)
-    return KerasTrainer(deterministic=deterministic, ending=ending, private=private)
+    return KerasTrainer(
+        deterministic=deterministic, ending=ending, trusted_modules=trusted_modules, private=private
+    )
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from broker.wire import names
 from broker.wire.messages import Declined, Left, Progress, RoundKey, RoundStart, SwarmLeft
 from broker.wire.statistics import WORDS, StatisticsRefused, StatisticsTold
 from broker.wire.tensors import Vector
-from worker.console import Console
+from worker.learning.console import Console
 from worker.learning.results import TrainingProgress
 from worker.rounds.failures import told
 from worker.rounds.hand_over import (
@@ -34,6 +34,7 @@ from worker.rounds.own_site import OwnSite
 from worker.rounds.participant import Participant, Trained, Trainer, seed_of
 from worker.rounds.uploading import KeptUpdate
 from worker.statistics.site import SiteStatistics
+from worker.tables.table_set import TableSet
 
 logger = logging.getLogger(__name__)
 
@@ -309,7 +310,7 @@ class WorkerLoop:
         participant, asked = self._participants[job.worker], job.asked
         refusal = participant.statistics_refusal
         try:
-            if refusal is not None or isinstance(participant.data, OwnSite):
+            if refusal is not None or isinstance(participant.data, OwnSite | TableSet):
                 raise DataError(refusal or "")
             if job.worker not in self._sites:
                 least = participant.rules.least_examples

@@ -38,13 +38,21 @@ def measure_compiled(model: Any, targets: Array, outputs: Array) -> Kept:
     return kept_by(model, {name: float(value) for name, value in compiled.result().items()})
 
 
-def kept_by(model: Any, metrics: dict[str, float]) -> Kept:
-    """The metrics just worked out, and what their objects keep of it."""
+def kept_by(model: Any, metrics: dict[str, float], *, with_means: bool = False) -> Kept:
+    """The metrics just worked out, and what their objects keep of it.
+
+    Args:
+        model: A compiled Keras model.
+        metrics: By name.
+        with_means: Tell the sums of means, too.
+    """
     compiled = model._compile_metrics
     if compiled is None:
         return Kept(metrics=metrics)
     objects = dict(zip(compiled.result(), compiled.metrics, strict=True))
-    states = {name: _state_of(metric) for name, metric in objects.items() if not is_mean(metric)}
+    states = {
+        name: _state_of(metric) for name, metric in objects.items() if with_means or not is_mean(metric)
+    }
     return Kept(metrics=metrics, states=states)
 
 

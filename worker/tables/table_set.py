@@ -1,0 +1,138 @@
+"""A participant's data set of any form; beside `worker.data.data_set.Dataset`, which is of labelled examples."""
+
+from typing import NoReturn
+
+import numpy as np
+
+from broker.errors import DataError, UsageError
+from broker.wire.settings import Held, Needs
+from broker.wire.tensors import InputFacts
+from worker.tables.fitted import Rows, fitted
+from worker.tables.stream import Stream
+from worker.tables.table import Table
+
+_HELD_OUT = 0.1  # of the training subset, when there is no test subset
+
+
+class TableSet:
+    """A participant's data set.
+
+    Args:
+        train: What is trained on; None for one that is only measured on.
+        test: What is tested on; None measures nothing.
+        is_held_out: Whether the test subset was taken out of the training subset, for want of one.
+
+    Attributes:
+        classes: None: whatever is learned here has no class names.
+        inputs: Nothing that one range of values would tell.
+    """
+
+    classes: tuple[str, ...] = ()
+    inputs: InputFacts | None = None
+
+    def __init__(
+        self, train: Table | Stream | None, test: Table | Stream | None, *, is_held_out: bool = False
+    ) -> None:
+        self._train = train
+        self._test = test
+        self.is_held_out = is_held_out
+
+    @property
+    def num_train_examples(self) -> int:
+        """How many there are to train on."""
+        return 0 if self._train is None else len(self._train)
+
+    @property
+    def num_test_examples(self) -> int:
+        """How many there are to test on."""
+        return 0 if self._test is None else len(self._test)
+
+    @property
+    def examples_per_class(self) -> dict[str, int]:
+        """There are no classes."""
+        return {}
+
+    @property
+    def holds(self) -> tuple[Held, ...]:
+        """What there is, as it is told."""
+        data = self._train or self._test
+        return () if data is None else data.holds
+
+    def train_rows(self, needs: Needs) -> Rows:
+        """The training subset as a model takes it.
+
+        Raises:
+            DataError: It doesn't fit, or there is none.
+        """
+        if self._train is None:
+            raise DataError("There is nothing to train on. Expected a set with a training part.")
+        return fitted(self._train, needs)
+
+    def test_rows(self, needs: Needs) -> Rows | None:
+        """The test subset, likewise; None if there is none."""
+        return None if self._test is None else fitted(self._test, needs)
+
+    def sample(self, *_asked: object) -> NoReturn:
+        """Refuse what a model of classes would be trained on.
+
+        Raises:
+            DataError: Always.
+        """
+        raise DataError(
+            "The run's model tells classes apart, and the data here names none. Expected one array x, and whole "
+            "numbers y, one an example."
+        )
+
+    train = test = sample_test = sample
+
+    def divide(self, into: int, scheme: str, seed: int) -> "list[TableSet]":
+        """Cut into logical sites, at random; the test subset likewise.
+
+        Raises:
+            UsageError: Another scheme than iid: without classes sites can't be uneven in them.
+            DataError: A site would be left without examples, or the data is streamed.
+        """
+        if scheme != "iid":
+            raise UsageError(f"The partition {scheme} needs classes, and the data names none. Try iid.")
+        train = _dealt(self._train, into, seed)
+        if any(each is None for each in train):
+            raise DataError(f"There are too few examples for {into} sites. Try fewer.")
+        tests = _dealt(self._test, into, seed)
+        return [
+            TableSet(mine, its, is_held_out=self.is_held_out) for mine, its in zip(train, tests, strict=True)
+        ]
+
+
+def _dealt(data: Table | Stream | None, into: int, seed: int) -> list[Table | None]:
+    if data is None:
+        return [None] * into
+    if isinstance(data, Stream):
+        raise DataError("Data that is streamed can't be cut into sites. Give each worker its own.")
+    order = np.random.default_rng(seed).permutation(len(data))
+    return [data.take(np.sort(order[place::into])) if place < len(order) else None for place in range(into)]
+
+
+def table_set_of(
+    train: Table | Stream | None, test: Table | Stream | None, *, for_training: bool, seed: int
+) -> TableSet:
+    """A data set; without a test subset a tenth of a table is held out, for measuring alone all of it is the test.
+
+    Args:
+        train: As it was found.
+        test: As it was found.
+        for_training: As `worker.data.data_set.open_data` takes it.
+        seed: Chooses what is held out.
+
+    Raises:
+        DataError: There is too little.
+    """
+    if not for_training:
+        return TableSet(None, train if test is None else test)
+    if test is not None or not isinstance(train, Table):
+        return TableSet(train, test)
+    if len(train) < 2:
+        raise DataError("There is 1 example, and one must be held out. Bring two or more, or a test part.")
+    order = np.random.default_rng(seed).permutation(len(train))
+    cut = max(1, int(len(order) * _HELD_OUT))
+    held_out, rest = np.sort(order[:cut]), np.sort(order[cut:])
+    return TableSet(train.take(rest), train.take(held_out), is_held_out=True)
