@@ -8,7 +8,8 @@ from broker.model.card import ModelCard
 from broker.wire.fields import to_plain
 from broker.wire.tensors import Array, InputFacts
 from coordinator.folder.checkpoint import CHECKPOINT_FILE, Checkpoint
-from coordinator.keras import child
+from coordinator.keras import building
+from coordinator.keras.keeper import Keeper
 from coordinator.keras.process import BuiltModel, built_model, normalization_in
 from coordinator.tasks import Task
 
@@ -24,7 +25,7 @@ class InProcessModels:
     def __init__(self, state_at: Callable[[Path], Checkpoint], make: Callable[[], Any] | None = None) -> None:
         self._state_at = state_at
         self._make = make
-        self._keeper = child.Keeper()
+        self._keeper = Keeper()
 
     def build(
         self,
@@ -42,12 +43,12 @@ class InProcessModels:
             ModelError: The model isn't compiled, isn't one that workers run, or its code raised.
         """
         if self._make is not None:
-            given = child.given_by_function(task.name, self._make, seed)
+            given = building.given_by_function(task.name, self._make, seed)
         else:
-            given = child.given_by(task.kind, task.source, seed)
+            given = building.given_by(task.kind, task.source, seed)
         start = None if initial_model is None else str(initial_model)
         normalization = None if normalize is None else normalization_in(normalize)
-        answer, weights = child.describe(given, start, normalization, private)
+        answer, weights = building.describe(given, start, normalization, private)
         return built_model(answer, weights)
 
     def check(self, candidate: Path, inputs: InputFacts | None) -> str | None:

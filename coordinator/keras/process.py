@@ -1,29 +1,24 @@
 """The coordinator's way to Keras: one child process builds and saves the model, so this one stays small."""
 
-import json
 import logging
-import os
-import subprocess
-import sys
 import tempfile
 import threading
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
 from broker.errors import CheckpointError, DataError, ModelError, ProtocolError, UsageError, WarrenError
-from broker.logs import is_chatter
 from broker.model.card import ModelCard
 from broker.wire.fields import from_plain, to_plain
 from broker.wire.settings import Needs
 from broker.wire.tensors import Array, InputFacts, Layout, TensorSpec, Vector, flatten
 from coordinator.folder.statistics_file import read_statistics
 from coordinator.keras.form import has_schedule
+from coordinator.keras.pipes import CLOSE_SECONDS, Child
 from coordinator.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -31,10 +26,6 @@ log = logging.getLogger(__name__)
 _ERRORS: dict[str, type[WarrenError]] = {
     kind.__name__: kind for kind in (ModelError, UsageError, DataError, CheckpointError, ProtocolError)
 }
-_CLOSE_SECONDS = 15
-REQUEST_SECONDS = (
-    1800.0  #: that building, saving or trying a model may take; a person's own code may fetch weights
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +64,7 @@ def built_model(answer: Mapping[str, Any], weights: list[Array]) -> BuiltModel:
     """A task's model from what its builder said of it; tells what is hardly meant.
 
     Args:
-        answer: See `coordinator.keras.child.describe`.
+        answer: See `coordinator.keras.building.describe`.
         weights: The initial ones, in Keras's order.
     """
     needs = from_plain(Needs, answer["needs"], "needs") if answer["needs"] else None
@@ -161,7 +152,7 @@ class ModelProcess:
     def __init__(self, trusted_modules: Sequence[str] = (), *, is_warm: bool = True) -> None:
         self._trusted_modules = tuple(trusted_modules)
         self._is_warm = is_warm
-        self._child = _Child(self._trusted_modules, is_warm=is_warm)
+        self._child = Child(self._trusted_modules, is_warm=is_warm)
         self._talking = threading.Lock()  # one request at a time
         self._changed = threading.Condition()  # guards the four below
         self._waiting: dict[Path, _Later] = {}  # by the file
@@ -309,7 +300,7 @@ class ModelProcess:
             self._is_closed = True
             self._changed.notify_all()
         self._child.end_request(but="save")
-        self._saver.join(_CLOSE_SECONDS)
+        self._saver.join(CLOSE_SECONDS)
         self._child.close()
 
     def _save_newest(self) -> None:
@@ -345,7 +336,7 @@ class ModelProcess:
         with self._talking:
             if not self._child.is_alive:
                 self._child.close()
-                self._child = _Child(self._trusted_modules, is_warm=self._is_warm)
+                self._child = Child(self._trusted_modules, is_warm=self._is_warm)
             answer = self._child.ask(request)
         if "error" not in answer:
             return dict(answer["result"])
@@ -367,114 +358,3 @@ def normalization_in(path: Path) -> dict[str, list[float]]:
 def _read_weights(path: Path) -> list[Array]:
     with np.load(path, allow_pickle=False) as archive:
         return [archive[f"arr_{number}"] for number in range(len(archive.files))]
-
-
-class _Child:
-    """The process itself and its three pipes."""
-
-    def __init__(self, trusted_modules: Sequence[str], *, is_warm: bool) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "coordinator.keras.child", *trusted_modules],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-            errors="replace",
-            env=_environment(),
-        )
-        self._last_lines: deque[str] = deque(maxlen=5)
-        self._relay = threading.Thread(target=self._relay_stderr, name="model-stderr", daemon=True)
-        self._relay.start()
-        if is_warm:
-            self._send({"op": "warm"})
-        self._answers_to_skip = int(is_warm)
-        self._operation: str | None = None
-        self._is_too_slow = False
-
-    @property
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
-
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Send one request and wait for its answer.
-
-        Raises:
-            ModelError: The process died over it, or took too long and was ended.
-        """
-        limit = threading.Timer(REQUEST_SECONDS, self._give_up)
-        limit.daemon = True
-        limit.start()
-        self._operation = request["op"]
-        self._send(request)
-        line = ""
-        for _ in range(self._answers_to_skip + 1):
-            line = _pipe(self._process.stdout).readline()
-        limit.cancel()
-        self._answers_to_skip, self._operation = 0, None
-        if not line.endswith("\n"):
-            raise ModelError(self._how_it_died())
-        return dict(json.loads(line))
-
-    def _give_up(self) -> None:
-        self._is_too_slow = True
-        self._process.kill()
-
-    def end_request(self, but: str) -> None:
-        """Kill the process if it is at a request of another kind; who waits for the answer then hears that it died."""
-        if self._operation not in (None, but):
-            self._process.kill()
-
-    def close(self) -> None:
-        """End its stdin, and it ends; one that doesn't is killed."""
-        try:
-            _pipe(self._process.stdin).close()
-        except BrokenPipeError:
-            log.debug("the model process had ended already")
-        try:
-            self._process.wait(_CLOSE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait(_CLOSE_SECONDS)
-        self._relay.join(_CLOSE_SECONDS)
-        _pipe(self._process.stdout).close()
-        _pipe(self._process.stderr).close()
-
-    def _send(self, request: dict[str, Any]) -> None:
-        stdin = _pipe(self._process.stdin)
-        try:
-            stdin.write(json.dumps(request) + "\n")
-            stdin.flush()
-        except BrokenPipeError:
-            log.debug("the model process has ended")  # the missing answer tells the rest
-
-    def _relay_stderr(self) -> None:
-        """Show what the child says, except TensorFlow's chatter."""
-        for line in _pipe(self._process.stderr):
-            if not is_chatter(line):
-                self._last_lines.append(line.strip())
-                sys.stderr.write(line)
-
-    def _how_it_died(self) -> str:
-        self._relay.join(1)
-        code = self._process.wait(_CLOSE_SECONDS)
-        if self._is_too_slow:
-            return f"Building, saving or trying the model took more than {REQUEST_SECONDS:g} s, and was given up."
-        reason = f"killed by signal {-code}, perhaps for want of memory" if code < 0 else f"exit code {code}"
-        words = " ".join(self._last_lines)[-400:]
-        return f"The process that builds and saves the model ended ({reason}). {words}".strip()
-
-
-def _pipe(stream: IO[str] | None) -> IO[str]:
-    assert stream is not None  # noqa: S101 - Popen was asked for all three
-    return stream
-
-
-def _environment() -> dict[str, str]:
-    """This process's own, with a quiet TensorFlow, and with this very package to be found.
-
-    An empty entry of PYTHONPATH would put the current folder before everything.
-    """
-    root = str(Path(__file__).resolve().parents[2])
-    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    path = os.pathsep.join([root, *filter(None, given)])
-    return os.environ | {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": path}

@@ -78,7 +78,7 @@ class RunResult:
         Raises:
             ModelError: It is a task of arrays.
         """
-        from coordinator.keras.child import Keeper
+        from coordinator.keras.keeper import Keeper
 
         return Keeper().with_weights(self.state)
 

@@ -539,7 +539,7 @@ def test_a_child_that_dies_is_replaced(process: ModelProcess) -> None:
 
 def test_a_build_that_never_ends_is_given_up(process: ModelProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     """A person's function waits for ever, or its model does: the process is ended, and the next build gets another."""
-    monkeypatch.setattr("coordinator.keras.process.REQUEST_SECONDS", 2.0)
+    monkeypatch.setattr("coordinator.keras.pipes.REQUEST_SECONDS", 2.0)
     with pytest.raises(ModelError, match="took more than 2 s, and was given up"):
         process.build(function("never_ends"), seed=1)
     monkeypatch.undo()

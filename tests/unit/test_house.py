@@ -22,7 +22,12 @@ PURE = (
 )  # fmt: skip
 #: A person who calls `coordinator.simulate` wants both sides in one process; nothing else here imports it.
 BOTH_SIDES = "coordinator/starting/simulation.py"
-KERAS_IN_COORDINATOR = {"coordinator/keras/task_models.py", "coordinator/keras/child.py"}
+KERAS_IN_COORDINATOR = {
+    "coordinator/keras/task_models.py",
+    "coordinator/keras/child.py",
+    "coordinator/keras/building.py",
+    "coordinator/keras/keeper.py",
+}
 
 
 def sources(floor: str) -> list[Path]:
