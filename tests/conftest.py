@@ -1,6 +1,7 @@
 """Fixtures that every kind of test may ask for; a unit test asks for none that starts a broker."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,13 @@ from tests.brokers import fresh_vhost, started_broker
 # A busy machine is no fault of the code. CI says the same of a commit every time; new inputs are tried at every desk.
 settings.register_profile("warren", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("warren")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_is_heard() -> None:
+    """What a shell starts in the background ignores it, and would hand that on to what the tests start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -197,17 +197,12 @@ def test_a_second_signal_ends_the_process_at_once_wherever_it_is() -> None:
 
 def test_a_second_interrupt_of_a_call_does_not_wait() -> None:
     """The first one lets the call end by itself; whoever presses Ctrl-C again wants to get out."""
-    # What a shell starts in the background ignores it.
-    former = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt), Interruptible() as ending:
-            signal.raise_signal(signal.SIGINT)
-            assert ending.is_set()
-            signal.raise_signal(signal.SIGINT)
-            pytest.fail("went on")
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, former)
+    with pytest.raises(KeyboardInterrupt), Interruptible() as ending:
+        signal.raise_signal(signal.SIGINT)
+        assert ending.is_set()
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("went on")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_call_leaves_a_handler_that_is_not_pythons_own() -> None:
