@@ -68,7 +68,7 @@ def test_a_full_disk_ends_the_run_and_room_goes_on_with_it(
     again the same command line goes on to the same bits."""
     stage = make_stage(vhost, size=MEGABYTE // 4)  # a checkpoint of 1 MB
     stage.out = tiny_disk / "run"
-    stage.workers(train_seconds=1.5)
+    stage.workers(train_seconds=1.5, once=False)  # the run fails: those of one run leave
     first = stage.coordinator()
     stage.wait_for_round(1)
     stage.wait(lambda: stage.has_begun("w1", 2), 20, "round 2")
