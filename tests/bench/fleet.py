@@ -85,6 +85,7 @@ class NoData:
     num_test_examples = 0
     examples_per_class = dict.fromkeys(CLASSES, NUM_EXAMPLES // 2)
     inputs = None
+    holds = ()
 
 
 class Echo:
