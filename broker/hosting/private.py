@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import re
 import shutil
 import signal
 import socket
@@ -21,6 +23,7 @@ from broker.hosting import probe
 from broker.hosting.management import Management
 
 _RECORD = "broker.json"
+_CONSOLE = "console.log"
 _MARK = "-warren_home"  # Erlang ignores this flag; by it our processes are found again, and no others
 _PROC = Path("/proc")
 _PROGRAMS = (
@@ -30,6 +33,8 @@ _PROGRAMS = (
     Path("/usr/local/sbin/rabbitmq-server"),
     Path("/home/linuxbrew/.linuxbrew/sbin/rabbitmq-server"),
 )
+_LOWEST_PORT = 10_000
+_TAKEN = re.compile(r'could_not_start_listener,"[^"]*",(\d+),[^\n]*eaddrinuse')
 _KILL_EPMD = b"\x00\x01k"  # epmd's own protocol: KILL_REQ; it refuses while a node is registered
 
 
@@ -124,7 +129,7 @@ class PrivateBroker:
 
     def last_lines(self, count: int = 15) -> str:
         """The end of what it said, for an error message."""
-        logs = [self.home / "console.log", *sorted((self.home / "log").glob("*.log"))]
+        logs = [self.home / _CONSOLE, *sorted((self.home / "log").glob("*.log"))]
         lines = [
             line for log in logs if log.exists() for line in log.read_text(errors="replace").splitlines()
         ]
@@ -152,7 +157,7 @@ class PrivateBroker:
         self._write("rabbitmq.conf", "\n".join([shared, *listeners, *self.conf, ""]))
         self._write("enabled_plugins", "[rabbitmq_management].\n")
         self._write("env.conf", "")
-        self._write("console.log", "")
+        self._write(_CONSOLE, "")  # each start has its own
 
     def _write(self, name: str, text: str) -> None:
         (self.home / name).write_text(text)
@@ -162,7 +167,7 @@ class PrivateBroker:
         record = {"broker": {**asdict(self), "home": str(self.home)}, "epmd_port": epmd_port}
         self._write(_RECORD, json.dumps(record, indent=2))
         # The shell lets go of it: no child of this process, no terminal, no open pipe.
-        detached = '"$@" >>console.log 2>&1 </dev/null &'
+        detached = f'"$@" >>{_CONSOLE} 2>&1 </dev/null &'
         subprocess.run(
             ["/bin/sh", "-c", detached, "sh", program, _MARK, self.home],
             cwd=self.home,
@@ -207,6 +212,11 @@ class PrivateBroker:
             return
         self.kill()
         happened = "ended while it started" if ended else f"was not ready after {seconds:.0f} seconds"
+        if taken := _TAKEN.search((self.home / _CONSOLE).read_text(errors="replace")):
+            raise BrokerUnreachable(
+                f"The private rabbitmq-server on port {self.port} {happened}: port {taken[1]} is in use. "
+                "Try `broker up --port` or `--management-port` with another one."
+            )
         raise BrokerUnreachable(
             f"The private rabbitmq-server on port {self.port} {happened}. "
             f"Its last words:\n{self.last_lines()}\n"
@@ -262,12 +272,29 @@ def is_installed() -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nothing uses now."""
+    """Ports of this machine that nothing uses now.
+
+    They are below those that the system gives to outgoing connections: one of these would be gone again before a server
+    listens there, and while a server that was killed is started anew.
+    """
+    candidates = random.sample(range(_LOWEST_PORT, _first_outgoing_port()), k=100 * count)
     with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        free: list[int] = []
+        while len(free) < count:
+            each = held.enter_context(socket.socket())
+            try:
+                each.bind(("127.0.0.1", candidates.pop()))
+            except OSError:
+                continue
+            free.append(each.getsockname()[1])
+        return free
+
+
+def _first_outgoing_port() -> int:
+    try:
+        return int((_PROC / "sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError):
+        return 32_768
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, *, pause_seconds: float = 0.05) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from broker.errors import BrokerUnreachable
 from broker.hosting import probe
 from broker.hosting.management import Management
 from broker.hosting.private import PrivateBroker, free_ports
@@ -297,6 +298,24 @@ def _run_as(user: pwd.struct_passwd, *arguments: str, home: Path) -> subprocess.
         timeout=_SECONDS,
         check=False,
     )
+
+
+def test_a_port_that_an_outgoing_connection_holds_is_named(tmp_path: Path) -> None:
+    """Nobody listens there, so that no probe sees it; RabbitMQ's hundred last lines would not say what was wrong."""
+    port, management_port = free_ports(2)
+    with socket.socket() as mine, socket.create_server(("127.0.0.1", 0)) as server:
+        mine.bind(("127.0.0.1", port))
+        mine.connect(server.getsockname())
+        broker = PrivateBroker(home=tmp_path, port=port, management_port=management_port)
+        with pytest.raises(BrokerUnreachable, match=f"port {port} is in use"):
+            broker.start()
+    assert not broker.is_running()
+
+
+def test_a_free_port_is_none_of_those_for_outgoing_connections() -> None:
+    """One of those would be taken by any client before a server listens there, or between its death and its restart."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert all(10_000 <= port < lowest for port in free_ports(50))
 
 
 def test_a_container_is_preferred_and_taken_down_again(tmp_path: Path) -> None:
