@@ -9,7 +9,7 @@ from typing import Any
 from broker.errors import ProtocolError
 from broker.wire.fields import from_plain, to_plain
 from broker.wire.plain_json import json_text, read_json
-from coordinator.folder.history import Row, flat, row_in
+from coordinator.folder.history import Row, row_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +195,7 @@ def plain_status(status: Status) -> dict[str, Any]:
     """A status as it is told: maps, lists, numbers and texts."""
     plain: dict[str, Any] = to_plain(status)
     if status.run is not None and status.run.last_round is not None:
-        plain["run"]["last_round"] = flat(status.run.last_round)
+        plain["run"]["last_round"] = status.run.last_round.flat
     return plain
 
 

@@ -1,6 +1,7 @@
 """The only file that imports msgpack: plain values to bytes and back, within strict limits."""
 
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import msgpack
@@ -37,6 +38,13 @@ def pack(value: dict[str, Any]) -> bytes:
 def pack_value(value: Any) -> bytes:
     """Encode what may stand in a map."""
     return bytes(msgpack.packb(value, use_bin_type=True))
+
+
+def packed_list(values: Sequence[bytes]) -> bytes:
+    """A list of values that are encoded already, as `pack` would encode it."""
+    packer = msgpack.Packer(autoreset=False)
+    packer.pack_array_header(len(values))
+    return b"".join((packer.bytes(), *values))
 
 
 class PackedMap:

@@ -25,7 +25,7 @@ from broker.wire.settings import Needs
 from broker.wire.tensors import FLOAT32, Array, InputFacts, Layout, Vector, sections_of, vector_size
 from broker.wire.versions import release
 from coordinator.files import Chunk, write_atomically
-from coordinator.folder.history import Row, flat
+from coordinator.folder.history import Row
 from coordinator.learning.rounds import Answer, RoundRecord
 
 CHECKPOINT_FILE = "checkpoint"
@@ -102,7 +102,7 @@ def card_of(
         saved_at=datetime.now(UTC).isoformat(timespec="seconds"),
         num_examples=last.num_examples,
         shape=state.input_shape,
-        metrics={name: value for name, value in flat(last).items() if isinstance(value, float)},
+        metrics={name: value for name, value in last.flat.items() if isinstance(value, float)},
         training=training,
         inputs=state.inputs,
         needs=state.needs if state.is_general else None,
@@ -171,16 +171,15 @@ def write_checkpoint(
     Raises:
         CheckpointError: It can't be written; the former one is intact.
     """
-    header = {
-        name: to_plain(getattr(checkpoint, name))
-        for name in _CheckpointHeader.__slots__
-        if name not in ("history", "num_states", "written_by")
-    }
-    header["written_by"] = release()
-    header["history"] = [row.plain for row in checkpoint.history]
-    header["num_states"] = len(checkpoint.strategy_state)
+    header = codec.PackedMap()
+    for name in _CheckpointHeader.__slots__:
+        if name not in ("history", "num_states", "written_by"):
+            header.put(name, codec.pack_value(to_plain(getattr(checkpoint, name))))
+    header.put("written_by", codec.pack_value(release()))
+    header.put("history", codec.packed_list([row.packed for row in checkpoint.history]))
+    header.put("num_states", codec.pack_value(len(checkpoint.strategy_state)))
     arrays = [checkpoint.vector, *checkpoint.strategy_state]
-    _write(folder / CHECKPOINT_FILE, _CHECKPOINT_MAGIC, codec.pack(header), arrays, check)
+    _write(folder / CHECKPOINT_FILE, _CHECKPOINT_MAGIC, header.packed(), arrays, check)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from broker.wire import codec
 from broker.wire.fields import from_plain, to_plain
 from coordinator.files import write_atomically
 from coordinator.learning.measure_names import CENTRAL, COLUMNS, TEST, bare_name, best_known_first
@@ -79,11 +80,25 @@ class Row:
     workers: dict[str, WorkerRow] = field(default_factory=dict)
     stopped: str = ""
 
-    @cached_property
+    @property
     def plain(self) -> dict[str, Any]:
-        """As a checkpoint keeps it; a row is written again with every later round."""
+        """Of numbers, texts, lists and maps alone."""
         plain: dict[str, Any] = to_plain(self)
         return plain
+
+    @cached_property
+    def packed(self) -> bytes:
+        """As a checkpoint keeps it; a row is written again with every later round."""
+        return codec.pack_value(self.plain)
+
+    @cached_property
+    def flat(self) -> FlatRow:
+        """Every measure under a name of its own; what isn't known is left out. Every later round looks at it."""
+        measures = _named(self.metrics, "") | _named(self.test, TEST) | _named(self.central, CENTRAL)
+        cost = {name: getattr(self, name) for name in _COST if self.round or name == "round"}
+        people = {name: getattr(self, name) for name in _PEOPLE[2:] if self.round}
+        tested = {name: getattr(self, name) for name in _PEOPLE[:2] if getattr(self, name)}
+        return {**cost, **measures, **tested, **people, **({_STOPPED: self.stopped} if self.stopped else {})}
 
     @property
     def is_measured(self) -> bool:
@@ -150,15 +165,6 @@ def _with_tests(workers: dict[str, WorkerRow], told: Mapping[str, Answer]) -> di
     return workers | measured
 
 
-def flat(row: Row) -> FlatRow:
-    """The row with every measure under a name of its own; what isn't known is left out."""
-    measures = _named(row.metrics, "") | _named(row.test, TEST) | _named(row.central, CENTRAL)
-    cost = {name: getattr(row, name) for name in _COST if row.round or name == "round"}
-    people = {name: getattr(row, name) for name in _PEOPLE[2:] if row.round}
-    tested = {name: getattr(row, name) for name in _PEOPLE[:2] if getattr(row, name)}
-    return {**cost, **measures, **tested, **people, **({_STOPPED: row.stopped} if row.stopped else {})}
-
-
 def _named(figures: Figures, prefix: str) -> FlatRow:
     """A measure that is called like another column is told apart from it."""
     names = {name: f"{prefix}{name}" for name in figures}
@@ -168,7 +174,7 @@ def _named(figures: Figures, prefix: str) -> FlatRow:
 
 
 def row_in(flat_row: FlatRow) -> Row:
-    """The row that `flat` made this of, as far as that can be told: of its workers there is nothing.
+    """The row whose `flat` this is, as far as that can be told: of its workers there is nothing.
 
     Raises:
         ProtocolError: It isn't one.
@@ -237,7 +243,7 @@ def _cell(value: object) -> object:
 
 def history_text(rows: Iterable[Row], measures: Iterable[str] = COLUMNS) -> str:
     """history.csv; these measures have a column, known or not, why a run was stopped only where one was."""
-    every = [flat(row) for row in rows]
+    every = [row.flat for row in rows]
     stopped = (_STOPPED,) if any(_STOPPED in row for row in every) else ()
     return csv_text(every, _COST, measures, (*_PEOPLE, *stopped))
 

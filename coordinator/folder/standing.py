@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from coordinator.folder.history import Row, columns_of_measures, flat, values_of
+from coordinator.folder.history import Row, columns_of_measures, values_of
 from coordinator.learning.measure_names import BEST_BY
 from coordinator.learning.stopping import Best, Target, best_of, given_up_on, target_in
 
@@ -43,12 +43,12 @@ class Standing:
 
 def standing_of(history: Iterable[Row], watch: Watch) -> Standing:
     """How a run stands after these rounds."""
-    rows = [flat(row) for row in history]
+    rows = [row.flat for row in history]
     if len(rows) < 2:
         return Standing()
     target = found_target(rows, watch.target)
     values = values_of(rows, target.measure) if target else []
-    known = tuple(columns_of_measures(rows))
+    known = tuple(columns_of_measures(rows)) if watch.target else ()
     return Standing(
         measure=target.measure if target else None,
         best=best_of(values, target) if target else None,

@@ -14,7 +14,6 @@ from broker.model.arrays import is_arrays
 from broker.model.card import ModelCard, write_card
 from broker.model.kinds import apply_kinds
 from broker.wire.tensors import Array, unflatten
-from coordinator.folder.history import flat
 from coordinator.keras.arrays import write_arrays
 from coordinator.keras.building import from_json, one_line, set_weights
 from coordinator.keras.curves import draw_curves
@@ -49,7 +48,7 @@ class Keeper:
         if request["is_held"]:
             Path(request["checkpoint"]).unlink(missing_ok=True)
             return {}
-        draw_curves([flat(row) for row in checkpoint.history], path.with_name("curves.png"))
+        draw_curves([row.flat for row in checkpoint.history], path.with_name("curves.png"))
         return {}
 
     def check(self, request: Request) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from broker.errors import NobodyServes, ProtocolError, UsageError, WarrenError
 from broker.http_server import Caps
 from broker.wire.fields import to_plain
 from broker.wire.plain_json import json_text, read_json
-from coordinator.folder.history import flat, flat_workers, names_of_measures
+from coordinator.folder.history import flat_workers, names_of_measures
 from coordinator.folder.keepsakes import BEST, KEPT
 from coordinator.folder.run_folder import ARRAYS_FILE, KERAS_FILE
 from coordinator.folder.run_index import read_rows
@@ -168,7 +168,7 @@ def _show_run(run: str) -> Response:
     folder, snapshot = _folder(run), scheduler.latest.snapshot
     summary = next((each for each in scheduler.run_index.summaries() if each.id == run), None)
     if snapshot.run == run:
-        history, workers = [flat(row) for row in snapshot.history], flat_workers(snapshot.history)
+        history, workers = [row.flat for row in snapshot.history], flat_workers(snapshot.history)
     else:
         history, workers = read_rows(folder / "history.csv"), read_rows(folder / "workers.csv")
     told = to_plain(summary) if summary else {"id": run}

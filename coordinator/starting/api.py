@@ -18,7 +18,7 @@ from broker.model.arrays import array_names
 from broker.wire.tensors import Array, unflatten
 from coordinator.files import lock_folder, make_folder
 from coordinator.folder.checkpoint import Checkpoint
-from coordinator.folder.history import FlatRow, flat, flat_workers
+from coordinator.folder.history import FlatRow, flat_workers
 from coordinator.folder.run_folder import model_file
 from coordinator.folder.tracking.process import tracked
 from coordinator.keras.process import ModelProcess
@@ -50,7 +50,7 @@ class RunResult:
     @cached_property
     def history(self) -> list[FlatRow]:
         """One dict a round, as history.csv has it: `pandas.DataFrame(result.history)`."""
-        return [flat(row) for row in self.state.history]
+        return [row.flat for row in self.state.history]
 
     @cached_property
     def workers(self) -> list[FlatRow]:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from broker.wire.fields import from_plain
 from coordinator.folder.history import (
     Row,
-    flat,
     history_text,
     names_of_measures,
     row_of,
@@ -73,7 +72,7 @@ def test_each_worker_has_the_figures_of_its_own_images() -> None:
 def test_a_metric_never_takes_the_place_of_a_column() -> None:
     """A metric may be called like anything."""
     row = Row(round=1, seconds=3.0, metrics={"seconds": 0.1, "round": 0.2, "loss": 0.3}, test={"my": 1.0})
-    found = flat(row)
+    found = row.flat
     assert (found["seconds"], found["round"]) == (3.0, 1)
     assert (found["metric_seconds"], found["metric_round"], found["val_my"]) == (0.1, 0.2, 1.0)
     assert names_of_measures([found])[0] == "loss"

@@ -6,7 +6,7 @@ import pytest
 
 from broker.errors import UsageError
 from broker.wire.plain_json import json_text, read_json
-from coordinator.folder.history import Row, flat, history_text, row_in
+from coordinator.folder.history import Row, history_text, row_in
 from coordinator.folder.run_index import read_rows
 from coordinator.folder.standing import Watch, standing_of
 from coordinator.learning.stopping import Best, Target, best_of, given_up_on, is_lower_better, target_in
@@ -128,7 +128,7 @@ def test_the_reason_has_a_column_only_where_there_is_one() -> None:
     ended = Row(round=2, stopped="val_loss has not become better for 2 rounds")
     assert "stopped" not in history_text([Row(round=1)])
     assert history_text([Row(round=1), ended]).splitlines()[0].endswith("rejected,stopped")
-    assert row_in(read_json(json_text(flat(ended)))).stopped == ended.stopped
+    assert row_in(read_json(json_text(ended.flat))).stopped == ended.stopped
 
 
 def test_a_history_with_a_reason_is_read_back(tmp_path: Path) -> None:

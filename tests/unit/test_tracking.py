@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from broker.errors import Interrupted, UsageError
-from coordinator.folder.history import Row, flat, write_history
+from coordinator.folder.history import Row, write_history
 from coordinator.folder.run_json import keep_identity
 from coordinator.folder.tracking import kinds
 from coordinator.folder.tracking.follower import Follower
@@ -40,7 +40,7 @@ class Notes:
 
 def cells(*rows: Row) -> list[dict[str, int | float | str]]:
     return [
-        {name: value for name, value in flat(row).items() if not isinstance(value, tuple | dict)}
+        {name: value for name, value in row.flat.items() if not isinstance(value, tuple | dict)}
         for row in rows
     ]
 
