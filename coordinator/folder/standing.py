@@ -70,7 +70,8 @@ def found_target(rows: Iterable[Mapping[str, Any]], asked: Target | None) -> Tar
     rows = list(rows)
     others = [target_in(name) for name in BEST_BY]
     every = others if asked is None else [asked, *others]
-    return next((each for each in every if values_of(rows, each.measure)), None)
+    named = set[str]().union(*rows)
+    return next((each for each in every if each.measure in named and values_of(rows, each.measure)), None)
 
 
 def _why_enough(values: list[tuple[int, float]], watch: Watch) -> str | None:

@@ -146,6 +146,8 @@ class UpdateSum:
 
         A variance is Σ n v / Σ n + Σ n (m − m̄)² / Σ n, with m̄ = Σ n m / Σ n: as if all examples had been in one place.
         """
+        if not self.statistics.pieces.size:
+            return np.empty(0)  # most models have none
         total, rest = self.statistics.total_and_rest()
         size = total.size - self._num_variances
         result = total[:size] / self.num_examples
