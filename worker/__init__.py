@@ -6,7 +6,7 @@ Contents, from the ground up; nothing imports what stands below it on this page:
     tables/       Examples of any form: named inputs and targets, in memory or streamed, as a model takes them
     data/         A participant's examples, from any file to arrays; nothing here knows of a model or of a broker
     learning/     A model on this site: built from allowed parts, trained, measured and used
-    statistics/   What a site tells of its examples before a training, and what it keeps to itself
+    site/         What leaves this site before a training, and what its operator says to that
     rounds/       Taking part: from a round start that comes in to an update that goes out
     processes/    Training on all cores: one process that takes part, and several behind it that train
     api           `worker.run`, which the command calls, too, and its result

@@ -75,7 +75,7 @@ class StatisticsTold(Message):
     Attributes:
         shape: Of one example.
         num_examples: How many these figures rest on.
-        lows: A bound below each feature's values, for *range*; see `worker.statistics.site`.
+        lows: A bound below each feature's values, for *range*; see `worker.site.telling`.
         highs: A bound above them.
         sums: Σ x · 2^149 of each feature, as `to_bytes` writes it.
         squares: Σ x² · 2^298.

@@ -25,9 +25,9 @@ from broker.wire.statistics import (
 from broker.wire.tensors import InputFacts
 from coordinator.learning.statistics import Statistics, common_edges, flaw_in, put_together
 from worker.data.data_set import Examples
-from worker.statistics.bins import count, tellable
-from worker.statistics.site import SiteStatistics, outward
-from worker.statistics.sums import exact_sums
+from worker.site.bins import count, tellable
+from worker.site.sums import exact_sums
+from worker.site.telling import SiteStatistics, outward
 
 RANGE = StatisticsAsked(asked="a", step="range")
 HISTOGRAM = StatisticsAsked(asked="b", step="histogram", bins=4, lows=(0.0,), highs=(4.0,))

@@ -33,7 +33,7 @@ from worker.rounds.listener import Listener
 from worker.rounds.own_site import OwnSite
 from worker.rounds.participant import Participant, Trained, Trainer, seed_of
 from worker.rounds.uploading import KeptUpdate
-from worker.statistics.site import SiteStatistics
+from worker.site.telling import SiteStatistics
 from worker.tables.table_set import TableSet
 
 logger = logging.getLogger(__name__)

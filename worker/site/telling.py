@@ -19,8 +19,8 @@ from broker.wire.statistics import (
     to_bytes,
 )
 from worker.data.data_set import Dataset
-from worker.statistics.bins import count, tellable
-from worker.statistics.sums import Values, exact_sums
+from worker.site.bins import count, tellable
+from worker.site.sums import Values, exact_sums
 
 _STEPS = 4  #: a told end of a range is 1, 1.25, 1.5 or 1.75 times a power of two
 

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from worker.statistics.sums import Values
+from worker.site.sums import Values
 
 Counts = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]

@@ -1,0 +1,7 @@
+"""What leaves this site before a training, and what its operator says to that.
+
+Contents, from the ground up; nothing imports what stands below it on this page:
+    sums      exact sums of float32 values, as whole numbers
+    bins      counts of values, and which of them may be told
+    telling   what one site has told, and will tell, of its examples
+"""
