@@ -53,6 +53,7 @@ def invite(
     parts: int = 1,
     upload_bytes: int = policies.UPLOAD_BYTES,
     again: bool = False,
+    has_password: bool = True,
 ) -> Login:
     """Create the account of a worker, or of the coordinator, with its queues and its limits.
 
@@ -64,6 +65,7 @@ def invite(
         parts: Over how many processes these may be spread, each of which has queues of its own.
         upload_bytes: How much may wait in each of its queues.
         again: It is there: its rights, limits and queues are set as they should be, its password stays.
+        has_password: Without one, only a certificate of its name logs in.
 
     Raises:
         UsageError: The name can't be a worker's, or has an account already.
@@ -79,8 +81,8 @@ def invite(
         readers = names.readers_of(user, parts)
         queues.make(management, vhost, [*map(worker_queue, readers), *map(upload_queue, readers)])
     # The account comes last: whoever can log in finds all of it, and no moment without limits.
-    password = None if again else secrets.token_urlsafe(_PASSWORD_BYTES)
-    if password is not None:
+    password = secrets.token_urlsafe(_PASSWORD_BYTES) if has_password and not again else None
+    if not again:
         management.put_user(user, password)
     if not is_coordinator:
         _limit(management, user, is_swarm=swarm is not None)

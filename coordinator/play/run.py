@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from broker.allowance import Allowance
-from broker.errors import Interrupted, LinkLost, ModelDiverged, QuorumNotReached, RunStopped
+from broker.errors import Interrupted, LinkLost, LoginRefused, ModelDiverged, QuorumNotReached, RunStopped
 from broker.link.seam import Link
 from broker.logs import LogContext
 from broker.wire import names
@@ -131,6 +131,9 @@ class Run:
         except RunStopped:
             outcome = "stopped"
         except Interrupted:
+            outcome = None
+            raise
+        except LoginRefused:
             outcome = None
             raise
         except LinkLost as exc:
