@@ -270,6 +270,11 @@ class _Bytes(click.ParamType):  # type: ignore[type-arg] # generic from click 8.
 @click.option(
     "--again", is_flag=True, help="It has an account: set rights, limits and queues; keep the password."
 )
+@click.option(
+    "--new-password",
+    is_flag=True,
+    help="The same with another password (or certificate); the former one ends.",
+)
 @_address_options
 def invite(
     name: str,
@@ -277,6 +282,7 @@ def invite(
     parts: int,
     upload_limit: int,
     again: bool,
+    new_password: bool,
     invitation: Path | None,
     by_certificate: bool,
     public_host: str | None,
@@ -297,6 +303,7 @@ def invite(
     broker invite hospital-1 --invitation hospital-1.toml
     broker invite lab --swarm 100
     broker invite hospital-1 --upload-limit 4G --again
+    broker invite hospital-1 --new-password --invitation hospital-1-new.toml
     """
     if invitation is not None:
         check_is_new(invitation)
@@ -320,8 +327,9 @@ def invite(
         upload_bytes=upload_limit,
         again=again,
         has_password=not by_certificate,
+        new_password=new_password,
     )
-    if again:
+    if again and not new_password:
         click.echo(f"{name} has its rights, limits and queues; its password is as it was")
         return
     secret = f"{login.user}:{quote(login.password, safe='')}" if login.password else None

@@ -54,6 +54,7 @@ def invite(
     upload_bytes: int = policies.UPLOAD_BYTES,
     again: bool = False,
     has_password: bool = True,
+    new_password: bool = False,
 ) -> Login:
     """Create the account of a worker, or of the coordinator, with its queues and its limits.
 
@@ -66,6 +67,7 @@ def invite(
         upload_bytes: How much may wait in each of its queues.
         again: It is there: its rights, limits and queues are set as they should be, its password stays.
         has_password: Without one, only a certificate of its name logs in.
+        new_password: It is there, and gets another password; whoever is connected with the former one is cut off.
 
     Raises:
         UsageError: The name can't be a worker's, or has an account already.
@@ -73,6 +75,7 @@ def invite(
     """
     is_coordinator = name == names.COORDINATOR and swarm is None
     user = name if is_coordinator else _user(name, swarm)
+    again = again or new_password
     _check_free(management, name, user, again=again)
     management.api.put("exchanges", vhost, names.EXCHANGE, body={"type": "topic", "durable": True})
     policies.set_policies(management, vhost)
@@ -81,9 +84,12 @@ def invite(
         readers = names.readers_of(user, parts)
         queues.make(management, vhost, [*map(worker_queue, readers), *map(upload_queue, readers)])
     # The account comes last: whoever can log in finds all of it, and no moment without limits.
-    password = secrets.token_urlsafe(_PASSWORD_BYTES) if has_password and not again else None
-    if not again:
+    is_to_set = new_password or not again
+    password = secrets.token_urlsafe(_PASSWORD_BYTES) if has_password and is_to_set else None
+    if is_to_set:
         management.put_user(user, password)
+    if new_password:
+        management.close_connections(user=user)
     if not is_coordinator:
         _limit(management, user, is_swarm=swarm is not None)
         _restrict(management, vhost, user)

@@ -152,6 +152,15 @@ def test_a_certificate_logs_in_as_whom_it_names_and_no_password_does(house: Hous
         assert probe.ask(url, tls=house.broker.access.tls()) is probe.Answer.REFUSED
 
 
+def test_a_password_is_changed_by_a_new_invitation(house: House) -> None:
+    """The former one is refused from then on; account, queues and rights are as they were."""
+    new = house.home / "site-1-new.toml"
+    run(house.home, "invite", "site-1", "--new-password", "--invitation", str(new))
+    former, access = read_invitation(house.invited("site-1")), read_invitation(new)
+    assert probe.ask(former.amqp_url, tls=former.tls()) is probe.Answer.REFUSED
+    assert probe.ask(access.amqp_url, tls=access.tls()) is probe.Answer.READY
+
+
 def opened(access: Access) -> BrokerError:
     """What a role is told that connects so."""
     link = RabbitLink(LinkSettings(access=access, name="test", connect_seconds=1.5))
