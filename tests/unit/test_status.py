@@ -13,7 +13,6 @@ from broker.wire.settings import TrainingSettings
 from coordinator.folder.history import Row, WorkerRow, flat_workers
 from coordinator.learning.membership import Member
 from coordinator.learning.rounds import Answer, RoundRecord, Verdict
-from coordinator.page.prometheus import metrics_text
 from coordinator.play.run_view import RunView, Sighting, describe
 from coordinator.status import (
     BrokerStatus,
@@ -161,18 +160,6 @@ def test_the_table_of_an_idle_coordinator_tells_the_last_outcome() -> None:
     text = status_text(read_status(status_json(serving([], {}, None, last_run=last))), now=0.0)
     assert "mnist-1, is failed: no quorum" in text
     assert "No worker has joined" in text
-
-
-def test_metrics_follow_the_state() -> None:
-    """What Prometheus reads is what the page shows."""
-    status = serving([member("a")], {}, view(), num_dead=3)
-    text = metrics_text(status, is_connected=True)[0].decode()
-    assert "warren_broker_connected 1.0" in text
-    assert "warren_dead_messages_total 3.0" in text
-    assert 'warren_workers{state="invited"} 1.0' in text
-    assert "warren_run_closed_rounds 1.0" in text
-    assert 'warren_model{measure="loss"} 0.5' in text
-    assert b"warren_run_active 0.0" in metrics_text(None, is_connected=False)[0]
 
 
 def test_each_accepted_worker_has_a_row_of_its_own() -> None:
