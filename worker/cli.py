@@ -21,7 +21,7 @@ from worker.data.partition import parse_share
 from worker.data.split import format_table, split
 from worker.learning.evaluation import Evaluation, check_classes, format_evaluation
 from worker.learning.prediction import predict
-from worker.learning.saved_model import LoadedModel, check_scale, load_model
+from worker.learning.saved_model import LoadedModel, check_scale, load_model, suited_to
 from worker.learning.values import Measures, format_answer, format_measures, predict_rows
 from worker.processes.pool import TrainingPool
 from worker.rounds.own_site import OwnSite, open_trainer
@@ -150,6 +150,7 @@ def evaluate_command(
     declared = parse_classes(classes)
     loaded = load_model(model, trusted_by(trusted_modules))
     dataset = open_data(data, for_training=False, shape=loaded.shape or DEFAULT_SHAPE, classes=declared)
+    loaded = suited_to(loaded, dataset.classes)
     if loaded.needs is not None:
         result = measured_by(loaded, dataset.test_rows(loaded.needs), ())
     else:
@@ -466,6 +467,7 @@ def train_alone_command(
     trusted = trusted_by(trusted_modules)
     loaded = load_model(model, trusted)
     dataset = open_data(data, shape=loaded.shape or DEFAULT_SHAPE, classes=declared)
+    loaded = suited_to(loaded, dataset.classes)
     _warn_of_scale(loaded, dataset)
     with Stop(limit_seconds=_LAST_SECONDS) as stop:
         result = train_alone(loaded, dataset, BaselineOptions(**options), stop.event, trusted)

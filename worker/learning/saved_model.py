@@ -2,7 +2,7 @@
 
 import warnings
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,18 @@ def load_model(path: Path, trusted: Trusted = NOTHING) -> LoadedModel:
     _check_card(card, model, shape, path)
     names = tuple(str(label) for label in range(max(2, num_outputs(model))))
     return LoadedModel(model=model, card=card, shape=shape, classes=card.classes if card else names)
+
+
+def suited_to(loaded: LoadedModel, classes: tuple[str, ...]) -> LoadedModel:
+    """The model as data are measured with it: one from elsewhere is no classifier where the data name no classes.
+
+    Args:
+        loaded: With or without a card.
+        classes: Those of the data.
+    """
+    if loaded.card is not None or loaded.needs is not None or classes:
+        return loaded
+    return replace(loaded, shape=(), classes=(), needs=needs_of(loaded.model))
 
 
 def _needs_of(model: Any, card: ModelCard | None, path: Path) -> Needs | None:
