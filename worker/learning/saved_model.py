@@ -8,6 +8,7 @@ from typing import Any
 
 from broker.errors import DataError, ModelError
 from broker.model.archive import read_config
+from broker.model.arrays import NPZ
 from broker.model.card import ModelCard, read_card
 from broker.model.head import num_outputs
 from broker.model.likeness import PIXELS, is_other_scale, scale_difference
@@ -118,6 +119,11 @@ def _check_name(path: Path) -> None:
     expected = "Expected a model saved by Keras as FILE.keras."
     if not path.is_file():
         raise ModelError(f"There is no model at {str(path)!r}. {expected} Check the path.")
+    if path.suffix == NPZ:
+        raise ModelError(
+            f"{str(path)!r} holds named arrays, for a trainer of your own. Try worker evaluate MODEL{NPZ} --trainer "
+            "MODULE:CLASS."
+        )
     if path.suffix != ".keras":
         raise ModelError(f"Can't load the model {str(path)!r}: its name ends in {path.suffix!r}. {expected}")
 
