@@ -196,6 +196,19 @@ def test_a_state_has_the_keys_that_programs_read() -> None:
     }  # fmt: skip
 
 
+def test_weights_that_stay_at_the_workers_are_told_with_the_sites_that_keep_them() -> None:
+    """Which, how many, and at how many sites; of a run that keeps none nothing is said."""
+    run = view(private=("batch_normalization*", "head/*"), num_private=6)
+    status = describe([member("a")], {}, run)
+    assert plain_status(status)["run"]["private"] == {
+        "patterns": ["batch_normalization*", "head/*"], "num_weights": 6, "num_sites": 3,
+    }  # fmt: skip
+    assert read_status(status_json(status)) == status
+    words = "private: batch_normalization*, head/* (6 weights), its own at each of 3 sites"
+    assert words in status_text(status, 10.0)
+    assert "private" not in status_text(describe([member("a")], {}, view()), 10.0)
+
+
 def test_a_status_is_read_back_as_it_was() -> None:
     """Whatever was measured: the row's measures find their places again."""
     row = Row(
