@@ -4,10 +4,12 @@ And what ends a call from Python, where no command line is.
 """
 
 import os
+import re
 import signal
 import socket
 import threading
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -35,6 +37,20 @@ class CommandGroup(click.Group):
         except WarrenError as exc:
             click.echo(f"Error: {exc}", err=True)
             ctx.exit(exc.exit_code)
+
+
+class ByteSize(click.ParamType):  # type: ignore[type-arg] # generic from click 8.3 on
+    """A number of bytes as people write it: 500M, 1G."""
+
+    name = "bytes"
+    _UNITS = MappingProxyType({"": 1, "K": 2**10, "M": 2**20, "G": 2**30})
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number."""
+        found = re.fullmatch(r"([1-9][0-9]{0,14})([KMG]?)", str(value).upper())
+        if found is None:
+            self.fail(f"{value!r} is no size. Expected a number with K, M or G, such as 500M.", param, ctx)
+        return int(found[1]) * self._UNITS[found[2]]
 
 
 def read_environment(group: click.Group) -> None:

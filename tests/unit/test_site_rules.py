@@ -5,12 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from broker.wire.messages import RoundStart
 from broker.wire.settings import TrainingSettings
+from tests.unit.test_messages import EXAMPLES
 from worker.data.data_set import Dataset
 from worker.rounds.site_rules import SiteRules
 from worker.rounds.uploading import Measured
 
 SETTINGS = TrainingSettings(epochs=2, batch_size=4, seed=0)
+START = replace(
+    next(message for message in EXAMPLES if isinstance(message, RoundStart)), participants=3, quorum=2
+)  # of the task mnist
 MEASURED = Measured(
     num_examples=10, metrics={"loss": 1.0}, states={"auc": np.zeros(2)}, global_metrics={"loss": 2.0},
     global_states={"auc": np.zeros(2)}, counts=None, num_test_examples=5, seconds=1.0,
@@ -61,3 +66,42 @@ def test_how_many_examples_of_each_class_is_told_on_request_alone() -> None:
     assert SiteRules().examples_per_class(data()) == ()
     assert SiteRules().of(MEASURED) is MEASURED
     assert SiteRules(share="counts").examples_per_class(data()) == (4, 6)
+
+
+@pytest.mark.parametrize(
+    ("rules", "start", "refusal"),
+    [
+        (SiteRules(), replace(START, participants=0, quorum=0), None),  # a coordinator that doesn't tell
+        (SiteRules(allow_tasks=("chest-*", "mnist")), START, None),
+        (
+            SiteRules(allow_tasks=("MNIST", "mnis")),
+            START,
+            "allows the tasks MNIST, mnis (--allow-task), and not 'mnist'",
+        ),
+        (SiteRules(least_participants=2), START, None),
+        (SiteRules(least_participants=3), START, "may rest on 2 of 3 workers' updates"),
+        (
+            SiteRules(least_participants=2),
+            replace(START, participants=1, quorum=1),
+            "may rest on 1 of 1 workers'",
+        ),
+        (
+            SiteRules(least_participants=2),
+            replace(START, participants=0, quorum=0),
+            "may rest on 0 of 0 workers'",
+        ),
+    ],
+)
+def test_a_round_outside_the_rules_is_refused(
+    rules: SiteRules, start: RoundStart, refusal: str | None
+) -> None:
+    """Which task, and how many take part at the least: the quorum counts, for who else is invited may not answer."""
+    told = rules.refusal_of(start, trains=True)
+    assert told is None if refusal is None else refusal in (told or "")
+
+
+def test_who_only_measures_is_no_participant() -> None:
+    """No model rests on what it says; the task is its operator's affair still."""
+    rules = SiteRules(least_participants=9, allow_tasks=("other",))
+    assert replace(rules, allow_tasks=()).refusal_of(START, trains=False) is None
+    assert rules.refusal_of(START, trains=False) is not None
