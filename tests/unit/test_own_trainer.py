@@ -12,6 +12,7 @@ import pytest
 
 from broker.errors import DataError, ModelError, UsageError, WarrenError
 from broker.model.arrays import arrays_text
+from broker.model.card import read_card
 from broker.wire.messages import Joined, RoundStart
 from broker.wire.settings import TrainingSettings
 from broker.wire.tensors import FLOAT32, TensorSpec, Vector
@@ -24,6 +25,7 @@ from worker.rounds.own_site import OwnSite, open_trainer
 from worker.rounds.own_trainer import OwnTraining
 from worker.rounds.participant import Participant, Trained
 from worker.rounds.site_rules import SiteRules
+from worker.site.global_models import GlobalModels
 from worker.trainer import Evaluated, FitSettings, Fitted, Weights
 
 LAYOUT = (
@@ -75,11 +77,12 @@ def answered(
     stop: threading.Event | None = None,
     weights: Vector = GLOBAL,
     told: list[TrainingProgress] | None = None,
+    keeps: GlobalModels | None = None,
     **participant: Any,
 ) -> Trained | None:
     report = [].append if told is None else told.append
     site = Participant(name="w", data=OwnSite.of(mine, "mine:Mine"), **participant)
-    return OwnTraining().answer(site, start, weights, stop or threading.Event(), report)
+    return OwnTraining(keeps=keeps).answer(site, start, weights, stop or threading.Event(), report)
 
 
 def test_the_difference_of_the_named_arrays_travels() -> None:
@@ -322,3 +325,16 @@ def test_who_has_the_other_kind_is_told_so_before_a_round_opens(model: str, said
     assert reason is not None
     assert said in reason
     assert admission.trainers == ["fits"]
+
+
+def test_the_global_arrays_are_kept_as_they_came_also_where_the_round_is_declined(tmp_path: Path) -> None:
+    """By their names, with a card that says of which round they are; what the trainer makes of them is not there."""
+    with pytest.raises(DataError, match="--least-examples"):
+        answered(Mine(), keeps=GlobalModels(tmp_path, 20), rules=SiteRules(least_examples=11))
+    answered(Mine(), replace(START, round_number=5), keeps=GlobalModels(tmp_path, 20))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r-round-3.npz", "r-round-4.npz"]
+    kept = np.load(tmp_path / "r-round-4.npz")
+    assert {name: kept[name].tolist() for name in kept} == {"kernel": [[0, 1], [2, 3]], "steps": 7, "bias": [4, 5]}
+    card = read_card(tmp_path / "r-round-4.npz")
+    assert card is not None
+    assert (card.task, card.run_id, card.round_number) == ("mine:arrays", "r", 4)

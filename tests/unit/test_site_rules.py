@@ -1,13 +1,19 @@
 """What leaves a site, and which rounds it declines, by its operator's own word."""
 
+import inspect
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from broker.wire.messages import RoundStart
 from broker.wire.settings import TrainingSettings
 from tests.unit.test_messages import EXAMPLES
+from worker.api import WorkResult, run
+from worker.cli import main
 from worker.data.data_set import Dataset
 from worker.rounds.site_rules import SiteRules
 from worker.rounds.uploading import Measured
@@ -105,3 +111,28 @@ def test_who_only_measures_is_no_participant() -> None:
     rules = SiteRules(least_participants=9, allow_tasks=("other",))
     assert replace(rules, allow_tasks=()).refusal_of(START, trains=False) is None
     assert rules.refusal_of(START, trains=False) is not None
+
+
+def test_every_rule_is_an_option_an_environment_variable_and_an_argument(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A site's unit file or container has them in its environment; `worker.run` takes them from Python."""
+    told: dict[str, Any] = {}
+
+    def note(name: str, _data: str | None, **options: Any) -> WorkResult:
+        told.update(options)
+        return WorkResult(name=name, history=[])
+
+    monkeypatch.setattr("worker.cli.run", note)
+    rules: dict[str, tuple[str, object]] = {
+        "allow_tasks": ("mnist chest-*", ("mnist", "chest-*")), "least_participants": ("3", 3), "hours": ("20-6", "20-6"),
+        "threads": ("2", 2), "max_memory": ("4G", 2**32), "keep_models": (str(tmp_path), tmp_path), "keep_last": ("5", 5),
+        "least_examples": ("9", 9), "least_steps": ("8", 8), "share": ("counts", "counts"),
+    }  # fmt: skip
+    environment = {
+        f"WARREN_WORKER_{rule.upper()}".replace("TASKS", "TASK"): text for rule, (text, _) in rules.items()
+    }
+    ran = CliRunner().invoke(main, ["run", "--name", "w", "--data", "x.npz"], env=environment)
+    assert ran.exit_code == 0, ran.output
+    assert {rule: told[rule] for rule in rules} == {rule: value for rule, (_, value) in rules.items()}
+    assert rules.keys() <= inspect.signature(run).parameters.keys()

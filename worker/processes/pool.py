@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from broker.errors import DataError, ModelError, ProtocolError, UsageError, WarrenError
+from broker.logs import format_in_use
 from broker.wire.messages import RoundStart
 from broker.wire.tensors import Vector
 from worker.learning.results import Report
@@ -177,7 +178,7 @@ class _Process:
         self._told: tuple[str, int, str, Path] | None = None
         self._heard: queue.SimpleQueue[Answered | Failed | Said | None] = queue.SimpleQueue()
         self._popen = subprocess.Popen(
-            [sys.executable, "-P", "-m", "worker.processes.child", str(self._folder)],
+            [sys.executable, "-P", "-m", "worker.processes.child", str(self._folder), format_in_use()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=_environment(self._num_threads),

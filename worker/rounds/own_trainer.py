@@ -81,12 +81,12 @@ class OwnTraining:
             raise ModelError(f"{site.called} trains named arrays, and the run's model is Keras's.")
         if self.has_left_behind:
             raise ModelError(f"{site.called} is still at what it was given up over. Start the worker anew.")
+        if self._keeps is not None:
+            _keep(self._keeps, start, named(start, weights))
         fits = participant.trains_in(start)
         if fits:
             _check_terms(site, start)
             _check_rules(participant, start, site.num_train_examples)
-        if self._keeps is not None:
-            _keep(self._keeps, start, named(start, weights))
         found = self._evaluated(site, start, weights)
         if stop.is_set() or found is None:
             return None
