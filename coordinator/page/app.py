@@ -27,9 +27,9 @@ from typing import Any
 from flask import Blueprint, Flask, Response, abort, current_app, jsonify, render_template, request, send_file
 from werkzeug.exceptions import HTTPException
 
-from broker import web
 from broker.errors import NobodyServes, ProtocolError, UsageError, WarrenError
-from broker.http_server import Caps
+from broker.web import origins, pages
+from broker.web.http_server import Caps
 from broker.wire.fields import to_plain
 from broker.wire.plain_json import json_text, read_json
 from coordinator.folder.history import flat_workers, names_of_measures
@@ -90,13 +90,13 @@ def create_app(scheduler: Scheduler, *, host: str, token: str, stop: threading.E
     """
     app = Flask(__name__)
     app.config.update(MAX_CONTENT_LENGTH=_MOST_BODY_BYTES, PAGE=_Page(scheduler, host, token, stop))
-    app.json = web.PageJson(app)
+    app.json = pages.PageJson(app)
     app.before_request(_check_request)
     app.after_request(_add_headers)
     app.register_error_handler(HTTPException, _explain)
     app.register_error_handler(WarrenError, _explain_ours)
     app.register_blueprint(_pages)
-    app.register_blueprint(web.SHARED)
+    app.register_blueprint(pages.SHARED)
     return app
 
 
@@ -262,14 +262,14 @@ def _asked(fields: set[str]) -> dict[str, Any]:
 def _check_request() -> None:
     """Refuse other sites' pages, and changes from other machines without the token."""
     page, headers = _page(), request.headers
-    if not web.is_own_name(headers.get("Host", ""), page.host):
+    if not origins.is_own_name(headers.get("Host", ""), page.host):
         abort(
             403,
             "This page answers under its own address only. Open the one that `coordinator serve` printed.",
         )
     if request.method in ("GET", "HEAD", "OPTIONS"):
         return
-    if not web.is_own_page(headers.get("Origin"), headers.get("Sec-Fetch-Site"), headers["Host"]):
+    if not origins.is_own_page(headers.get("Origin"), headers.get("Sec-Fetch-Site"), headers["Host"]):
         abort(403, "Another site's page may not ask for this.")
     if not _is_local() and not hmac.compare_digest(
         headers.get(TOKEN_HEADER, "").encode(), page.token.encode()
@@ -282,11 +282,11 @@ def _is_local() -> bool:
     is_forwarded = any(
         name in request.headers for name in ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
     )
-    return web.is_loopback(request.remote_addr) and not is_forwarded
+    return origins.is_loopback(request.remote_addr) and not is_forwarded
 
 
 def _add_headers(response: Response) -> Response:
-    response.headers.update(web.HEADERS)
+    response.headers.update(pages.HEADERS)
     return response
 
 

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker import web
 from broker.errors import NameInUse
-from broker.http_server import PageServer
 from broker.link.address import LOCAL_HOSTS
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.logs import LogContext
+from broker.web.http_server import PageServer
+from broker.web.listening import address_of, listen
 from coordinator.files import lock_folder
 from coordinator.folder.run_index import RunIndex
 from coordinator.page.app import CAPS, create_app
@@ -63,13 +63,13 @@ def serve_page(
     """
     token = asked.token or secrets.token_urlsafe(12)
     run_index = RunIndex(asked.runs)
-    with web.listen(asked.host, asked.port) as listener, _locked(asked.runs, stop):
+    with listen(asked.host, asked.port) as listener, _locked(asked.runs, stop):
         link.open()
         try:
             scheduler = Scheduler(link, run_index, at, stop=stop, log=log)
             app = create_app(scheduler, host=asked.host, token=token, stop=stop)
             with PageServer(app, listener, CAPS):
-                _announce(announce, web.address_of(listener, asked.host), asked, token)
+                _announce(announce, address_of(listener, asked.host), asked, token)
                 try:
                     scheduler.serve()
                 finally:

@@ -23,8 +23,8 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from broker import http_server, web
-from broker.http_server import Caps, PageServer
+from broker.web import http_server, listening
+from broker.web.http_server import Caps, PageServer
 from coordinator.page import app as network
 from tests.brokers import wait_until
 from tests.unit.test_clinic import an_xray, look_at_brightness
@@ -40,8 +40,8 @@ Address = str
 
 @contextmanager
 def page_of(app: object, caps: Caps) -> Iterator[Address]:
-    with web.listen("127.0.0.1", 0) as listener, PageServer(app, listener, caps):  # type: ignore[arg-type]
-        yield urlsplit(web.address_of(listener, "127.0.0.1")).netloc
+    with listening.listen("127.0.0.1", 0) as listener, PageServer(app, listener, caps):  # type: ignore[arg-type]
+        yield urlsplit(listening.address_of(listener, "127.0.0.1")).netloc
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from broker import web
 from broker.errors import NobodyServes, UsageError
 from coordinator.folder.history import Row
 from coordinator.folder.run_index import RunIndex
@@ -256,7 +255,7 @@ def test_the_latest_snapshot_counts_changes_alone() -> None:
 )
 def test_only_this_machines_names_are_its_own(header: str, host: str, is_own: bool) -> None:
     """A name that someone else can point here is refused."""
-    assert web.is_own_name(header, host) is is_own
+    assert origins.is_own_name(header, host) is is_own
 
 
 def test_the_header_of_the_token_is_the_one_that_the_page_sends() -> None:
