@@ -9,6 +9,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from broker.errors import NobodyServes, UsageError
+from broker.web import origins
 from coordinator.folder.history import Row
 from coordinator.folder.run_index import RunIndex
 from coordinator.page.app import TOKEN_HEADER, create_app
