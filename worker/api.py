@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from broker.audit import AuditLog, user
 from broker.command import DEFAULT_AMQP_URL, Interruptible, checked_amqp_url
 from broker.errors import UsageError
+from broker.link.address import without_password
 from broker.link.seam import Link
 from broker.logs import LogContext
 from broker.wire.messages import RoundStart
 from broker.wire.names import check_name
 from broker.wire.tensors import Vector
+from broker.wire.versions import release
 from worker.data.classes import parse_classes
 from worker.data.data_set import Dataset, open_data, open_values
 from worker.learning.console import Console
@@ -63,6 +66,7 @@ def run(
     deterministic: bool = False,
     trusted_modules: tuple[str, ...] = (),
     state: Path | str | None = None,
+    audit: Path | str | None = None,
     stop: threading.Event | None = None,
     log: LogContext | None = None,
 ) -> WorkResult:
@@ -92,6 +96,7 @@ def run(
         deterministic: Same seed, same bits; slower.
         trusted_modules: Models may hold the layers, losses and metrics that these installed modules register.
         state: Where weights are kept that stay at this site; None takes this user's own folder.
+        audit: A file that a line is appended to for each round that is taken and each update that leaves; None: none.
         stop: Ends the call when it is set, from any thread.
         log: Told which run and round the story is about.
 
@@ -99,11 +104,13 @@ def run(
         What it did.
 
     Raises:
-        UsageError: The name is none, or in use; neither data nor a trainer.
+        UsageError: The name is none, or in use; neither data nor a trainer; the audit log can't be written.
         DataError: The data can't be used, or the coordinator refused this worker.
         BrokerError: The broker is unreachable, or refused the login.
     """
     rules = SiteRules(share=share, least_examples=least_examples, least_steps=least_steps)
+    audit_log = AuditLog(Path(audit) if audit else None)
+    audit_log.check()
     site = _site_of(name, data, trainer, classes, seed=seed, for_training=not evaluate_only)
     participant = Participant(
         name=check_name(name),
@@ -126,6 +133,8 @@ def run(
     ):
         noting, story = _Noting(training), log or LogContext()
         address = "" if link else checked_amqp_url(amqp_url, insecure=insecure)
+        broker = without_password(address) if address else None
+        audit_log.note("started", worker=name, user=user(), version=release(), broker=broker, share=share)
         link_to = LinkTo(address, f"worker {name}")
         with nullcontext(link) if link else connected(link_to, connect_seconds, ending) as at:
             if at is not None:
@@ -138,6 +147,7 @@ def run(
                     console=Console(),
                     task=task,
                     once=once,
+                    audit_log=audit_log,
                 ).serve()
     return WorkResult(name=name, history=noting.history, has_left_behind=training.has_left_behind)
 

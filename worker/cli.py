@@ -29,7 +29,7 @@ from worker.rounds.own_trainer import OwnTraining
 from worker.rounds.participant import KerasTrainer, Participant
 from worker.rounds.private_parts import PrivateParts, default_folder
 from worker.rounds.site_rules import SHARES
-from worker.rounds.start import LAST_SECONDS, LinkTo, end_process_if_left, take_part
+from worker.rounds.start import LAST_SECONDS, LinkTo, audit_file, end_process_if_left, take_part
 from worker.tables.rows import SUFFIXES
 from worker.tables.table_set import TableSet
 from worker.tensorflow import trusted_by
@@ -295,6 +295,9 @@ def participation_options(function: Any) -> Any:
 )
 @click.option("--least-steps", type=click.IntRange(min=1), default=1, show_default=True,
               help="Decline a round that would take fewer steps.")  # fmt: skip
+@click.option("--audit", metavar="FILE|none",
+              help="Gets a line for each round that is taken and each update that leaves, with bytes and SHA-256.  "
+              "[default: audit.jsonl in this worker's folder in --state]")  # fmt: skip
 @participation_options
 @amqp_url_option
 @log_options
@@ -320,6 +323,7 @@ def run_command(name: str, trainer: str | None, data: str | None, log: LogContex
     5 bad data, or refused by the coordinator.
     """
     log.update(worker=check_name(name))
+    options["audit"] = audit_file(options["audit"], options["state"], name)
     with Stop(limit_seconds=LAST_SECONDS) as stop:
         # That the address is safe, --amqp-url has seen to.
         result = run(name, data, trainer=trainer, insecure=True, stop=stop.event, log=log, **options)

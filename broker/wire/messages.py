@@ -219,6 +219,7 @@ class Joined(Message):
         holds: Its arrays, where they are no examples of classes; `classes` is empty then.
         trusts: Registered names of parts, beside Keras's own, of which it builds models.
         has_trainer: It trains with a trainer of its own: models of named arrays, and none of Keras's.
+        release: The Warren that it runs, e.g. "0.1.0": shown, and nothing is decided by it.
     """
 
     TYPE: ClassVar[str] = "joined"
@@ -236,6 +237,7 @@ class Joined(Message):
     holds: tuple[Held, ...] = ()
     trusts: tuple[str, ...] = ()
     has_trainer: bool = False
+    release: str = ""
 
     def __post_init__(self) -> None:
         require(names.is_worker(self.worker), "a worker's name", self.worker)
@@ -244,7 +246,7 @@ class Joined(Message):
         require_classes(self.classes, self.examples_per_class)
         require_holds(self.holds)
         require_names(self.trusts)
-        require_short(task=self.task, announced=self.announced, token=self.token)
+        require_short(task=self.task, announced=self.announced, token=self.token, release=self.release)
         if self.inputs is not None:
             low, high = self.inputs.low, self.inputs.high
             require(-math.inf < low <= high < math.inf, "a finite range of its examples", (low, high))

@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from broker.audit import AUDIT_FILE, AuditLog, user
 from broker.errors import CheckpointError, Interrupted, LinkLost, NobodyServes, UsageError, WarrenError
 from broker.link.seam import Link
 from broker.logs import LogContext
 from broker.wire.messages import Launch, LaunchAnswered
+from broker.wire.versions import release
 from coordinator.files import lock_folder
 from coordinator.folder.run_index import LaunchRecord, RunIndex, time_text, write_launch
 from coordinator.folder.tracking.process import tracked
@@ -75,7 +77,8 @@ class Scheduler:
         self._at = at
         self._stop = stop
         self._log = log
-        self._session = Session(link, stop=stop, is_lasting=True)
+        self.audit = AuditLog(run_index.folder / AUDIT_FILE)
+        self._session = Session(link, stop=stop, is_lasting=True, audit_log=self.audit)
         self._session.errand = self._between
         self._session.on_launch = self._on_launch
         self._session.tell = self._tell
@@ -106,6 +109,7 @@ class Scheduler:
             Interrupted: Told to stop in the middle of a run; the next `serve` goes on with it.
             NameInUse: Another coordinator works on this virtual host.
         """
+        self.audit.note("serving", user=user(), version=release(), broker=self._at.address)
         self._next = self._unfinished()
         models = ModelProcess()
         try:
@@ -187,6 +191,7 @@ class Scheduler:
     def _end(self, folder: Path, record: LaunchRecord, outcome: str, reason: str | None) -> None:
         if outcome == "failed":
             logger.error("The run %s failed: %s", folder.name, reason)
+            self.audit.note("run-failed", folder=folder.name, task=record.task, reason=reason)
         try:
             write_launch(folder, replace(record, outcome=outcome, reason=reason, ended_at=time_text()))
         except CheckpointError as exc:
