@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 LAUNCH_FILE = "launch.json"
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_TEXT_COLUMNS = frozenset({"accepted", "late", "rejected", "stopped", "worker"})
+_TEXT_COLUMNS = frozenset({"accepted", "late", "rejected", "stopped", "closed_at", "worker"})
 _MOST_HISTORY_BYTES = 32 * 1024 * 1024
 
 Cells = dict[str, int | float | str]  #: one row of a table on disk; what is empty there is missing

@@ -16,6 +16,7 @@ from broker.wire.tensors import Array, InputFacts, as_bytes, sections_of
 from coordinator.folder.checkpoint import Checkpoint, card_of
 from coordinator.folder.history import Row
 from coordinator.folder.run_folder import RunFolder
+from coordinator.folder.run_index import time_text
 from coordinator.folder.standing import Standing, Watch, standing_of
 from coordinator.keras.arrays import refuse_keras_settings
 from coordinator.keras.form import compiled_rate, refuse_decay, refuse_other_rate
@@ -124,7 +125,7 @@ class Committed:
             vector=model.vector,
             integers=tuple(model.integers),
             strategy_state=first_states(strategy, sections_of(model.layout).num_trainable),
-            history=[Row(round=0)],
+            history=[Row(round=0, closed_at=time_text())],
         )
 
     def settle_as_general(self) -> None:
@@ -156,9 +157,11 @@ class Committed:
             ModelDiverged: Its model answers NaN; the round is open still.
         """
         closed = live.closed(seconds, self._work_out, shut_out)
+        if live.aggregate:
+            closed = _with_last(closed, replace(closed.history[-1], closed_at=time_text()))
         standing = standing_of(closed.history, self._watch)
         if standing.enough and live.aggregate and closed.round_number < self._options.rounds:
-            closed = _stopped(closed, standing.enough)
+            closed = _with_last(closed, replace(closed.history[-1], stopped=standing.enough))
         self._keepsakes.hold(self._model, self.present.round_number, standing)
         # Arrays answer nothing by themselves: that they are finite numbers has been seen when they were computed.
         is_tried = live.aggregate is not None and not closed.is_arrays
@@ -268,9 +271,9 @@ class Committed:
         return self._models.work_out(self.present.model_json, sums)
 
 
-def _stopped(closed: Checkpoint, reason: str) -> Checkpoint:
-    """The state with the reason why its round is the last, in its history."""
-    return replace(closed, history=[*closed.history[:-1], replace(closed.history[-1], stopped=reason)])
+def _with_last(closed: Checkpoint, row: Row) -> Checkpoint:
+    """The state with another row for its last round in its history."""
+    return replace(closed, history=[*closed.history[:-1], row])
 
 
 def refuse_class_settings(settings: TrainingSettings) -> None:

@@ -427,6 +427,7 @@ function roundRow(row, run) {
   const line = make("tr");
   const head = make("th", "", row.round === 0 ? "start" : String(row.round));
   head.scope = "row";
+  if (row.closed_at) head.title = `closed ${new Date(row.closed_at).toLocaleString()}`;
   line.append(head);
   const tests = testColumns(run).map(name => fixed(row[`val_${name}`], name === "loss" ? 4 : 3));
   const central = centralColumns(run).map(name => fixed(row[`central_${name}`], name === "loss" ? 4 : 3));
