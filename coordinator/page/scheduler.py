@@ -273,6 +273,7 @@ class Scheduler:
         if must_reach_quorum:
             self._check_quorum(made)
         record = LaunchRecord(task=task, options=as_texts(asked), launched_at=time_text(now))
+        self.run_index.claim(made.out)
         write_launch(made.out, record)
         self._next = _Launched(options=made, record=record)
         logger.info("Launched %s as %s.", task, made.out.name)

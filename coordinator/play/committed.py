@@ -106,7 +106,7 @@ class Committed:
         self.save()
 
     def _first_state(self, model: BuiltModel, strategy: Strategy) -> Checkpoint:
-        run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
         self._log.update(run=run_id)
         logger.info("The model has %d parameters.", model.num_parameters)
         return Checkpoint(
