@@ -90,6 +90,7 @@ def trust_option(function: Any) -> Any:
 
 
 @click.group(name="worker", cls=CommandGroup)
+@click.version_option(package_name="warren")
 def main() -> None:
     """Take part in a federation with data that never leaves this machine, and use the trained model."""
 

@@ -333,6 +333,7 @@ class Scheduler:
             is_ready=self._session.single_reader.is_confirmed,
             workers=told.workers,
             run=told.run,
+            release=told.release,
             last_run=self._last,
             num_dead=self.num_dead,
             runs_stamp=self._runs_stamp,

@@ -1,9 +1,7 @@
 """The coordinator is killed (SIGKILL) and started again with the same command line and folder."""
 
-import json
 import shutil
 import signal
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +11,7 @@ from broker.wire.versions import release
 from tests.faults.actors import Break, undisturbed, undisturbed_median
 from tests.faults.conftest import MakeStage
 from tests.faults.forwarder import Forwarder
-from tests.faults.stage import MANY_PARTS, SMALL_PARTS, WORKERS, Stage
+from tests.faults.stage import MANY_PARTS, SMALL_PARTS, WORKERS, Stage, lines_of
 
 STEPS = {
     "before the first checkpoint": Break(point="checkpoint"),
@@ -132,10 +130,6 @@ def test_a_run_restored_from_an_older_copy_goes_on_at_once(stage: Stage) -> None
     assert "trying again" not in second.said
     stage.assert_same_bits(rounds=4)
     _assert_audited(lines_of(stage.out / AUDIT_FILE), {name: lines_of(log) for name, log in logs.items()})
-
-
-def lines_of(log: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in log.read_text().splitlines()]
 
 
 def _assert_audited(ours: list[dict[str, Any]], theirs: dict[str, list[dict[str, Any]]]) -> None:
