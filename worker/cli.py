@@ -30,7 +30,7 @@ from worker.rounds.own_trainer import OwnTraining, measured_with
 from worker.rounds.participant import KerasTrainer, Participant
 from worker.rounds.private_parts import PrivateParts
 from worker.rounds.site_rules import SHARES, SiteRules
-from worker.rounds.start import LAST_SECONDS, LinkTo, end_process_if_left, take_part
+from worker.rounds.start import LAST_SECONDS, LinkTo, audit_file, end_process_if_left, take_part
 from worker.site.options import common_say_options, say_options
 from worker.site.pausing import pause_command, resume_command
 from worker.site.resting import PauseSwitch, Resting, default_folder, parse_hours
@@ -94,6 +94,7 @@ def trust_option(function: Any) -> Any:
 
 
 @click.group(name="worker", cls=CommandGroup)
+@click.version_option(package_name="warren")
 def main() -> None:
     """Take part in a federation with data that never leaves this machine, and use the trained model."""
 
@@ -313,6 +314,9 @@ def participation_options(function: Any) -> Any:
 @click.option("--least-steps", type=click.IntRange(min=1), default=1, show_default=True,
               help="Decline a round that would take fewer steps.")  # fmt: skip
 @say_options
+@click.option("--audit", metavar="FILE|none",
+              help="Gets a line for each round that is taken and each update that leaves, with bytes and SHA-256.  "
+              "[default: audit.jsonl in this worker's folder in --state]")  # fmt: skip
 @participation_options
 @access_options
 @log_options
@@ -345,6 +349,7 @@ def run_command(
     """
     its = access.named(name)
     log.update(worker=check_name(its))
+    options["audit"] = audit_file(options["audit"], options["state"], its)
     with Stop(limit_seconds=LAST_SECONDS) as stop:
         result = run(its, data, trainer=trainer, access=access, stop=stop.event, log=log, **options)
     end_process_if_left(stop, has_left_behind=result.has_left_behind)
