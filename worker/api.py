@@ -85,7 +85,7 @@ def run(
         once: Leave after one run.
         classes: All classes in the model's order, as "A,B,C"; these data may lack some.
         evaluate_only: Measure each model on these data, and train nothing.
-        share: What leaves besides the update: weights, metrics or counts.
+        share: What leaves besides the update: weights, metrics, counts or statistics; deploy/what-leaves.md lists it.
         least_examples: Decline a round that would train on fewer.
         least_steps: Decline a round that would take fewer steps.
         seed: Of what is held out for tests.

@@ -283,8 +283,9 @@ def participation_options(function: Any) -> Any:
     type=click.Choice(SHARES),
     default="metrics",
     show_default=True,
-    help="What leaves besides the update; counts: also how many examples of each class; statistics: also mean, "
-    "spread, range and histogram of each feature, when a coordinator asks.",
+    help="What leaves besides the update; weights: nothing that can be kept back; metrics: how good models are here; "
+    "counts: also how many examples of each class; statistics: also mean, spread, range and histogram of each feature, "
+    "when a coordinator asks.",
 )
 @click.option(
     "--least-examples",
@@ -299,9 +300,13 @@ def participation_options(function: Any) -> Any:
 @amqp_url_option
 @log_options
 def run_command(name: str, trainer: str | None, data: str | None, log: LogContext, **options: Any) -> None:
-    """Take part in federated training. The data stays here; what travels is weights, and what --share says.
+    """Take part in federated training. The data stays here.
 
-    An update of few examples tells much about them: --least-examples is your say. SECURITY.md tells who sees what.
+    What leaves: what the training changed in the weights, on how many examples, class names, shape and range of the
+    inputs, progress; by default also loss, metrics and how the test examples were answered class by class: --share
+    weights keeps these back. The coordinator reads each update by itself, and one of few examples tells much about
+    them: --least-examples is your say. deploy/what-leaves.md lists every field and who reads it; the log says each
+    round what was sent.
 
     Of DICOM files no tag leaves this machine or gets into a log. A FUNCTION returns (x_train, y_train),
     (x_test, y_test), and after them, if you like, the classes. It waits for a coordinator, serves one run

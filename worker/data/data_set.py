@@ -145,9 +145,10 @@ class Dataset:
             return self.train(shape)
         for name, count in self.examples_per_class.items():
             if count < examples_per_class:
+                # Travels as the reason of a worker that declines: how many there are is for --share counts to tell.
                 raise DataError(
-                    f"The run trains on {examples_per_class} examples per class; {name!r} has {count} here. "
-                    f"Bring more, or start the run with --examples-per-class {count} or less."
+                    f"The run trains on {examples_per_class} examples per class; {name!r} has fewer here. "
+                    "Bring more, or start the run with a smaller --examples-per-class."
                 )
         return _sample(self._train, shape, examples_per_class, rng)
 

@@ -159,7 +159,7 @@ class Listener(threading.Thread):
             task=self._task,
             held=self._hand_over.held(worker),
             announced=self._hand_over.announced(worker),
-            inputs=data.inputs,
+            inputs=participant.rules.inputs(data),
             token=self._token,
             holds=data.holds,
             trusts=participant.trusts,

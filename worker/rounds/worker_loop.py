@@ -200,7 +200,7 @@ class WorkerLoop:
     def _take_answer(self, answered: AnsweredJob) -> None:
         job, update, error = answered.job, answered.update, answered.error
         if error is not None:
-            self._decline(job.worker, job.key, told(error), error)
+            self._decline_for(job.worker, job.key, error)
         elif update is not None and self._hand_over.keep(job, update):
             self._upload_first(update)
 
@@ -263,7 +263,7 @@ class WorkerLoop:
                 for update in updates:
                     self._upload([update])
             else:
-                self._decline(updates[0].worker, updates[0].key, told(exc), exc)
+                self._decline_for(updates[0].worker, updates[0].key, exc)
 
     def _publish(self, updates: list[KeptUpdate]) -> None:
         """Publish the parts, then announce them; an upload queue that is gone is made again.
@@ -290,10 +290,17 @@ class WorkerLoop:
         except BrokerError as exc:
             logger.debug("Declared again in a moment: %s", exc)
 
-    def _decline(self, worker: str, key: RoundKey, reason: str, error: Exception | None = None) -> None:
-        """Tell the coordinator; the traceback of what nobody expected stays in this log."""
+    def _decline_for(self, worker: str, key: RoundKey, error: Exception) -> None:
+        """Tell the coordinator what may be told of an error; a traceback of the unexpected stays in this log."""
         bug = None if isinstance(error, WarrenError) else error
-        logger.error("Can't answer round %d: %s", key.round_number, reason, exc_info=bug)
+        logger.error("Can't answer round %d: %s", key.round_number, told(error), exc_info=bug)
+        self._send_declined(worker, key, self._participants[worker].rules.reason(error))
+
+    def _decline(self, worker: str, key: RoundKey, reason: str) -> None:
+        logger.error("Can't answer round %d: %s", key.round_number, reason)
+        self._send_declined(worker, key, reason)
+
+    def _send_declined(self, worker: str, key: RoundKey, reason: str) -> None:
         declined = Declined(
             worker=worker,
             run_id=key.run_id,
@@ -318,7 +325,8 @@ class WorkerLoop:
             answer = self._sites[job.worker].answer(asked)
         except Exception as exc:  # also a bug is told, and not waited for until the deadline
             logger.warning("Told no statistics: %s", exc, exc_info=not isinstance(exc, WarrenError))
-            return StatisticsRefused(worker=job.worker, asked=asked.asked, reason=told(exc)[:_MOST_SAID])
+            reason = participant.rules.reason(exc)[:_MOST_SAID]
+            return StatisticsRefused(worker=job.worker, asked=asked.asked, reason=reason)
         logger.info("Told the %s of %d examples.", WORDS[asked.step], answer.num_examples)
         return answer
 
