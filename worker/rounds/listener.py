@@ -329,6 +329,7 @@ class Listener(threading.Thread):
             self._let_go()
             incoming = self._known(start) or Incoming(start, self._hand_over.take_spare())
             self._incoming = incoming
+        incoming.account = delivery.user_id or ""
         incoming.workers.update(dict.fromkeys(workers))
         return self._advance(incoming, delivery)
 
@@ -372,6 +373,7 @@ class Listener(threading.Thread):
                     weights=incoming.vector,
                     key=start.held,
                     session=start.session,
+                    account=incoming.account,
                 )
             )
 

@@ -32,6 +32,7 @@ from worker.rounds.hand_over import (
 from worker.rounds.listener import Listener
 from worker.rounds.own_site import OwnSite
 from worker.rounds.participant import Participant, Trained, Trainer, seed_of
+from worker.rounds.round_starts import described
 from worker.rounds.uploading import KeptUpdate
 from worker.site.telling import SiteStatistics
 from worker.tables.table_set import TableSet
@@ -206,7 +207,7 @@ class WorkerLoop:
 
     def _trained(self, job: RoundJob) -> KeptUpdate | None:
         participant = self._participants[job.worker]
-        self._tell_start(participant, job.start)
+        self._tell_start(participant, job)
         trained = self._trainer.answer(
             participant, job.start, job.weights, job.stop, lambda progress: self._report(job, progress)
         )
@@ -279,7 +280,7 @@ class WorkerLoop:
                 self._redeclare([upload_queue(self._reader)])
             elif self._publisher.send([update.announcement() for update in updates]):
                 self._hand_over.note_announced(updates)
-                logger.debug("The coordinator's queue has %d updates.", len(updates))
+                self._tell_sent(updates)
                 return
             self._stop.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
@@ -332,7 +333,8 @@ class WorkerLoop:
 
     # --- the story -----------------------------------------------------------------------------------------
 
-    def _tell_start(self, participant: Participant, start: RoundStart) -> None:
+    def _tell_start(self, participant: Participant, job: RoundJob) -> None:
+        start = job.start
         self._log.update(run=start.run_id, round=start.round_number)
         self._tell_oddity(participant, start)
         if self._is_swarm:
@@ -340,18 +342,7 @@ class WorkerLoop:
         if not participant.trains_in(start):
             logger.info("Measuring the model of round %d.", start.round_number - 1)
             return
-        settings = start.settings
-        rate = "the model's own" if settings.learning_rate is None else f"{settings.learning_rate:g}"
-        logger.info(
-            "Round %d of %d (%s), global weights received. Training started: learning rate %s, epochs %d, "
-            "batch size %d.",
-            start.round_number,
-            start.last_round,
-            start.task,
-            rate,
-            settings.epochs,
-            settings.batch_size,
-        )
+        logger.info("%s", described(start, job.account))
 
     def _tell_oddity(self, participant: Participant, start: RoundStart) -> None:
         """Say once a run where this site's values are of another scale than those of most sites."""
@@ -373,6 +364,11 @@ class WorkerLoop:
             trained.measured.seconds,
             trained.measured.num_examples,
         )
+
+    def _tell_sent(self, updates: list[KeptUpdate]) -> None:
+        """What has left this site, for whoever answers for it; of a swarm in the detailed log alone."""
+        for update in updates:
+            logger.log(logging.DEBUG if self._is_swarm else logging.INFO, "%s", update.sent)
 
     def _report(self, job: RoundJob, progress: TrainingProgress) -> None:
         """Tell how far a training is; that this fails is no reason to lose the training."""
