@@ -5,6 +5,7 @@ import ast
 import pytest
 
 from broker.errors import DataError, ModelError
+from broker.link.access import Access
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.wire.messages import RollCall, UpdateAnnounced
 from broker.wire.tensors import InputFacts
@@ -43,7 +44,7 @@ def test_what_stands_around_every_message_is_listed() -> None:
         for node in ast.walk(ast.parse(publishing))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "pika.BasicProperties"
     )
-    told = LinkSettings(amqp_url="amqp://w:p@localhost", name="worker w").parameters("publish")
+    told = LinkSettings(access=Access(amqp_url="amqp://w:p@localhost"), name="worker w").parameters("publish")
     assert {word.arg for word in properties.keywords} | {*told.client_properties} | {*ENVELOPE} <= around
 
 
