@@ -1,5 +1,6 @@
 """Taking part, asked for from Python: the same as the command's, with the result as an object and our errors raised."""
 
+import logging
 import threading
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -24,8 +25,11 @@ from worker.rounds.private_parts import PrivateParts, default_folder
 from worker.rounds.site_rules import Share, SiteRules
 from worker.rounds.start import LinkTo, connected, trainer_of
 from worker.rounds.worker_loop import WorkerLoop
+from worker.site.check import facts_of, line, lines_of
 from worker.tables.table_set import TableSet
 from worker.tensorflow import trusted_by
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +112,10 @@ def run(
         BrokerError: The broker is unreachable, or refused the login.
     """
     rules = SiteRules(share=share, least_examples=least_examples, least_steps=least_steps)
-    site = _site_of(name, data, trainer, classes, seed=seed, for_training=not evaluate_only)
+    site = site_of(name, data, trainer, classes, seed=seed, for_training=not evaluate_only)
+    for each in lines_of(facts_of(site, _called(trainer or data))):
+        logger.info("%s", each)
+    logger.info("%s", line("  leaves", f"what --share {share} says; deploy/what-leaves.md lists every field"))
     participant = Participant(
         name=check_name(name),
         data=site,
@@ -146,14 +153,25 @@ def run(
     return WorkResult(name=name, history=noting.history, has_left_behind=training.has_left_behind)
 
 
-def _site_of(
+def site_of(
     name: str, data: Any, trainer: Any, classes: str | None, *, seed: int, for_training: bool
 ) -> Dataset | TableSet | OwnSite:
+    """What takes part: data, or a trainer that has them; see `run`.
+
+    Raises:
+        UsageError: Neither is given, or classes with a trainer, which reads its own.
+        DataError: They can't be used.
+    """
     if trainer is None:
         return open_any(data, classes=classes, seed=seed, for_training=for_training, worker=name)
     if classes is not None:
         raise UsageError("--classes are of data that Warren reads; with --trainer the trainer reads its own.")
     return site_with(trainer, data, name)
+
+
+def _called(given: Any) -> str:
+    """Data or a trainer in the log; values have no name."""
+    return str(given) if isinstance(given, str | Path) else type(given).__name__
 
 
 def open_any(

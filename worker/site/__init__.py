@@ -1,7 +1,11 @@
 """What leaves this site before a training, and what its operator says to that.
 
 Contents, from the ground up; nothing imports what stands below it on this page:
-    sums      exact sums of float32 values, as whole numbers
-    bins      counts of values, and which of them may be told
-    telling   what one site has told, and will tell, of its examples
+    sums           exact sums of float32 values, as whole numbers
+    bins           counts of values, and which of them may be told
+    telling        what one site has told, and will tell, of its examples
+    check          what opening the data has found, as a table
+    reaching       whether the broker is reached: certificate, login, queue, clock
+    data_options   how a command is told what the data are
+    check_command  `worker check`
 """
