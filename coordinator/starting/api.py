@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from broker.audit import AUDIT_FILE, AuditLog, user
 from broker.command import DEFAULT_AMQP_URL, Interruptible, checked_amqp_url
 from broker.errors import BrokerUnreachable, Interrupted
 from broker.link.access import Access
@@ -17,6 +18,7 @@ from broker.link.seam import Link
 from broker.logs import LogContext
 from broker.model.arrays import array_names
 from broker.wire.tensors import Array, unflatten
+from broker.wire.versions import release
 from coordinator.files import lock_folder, make_folder
 from coordinator.folder.checkpoint import Checkpoint
 from coordinator.folder.history import FlatRow, flat_workers
@@ -40,6 +42,7 @@ class RunResult:
         path: Its model.keras, or model.npz; None of a simulation, which leaves no files.
         num_dead: How many messages were refused, and are in the queue `dead`.
         state: What was committed last.
+        trusted_modules: What its model may hold.
     """
 
     outcome: Literal["done", "stopped"]
@@ -47,6 +50,7 @@ class RunResult:
     path: Path | None
     num_dead: int
     state: Checkpoint = field(repr=False)
+    trusted_modules: tuple[str, ...] = field(default=(), repr=False)
 
     @cached_property
     def history(self) -> list[FlatRow]:
@@ -79,8 +83,10 @@ class RunResult:
         Raises:
             ModelError: It is a task of arrays.
         """
+        from coordinator.keras.building import trust_modules
         from coordinator.keras.keeper import Keeper
 
+        trust_modules(self.trusted_modules)
         return Keeper().with_weights(self.state)
 
 
@@ -153,23 +159,27 @@ def play(
         WarrenError: See `run`.
     """
     make_folder(asked.out)
+    audit_log = AuditLog(asked.out / AUDIT_FILE)
     with (
         lock_folder(asked.out, wait=asked.standby, stop=stop),
         opened(link, access, "coordinator", connect_seconds, stop) as at,
         ModelProcess(trusted_modules, is_warm=asked.task.is_surely_keras) as models,
         tracked(asked.out, asked.track),
     ):
-        playing = Run(at, asked, models, stop=stop, log=log)
+        audit_log.note(
+            "launched", task=asked.task.name, folder=asked.out.name, user=user(), version=release()
+        )
+        playing = Run(at, asked, models, stop=stop, log=log, audit_log=audit_log)
         console = Console(playing.view)
         playing.each_turn(console.draw)
         try:
             summary = playing.play()
         finally:
             console.end()
-    return result_of(summary, model_file(asked.out))
+    return result_of(summary, model_file(asked.out), trusted_modules)
 
 
-def result_of(summary: Summary, path: Path | None) -> RunResult:
+def result_of(summary: Summary, path: Path | None, trusted_modules: Sequence[str]) -> RunResult:
     """What a caller is given of a run that has ended."""
     return RunResult(
         outcome="stopped" if summary.is_stopped else "done",
@@ -177,6 +187,7 @@ def result_of(summary: Summary, path: Path | None) -> RunResult:
         path=path,
         num_dead=summary.num_dead,
         state=summary.state,
+        trusted_modules=tuple(trusted_modules),
     )
 
 
