@@ -277,6 +277,8 @@ def _own_at(amqp_url: str, home: Path) -> Ours | None:
 def _on_port(amqp_url: str, port: int, management_port: int | None, home: Path) -> PrivateBroker:
     """The private broker of exactly this port, new or as it was recorded."""
     known = PrivateBroker.recorded(home / str(port))
+    if known is not None and known.encryption is not None:
+        raise UsageError(f"The broker on port {port} was started with --tls. Say so again: broker up --tls")
     if known is not None and known.is_running():
         return known
     if not probe.is_free(port):

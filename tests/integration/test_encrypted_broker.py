@@ -134,6 +134,23 @@ def test_there_is_no_guest_and_nothing_without_tls(house: House) -> None:
         Management(f"http://me:{broker.password}@localhost:{broker.management_port}").overview()
 
 
+def test_it_is_not_taken_for_a_broker_of_a_laptop(house: House) -> None:
+    """`broker up` without --tls prints the login of what it finds: not of this one."""
+    command = [
+        sys.executable,
+        "-m",
+        "broker",
+        "up",
+        "--port",
+        str(house.broker.port),
+        "--home",
+        str(house.home),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert house.broker.password not in done.stderr
+
+
 def test_what_is_secret_is_its_owners_alone(house: House) -> None:
     """Keys, invitations and the administrator's login; the folder of it all lets nobody in."""
     assert stat.S_IMODE(house.broker.home.stat().st_mode) == 0o700

@@ -90,6 +90,7 @@ class ConnectionThread(threading.Thread):
         self.generation = 0
         self.last_error: BrokerError | None = None
         self._refusals = Refusals()
+        self._tells = role == "consume"  # of two connections that fail alike, one says so
         self.ready, self.was_ready = threading.Event(), False
         self.alarm = Alarm(f"an alarm at {role}", standstill)
         self.calls = Calls(settings, self.alarm, self._run_soon, self.restart)
@@ -228,7 +229,7 @@ class ConnectionThread(threading.Thread):
         self.alarm.forget()
         self.last_error = error
         self._refusals.note(error, time.monotonic())
-        if self.was_ready and not was_connected:
+        if self._tells and self.was_ready and not was_connected:
             self._tell_why(error)
         self.calls.fail_all(LinkLost(str(error)))
         if was_connected and not self._closing.is_set():
