@@ -215,9 +215,9 @@ class _Bytes(click.ParamType):  # type: ignore[type-arg] # generic from click 8.
 @click.option(
     "--upload-limit",
     type=_Bytes(),
-    default="1G",
-    show_default=True,
-    help="How much may wait in its upload queue, and in the one that it reads; twice the model's size is enough.",
+    metavar="SIZE",
+    help="How much may wait in its upload queue, and in the one that it reads, whatever the model; five times the "
+    "model's size is enough.  [default: 1G, until a run of the account `coordinator` sets what its model needs]",
 )
 @click.option(
     "--again", is_flag=True, help="It has an account: set rights, limits and queues; keep the password."
@@ -227,7 +227,7 @@ def invite(
     name: str,
     swarm: int | None,
     parts: int,
-    upload_limit: int,
+    upload_limit: int | None,
     again: bool,
     amqp_url: str,
     management_url: str | None,

@@ -24,6 +24,7 @@ from coordinator.options import RunOptions
 from coordinator.page.snapshot import LatestSnapshot
 from coordinator.play.run import Run
 from coordinator.play.run_view import RunView, describe
+from coordinator.presence.broker_room import BrokerRoom
 from coordinator.presence.session import Session
 from coordinator.starting.launching import as_texts, make_options, read_options
 from coordinator.status import BrokerStatus, EndedRun, ServingStatus, TaskStatus, status_json
@@ -58,6 +59,7 @@ class Scheduler:
 
     Args:
         at: The broker, as the page shows it.
+        room: What it has room for, where workers were invited.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Scheduler:
         *,
         stop: threading.Event,
         log: LogContext,
+        room: BrokerRoom | None = None,
     ) -> None:
         self.run_index = run_index
         self.latest = LatestSnapshot()
@@ -75,6 +78,7 @@ class Scheduler:
         self._at = at
         self._stop = stop
         self._log = log
+        self._room = room
         self._session = Session(link, stop=stop, is_lasting=True)
         self._session.errand = self._between
         self._session.on_launch = self._on_launch
@@ -176,6 +180,7 @@ class Scheduler:
                     stop=self._stop,
                     log=self._log,
                     session=self._session,
+                    room=self._room,
                 )
                 try:
                     summary = self._run.play()

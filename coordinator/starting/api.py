@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from broker.command import DEFAULT_AMQP_URL, Interruptible, checked_amqp_url
+from broker.command import DEFAULT_AMQP_URL, Interruptible, checked_amqp_url, checked_management_url
 from broker.errors import BrokerUnreachable, Interrupted
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
@@ -25,6 +25,7 @@ from coordinator.keras.process import ModelProcess
 from coordinator.learning.strategies import STRATEGIES, Strategy
 from coordinator.options import RunOptions
 from coordinator.play.run import Run, Summary
+from coordinator.presence.broker_room import BrokerRoom, room_at
 from coordinator.starting.launching import make_options, read_values
 from coordinator.terminal.console import Console
 
@@ -88,6 +89,7 @@ def run(
     out: Path | str,
     *,
     amqp_url: str = DEFAULT_AMQP_URL,
+    management_url: str | None = None,
     insecure: bool = False,
     connect_seconds: float = 10.0,
     link: Link | None = None,
@@ -107,6 +109,7 @@ def run(
         task: A task's name, MODULE:FUNCTION, or a compiled FILE.keras.
         out: The run's folder.
         amqp_url: The broker's address.
+        management_url: Its management page's, as `coordinator run` takes it.
         insecure: Take an amqp:// address beyond this machine, too.
         connect_seconds: How long the first connection is tried.
         link: An open link in place of the address; it stays open.
@@ -130,8 +133,10 @@ def run(
     """
     asked = make_options(task, Path(out), asked_options(strategy, options) | {"standby": standby})
     address = "" if link else checked_amqp_url(amqp_url, insecure=insecure)
+    at_page = checked_management_url(management_url, insecure=insecure)
     with Interruptible(stop) as ending:
-        return play(asked, address, connect_seconds, ending, log or LogContext(), link, trusted_modules)
+        room = None if link else room_at(address, at_page)
+        return play(asked, address, connect_seconds, ending, log or LogContext(), link, trusted_modules, room)
 
 
 def play(
@@ -142,6 +147,7 @@ def play(
     log: LogContext,
     link: Link | None = None,
     trusted_modules: Sequence[str] = (),
+    room: BrokerRoom | None = None,
 ) -> RunResult:
     """Play one run, for a command or a caller: hold the folder, connect, play; all is let go of in the reverse order.
 
@@ -155,7 +161,7 @@ def play(
         ModelProcess(trusted_modules, is_warm=asked.task.is_surely_keras) as models,
         tracked(asked.out, asked.track),
     ):
-        playing = Run(at, asked, models, stop=stop, log=log)
+        playing = Run(at, asked, models, stop=stop, log=log, room=room)
         console = Console(playing.view)
         playing.each_turn(console.draw)
         try:

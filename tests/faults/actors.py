@@ -43,6 +43,7 @@ from coordinator.learning.aggregation import UpdateSum, scale_exponent
 from coordinator.learning.strategies.averages import FedAvg
 from coordinator.options import RunOptions
 from coordinator.play.run import Run
+from coordinator.presence.broker_room import room_at
 from coordinator.tasks import Task, TaskDefaults, resolve
 from tests.steps import next_weights
 from worker.data.data_set import open_data
@@ -114,6 +115,7 @@ class Options:
         crashes: So many trainings raise what nobody expects.
         classes: Of its data.
         data: What a worker trains on with Keras; for a coordinator: its model is Keras's, a small one.
+        management_url: Where a coordinator asks for room at the broker; by default it doesn't.
         example: In place of the stand-ins a task of arrays, and the trainer of one's own in the same module.
     """
 
@@ -137,6 +139,7 @@ class Options:
     classes: tuple[str, ...] = CLASSES
     data: str = ""
     example: str = ""
+    management_url: str = ""
     trainings: str = ""
     claim_seconds: float = 20.0
     connect_seconds: float = 20.0
@@ -410,13 +413,14 @@ def play_coordinator(options: Options, link: RabbitLink, stop: Stop, log: logs.L
     make_models: Any = lambda: nullcontext(StandInModels(options.size))  # noqa: E731
     if options.data or options.example:
         make_models = lambda: ModelProcess(is_warm=asked.task.is_surely_keras)  # noqa: E731
+    room = room_at(options.amqp_url, options.management_url) if options.management_url else None
     try:
         make_folder(asked.out)
         with lock_folder(asked.out, wait=asked.standby, stop=stop.event):
             link.open()
             try:
                 with make_models() as models:
-                    summary = Run(link, asked, models, stop=stop.event, log=log).play()
+                    summary = Run(link, asked, models, stop=stop.event, log=log, room=room).play()
             finally:
                 link.close()
     except Interrupted as exc:
