@@ -1,14 +1,19 @@
 """What may wait at the broker is what the model of a run needs: less for an enemy, and enough for everybody else."""
 
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pika
+import pika.exceptions
 import pytest
 
 from broker.hosting.management import Management
 from broker.hosting.policies import UPLOAD_BYTES
 from broker.hosting.private import PrivateBroker
 from broker.hosting.probe import vhost_of
+from broker.wire.names import EXCHANGE
 from tests.attacks.conftest import Invite
 from tests.attacks.test_accounts import MEGABYTE, channel_to, filled, waiting_in
 from tests.faults.stage import MANY_PARTS, SMALL_PARTS, Stage
@@ -100,3 +105,81 @@ def test_who_was_given_too_little_says_so_and_holds_nobody_up(
     assert "tight was invited with an --upload-limit below one update of this model, 2 MB" in coordinator.said
     with channel_to(vhost) as admin:
         assert waiting_in(admin, "upload.tight") == 0
+
+
+@contextmanager
+def flood(amqp_url: str, queue: str, end: threading.Event) -> Iterator[list[int]]:
+    """While the block lasts, put messages into another's queue, beside one's own, by a BCC header; how many."""
+    sent = [0]
+
+    def run() -> None:
+        properties = pika.BasicProperties(user_id="evil", headers={"BCC": [queue]})
+        with suppress(pika.exceptions.AMQPError), channel_to(amqp_url) as channel:
+            while not end.is_set():
+                with suppress(pika.exceptions.NackError):  # its own queue, or the other's, is full
+                    channel.basic_publish(EXCHANGE, "worker.evil", bytes(50_000), properties)
+                    sent[0] += 1
+
+    enemy = threading.Thread(target=run, daemon=True)
+    enemy.start()
+    try:
+        yield sent
+    finally:
+        end.set()
+        enemy.join(10)
+
+
+def checks_every_key(management: Management) -> bool:
+    """Whether this RabbitMQ asks for the right to each routing key, those in the headers, too."""
+    return int(management.overview()["rabbitmq_version"].partition(".")[0]) >= 4
+
+
+def test_the_enemy_fills_the_queue_that_another_reads_and_changes_nothing(
+    vhost: str, invite: Invite, broker: PrivateBroker, management: Management, stage: Stage
+) -> None:
+    """The enemy holds an account. On RabbitMQ 3 it puts messages into the queue that another worker reads, by CC or BCC
+    headers, to have round starts refused, or dropped before they are read, and to fill that worker's memory. From 4 on
+    the broker refuses that. On 3 the queue drops its oldest rather than refuse the coordinator's; who is there reads
+    all of it, and takes no notice; who is away is sent the round start when it comes."""
+    as_coordinator, as_enemy, as_victim = invite("coordinator"), invite("evil"), invite("victim")
+    stage.worker("honest", amqp_url=invite("honest"), train_seconds=3.0, num_examples=100)
+    with flood(as_enemy, "worker.victim", threading.Event()) as sent:
+        asked = {"amqp_url": as_coordinator, "management_url": as_page(broker, as_coordinator)}
+        coordinator = stage.coordinator(rounds=3, run={"workers": 1, "quorum": 1}, **asked)
+        stage.wait_for_round(1, 60)
+        with channel_to(vhost) as admin:
+            assert waiting_in(admin, "worker.victim") * 50_000 <= UPLOAD_BYTES
+        victim = stage.worker("victim", amqp_url=as_victim)
+        assert [actor.ended() for actor in (coordinator, victim)] == [0, 0], stage.story
+        assert (sent[0] == 0) == checks_every_key(management)
+    last = stage.checkpoint.history[-1]
+    assert set(last.accepted) == {"honest", "victim"}, stage.story
+
+
+def test_the_enemy_fills_another_s_upload_queue_and_is_named(
+    vhost: str, invite: Invite, broker: PrivateBroker, management: Management, stage: Stage
+) -> None:
+    """The enemy holds an account. On RabbitMQ 3 it fills the upload queue of another, that its updates be refused, to
+    have the round wait for them without end, or end the run. It does keep that one's large updates out, for as long as
+    it goes on; but that worker says so in half a minute, the round closes with the quorum, and the run's history, and
+    its page, name who did it. From 4 on the broker refuses that."""
+    as_coordinator, as_enemy = invite("coordinator"), invite("evil")
+    names = ("honest", "victim")
+    for name in names:
+        stage.worker(name, amqp_url=invite(name), patches={"worker.rounds.uploading:_REFUSED_SECONDS": 1.0})
+    with flood(as_enemy, "upload.victim", threading.Event()):
+        if not checks_every_key(management):
+            with channel_to(vhost) as admin:
+                stage.wait(lambda: waiting_in(admin, "upload.victim") > 100, 20, "a full queue")
+        run = {"workers": 2, "quorum": 1, "grace_seconds": 50.0}
+        asked = {"amqp_url": as_coordinator, "management_url": as_page(broker, as_coordinator)}
+        stage.coordinator(rounds=1, run=run, **asked)
+        assert [actor.ended() for actor in stage.actors] == [0, 0, 0], stage.story
+    (row,) = stage.checkpoint.history[1:]
+    if checks_every_key(management):
+        assert set(row.accepted) == set(names)
+    else:
+        assert set(row.accepted) == {"honest"}
+        assert "upload queue is full" in row.rejected["victim"]
+        assert row.rejected["evil"] == "sent 32 messages that were rejected"
+        assert row.seconds < 40
