@@ -141,17 +141,18 @@ def test_the_enemy_fills_the_queue_that_another_reads_and_changes_nothing(
     headers, to have round starts refused, or dropped before they are read, and to fill that worker's memory. From 4 on
     the broker refuses that. On 3 the queue drops its oldest rather than refuse the coordinator's; who is there reads
     all of it, and takes no notice; who is away is sent the round start when it comes."""
-    as_coordinator, as_enemy, as_victim = invite("coordinator"), invite("evil"), invite("victim")
+    as_coordinator, as_enemy = invite("coordinator"), invite("evil")
+    as_victim = invite("victim", upload_bytes=4 * MEGABYTE)
     stage.worker("honest", amqp_url=invite("honest"), train_seconds=3.0, num_examples=100)
     with flood(as_enemy, "worker.victim", threading.Event()) as sent:
         asked = {"amqp_url": as_coordinator, "management_url": as_page(broker, as_coordinator)}
         coordinator = stage.coordinator(rounds=3, run={"workers": 1, "quorum": 1}, **asked)
         stage.wait_for_round(1, 60)
         with channel_to(vhost) as admin:
-            assert waiting_in(admin, "worker.victim") * 50_000 <= UPLOAD_BYTES
+            assert waiting_in(admin, "worker.victim") * 50_000 <= 4 * MEGABYTE
         victim = stage.worker("victim", amqp_url=as_victim)
         assert [actor.ended() for actor in (coordinator, victim)] == [0, 0], stage.story
-        assert (sent[0] == 0) == checks_every_key(management)
+        assert sent[0] > 1000 or checks_every_key(management)
     last = stage.checkpoint.history[-1]
     assert set(last.accepted) == {"honest", "victim"}, stage.story
 
