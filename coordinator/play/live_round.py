@@ -27,6 +27,7 @@ from coordinator.play.fetching import Fetcher
 from coordinator.play.log_text import listed
 from coordinator.play.round_start import Invitation, each_addressed
 from coordinator.play.unacknowledged import Unacknowledged
+from coordinator.presence.broker_room import BrokerRoom
 from coordinator.presence.session import Session
 
 logger = logging.getLogger(__name__)
@@ -41,13 +42,14 @@ _ITEM_BYTES: dict[Precision, int] = {"float32": 4, "float16": 2, "int8": 1}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tools:
-    """What every round of a run is played with."""
+    """What every round of a run is played with; the room is None where nobody was invited."""
 
     session: Session
     folder: RunFolder
     unacknowledged: Unacknowledged
     strategy: Strategy
     spares: Spares
+    room: BrokerRoom | None = None
 
 
 class LiveRound:
@@ -120,6 +122,15 @@ class LiveRound:
         """Which round this is, to the audit log."""
         record = self.record
         return {"run": record.run_id, "round": record.round_number, "attempt": record.attempt}
+
+    def _invite(self, workers: Iterable[str]) -> None:
+        """Let the round start go out, once the broker has room for it and for what comes back."""
+        session, room = self._tools.session, self._tools.room
+        readers = session.roster.by_reader(workers)
+        if room is not None:
+            processes = {reader: session.roster.num_of_reader(them[0]) for reader, them in readers.items()}
+            room.make(self._base.layout, self.record.part_bytes, processes)
+        self._invitation.send(session.publisher, readers, session.number, len(self.record.selected))
 
     def keep(self) -> None:
         """Fsync the round as it is."""
@@ -304,11 +315,6 @@ class LiveRound:
         self._asked.difference_update(workers)
         logger.info("Round %d is sent to %s.", self.record.round_number, listed(workers))
         self._invite(workers)
-
-    def _invite(self, workers: Sequence[str]) -> None:
-        session = self._tools.session
-        readers = session.roster.by_reader(workers)
-        self._invitation.send(session.publisher, readers, session.number, len(self.record.selected))
 
     # --- looking after it ----------------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ from worker.rounds.listener import Listener
 from worker.rounds.own_site import OwnSite
 from worker.rounds.participant import Participant, Trained, Trainer, seed_of
 from worker.rounds.round_starts import described
-from worker.rounds.uploading import KeptUpdate
+from worker.rounds.uploading import KeptUpdate, Refusals
 from worker.site.resting import Resting
 from worker.site.telling import SiteStatistics
 from worker.tables.table_set import TableSet
@@ -281,13 +281,18 @@ class WorkerLoop:
         """Publish the parts, then announce them; an upload queue that is gone is made again.
 
         A full one is tried again with growing pauses: the coordinator may empty it.
+
+        Raises:
+            ModelError: It stays full.
         """
-        pause = _WAIT_SECONDS
+        pause, refusals = _WAIT_SECONDS, Refusals(self._link.account)
         while not self._stop.is_set():
             updates = [update for update in updates if self._hand_over.begin_upload(update)]
             if not updates:
                 return
             if not self._publisher.send([part for update in updates for part in update.parts()]):
+                is_refused, is_alone = self._publisher.is_refused, self._hand_over.is_alone(updates[0])
+                refusals.note(updates[0], is_refused=is_refused, is_alone=is_alone, now=time.monotonic())
                 self._redeclare([upload_queue(self._reader)])
             elif self._publisher.send([update.announcement() for update in updates]):
                 self._hand_over.note_announced(updates)
