@@ -9,6 +9,7 @@ from broker.errors import BrokerError
 from broker.hosting import probe, server
 from broker.hosting.management import Management
 from broker.hosting.policies import Need, make_room
+from broker.link.access import Access
 from broker.wire import names
 from broker.wire.tensors import FLOAT32, Layout, part_count, sections_of
 
@@ -81,12 +82,13 @@ class BrokerRoom:
             logger.warning(text, *words)
 
 
-def room_at(amqp_url: str, management_url: str | None) -> BrokerRoom | None:
+def room_at(access: Access, management_url: str | None = None) -> BrokerRoom | None:
     """The room at a broker; None for another login than the coordinator's own, which invited workers don't hear."""
-    if probe.login_of(amqp_url)[0] != names.COORDINATOR:
+    if access.account != names.COORDINATOR:
         return None
-    url = server.known_management_url(amqp_url, management_url, server.default_home())
-    return BrokerRoom(Management(url, timeout_seconds=_REQUEST_SECONDS), probe.vhost_of(amqp_url))
+    url = server.known_management_url(access, management_url, server.default_home())
+    management = Management(url, timeout_seconds=_REQUEST_SECONDS, tls=access.tls())
+    return BrokerRoom(management, probe.vhost_of(access.amqp_url))
 
 
 def needs_of(layout: Layout, part_bytes: int, processes: Mapping[str, int]) -> dict[str, Need]:
