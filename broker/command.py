@@ -211,17 +211,6 @@ def checked_amqp_url(url: str, *, insecure: bool = False) -> str:
     return check_amqp_url(url) if insecure else check_not_in_clear(check_amqp_url(url))
 
 
-def checked_management_url(url: str | None, *, insecure: bool = False) -> str | None:
-    """An address as --management-url takes it; None is none.
-
-    Raises:
-        UsageError: It is no address, or sends a password in the clear beyond this machine and is not `insecure`.
-    """
-    if not url:
-        return None
-    return check_management_url(url) if insecure else check_not_in_clear(check_management_url(url))
-
-
 def management_url_option(function: _Function) -> _Function:
     """Add --management-url; `access_options` must stand beside it."""
     return click.option(

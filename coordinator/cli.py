@@ -110,7 +110,7 @@ def run(
                 stop.event,
                 log,
                 trusted_modules=trusted_modules,
-                room=room_at(access, management_url),
+                management_url=management_url,
             )
         except Interrupted as exc:
             click.echo(str(exc), err=True)

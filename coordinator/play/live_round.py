@@ -15,7 +15,7 @@ from broker.wire.settings import Precision, TrainingSettings
 from broker.wire.tensors import FLOAT32, Layout, sections_of
 from broker.wire.transfer import Digest
 from coordinator.folder.checkpoint import Checkpoint
-from coordinator.folder.history import row_of, with_measures
+from coordinator.folder.history import row_of, with_measures, within_bounds
 from coordinator.folder.run_folder import RunFolder
 from coordinator.learning.aggregation import capacity, examine
 from coordinator.learning.measures import WorkOut
@@ -34,6 +34,10 @@ logger = logging.getLogger(__name__)
 
 _PRESENCE_SECONDS = 5.0
 _REASON_LENGTH = 2000
+_REASONS_LENGTH = (
+    4 * 2**20
+)  #: of all in a round: a swarm that declines with long ones must not fill the checkpoint
+_LEAST_REASON = 100
 _MOST_SENT = 5  #: round starts to one worker that says it has none, at once
 _SENT_AGAIN_SECONDS = 30.0
 _MOST_TORN = 4  #: uploads of one worker in an attempt that were announced and not all there
@@ -123,15 +127,6 @@ class LiveRound:
         record = self.record
         return {"run": record.run_id, "round": record.round_number, "attempt": record.attempt}
 
-    def _invite(self, workers: Iterable[str]) -> None:
-        """Let the round start go out, once the broker has room for it and for what comes back."""
-        session, room = self._tools.session, self._tools.room
-        readers = session.roster.by_reader(workers)
-        if room is not None:
-            processes = {reader: session.roster.num_of_reader(them[0]) for reader, them in readers.items()}
-            room.make(self._base.layout, self.record.part_bytes, processes)
-        self._invitation.send(session.publisher, readers, session.number, len(self.record.selected))
-
     def keep(self) -> None:
         """Fsync the round as it is."""
         arrays = self.aggregate.save() if self.aggregate else []
@@ -219,7 +214,7 @@ class LiveRound:
         if declined.attempt < self.record.attempt or not self.round.waits_for(declined.worker):
             self._put_away(delivery, declined.worker)
             return
-        reason = declined.reason[:_REASON_LENGTH]
+        reason = shortened(declined.reason, len(self.record.invited))
         logger.warning("%s can't answer: %s", declined.worker, reason)
         sender = {"worker": declined.worker, "account": delivery.user_id}
         self._tools.folder.audit.hold("declined", **self._told, **sender, reason=reason)
@@ -316,6 +311,15 @@ class LiveRound:
         logger.info("Round %d is sent to %s.", self.record.round_number, listed(workers))
         self._invite(workers)
 
+    def _invite(self, workers: Iterable[str]) -> None:
+        """Let the round start go out, once the broker has room for it and for what comes back."""
+        session, room, record = self._tools.session, self._tools.room, self.record
+        readers = session.roster.by_reader(workers)
+        if room is not None:
+            processes = {reader: session.roster.num_of_reader(them[0]) for reader, them in readers.items()}
+            room.make(self._base.layout, record.part_bytes, processes)
+        self._invitation.send(session.publisher, readers, session.number, len(record.selected))
+
     # --- looking after it ----------------------------------------------------------------------------------
 
     def look_after(self) -> None:
@@ -375,7 +379,7 @@ class LiveRound:
             next_attempt=1,
             vector=self.aggregate.next_weights(base.vector, state, self._staging),
             strategy_state=state,
-            history=[*history, row],
+            history=within_bounds([*history, row]),
         )
 
     def end(self) -> None:
@@ -400,6 +404,12 @@ class LiveRound:
         for reader in readers:
             with self._tools.session.until_link_is_back():
                 self._tools.session.link.purge(names.worker_queue(reader))
+
+
+def shortened(reason: str, num_invited: int) -> str:
+    """Why one of so many can't answer, as it is kept and told."""
+    share = max(_LEAST_REASON, _REASONS_LENGTH // num_invited)
+    return reason[: min(_REASON_LENGTH, share)]
 
 
 def _travelled(precision: Precision, layout: Layout) -> int:

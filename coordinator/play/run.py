@@ -72,8 +72,8 @@ class Run:
     Args:
         session: The place at the broker where to play, if it lasts longer than this run.
         folder: Where what is committed is kept; the folder of the options, unless another is given.
-        audit_log: Told what happens, unless the session has one.
         room: What the broker has room for, where workers were invited.
+        audit_log: Told what happens, unless the session has one.
     """
 
     def __init__(
@@ -86,8 +86,8 @@ class Run:
         log: LogContext,
         session: Session | None = None,
         folder: RunFolder | None = None,
-        audit_log: audit.AuditLog = audit.OFF,
         room: BrokerRoom | None = None,
+        audit_log: audit.AuditLog = audit.OFF,
     ) -> None:
         self._session = session or Session(link, stop=stop, standby=options.standby, audit_log=audit_log)
         if session is None:

@@ -82,14 +82,13 @@ class BrokerRoom:
             logger.warning(text, *words)
 
 
-def room_at(access: Access, management_url: str | None) -> BrokerRoom | None:
+def room_at(access: Access, management_url: str | None = None) -> BrokerRoom | None:
     """The room at a broker; None for another login than the coordinator's own, which invited workers don't hear."""
-    if probe.login_of(access.amqp_url)[0] != names.COORDINATOR:
+    if access.account != names.COORDINATOR:
         return None
     url = server.known_management_url(access, management_url, server.default_home())
-    return BrokerRoom(
-        Management(url, timeout_seconds=_REQUEST_SECONDS, tls=access.tls()), probe.vhost_of(access.amqp_url)
-    )
+    management = Management(url, timeout_seconds=_REQUEST_SECONDS, tls=access.tls())
+    return BrokerRoom(management, probe.vhost_of(access.amqp_url))
 
 
 def needs_of(layout: Layout, part_bytes: int, processes: Mapping[str, int]) -> dict[str, Need]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from broker.audit import AUDIT_FILE, AuditLog, user
-from broker.command import DEFAULT_AMQP_URL, Interruptible, checked_amqp_url, checked_management_url
+from broker.command import DEFAULT_AMQP_URL, Interruptible, checked_amqp_url
 from broker.errors import BrokerUnreachable, Interrupted
 from broker.link.access import Access
 from broker.link.rabbitmq.rabbit_link import RabbitLink
@@ -28,7 +28,7 @@ from coordinator.keras.process import ModelProcess
 from coordinator.learning.strategies import STRATEGIES, Strategy
 from coordinator.options import RunOptions
 from coordinator.play.run import Run, Summary
-from coordinator.presence.broker_room import BrokerRoom, room_at
+from coordinator.presence.broker_room import room_at
 from coordinator.starting.launching import make_options, read_values
 from coordinator.terminal.console import Console
 
@@ -96,7 +96,6 @@ def run(
     out: Path | str,
     *,
     amqp_url: str = DEFAULT_AMQP_URL,
-    management_url: str | None = None,
     insecure: bool = False,
     access: Access | None = None,
     connect_seconds: float = 10.0,
@@ -117,7 +116,6 @@ def run(
         task: A task's name, MODULE:FUNCTION, or a compiled FILE.keras.
         out: The run's folder.
         amqp_url: The broker's address.
-        management_url: Its management page's, as `coordinator run` takes it.
         insecure: Take an amqp:// address beyond this machine, too.
         access: Address, authority and certificate, such as `broker.link.invitation.read_invitation(path)`, in place of
             the address.
@@ -143,10 +141,8 @@ def run(
     """
     asked = make_options(task, Path(out), asked_options(strategy, options) | {"standby": standby})
     given = access or Access(amqp_url=checked_amqp_url(amqp_url, insecure=insecure))
-    at_page = checked_management_url(management_url, insecure=insecure)
     with Interruptible(stop) as ending:
-        room = None if link else room_at(given, at_page)
-        return play(asked, given, connect_seconds, ending, log or LogContext(), link, trusted_modules, room)
+        return play(asked, given, connect_seconds, ending, log or LogContext(), link, trusted_modules)
 
 
 def play(
@@ -157,7 +153,7 @@ def play(
     log: LogContext,
     link: Link | None = None,
     trusted_modules: Sequence[str] = (),
-    room: BrokerRoom | None = None,
+    management_url: str | None = None,
 ) -> RunResult:
     """Play one run, for a command or a caller: hold the folder, connect, play; all is let go of in the reverse order.
 
@@ -175,6 +171,7 @@ def play(
         audit_log.note(
             "launched", task=asked.task.name, folder=asked.out.name, user=user(), version=release()
         )
+        room = None if link else room_at(access, management_url)
         playing = Run(at, asked, models, stop=stop, log=log, audit_log=audit_log, room=room)
         console = Console(playing.view)
         playing.each_turn(console.draw)

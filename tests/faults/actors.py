@@ -420,7 +420,8 @@ def play_coordinator(options: Options, link: RabbitLink, stop: Stop, log: logs.L
     make_models: Any = lambda: nullcontext(StandInModels(options.size))  # noqa: E731
     if options.data or options.example:
         make_models = lambda: ModelProcess(is_warm=asked.task.is_surely_keras)  # noqa: E731
-    room = room_at(Access(amqp_url=options.amqp_url), options.management_url) if options.management_url else None
+    access = Access(amqp_url=options.amqp_url, management_url=options.management_url or None)
+    room = room_at(access) if options.management_url else None
     try:
         make_folder(asked.out)
         with lock_folder(asked.out, wait=asked.standby, stop=stop.event):
@@ -428,8 +429,10 @@ def play_coordinator(options: Options, link: RabbitLink, stop: Stop, log: logs.L
             try:
                 with make_models() as models:
                     audit_log = AuditLog(asked.out / AUDIT_FILE)
-                    run = Run(link, asked, models, stop=stop.event, log=log, audit_log=audit_log, room=room)
-                    summary = run.play()
+                    playing = Run(
+                        link, asked, models, stop=stop.event, log=log, audit_log=audit_log, room=room
+                    )
+                    summary = playing.play()
             finally:
                 link.close()
     except Interrupted as exc:

@@ -79,8 +79,8 @@ def test_room_is_asked_for_once_and_a_trouble_told_once(
 
 def test_where_nobody_was_invited_nothing_is_asked() -> None:
     """On a laptop all are guest, and no queue has a limit."""
-    assert room_at(Access(amqp_url="amqp://guest:guest@localhost/"), None) is None
-    assert room_at(Access(amqp_url="amqp://coordinator:x@localhost/"), None) is not None
+    assert room_at(Access(amqp_url="amqp://guest:guest@localhost/")) is None
+    assert room_at(Access(amqp_url="amqp://coordinator:x@localhost/")) is not None
 
 
 def test_an_update_is_given_up_when_nothing_makes_room_for_it() -> None:
