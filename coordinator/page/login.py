@@ -124,7 +124,7 @@ def show_form() -> str | AnyResponse:
 
 
 def _form(error: str) -> str:
-    return render_template("login.html", error=error, has_read_token=_access().read_token is not None)
+    return render_template("login.html", error=error, access=_access())
 
 
 @LOGIN.post("/login")

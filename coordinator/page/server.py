@@ -80,7 +80,7 @@ def _locked(runs: Path, stop: threading.Event) -> Iterator[None]:
 def _announce(announce: Callable[[str], None], address: str, asked: ServeOptions, access: Access) -> None:
     """Say where the page is, and how it is opened; a token that somebody chose is not printed."""
     announce(f"The network's page is open at {_public_address(address, access)}")
-    if access.trusts_loopback and asked.is_local:
+    if access.trusts_loopback and asked.is_local and not access.is_behind_proxy:
         return
     if access.trusts_loopback:
         logger.warning("From this machine no token is needed, nor through a proxy on it that adds no header.")
