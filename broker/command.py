@@ -62,8 +62,14 @@ def read_environment(group: click.Group) -> None:
         for option in command.params:
             if isinstance(option, click.Option):
                 # As it is typed (--allow-task), and as the code calls it, by which it was read before.
-                called = dict.fromkeys((max(option.opts, key=len).lstrip("-").replace("-", "_"), str(option.name)))
-                names = [each for its in called for each in _environment_names(str(group.name), str(command.name), its)]
+                called = dict.fromkeys(
+                    (max(option.opts, key=len).lstrip("-").replace("-", "_"), str(option.name))
+                )
+                names = [
+                    each
+                    for its in called
+                    for each in _environment_names(str(group.name), str(command.name), its)
+                ]
                 given = [option.envvar] if isinstance(option.envvar, str) else list(option.envvar or ())
                 option.envvar = [*names, *given]
 

@@ -93,6 +93,11 @@ class Scheduler:
         return self._link.is_connected
 
     @property
+    def takes_messages(self) -> bool:
+        """Whether the broker takes messages now: not while it is away, nor during an alarm."""
+        return self._link.takes_messages
+
+    @property
     def num_dead(self) -> int:
         """How many messages were copied to `dead` since this process started."""
         return self._session.validator.num_dead

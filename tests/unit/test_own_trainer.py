@@ -334,7 +334,11 @@ def test_the_global_arrays_are_kept_as_they_came_also_where_the_round_is_decline
     answered(Mine(), replace(START, round_number=5), keeps=GlobalModels(tmp_path, 20))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r-round-3.npz", "r-round-4.npz"]
     kept = np.load(tmp_path / "r-round-4.npz")
-    assert {name: kept[name].tolist() for name in kept} == {"kernel": [[0, 1], [2, 3]], "steps": 7, "bias": [4, 5]}
+    assert {name: kept[name].tolist() for name in kept} == {
+        "kernel": [[0, 1], [2, 3]],
+        "steps": 7,
+        "bias": [4, 5],
+    }
     card = read_card(tmp_path / "r-round-4.npz")
     assert card is not None
     assert (card.task, card.run_id, card.round_number) == ("mine:arrays", "r", 4)

@@ -538,7 +538,15 @@ function stopPolling() {
 async function pollOnce() {
   try {
     const response = await fetch("api/state");
+    if (response.status === 401) location.assign("login");  // the coordinator was started anew
     if (response.ok) take(await response.json());
+  } catch { showConnections(false); }
+}
+
+async function logOut() {
+  try {
+    await fetch("logout", { method: "POST" });
+    location.assign("login");
   } catch { showConnections(false); }
 }
 
@@ -546,5 +554,6 @@ $("launch").addEventListener("submit", launch);
 for (const kind of ["input", "change"]) $("launch").addEventListener(kind, onInput);
 $("stop").addEventListener("click", () => ask("api/stop", { now: false }));
 $("stop-now").addEventListener("click", () => ask("api/stop", { now: true }));
+if ($("log-out")) $("log-out").addEventListener("click", logOut);
 setInterval(tickSeen, 1000);
 listen();
