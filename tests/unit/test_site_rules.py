@@ -125,8 +125,9 @@ def test_every_rule_is_an_option_an_environment_variable_and_an_argument(
 
     monkeypatch.setattr("worker.cli.run", note)
     rules: dict[str, tuple[str, object]] = {
-        "allow_tasks": ("mnist chest-*", ("mnist", "chest-*")), "least_participants": ("3", 3), "hours": ("20-6", "20-6"),
-        "threads": ("2", 2), "max_memory": ("4G", 2**32), "keep_models": (str(tmp_path), tmp_path), "keep_last": ("5", 5),
+        "allow_tasks": ("mnist chest-*", ("mnist", "chest-*")), "least_participants": ("3", 3),
+        "hours": ("20-6", "20-6"), "threads": ("2", 2), "max_memory": ("4G", 2**32),
+        "keep_models": (str(tmp_path), tmp_path), "keep_last": ("5", 5),
         "least_examples": ("9", 9), "least_steps": ("8", 8), "share": ("counts", "counts"),
     }  # fmt: skip
     environment = {
