@@ -37,6 +37,7 @@ class WorkerStatus:
         last_seen: Seconds since 1970.
         state: In one word.
         detail: What is to be said about that.
+        release: The Warren that it runs; empty where it does not say so.
     """
 
     name: str
@@ -50,6 +51,7 @@ class WorkerStatus:
     state: str
     detail: str | None
     progress: ProgressStatus | None
+    release: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +95,21 @@ class BestStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrivateStatus:
+    """What stays at the workers.
+
+    Attributes:
+        patterns: Of the weights that do.
+        num_weights: How many these are; 0 before the model is built.
+        num_sites: Workers present that train in the run: each keeps its own.
+    """
+
+    patterns: tuple[str, ...]
+    num_weights: int
+    num_sites: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatus:
     """The run under way, without its history.
 
@@ -102,6 +119,7 @@ class RunStatus:
         history_stamp: Another one when the history is another.
         stop_when: What must go on becoming better, if anything must.
         patience: Rounds for which it may not.
+        private: Weights that stay at the workers, if any do.
     """
 
     id: str
@@ -122,6 +140,7 @@ class RunStatus:
     best: BestStatus | None = None
     stop_when: str | None = None
     patience: int | None = None
+    private: PrivateStatus | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,10 +186,15 @@ class TaskStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """What goes on at a coordinator that plays one run."""
+    """What goes on at a coordinator that plays one run.
+
+    Attributes:
+        release: The Warren that it runs; empty of one that does not say so.
+    """
 
     workers: tuple[WorkerStatus, ...]
     run: RunStatus | None
+    release: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

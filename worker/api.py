@@ -1,5 +1,6 @@
 """Taking part, asked for from Python: the same as the command's, with the result as an object and our errors raised."""
 
+import logging
 import threading
 from collections.abc import Callable
 from contextlib import closing, nullcontext
@@ -8,13 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from broker.audit import AuditLog, user
 from broker.command import DEFAULT_AMQP_URL, Interruptible, checked_amqp_url
 from broker.errors import UsageError
+from broker.link.access import Access
 from broker.link.seam import Link
 from broker.logs import LogContext
 from broker.wire.messages import RoundStart
 from broker.wire.names import check_name
 from broker.wire.tensors import Vector
+from broker.wire.versions import release
 from worker.data.classes import parse_classes
 from worker.data.data_set import Dataset, open_data, open_values
 from worker.learning.console import Console
@@ -27,11 +31,14 @@ from worker.rounds.private_parts import PrivateParts
 from worker.rounds.site_rules import Share, SiteRules
 from worker.rounds.start import EndingTrainer, LinkTo, connected
 from worker.rounds.worker_loop import WorkerLoop
+from worker.site.check import facts_of, line, lines_of
 from worker.site.global_models import GlobalModels
 from worker.site.memory import require_measurable
 from worker.site.resting import PauseSwitch, Resting, default_folder, parse_hours
 from worker.tables.table_set import TableSet
 from worker.tensorflow import trusted_by
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +64,7 @@ def run(
     trainer: Any = None,
     amqp_url: str = DEFAULT_AMQP_URL,
     insecure: bool = False,
+    access: Access | None = None,
     connect_seconds: float = 10.0,
     link: Link | None = None,
     task: str | None = None,
@@ -77,6 +85,7 @@ def run(
     deterministic: bool = False,
     trusted_modules: tuple[str, ...] = (),
     state: Path | str | None = None,
+    audit: Path | str | None = None,
     stop: threading.Event | None = None,
     log: LogContext | None = None,
 ) -> WorkResult:
@@ -93,13 +102,15 @@ def run(
             one as `trainer(data=..., worker=...)`; or MODULE:CLASS. None trains Keras models.
         amqp_url: The broker's address.
         insecure: Take an amqp:// address beyond this machine, too.
+        access: Address, authority and certificate, such as `broker.link.invitation.read_invitation(path)`, in place of
+            the address.
         connect_seconds: How long the first connection is tried.
         link: An open link in place of the address; it stays open.
         task: The only one to take part in; None takes part in any.
         once: Leave after one run.
         classes: All classes in the model's order, as "A,B,C"; these data may lack some.
         evaluate_only: Measure each model on these data, and train nothing.
-        share: What leaves besides the update: weights, metrics or counts.
+        share: What leaves besides the update: weights, metrics, counts or statistics; deploy/what-leaves.md lists it.
         least_examples: Decline a round that would train on fewer.
         least_steps: Decline a round that would take fewer steps.
         allow_tasks: Decline rounds of tasks whose name fits none of these patterns, as in "chest-*"; none: take any.
@@ -114,6 +125,7 @@ def run(
         trusted_modules: Models may hold the layers, losses and metrics that these installed modules register.
         state: Where weights are kept that stay at this site, and whether `worker pause` paused this worker; None takes
             this user's own folder.
+        audit: A file that a line is appended to for each round that is taken and each update that leaves; None: none.
         stop: Ends the call when it is set, from any thread.
         log: Told which run and round the story is about.
 
@@ -121,7 +133,8 @@ def run(
         What it did.
 
     Raises:
-        UsageError: The name is none, or in use; neither data nor a trainer; hours that are none.
+        UsageError: The name is none, or in use; neither data nor a trainer; hours that are none; the audit
+            log can't be written.
         DataError: The data can't be used, or the coordinator refused this worker.
         BrokerError: The broker is unreachable, or refused the login.
     """
@@ -134,7 +147,12 @@ def run(
     )
     folder = Path(state) if state else default_folder()
     resting = Resting(PauseSwitch(folder, check_name(name)), parse_hours(hours) if hours else None)
-    site = _site_of(name, data, trainer, classes, seed=seed, for_training=not evaluate_only)
+    audit_log = AuditLog(Path(audit) if audit else None)
+    audit_log.check()
+    site = site_of(name, data, trainer, classes, seed=seed, for_training=not evaluate_only)
+    for each in lines_of(facts_of(site, _called(trainer or data))):
+        logger.info("%s", each)
+    logger.info("%s", line("  leaves", f"what --share {share} says; deploy/what-leaves.md lists every field"))
     participant = Participant(
         name=check_name(name),
         data=site,
@@ -158,8 +176,10 @@ def run(
         ) as training,
     ):
         noting, story = _Noting(training), log or LogContext()
-        address = "" if link else checked_amqp_url(amqp_url, insecure=insecure)
-        link_to = LinkTo(address, f"worker {name}")
+        given = access or Access(amqp_url=checked_amqp_url(amqp_url, insecure=insecure))
+        broker = None if link else given.address
+        audit_log.note("started", worker=name, user=user(), version=release(), broker=broker, share=share)
+        link_to = LinkTo(given, f"worker {name}")
         with nullcontext(link) if link else connected(link_to, connect_seconds, ending) as at:
             if at is not None:
                 WorkerLoop(
@@ -172,6 +192,7 @@ def run(
                     task=task,
                     once=once,
                     resting=resting,
+                    audit_log=audit_log,
                 ).serve()
     return WorkResult(name=name, history=noting.history, has_left_behind=training.has_left_behind)
 
@@ -196,14 +217,25 @@ def _trainer_of(
     return TrainingPool([participant], 1, make, threads=threads, max_memory=max_memory)
 
 
-def _site_of(
+def site_of(
     name: str, data: Any, trainer: Any, classes: str | None, *, seed: int, for_training: bool
 ) -> Dataset | TableSet | OwnSite:
+    """What takes part: data, or a trainer that has them; see `run`.
+
+    Raises:
+        UsageError: Neither is given, or classes with a trainer, which reads its own.
+        DataError: They can't be used.
+    """
     if trainer is None:
         return open_any(data, classes=classes, seed=seed, for_training=for_training, worker=name)
     if classes is not None:
         raise UsageError("--classes are of data that Warren reads; with --trainer the trainer reads its own.")
     return site_with(trainer, data, name)
+
+
+def _called(given: Any) -> str:
+    """Data or a trainer in the log; values have no name."""
+    return str(given) if isinstance(given, str | Path) else type(given).__name__
 
 
 def open_any(

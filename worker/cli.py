@@ -9,11 +9,12 @@ from typing import Any
 
 import click
 
-from broker.command import CommandGroup, Stop, amqp_url_option, log_options, read_environment
+from broker.command import CommandGroup, Stop, access_options, log_options, read_environment
 from broker.errors import EXIT_DONE, DataError, UsageError
+from broker.link.access import Access
 from broker.logs import LogContext
 from broker.wire.names import check_name
-from worker.api import run
+from worker.api import run, site_of
 from worker.baseline import BaselineOptions, measured_by, save_alone, train_alone
 from worker.data.classes import parse_classes
 from worker.data.data_set import DEFAULT_SHAPE, Dataset, open_data
@@ -21,15 +22,17 @@ from worker.data.partition import parse_share
 from worker.data.split import format_table, split
 from worker.learning.evaluation import Evaluation, check_classes, format_evaluation
 from worker.learning.prediction import predict
-from worker.learning.saved_model import LoadedModel, check_scale, load_model
+from worker.learning.saved_model import LoadedModel, check_scale, load_model, suited_to
 from worker.learning.values import Measures, format_answer, format_measures, predict_rows
 from worker.processes.pool import TrainingPool
 from worker.rounds.own_site import OwnSite, open_trainer
-from worker.rounds.own_trainer import OwnTraining
+from worker.rounds.own_trainer import OwnTraining, measured_with
 from worker.rounds.participant import KerasTrainer, Participant
 from worker.rounds.private_parts import PrivateParts
 from worker.rounds.site_rules import SHARES, SiteRules
-from worker.rounds.start import LAST_SECONDS, LinkTo, end_process_if_left, take_part
+from worker.rounds.start import LAST_SECONDS, LinkTo, audit_file, end_process_if_left, take_part
+from worker.site.check_command import check_command
+from worker.site.data_options import classes_option, data_option, trainer_option, trust_option
 from worker.site.options import common_say_options, say_options
 from worker.site.pausing import pause_command, resume_command
 from worker.site.resting import PauseSwitch, Resting, default_folder, parse_hours
@@ -42,57 +45,9 @@ logger = logging.getLogger(__name__)
 _FILE = click.Path(path_type=Path)
 _LAST_SECONDS = 10.0  # what a training that is told to stop may still take
 
-_DATA_HELP = (
-    "A folder of class folders (optionally under train/ and test/), an .npz (x_train, y_train, ...; several inputs as "
-    "x_train.NAME), or MODULE:FUNCTION (arrays, dicts of them, pandas, a Dataset, the function of a generator). Images "
-    "are JPEG, PNG, GIF, BMP, WebP, TIFF or DICOM; those in one sub-folder of a class are one patient's."
-)
-
-
-def data_option(function: Any) -> Any:
-    """Add --data and what belongs to it."""
-    return click.option("--data", required=True, help=_DATA_HELP)(classes_option(function))
-
-
-def trainer_option(function: Any) -> Any:
-    """Add --trainer and --data, of which one at least must be given."""
-    trainer = click.option(
-        "--trainer",
-        metavar="MODULE:CLASS",
-        help="Take part in tasks of arrays with a trainer of your own, importable from the current folder; it is "
-        "made as CLASS(data=..., worker=...). No TensorFlow is needed.",
-    )
-    data = click.option(
-        "--data", help=f"{_DATA_HELP} With --trainer: whatever that makes of it; may be left out."
-    )
-    return trainer(data(classes_option(function)))
-
-
-def classes_option(function: Any) -> Any:
-    """Add --classes."""
-    return click.option(
-        "--classes",
-        metavar="A,B,C",
-        help="All classes in the model's order; this data may lack some. For arrays: the names of the labels "
-        "0, 1, 2 and so on, or the labels themselves; none: y is a number to be learned. [default: as found, or "
-        "as the data declares: "
-        "classes.txt in the folder, `classes` in the .npz, a third value from FUNCTION]",
-    )(function)
-
-
-def trust_option(function: Any) -> Any:
-    """Add --trust-module."""
-    return click.option(
-        "--trust-module",
-        "trusted_modules",
-        multiple=True,
-        metavar="MODULE",
-        help="A model may hold the layers, losses and metrics that this module, installed here, registers; may be "
-        "repeated.  [default: only Keras's own]",
-    )(function)
-
 
 @click.group(name="worker", cls=CommandGroup)
+@click.version_option(package_name="warren")
 def main() -> None:
     """Take part in a federation with data that never leaves this machine, and use the trained model."""
 
@@ -132,13 +87,14 @@ def split_command(
 
 @main.command(name="evaluate", short_help="Measure a model on a data set.")
 @click.argument("model", type=_FILE)
-@data_option
+@trainer_option
 @trust_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @log_options
 def evaluate_command(
     model: Path,
-    data: str,
+    trainer: str | None,
+    data: str | None,
     classes: str | None,
     trusted_modules: tuple[str, ...],
     as_json: bool,
@@ -146,13 +102,25 @@ def evaluate_command(
 ) -> None:
     """Measure MODEL on the test part of a data set, or on all of one that has no test part.
 
+    With --trainer, MODEL is the model.npz of a run of named arrays, and the trainer measures it; it is made with the
+    worker's name "evaluate".
+
     \b
     worker evaluate runs/demo/model.keras --data chest_xray
     worker evaluate runs/demo/model.keras --data chest_xray/test --json
+    worker evaluate runs/mine/model.npz --trainer my_trainer:Trainer --data ward-7
     """
+    for site in _own_sites(trainer, data, classes, ["evaluate"]):
+        own = measured_with(site, model)
+        measures = Measures(num_examples=own.num_examples, metrics=dict(own.metrics))
+        click.echo(json.dumps(measures.to_dict()) if as_json else format_measures(measures))
+        return
+    if data is None:
+        raise UsageError("Expected --data, or --trainer MODULE:CLASS.")
     declared = parse_classes(classes)
     loaded = load_model(model, trusted_by(trusted_modules))
     dataset = open_data(data, for_training=False, shape=loaded.shape or DEFAULT_SHAPE, classes=declared)
+    loaded = suited_to(loaded, dataset.classes)
     if loaded.needs is not None:
         result = measured_by(loaded, dataset.test_rows(loaded.needs), ())
     else:
@@ -279,15 +247,16 @@ def participation_options(function: Any) -> Any:
 
 
 @main.command(name="run", short_help="Take part with this machine's data.")
-@click.option("--name", required=True, help="This worker's name: a-z, 0-9 and '-'.")
+@click.option("--name", help="This worker's name: a-z, 0-9 and '-'.  [default: whom the invitation is for]")
 @click.option("--evaluate-only", is_flag=True, help="Measure each model on this data, and train nothing.")
 @click.option(
     "--share",
     type=click.Choice(SHARES),
     default="metrics",
     show_default=True,
-    help="What leaves besides the update; counts: also how many examples of each class; statistics: also mean, "
-    "spread, range and histogram of each feature, when a coordinator asks.",
+    help="What leaves besides the update; weights: nothing that can be kept back; metrics: how good models are here; "
+    "counts: also how many examples of each class; statistics: also mean, spread, range and histogram of each feature, "
+    "when a coordinator asks.",
 )
 @click.option(
     "--least-examples",
@@ -299,13 +268,23 @@ def participation_options(function: Any) -> Any:
 @click.option("--least-steps", type=click.IntRange(min=1), default=1, show_default=True,
               help="Decline a round that would take fewer steps.")  # fmt: skip
 @say_options
+@click.option("--audit", metavar="FILE|none",
+              help="Gets a line for each round that is taken and each update that leaves, with bytes and SHA-256.  "
+              "[default: audit.jsonl in this worker's folder in --state]")  # fmt: skip
 @participation_options
-@amqp_url_option
+@access_options
 @log_options
-def run_command(name: str, trainer: str | None, data: str | None, log: LogContext, **options: Any) -> None:
-    """Take part in federated training. The data stays here; what travels is weights, and what --share says.
+def run_command(
+    name: str | None, access: Access, trainer: str | None, data: str | None, log: LogContext, **options: Any
+) -> None:
+    """Take part in federated training. The data stays here.
 
-    An update of few examples tells much about them: --least-examples is your say. SECURITY.md tells who sees what.
+    What leaves: what the training changed in the weights, on how many examples, class names, shape and range of the
+    inputs, progress; by default also loss, metrics and how the test examples were answered class by class: --share
+    weights keeps these back. The coordinator reads each update by itself, and one of few examples tells much about
+    them: --least-examples is your say. deploy/what-leaves.md lists every field and who reads it; the log says each
+    round what was sent.
+
     A round outside your rules is declined with its reason, before its weights are taken; the worker stays joined.
     `worker pause` has it take none for now.
 
@@ -321,16 +300,17 @@ def run_command(name: str, trainer: str | None, data: str | None, log: LogContex
     worker run --name hospital-1 --data x-rays --allow-task 'chest-*' --least-participants 3 --hours 20-6
     worker run --name hospital-1 --data x-rays --threads 4 --max-memory 8G --keep-models received
     worker run --name hospital-1 --trainer my_trainer:Trainer --data ward-7
-    worker run --name hospital-1 --data x-rays --amqp-url amqps://hospital-1:SECRET@broker.example/%2F
+    worker run --invitation hospital-1.toml --data x-rays
 
     \b
     Exit codes: 0 done or stopped, 2 usage or the name is in use, 3 broker unreachable or login refused,
     5 bad data, or refused by the coordinator.
     """
-    log.update(worker=check_name(name))
+    its = access.named(name)
+    log.update(worker=check_name(its))
+    options["audit"] = audit_file(options["audit"], options["state"], its)
     with Stop(limit_seconds=LAST_SECONDS) as stop:
-        # That the address is safe, --amqp-url has seen to.
-        result = run(name, data, trainer=trainer, insecure=True, stop=stop.event, log=log, **options)
+        result = run(its, data, trainer=trainer, access=access, stop=stop.event, log=log, **options)
     end_process_if_left(stop, has_left_behind=result.has_left_behind)
 
 
@@ -354,7 +334,9 @@ def _own_sites(trainer: str | None, data: str | None, classes: str | None, names
 
 @main.command(name="swarm", short_help="Many logical workers in one process.")
 @click.option("--count", type=click.IntRange(min=1, max=100_000), required=True, help="How many.")
-@click.option("--name", default="swarm", show_default=True, help="They are NAME.1 to NAME.COUNT.")
+@click.option(
+    "--name", help="They are NAME.1 to NAME.COUNT.  [default: whom the invitation is for, or swarm]"
+)
 @click.option("--partition", "scheme", default="iid", show_default=True, metavar="iid|shards|dirichlet:ALPHA",
               help="How alike their parts of the data are.")  # fmt: skip
 @click.option("--part", metavar="I/K", default="1/1",
@@ -363,11 +345,11 @@ def _own_sites(trainer: str | None, data: str | None, classes: str | None, names
               help="Train in N processes behind this one, on one partition; 0: one for each core.")  # fmt: skip
 @common_say_options
 @participation_options
-@amqp_url_option
+@access_options
 @log_options
 def swarm_command(
     count: int,
-    name: str,
+    name: str | None,
     scheme: str,
     part: str,
     processes: int,
@@ -380,7 +362,7 @@ def swarm_command(
     classes: str | None,
     seed: int,
     trusted_modules: tuple[str, ...],
-    amqp_url: str,
+    access: Access,
     log: LogContext,
     **options: Any,
 ) -> None:
@@ -399,7 +381,7 @@ def swarm_command(
     worker swarm --count 100 --data mnist.npz --processes 0
     worker swarm --count 100 --part 1/2 --data mnist.npz    and    --part 2/2 in another terminal
     """
-    check_name(name)
+    name = check_name(access.named(name or (None if access.name else "swarm")))
     log.update(worker=name)
     state = options["state"] or default_folder()
     resting = Resting(PauseSwitch(state, name), parse_hours(hours) if hours else None)
@@ -417,7 +399,7 @@ def swarm_command(
     ]
     part_number, _, parts = part.partition("/")
     reader = name if int(parts) == 1 else f"{name}.{int(part_number)}"
-    link_to = LinkTo(amqp_url, f"swarm {reader}")
+    link_to = LinkTo(access, f"swarm {reader}")
     private = PrivateParts(state, saves_model=False)
     keras = partial(
         KerasTrainer,
@@ -489,6 +471,7 @@ def train_alone_command(
     trusted = trusted_by(trusted_modules)
     loaded = load_model(model, trusted)
     dataset = open_data(data, shape=loaded.shape or DEFAULT_SHAPE, classes=declared)
+    loaded = suited_to(loaded, dataset.classes)
     _warn_of_scale(loaded, dataset)
     with Stop(limit_seconds=_LAST_SECONDS) as stop:
         result = train_alone(loaded, dataset, BaselineOptions(**options), stop.event, trusted)
@@ -498,5 +481,7 @@ def train_alone_command(
         save_alone(loaded, out)
     click.echo(json.dumps(result.to_dict()) if as_json else _formatted(result, dataset.classes))
 
+
+main.add_command(check_command(site_of))
 
 read_environment(main)  # at the end: it goes through the commands above

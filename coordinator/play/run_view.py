@@ -7,6 +7,7 @@ from typing import Literal
 
 from broker.wire.messages import Progress
 from broker.wire.settings import TrainingSettings
+from broker.wire.versions import release
 from coordinator.folder.history import Row
 from coordinator.folder.standing import Standing
 from coordinator.learning.membership import Member
@@ -14,6 +15,7 @@ from coordinator.learning.rounds import Answer, RoundRecord, Verdict
 from coordinator.presence.session import Sighting
 from coordinator.status import (
     BestStatus,
+    PrivateStatus,
     ProgressStatus,
     RoundStatus,
     RunStatus,
@@ -42,6 +44,8 @@ class RunView:
         standing: The best round so far.
         stop_when: What must go on becoming better, if anything must.
         patience: Rounds for which it may not.
+        private: Patterns of weights that stay at the workers.
+        num_private: How many weights these are.
     """
 
     folder: str
@@ -65,12 +69,16 @@ class RunView:
     standing: Standing = field(default_factory=Standing)
     stop_when: str | None = None
     patience: int = 1
+    private: tuple[str, ...] = ()
+    num_private: int = 0
 
 
 def describe(members: Iterable[Member], sightings: Mapping[str, Sighting], view: RunView | None) -> Status:
     """What goes on at a coordinator: the workers, and the run under way."""
     return Status(
-        workers=describe_workers(members, sightings, view), run=describe_run(view) if view else None
+        workers=describe_workers(members, sightings, view),
+        run=describe_run(view) if view else None,
+        release=release(),
     )
 
 
@@ -120,6 +128,7 @@ def _describe(
         state=state,
         detail=detail,
         progress=_progress(progress) if progress and state == "training" else None,
+        release=member.release,
     )
 
 
@@ -203,7 +212,14 @@ def describe_run(view: RunView) -> RunStatus:
         best=_best(view.standing),
         stop_when=view.stop_when,
         patience=view.patience if view.stop_when else None,
+        private=_private(view),
     )
+
+
+def _private(view: RunView) -> PrivateStatus | None:
+    if not view.private:
+        return None
+    return PrivateStatus(patterns=view.private, num_weights=view.num_private, num_sites=len(view.present))
 
 
 def _best(standing: Standing) -> BestStatus | None:

@@ -6,6 +6,7 @@ from coordinator.folder.history import Row
 from coordinator.learning.measure_names import best_known_first
 from coordinator.status import (
     EndedRun,
+    PrivateStatus,
     ProgressStatus,
     RunStatus,
     ServingStatus,
@@ -29,6 +30,8 @@ def status_text(status: Status, now: float) -> str:
         parts.append(columns([_HEAD, *(_worker_cells(worker, now) for worker in status.workers)]))
     else:
         parts.append("No worker has joined yet.")
+    if any(worker.release not in ("", status.release) for worker in status.workers):
+        parts.append(f"The coordinator runs Warren {status.release or 'of an earlier version'}.")
     if num_dead:
         parts.append(f"{num_dead} messages were rejected: see the queue 'dead'.")
     return "\n\n".join(parts)
@@ -46,9 +49,16 @@ def _run_text(run: RunStatus) -> str:
     lines = [title]
     if run.last_round is not None:
         lines.append(_round_text(run.last_round))
+    if run.private is not None:
+        lines.append(_private_text(run.private))
     if run.best is not None:
         lines.append(f"best so far: round {run.best.round}, {run.best.measure} {run.best.value:.4f}")
     return "\n".join(lines)
+
+
+def _private_text(private: PrivateStatus) -> str:
+    what = f"{', '.join(private.patterns)} ({private.num_weights} weights)"
+    return f"private: {what}, its own at each of {private.num_sites} sites"
 
 
 def _phase_text(run: RunStatus) -> str:
@@ -74,7 +84,7 @@ def _measures_in(row: Row) -> Iterator[str]:
             yield f"{words}{name.replace('_', ' ')} {figures[name]:.4f}"
 
 
-_HEAD = ("worker", "state", "progress", "examples", "seen", "")
+_HEAD = ("worker", "state", "progress", "examples", "seen", "version", "")
 
 
 def _worker_cells(worker: WorkerStatus, now: float) -> tuple[str, ...]:
@@ -85,6 +95,7 @@ def _worker_cells(worker: WorkerStatus, now: float) -> tuple[str, ...]:
         _bar(worker.progress),
         f"{examples}{' (test)' if worker.evaluate_only else ''}",
         _ago(worker.last_seen, now),
+        worker.release,
         (worker.detail or "")[:80],
     )
 

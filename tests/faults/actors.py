@@ -26,9 +26,11 @@ import click
 import numpy as np
 
 from broker import logs
+from broker.audit import AUDIT_FILE, AuditLog
 from broker.command import Stop
 from broker.errors import EXIT_SIGNAL, BrokerUnreachable, Interrupted, WarrenError
 from broker.hosting.private import wait_until
+from broker.link.access import Access
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.single_reader import SingleReader
@@ -52,6 +54,7 @@ from worker.processes.pool import TrainingPool
 from worker.rounds.own_site import open_trainer
 from worker.rounds.own_trainer import OwnTraining
 from worker.rounds.participant import KerasTrainer, Participant, Trained, seed_of
+from worker.rounds.private_parts import PrivateParts
 from worker.rounds.uploading import Measured
 from worker.rounds.worker_loop import WorkerLoop
 
@@ -77,6 +80,7 @@ POINTS: dict[str, tuple[str, str]] = {
     "train": ("tests.faults.actors", "NumpyTrainer.answer"),
     "fit": ("worker.examples.sklearn_logistic", "Trainer.fit"),
     "upload-part": ("worker.rounds.uploading", "KeptUpdate.part"),
+    "keep-private": ("worker.rounds.private_parts", "PrivateParts.keep"),
     "announce": ("worker.rounds.uploading", "KeptUpdate.announcement"),
 }
 
@@ -107,6 +111,7 @@ class Options:
         holds_gil_seconds: How long a training blocks all of Python besides, as a C extension can.
         names: More than one: a process that speaks for several workers, one after the other.
         trainings: Where each training is noted, one JSON line each.
+        audit: A worker's audit log; a coordinator's is in its folder.
         patches: Constants of the product to set, "module:name" to value: shorter waits for the tests.
         processes: That train behind a swarm's own; 1 trains in it.
         fails: Training raises DataError.
@@ -136,8 +141,10 @@ class Options:
     crashes: int = 0
     classes: tuple[str, ...] = CLASSES
     data: str = ""
+    state: str = ""
     example: str = ""
     trainings: str = ""
+    audit: str = ""
     claim_seconds: float = 20.0
     connect_seconds: float = 20.0
     patches: dict[str, float] = field(default_factory=dict)
@@ -416,7 +423,8 @@ def play_coordinator(options: Options, link: RabbitLink, stop: Stop, log: logs.L
             link.open()
             try:
                 with make_models() as models:
-                    summary = Run(link, asked, models, stop=stop.event, log=log).play()
+                    audit_log = AuditLog(asked.out / AUDIT_FILE)
+                    summary = Run(link, asked, models, stop=stop.event, log=log, audit_log=audit_log).play()
             finally:
                 link.close()
     except Interrupted as exc:
@@ -430,7 +438,10 @@ def trainer_of(options: Options, stop: Stop) -> Any:
     """What trains."""
     if options.example:
         return OwnTraining(ending=stop.event)
-    return KerasTrainer(ending=stop.event) if options.data else NumpyTrainer(options)
+    if not options.data:
+        return NumpyTrainer(options)
+    private = PrivateParts(Path(options.state)) if options.state else None
+    return KerasTrainer(ending=stop.event, private=private)
 
 
 def play_worker(options: Options, link: RabbitLink, stop: Stop, log: logs.LogContext) -> int:
@@ -460,6 +471,7 @@ def play_worker(options: Options, link: RabbitLink, stop: Stop, log: logs.LogCon
             once=options.once,
             is_swarm=options.is_swarm,
             at_once=pool.num_at_once if pool else 1,
+            audit_log=AuditLog(Path(options.audit) if options.audit else None),
         ).serve()
     return 0
 
@@ -483,7 +495,7 @@ def play(options: Options) -> int:
         name = "coordinator" if options.role == "coordinator" else f"worker {options.names[0]}"
         link = RabbitLink(
             LinkSettings(
-                amqp_url=options.amqp_url,
+                access=Access(amqp_url=options.amqp_url),
                 name=name,
                 connect_seconds=options.connect_seconds,
                 stop=stop.event,

@@ -29,7 +29,7 @@ from broker.wire.messages import (
 from broker.wire.statistics import StatisticsAsked
 from broker.wire.swarms import swarm_words
 from broker.wire.tensors import Vector
-from broker.wire.versions import VERSION, difference
+from broker.wire.versions import VERSION, difference, release
 from worker.rounds.failures import told
 from worker.rounds.hand_over import HandOver, RoundJob, StatisticsJob
 from worker.rounds.participant import Participant
@@ -158,6 +158,8 @@ class Listener(threading.Thread):
             self._repeat_seconds = _FIRST_REPEAT_SECONDS
             if not self.has_joined.is_set():
                 self.has_joined.set()
+                told = {"account": self._link.account, "version": release()}
+                self._hand_over.audit.note("registered", worker=self._reader, **told)
                 logger.info("Registered with the coordinator's queue; waiting for a round.")
             return
         self._repeat_at = time.monotonic() + self._repeat_seconds
@@ -180,12 +182,13 @@ class Listener(threading.Thread):
             task=self._task,
             held=self._hand_over.held(worker),
             announced=self._hand_over.announced(worker),
-            inputs=data.inputs,
+            inputs=participant.rules.inputs(data),
             token=self._token,
             holds=data.holds,
             trusts=participant.trusts,
             has_trainer=participant.has_trainer,
             pause=self._pause,
+            release=release(),
         )
 
     def _on_connection(self, event: Connection) -> None:
@@ -309,6 +312,7 @@ class Listener(threading.Thread):
     def _on_refused(self, refused: Refused) -> None:
         """The end, once it is acknowledged; what is meant for a former process, with data since mended, is ignored."""
         if refused.token == self._token:
+            self._hand_over.audit.note("refused", worker=refused.worker, reason=refused.reason)
             self._refusal = DataError(refused.reason)
         else:
             logger.debug("Ignored what a former process was told: %s", refused.reason)
@@ -355,6 +359,7 @@ class Listener(threading.Thread):
             self._let_go()
             incoming = self._known(start) or Incoming(start, self._hand_over.take_spare())
             self._incoming = incoming
+        incoming.account = delivery.user_id or ""
         incoming.workers.update(dict.fromkeys(workers))
         return self._advance(incoming, delivery)
 
@@ -404,6 +409,7 @@ class Listener(threading.Thread):
                     weights=incoming.vector,
                     key=start.held,
                     session=start.session,
+                    account=incoming.account,
                 )
             )
 

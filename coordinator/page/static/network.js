@@ -112,12 +112,12 @@ function newRow(worker) {
   bar.max = 1;
   bar.setAttribute("aria-label", `Training of ${worker.name}`);
   cell.append(make("span", "badge"), bar, make("p"));
-  row.append(name, cell, make("td", "examples"), make("td", "task-cell"), make("td", "seen"));
+  row.append(name, cell, make("td", "examples"), make("td", "task-cell"), make("td", "version"), make("td", "seen"));
   return row;
 }
 
 function fillRow(row, worker) {
-  const [, cell, examples, task, seen] = row.children;
+  const [, cell, examples, task, version, seen] = row.children;
   const [badge, bar, detail] = cell.children;
   row.className = worker.is_present ? "" : "away";
   badge.className = `badge ${BADGES[worker.state] || ""}`;
@@ -131,6 +131,8 @@ function fillRow(row, worker) {
   setText(task, worker.task || "any");
   row.dataset.seen = worker.last_seen ?? "";
   setText(seen, ago(worker.last_seen));
+  setText(version, worker.release);
+  version.title = worker.release === state.release ? "" : `The coordinator runs ${state.release}`;
 }
 
 function showWorkers() {
@@ -344,6 +346,7 @@ function showRun() {
   badge.hidden = !outcome;
   setText(badge, outcome);
   showBest(live, summary);
+  showPrivate(live && live.private);
   $("run-reason").hidden = !(summary && !live && summary.reason);
   $("run-reason").className = `notice ${outcome === "failed" ? "error" : "warn"}`;
   setText($("run-reason"), summary && summary.reason || "");
@@ -373,6 +376,11 @@ function showBest(live, summary) {
     : !live && summary && summary.best_round ? `The best model is that of round ${summary.best_round}.` : until.trim();
   $("run-best").hidden = !text;
   setText($("run-best"), text);
+}
+
+function showPrivate(kept) {
+  $("run-private").hidden = !kept;
+  setText($("run-private"), kept ? `Private: ${kept.patterns.join(", ")} (${plural(kept.num_weights, "weight")}), its own at each of ${plural(kept.num_sites, "site")}.` : "");
 }
 
 function outcomeBadge(outcome) {
@@ -427,6 +435,7 @@ function roundRow(row, run) {
   const line = make("tr");
   const head = make("th", "", row.round === 0 ? "start" : String(row.round));
   head.scope = "row";
+  if (row.closed_at) head.title = `closed ${new Date(row.closed_at).toLocaleString()}`;
   line.append(head);
   const tests = testColumns(run).map(name => fixed(row[`val_${name}`], name === "loss" ? 4 : 3));
   const central = centralColumns(run).map(name => fixed(row[`central_${name}`], name === "loss" ? 4 : 3));
