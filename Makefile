@@ -60,6 +60,7 @@ format: install  ## let ruff lay out the code
 # What one test each asks of the deployment's files; where it can't be installed they skip, and fail in CI.
 needs-deployed: install
 	@command -v nginx >/dev/null || deploy/install-package nginx-light || true
+	@command -v promtool >/dev/null || deploy/install-package prometheus || true
 
 test: needs-rabbitmq needs-deployed  ## all tests: unit, integration, faults, attacks, system
 	$(PYTEST_MANY) tests/attacks tests/faults tests/system tests/integration tests/unit

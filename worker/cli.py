@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from broker.command import CommandGroup, Stop, amqp_url_option, log_options, read_environment
+from broker.command import CommandGroup, Stop, access_options, log_options, read_environment
 from broker.errors import EXIT_DONE, DataError, UsageError
+from broker.link.access import Access
 from broker.logs import LogContext
 from broker.wire.names import check_name
 from worker.api import run
@@ -21,11 +22,11 @@ from worker.data.partition import parse_share
 from worker.data.split import format_table, split
 from worker.learning.evaluation import Evaluation, check_classes, format_evaluation
 from worker.learning.prediction import predict
-from worker.learning.saved_model import LoadedModel, check_scale, load_model
+from worker.learning.saved_model import LoadedModel, check_scale, load_model, suited_to
 from worker.learning.values import Measures, format_answer, format_measures, predict_rows
 from worker.processes.pool import TrainingPool
 from worker.rounds.own_site import OwnSite, open_trainer
-from worker.rounds.own_trainer import OwnTraining
+from worker.rounds.own_trainer import OwnTraining, measured_with
 from worker.rounds.participant import KerasTrainer, Participant
 from worker.rounds.private_parts import PrivateParts, default_folder
 from worker.rounds.site_rules import SHARES
@@ -130,13 +131,14 @@ def split_command(
 
 @main.command(name="evaluate", short_help="Measure a model on a data set.")
 @click.argument("model", type=_FILE)
-@data_option
+@trainer_option
 @trust_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @log_options
 def evaluate_command(
     model: Path,
-    data: str,
+    trainer: str | None,
+    data: str | None,
     classes: str | None,
     trusted_modules: tuple[str, ...],
     as_json: bool,
@@ -144,13 +146,25 @@ def evaluate_command(
 ) -> None:
     """Measure MODEL on the test part of a data set, or on all of one that has no test part.
 
+    With --trainer, MODEL is the model.npz of a run of named arrays, and the trainer measures it; it is made with the
+    worker's name "evaluate".
+
     \b
     worker evaluate runs/demo/model.keras --data chest_xray
     worker evaluate runs/demo/model.keras --data chest_xray/test --json
+    worker evaluate runs/mine/model.npz --trainer my_trainer:Trainer --data ward-7
     """
+    for site in _own_sites(trainer, data, classes, ["evaluate"]):
+        own = measured_with(site, model)
+        measures = Measures(num_examples=own.num_examples, metrics=dict(own.metrics))
+        click.echo(json.dumps(measures.to_dict()) if as_json else format_measures(measures))
+        return
+    if data is None:
+        raise UsageError("Expected --data, or --trainer MODULE:CLASS.")
     declared = parse_classes(classes)
     loaded = load_model(model, trusted_by(trusted_modules))
     dataset = open_data(data, for_training=False, shape=loaded.shape or DEFAULT_SHAPE, classes=declared)
+    loaded = suited_to(loaded, dataset.classes)
     if loaded.needs is not None:
         result = measured_by(loaded, dataset.test_rows(loaded.needs), ())
     else:
@@ -277,7 +291,7 @@ def participation_options(function: Any) -> Any:
 
 
 @main.command(name="run", short_help="Take part with this machine's data.")
-@click.option("--name", required=True, help="This worker's name: a-z, 0-9 and '-'.")
+@click.option("--name", help="This worker's name: a-z, 0-9 and '-'.  [default: whom the invitation is for]")
 @click.option("--evaluate-only", is_flag=True, help="Measure each model on this data, and train nothing.")
 @click.option(
     "--share",
@@ -300,9 +314,11 @@ def participation_options(function: Any) -> Any:
               help="Gets a line for each round that is taken and each update that leaves, with bytes and SHA-256.  "
               "[default: audit.jsonl in this worker's folder in --state]")  # fmt: skip
 @participation_options
-@amqp_url_option
+@access_options
 @log_options
-def run_command(name: str, trainer: str | None, data: str | None, log: LogContext, **options: Any) -> None:
+def run_command(
+    name: str | None, access: Access, trainer: str | None, data: str | None, log: LogContext, **options: Any
+) -> None:
     """Take part in federated training. The data stays here; what travels is weights, and what --share says.
 
     An update of few examples tells much about them: --least-examples is your say. SECURITY.md tells who sees what.
@@ -317,17 +333,17 @@ def run_command(name: str, trainer: str | None, data: str | None, log: LogContex
     worker run --name hospital-2 --data archive --classes NORMAL,PNEUMONIA
     worker run --name test-set --data chest_xray --evaluate-only
     worker run --name hospital-1 --trainer my_trainer:Trainer --data ward-7
-    worker run --name hospital-1 --data x-rays --amqp-url amqps://hospital-1:SECRET@broker.example/%2F
+    worker run --invitation hospital-1.toml --data x-rays
 
     \b
     Exit codes: 0 done or stopped, 2 usage or the name is in use, 3 broker unreachable or login refused,
     5 bad data, or refused by the coordinator.
     """
-    log.update(worker=check_name(name))
-    options["audit"] = audit_file(options["audit"], options["state"], name)
+    its = access.named(name)
+    log.update(worker=check_name(its))
+    options["audit"] = audit_file(options["audit"], options["state"], its)
     with Stop(limit_seconds=LAST_SECONDS) as stop:
-        # That the address is safe, --amqp-url has seen to.
-        result = run(name, data, trainer=trainer, insecure=True, stop=stop.event, log=log, **options)
+        result = run(its, data, trainer=trainer, access=access, stop=stop.event, log=log, **options)
     end_process_if_left(stop, has_left_behind=result.has_left_behind)
 
 
@@ -351,7 +367,9 @@ def _own_sites(trainer: str | None, data: str | None, classes: str | None, names
 
 @main.command(name="swarm", short_help="Many logical workers in one process.")
 @click.option("--count", type=click.IntRange(min=1, max=100_000), required=True, help="How many.")
-@click.option("--name", default="swarm", show_default=True, help="They are NAME.1 to NAME.COUNT.")
+@click.option(
+    "--name", help="They are NAME.1 to NAME.COUNT.  [default: whom the invitation is for, or swarm]"
+)
 @click.option("--partition", "scheme", default="iid", show_default=True, metavar="iid|shards|dirichlet:ALPHA",
               help="How alike their parts of the data are.")  # fmt: skip
 @click.option("--part", metavar="I/K", default="1/1",
@@ -359,11 +377,11 @@ def _own_sites(trainer: str | None, data: str | None, classes: str | None, names
 @click.option("--processes", type=click.IntRange(min=0), default=1, show_default=True, metavar="N",
               help="Train in N processes behind this one, on one partition; 0: one for each core.")  # fmt: skip
 @participation_options
-@amqp_url_option
+@access_options
 @log_options
 def swarm_command(
     count: int,
-    name: str,
+    name: str | None,
     scheme: str,
     part: str,
     processes: int,
@@ -372,7 +390,7 @@ def swarm_command(
     classes: str | None,
     seed: int,
     trusted_modules: tuple[str, ...],
-    amqp_url: str,
+    access: Access,
     log: LogContext,
     **options: Any,
 ) -> None:
@@ -391,7 +409,7 @@ def swarm_command(
     worker swarm --count 100 --data mnist.npz --processes 0
     worker swarm --count 100 --part 1/2 --data mnist.npz    and    --part 2/2 in another terminal
     """
-    check_name(name)
+    name = check_name(access.named(name or (None if access.name else "swarm")))
     log.update(worker=name)
     mine = parse_share(part, count)
     trusted = trusted_by(trusted_modules)
@@ -406,7 +424,7 @@ def swarm_command(
     ]
     part_number, _, parts = part.partition("/")
     reader = name if int(parts) == 1 else f"{name}.{int(part_number)}"
-    link_to = LinkTo(amqp_url, f"swarm {reader}")
+    link_to = LinkTo(access, f"swarm {reader}")
     private = PrivateParts(options["state"] or default_folder(), saves_model=False)
     keras = partial(
         KerasTrainer,
@@ -471,6 +489,7 @@ def train_alone_command(
     trusted = trusted_by(trusted_modules)
     loaded = load_model(model, trusted)
     dataset = open_data(data, shape=loaded.shape or DEFAULT_SHAPE, classes=declared)
+    loaded = suited_to(loaded, dataset.classes)
     _warn_of_scale(loaded, dataset)
     with Stop(limit_seconds=_LAST_SECONDS) as stop:
         result = train_alone(loaded, dataset, BaselineOptions(**options), stop.event, trusted)

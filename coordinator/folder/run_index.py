@@ -3,6 +3,7 @@
 import csv
 import logging
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -128,6 +129,15 @@ class RunIndex:
     def _numbers(self) -> dict[str, int]:
         path = self.folder / _NUMBERS_FILE
         return {stem: int(number) for stem, number in _read(path).items()} if path.exists() else {}
+
+    @property
+    def disk(self) -> tuple[int, int] | None:
+        """Free and all bytes of the disk that it is on; None: that can't be told."""
+        try:
+            usage = shutil.disk_usage(self.folder)
+        except OSError:
+            return None
+        return usage.free, usage.total
 
     def find(self, name: str) -> Path | None:
         """The folder of a run; None when there is none of that name."""

@@ -2,6 +2,7 @@
 
 Contents, from the ground up; nothing imports what stands below it on this page:
     snapshot     where the loop lays out its state for the page's threads
+    tally        what this process has seen closed and ended
     scheduler    one run after the other, on one session
     access       who may look and who may change something
     serve_options  where `coordinator serve` is reached, and by whom

@@ -43,7 +43,7 @@ from coordinator.learning.strategies import STRATEGIES
 from coordinator.page.access import Access, Right
 from coordinator.page.health import HEALTH
 from coordinator.page.login import guard, is_logged_in, right_here
-from coordinator.page.prometheus import metrics_text
+from coordinator.page.prometheus import Watched, metrics_text
 from coordinator.page.scheduler import Scheduler
 from coordinator.page.snapshot import Snapshot
 from coordinator.status import plain_status
@@ -225,8 +225,15 @@ def _send(run: str, file: str) -> Response:
 @_pages.get("/metrics")
 def _show_metrics() -> Response:
     scheduler = _page().scheduler
-    status = scheduler.latest.snapshot.status
-    text, content_type = metrics_text(status, is_connected=scheduler.is_connected)
+    text, content_type = metrics_text(
+        Watched(
+            status=scheduler.latest.snapshot.status,
+            is_connected=scheduler.is_connected,
+            takes_messages=scheduler.takes_messages,
+            tallied=scheduler.tally.told,
+            disk=scheduler.run_index.disk,
+        )
+    )
     return Response(text, content_type=content_type)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from broker.audit import AUDIT_FILE, AuditLog, user
 from broker.command import DEFAULT_AMQP_URL, Interruptible, checked_amqp_url
 from broker.errors import BrokerUnreachable, Interrupted
+from broker.link.access import Access
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.seam import Link
@@ -41,6 +42,7 @@ class RunResult:
         path: Its model.keras, or model.npz; None of a simulation, which leaves no files.
         num_dead: How many messages were refused, and are in the queue `dead`.
         state: What was committed last.
+        trusted_modules: What its model may hold.
     """
 
     outcome: Literal["done", "stopped"]
@@ -48,6 +50,7 @@ class RunResult:
     path: Path | None
     num_dead: int
     state: Checkpoint = field(repr=False)
+    trusted_modules: tuple[str, ...] = field(default=(), repr=False)
 
     @cached_property
     def history(self) -> list[FlatRow]:
@@ -80,8 +83,10 @@ class RunResult:
         Raises:
             ModelError: It is a task of arrays.
         """
+        from coordinator.keras.building import trust_modules
         from coordinator.keras.keeper import Keeper
 
+        trust_modules(self.trusted_modules)
         return Keeper().with_weights(self.state)
 
 
@@ -91,6 +96,7 @@ def run(
     *,
     amqp_url: str = DEFAULT_AMQP_URL,
     insecure: bool = False,
+    access: Access | None = None,
     connect_seconds: float = 10.0,
     link: Link | None = None,
     strategy: str | Strategy = "fedavg",
@@ -110,6 +116,8 @@ def run(
         out: The run's folder.
         amqp_url: The broker's address.
         insecure: Take an amqp:// address beyond this machine, too.
+        access: Address, authority and certificate, such as `broker.link.invitation.read_invitation(path)`, in place of
+            the address.
         connect_seconds: How long the first connection is tried.
         link: An open link in place of the address; it stays open.
         strategy: By name, or one of `coordinator.strategies`, or an object of one's own.
@@ -131,14 +139,14 @@ def run(
         Interrupted: `stop` was set.
     """
     asked = make_options(task, Path(out), asked_options(strategy, options) | {"standby": standby})
-    address = "" if link else checked_amqp_url(amqp_url, insecure=insecure)
+    given = access or Access(amqp_url=checked_amqp_url(amqp_url, insecure=insecure))
     with Interruptible(stop) as ending:
-        return play(asked, address, connect_seconds, ending, log or LogContext(), link, trusted_modules)
+        return play(asked, given, connect_seconds, ending, log or LogContext(), link, trusted_modules)
 
 
 def play(
     asked: RunOptions,
-    amqp_url: str,
+    access: Access,
     connect_seconds: float,
     stop: threading.Event,
     log: LogContext,
@@ -154,7 +162,7 @@ def play(
     audit_log = AuditLog(asked.out / AUDIT_FILE)
     with (
         lock_folder(asked.out, wait=asked.standby, stop=stop),
-        opened(link, amqp_url, "coordinator", connect_seconds, stop) as at,
+        opened(link, access, "coordinator", connect_seconds, stop) as at,
         ModelProcess(trusted_modules, is_warm=asked.task.is_surely_keras) as models,
         tracked(asked.out, asked.track),
     ):
@@ -168,10 +176,10 @@ def play(
             summary = playing.play()
         finally:
             console.end()
-    return result_of(summary, model_file(asked.out))
+    return result_of(summary, model_file(asked.out), trusted_modules)
 
 
-def result_of(summary: Summary, path: Path | None) -> RunResult:
+def result_of(summary: Summary, path: Path | None, trusted_modules: Sequence[str]) -> RunResult:
     """What a caller is given of a run that has ended."""
     return RunResult(
         outcome="stopped" if summary.is_stopped else "done",
@@ -179,6 +187,7 @@ def result_of(summary: Summary, path: Path | None) -> RunResult:
         path=path,
         num_dead=summary.num_dead,
         state=summary.state,
+        trusted_modules=tuple(trusted_modules),
     )
 
 
@@ -206,7 +215,7 @@ def asked_options(strategy: str | Strategy, options: Mapping[str, Any]) -> dict[
 
 @contextmanager
 def opened(
-    link: Link | None, amqp_url: str, name: str, connect_seconds: float, stop: threading.Event
+    link: Link | None, access: Access, name: str, connect_seconds: float, stop: threading.Event
 ) -> Iterator[Link]:
     """A caller's own link, or one to an address, closed at the end.
 
@@ -217,7 +226,7 @@ def opened(
     if link is not None:
         yield link
         return
-    made = RabbitLink(LinkSettings(amqp_url=amqp_url, name=name, connect_seconds=connect_seconds, stop=stop))
+    made = RabbitLink(LinkSettings(access=access, name=name, connect_seconds=connect_seconds, stop=stop))
     try:
         made.open()
     except BrokerUnreachable as exc:

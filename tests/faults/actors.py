@@ -30,6 +30,7 @@ from broker.audit import AUDIT_FILE, AuditLog
 from broker.command import Stop
 from broker.errors import EXIT_SIGNAL, BrokerUnreachable, Interrupted, WarrenError
 from broker.hosting.private import wait_until
+from broker.link.access import Access
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.single_reader import SingleReader
@@ -53,6 +54,7 @@ from worker.processes.pool import TrainingPool
 from worker.rounds.own_site import open_trainer
 from worker.rounds.own_trainer import OwnTraining
 from worker.rounds.participant import KerasTrainer, Participant, Trained, seed_of
+from worker.rounds.private_parts import PrivateParts
 from worker.rounds.uploading import Measured
 from worker.rounds.worker_loop import WorkerLoop
 
@@ -78,6 +80,7 @@ POINTS: dict[str, tuple[str, str]] = {
     "train": ("tests.faults.actors", "NumpyTrainer.answer"),
     "fit": ("worker.examples.sklearn_logistic", "Trainer.fit"),
     "upload-part": ("worker.rounds.uploading", "KeptUpdate.part"),
+    "keep-private": ("worker.rounds.private_parts", "PrivateParts.keep"),
     "announce": ("worker.rounds.uploading", "KeptUpdate.announcement"),
 }
 
@@ -138,6 +141,7 @@ class Options:
     crashes: int = 0
     classes: tuple[str, ...] = CLASSES
     data: str = ""
+    state: str = ""
     example: str = ""
     trainings: str = ""
     audit: str = ""
@@ -434,7 +438,10 @@ def trainer_of(options: Options, stop: Stop) -> Any:
     """What trains."""
     if options.example:
         return OwnTraining(ending=stop.event)
-    return KerasTrainer(ending=stop.event) if options.data else NumpyTrainer(options)
+    if not options.data:
+        return NumpyTrainer(options)
+    private = PrivateParts(Path(options.state)) if options.state else None
+    return KerasTrainer(ending=stop.event, private=private)
 
 
 def play_worker(options: Options, link: RabbitLink, stop: Stop, log: logs.LogContext) -> int:
@@ -488,7 +495,7 @@ def play(options: Options) -> int:
         name = "coordinator" if options.role == "coordinator" else f"worker {options.names[0]}"
         link = RabbitLink(
             LinkSettings(
-                amqp_url=options.amqp_url,
+                access=Access(amqp_url=options.amqp_url),
                 name=name,
                 connect_seconds=options.connect_seconds,
                 stop=stop.event,

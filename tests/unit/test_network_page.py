@@ -17,6 +17,7 @@ from coordinator.folder.run_index import RunIndex
 from coordinator.page.access import TOKEN_HEADER, Access
 from coordinator.page.app import create_app
 from coordinator.page.snapshot import LatestSnapshot
+from coordinator.page.tally import Tally
 from tests.unit.test_status import serving, view
 
 TOKEN = "correct-horse"
@@ -31,6 +32,7 @@ class FakeScheduler:
     def __init__(self, folder: Path) -> None:
         self.run_index = RunIndex(folder)
         self.latest = LatestSnapshot()
+        self.tally = Tally()
         self.is_connected = True
         self.takes_messages = True
         self.launched: list[tuple[str, dict[str, str]]] = []

@@ -346,6 +346,7 @@ function showRun() {
   badge.hidden = !outcome;
   setText(badge, outcome);
   showBest(live, summary);
+  showPrivate(live && live.private);
   $("run-reason").hidden = !(summary && !live && summary.reason);
   $("run-reason").className = `notice ${outcome === "failed" ? "error" : "warn"}`;
   setText($("run-reason"), summary && summary.reason || "");
@@ -375,6 +376,11 @@ function showBest(live, summary) {
     : !live && summary && summary.best_round ? `The best model is that of round ${summary.best_round}.` : until.trim();
   $("run-best").hidden = !text;
   setText($("run-best"), text);
+}
+
+function showPrivate(kept) {
+  $("run-private").hidden = !kept;
+  setText($("run-private"), kept ? `Private: ${kept.patterns.join(", ")} (${plural(kept.num_weights, "weight")}), its own at each of ${plural(kept.num_sites, "site")}.` : "");
 }
 
 function outcomeBadge(outcome) {
