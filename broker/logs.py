@@ -123,6 +123,12 @@ def configure(*, verbose: bool = False, log_format: LogFormat = "text") -> LogCo
     return context
 
 
+def format_in_use() -> LogFormat:
+    """How this process's story is written: a process behind it writes to the same stderr."""
+    handlers = logging.getLogger().handlers
+    return "json" if any(isinstance(each.formatter, _JsonFormatter) for each in handlers) else "text"
+
+
 def _text_formatter(stream: TextIO) -> _TextFormatter:
     """Of a person at a terminal, who knows what day it is; of journald, which notes the time; or of a file."""
     if _is_journal(stream):

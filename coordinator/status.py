@@ -172,7 +172,7 @@ class TaskStatus:
     """A task that can be launched.
 
     Attributes:
-        num_able: How many present workers can train it.
+        num_able: How many present workers can train it, and take rounds.
         last_model: The run whose model a launch goes on from.
     """
 

@@ -384,7 +384,7 @@ _DEFAULTS = TaskDefaults()
 def _is_able(member: Member, task: Task) -> bool:
     fits_task = member.task is None or member.task == task.name
     fits_classes = task.num_classes is None or task.num_classes == len(member.classes)
-    return member.is_present and not member.evaluate_only and fits_task and fits_classes
+    return member.takes_rounds and not member.evaluate_only and fits_task and fits_classes
 
 
 def _options_of(record: LaunchRecord, folder: Path) -> RunOptions:

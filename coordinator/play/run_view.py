@@ -146,6 +146,8 @@ def _state(
 ) -> tuple[str, str | None]:
     """The state's name, and what is to be said about it."""
     answer = view.answers.get(member.worker) if view else None
+    if member.is_present and member.pause:
+        return "paused", member.pause
     if answer is not None and answer.verdict is Verdict.REJECTED:
         return ("rejected" if answer.upload_id else "declined"), answer.reason
     if not member.is_present:

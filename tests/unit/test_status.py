@@ -118,6 +118,16 @@ def test_each_state_of_an_open_round_is_told_apart() -> None:
     }  # fmt: skip
 
 
+def test_a_paused_worker_is_told_as_such_with_and_without_a_run() -> None:
+    """Also where it declined the open round for that; one that went away since is away."""
+    paused = member("a", pause="paused by its operator")
+    run = view(answers={"a": answer(Verdict.REJECTED, "paused by its operator", upload_id="")})
+    for each in (None, run):
+        (worker,) = told([paused], {}, each)["workers"]
+        assert (worker["state"], worker["detail"]) == ("paused", "paused by its operator")
+    assert states([replace(paused, is_present=False)], None) == {"a": "away"}
+
+
 def test_progress_of_another_round_is_no_progress() -> None:
     """What was heard before belongs to the past."""
     assert states([member("a")], view(), {"a": progress("a", 1, 5, round_number=1)}) == {"a": "invited"}

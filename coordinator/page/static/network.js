@@ -6,7 +6,7 @@ const OWN = "own";
 const POLL_MS = 2000;
 const BADGES = {
   training: "busy", uploading: "busy", invited: "busy", measuring: "busy",
-  answered: "good", late: "warn", rejected: "bad", declined: "bad",
+  answered: "good", late: "warn", paused: "warn", rejected: "bad", declined: "bad",
 };
 const WORDS = {
   measuring: "measuring the model",
@@ -179,7 +179,7 @@ function chosenTask() {
 }
 
 function numFree() {
-  return state.workers.filter(worker => worker.is_present && !worker.evaluate_only && !worker.task).length;
+  return state.workers.filter(worker => worker.is_present && worker.state !== "paused" && !worker.evaluate_only && !worker.task).length;
 }
 
 function showTasks() {
