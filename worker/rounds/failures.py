@@ -1,6 +1,6 @@
 """What the coordinator is told of an error here: enough to help, and no name of a file, which may be a patient's."""
 
-from broker.errors import WarrenError
+from broker.errors import ModelError, WarrenError
 
 
 def told(error: BaseException) -> str:
@@ -10,3 +10,11 @@ def told(error: BaseException) -> str:
     text = (error.strerror or "") if isinstance(error, OSError) else str(error)
     first = text.strip().partition("\n")[0]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def told_without_words(error: BaseException) -> str:
+    """The same of a site that shares no more than it must: another library's words may quote its examples."""
+    foreign = error if not isinstance(error, WarrenError) else error.__cause__
+    if isinstance(error, ModelError) or foreign is None or isinstance(foreign, WarrenError):
+        return told(error)
+    return f"{type(foreign).__name__}; what it says stays in this worker's log (--share weights)."
