@@ -2,16 +2,15 @@
 
 import json
 import logging
-import re
 from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 import click
 
 from broker.command import (
+    ByteSize,
     CommandGroup,
     admin_access_options,
     amqp_url_option,
@@ -185,20 +184,6 @@ def status(as_json: bool, access: Access, management_url: str | None, home: Path
     click.echo(json.dumps(found, indent=2) if as_json else _table(found))
 
 
-class _Bytes(click.ParamType):  # type: ignore[type-arg] # generic from click 8.3 on
-    """A number of bytes as people write it: 500M, 1G."""
-
-    name = "bytes"
-    _UNITS = MappingProxyType({"": 1, "K": 2**10, "M": 2**20, "G": 2**30})
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number."""
-        found = re.fullmatch(r"([1-9][0-9]{0,14})([KMG]?)", str(value).upper())
-        if found is None:
-            self.fail(f"{value!r} is no size. Expected a number with K, M or G, such as 500M.", param, ctx)
-        return int(found[1]) * self._UNITS[found[2]]
-
-
 @main.command()
 @click.argument("name")
 @click.option(
@@ -217,7 +202,7 @@ class _Bytes(click.ParamType):  # type: ignore[type-arg] # generic from click 8.
 )
 @click.option(
     "--upload-limit",
-    type=_Bytes(),
+    type=ByteSize(),
     default="1G",
     show_default=True,
     help="How much may wait in its upload queue, and in the one that it reads; twice the model's size is enough.",

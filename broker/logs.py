@@ -94,6 +94,12 @@ def configure(*, verbose: bool = False, log_format: LogFormat = "text") -> LogCo
     return context
 
 
+def format_in_use() -> LogFormat:
+    """How this process's story is written: a process behind it writes to the same stderr."""
+    handlers = logging.getLogger().handlers
+    return "json" if any(isinstance(each.formatter, _JsonFormatter) for each in handlers) else "text"
+
+
 def is_chatter(line: str) -> bool:
     """Whether TensorFlow wrote this line of stderr, and it says nothing to anybody."""
     return _CHATTER.match(line) is not None

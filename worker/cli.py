@@ -22,17 +22,20 @@ from worker.data.partition import parse_share
 from worker.data.split import format_table, split
 from worker.learning.evaluation import Evaluation, check_classes, format_evaluation
 from worker.learning.prediction import predict
-from worker.learning.saved_model import LoadedModel, check_scale, load_model
+from worker.learning.saved_model import LoadedModel, check_scale, load_model, suited_to
 from worker.learning.values import Measures, format_answer, format_measures, predict_rows
 from worker.processes.pool import TrainingPool
 from worker.rounds.own_site import OwnSite, open_trainer
-from worker.rounds.own_trainer import OwnTraining
+from worker.rounds.own_trainer import OwnTraining, measured_with
 from worker.rounds.participant import KerasTrainer, Participant
-from worker.rounds.private_parts import PrivateParts, default_folder
-from worker.rounds.site_rules import SHARES
+from worker.rounds.private_parts import PrivateParts
+from worker.rounds.site_rules import SHARES, SiteRules
 from worker.rounds.start import LAST_SECONDS, LinkTo, end_process_if_left, take_part
 from worker.site.check_command import check_command
 from worker.site.data_options import classes_option, data_option, trainer_option, trust_option
+from worker.site.options import common_say_options, say_options
+from worker.site.pausing import pause_command, resume_command
+from worker.site.resting import PauseSwitch, Resting, default_folder, parse_hours
 from worker.tables.rows import SUFFIXES
 from worker.tables.table_set import TableSet
 from worker.tensorflow import trusted_by
@@ -83,13 +86,14 @@ def split_command(
 
 @main.command(name="evaluate", short_help="Measure a model on a data set.")
 @click.argument("model", type=_FILE)
-@data_option
+@trainer_option
 @trust_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @log_options
 def evaluate_command(
     model: Path,
-    data: str,
+    trainer: str | None,
+    data: str | None,
     classes: str | None,
     trusted_modules: tuple[str, ...],
     as_json: bool,
@@ -97,13 +101,25 @@ def evaluate_command(
 ) -> None:
     """Measure MODEL on the test part of a data set, or on all of one that has no test part.
 
+    With --trainer, MODEL is the model.npz of a run of named arrays, and the trainer measures it; it is made with the
+    worker's name "evaluate".
+
     \b
     worker evaluate runs/demo/model.keras --data chest_xray
     worker evaluate runs/demo/model.keras --data chest_xray/test --json
+    worker evaluate runs/mine/model.npz --trainer my_trainer:Trainer --data ward-7
     """
+    for site in _own_sites(trainer, data, classes, ["evaluate"]):
+        own = measured_with(site, model)
+        measures = Measures(num_examples=own.num_examples, metrics=dict(own.metrics))
+        click.echo(json.dumps(measures.to_dict()) if as_json else format_measures(measures))
+        return
+    if data is None:
+        raise UsageError("Expected --data, or --trainer MODULE:CLASS.")
     declared = parse_classes(classes)
     loaded = load_model(model, trusted_by(trusted_modules))
     dataset = open_data(data, for_training=False, shape=loaded.shape or DEFAULT_SHAPE, classes=declared)
+    loaded = suited_to(loaded, dataset.classes)
     if loaded.needs is not None:
         result = measured_by(loaded, dataset.test_rows(loaded.needs), ())
     else:
@@ -219,8 +235,8 @@ def participation_options(function: Any) -> Any:
             click.option("--seed", type=int, default=0, show_default=True, help="Of what is held out for tests."),
             click.option("--deterministic", is_flag=True, help="Same seed, same bits; slower."),
             click.option("--state", type=_FILE, metavar="DIR",
-                         help="Keeps the weights that stay here when a run has --private, and this worker's own "
-                              "model.keras.  [default: ~/.local/state/warren/workers]"),
+                         help="Keeps the weights that stay here when a run has --private, this worker's own "
+                              "model.keras, and whether it is paused.  [default: ~/.local/state/warren/workers]"),
             click.option("--connect-seconds", type=float, default=10.0, show_default=True,
                          help="How long the first connection is tried."),
         )
@@ -250,6 +266,7 @@ def participation_options(function: Any) -> Any:
 )
 @click.option("--least-steps", type=click.IntRange(min=1), default=1, show_default=True,
               help="Decline a round that would take fewer steps.")  # fmt: skip
+@say_options
 @participation_options
 @access_options
 @log_options
@@ -262,7 +279,8 @@ def run_command(
     inputs, progress; by default also loss, metrics and how the test examples were answered class by class: --share
     weights keeps these back. The coordinator reads each update by itself, and one of few examples tells much about
     them: --least-examples is your say. deploy/what-leaves.md lists every field and who reads it; the log says each
-    round what was sent.
+    round what was sent. A round outside your rules is declined with its reason, before its weights are taken; the
+    worker stays joined. `worker pause` has it take none for now.
 
     Of DICOM files no tag leaves this machine or gets into a log. A FUNCTION returns (x_train, y_train),
     (x_test, y_test), and after them, if you like, the classes. It waits for a coordinator, serves one run
@@ -273,6 +291,8 @@ def run_command(
     worker run --name hospital-1 --data mnist.npz --once
     worker run --name hospital-2 --data archive --classes NORMAL,PNEUMONIA
     worker run --name test-set --data chest_xray --evaluate-only
+    worker run --name hospital-1 --data x-rays --allow-task 'chest-*' --least-participants 3 --hours 20-6
+    worker run --name hospital-1 --data x-rays --threads 4 --max-memory 8G --keep-models received
     worker run --name hospital-1 --trainer my_trainer:Trainer --data ward-7
     worker run --invitation hospital-1.toml --data x-rays
 
@@ -316,6 +336,7 @@ def _own_sites(trainer: str | None, data: str | None, classes: str | None, names
               help="This process is the I-th of K that share the COUNT workers.  [default: 1/1]")  # fmt: skip
 @click.option("--processes", type=click.IntRange(min=0), default=1, show_default=True, metavar="N",
               help="Train in N processes behind this one, on one partition; 0: one for each core.")  # fmt: skip
+@common_say_options
 @participation_options
 @access_options
 @log_options
@@ -325,6 +346,10 @@ def swarm_command(
     scheme: str,
     part: str,
     processes: int,
+    allow_tasks: tuple[str, ...],
+    least_participants: int,
+    hours: str | None,
+    threads: int | None,
     trainer: str | None,
     data: str | None,
     classes: str | None,
@@ -351,6 +376,8 @@ def swarm_command(
     """
     name = check_name(access.named(name or (None if access.name else "swarm")))
     log.update(worker=name)
+    state = options["state"] or default_folder()
+    resting = Resting(PauseSwitch(state, name), parse_hours(hours) if hours else None)
     mine = parse_share(part, count)
     trusted = trusted_by(trusted_modules)
     names = [f"{name}.{i + 1}" for i in mine]
@@ -358,14 +385,15 @@ def swarm_command(
     if not sites:
         every = _open_data(data, classes, seed=seed, worker=name).divide(count, scheme, seed)
         sites = [every[i] for i in mine]
+    rules = SiteRules(allow_tasks=allow_tasks, least_participants=least_participants)
     participants = [
-        Participant(name=its, data=site, trusts=tuple(sorted(trusted)))
+        Participant(name=its, data=site, rules=rules, trusts=tuple(sorted(trusted)))
         for its, site in zip(names, sites, strict=True)
     ]
     part_number, _, parts = part.partition("/")
     reader = name if int(parts) == 1 else f"{name}.{int(part_number)}"
     link_to = LinkTo(access, f"swarm {reader}")
-    private = PrivateParts(options["state"] or default_folder(), saves_model=False)
+    private = PrivateParts(state, saves_model=False)
     keras = partial(
         KerasTrainer,
         deterministic=options["deterministic"],
@@ -373,8 +401,10 @@ def swarm_command(
         private=private,
     )
     make_pool = None
-    if processes != 1:
-        make_pool = partial(TrainingPool, participants, processes, OwnTraining if trainer else keras)
+    if processes != 1 or threads is not None:
+        make_pool = partial(
+            TrainingPool, participants, processes, OwnTraining if trainer else keras, threads=threads
+        )
     take_part(
         participants,
         link_to,
@@ -383,8 +413,13 @@ def swarm_command(
         reader=reader,
         make_pool=make_pool,
         trusted_modules=trusted_modules,
+        resting=resting,
         **options,
     )
+
+
+main.add_command(pause_command)
+main.add_command(resume_command)
 
 
 @main.command(name="train-alone", short_help="The same training with no federation.")
@@ -429,6 +464,7 @@ def train_alone_command(
     trusted = trusted_by(trusted_modules)
     loaded = load_model(model, trusted)
     dataset = open_data(data, shape=loaded.shape or DEFAULT_SHAPE, classes=declared)
+    loaded = suited_to(loaded, dataset.classes)
     _warn_of_scale(loaded, dataset)
     with Stop(limit_seconds=_LAST_SECONDS) as stop:
         result = train_alone(loaded, dataset, BaselineOptions(**options), stop.event, trusted)

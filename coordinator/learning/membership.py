@@ -25,6 +25,7 @@ class Member:
         announced: The upload_id of its update for the round that it holds, once announced.
         token: Of its newest `joined`.
         has_trainer: It trains models of named arrays, and none of Keras's.
+        pause: Why it takes no round for now; empty: it does.
         is_present: It said it is there, and nobody found its queue without a reader since.
     """
 
@@ -44,6 +45,12 @@ class Member:
     holds: tuple[Held, ...] = ()
     trusts: tuple[str, ...] = ()
     has_trainer: bool = False
+    pause: str = ""
+
+    @property
+    def takes_rounds(self) -> bool:
+        """Whether it is there, and would answer."""
+        return self.is_present and not self.pause
 
 
 class Roster:
@@ -76,6 +83,7 @@ class Roster:
             holds=joined.holds,
             trusts=joined.trusts,
             has_trainer=joined.has_trainer,
+            pause=joined.pause,
         )
         self.add(member)
         return member

@@ -107,9 +107,7 @@ class LiveRound:
     def send(self) -> None:
         """Fsync the record, then let the round start go out to those who have not answered."""
         self.keep()
-        session = self._tools.session
-        readers = session.roster.by_reader(self.round.unanswered)
-        self._invitation.send(session.publisher, readers, session.number)
+        self._invite(self.round.unanswered)
         self._presence_at = self._tools.session.roll_called_at = time.monotonic()
 
     def keep(self) -> None:
@@ -223,6 +221,8 @@ class LiveRound:
                 if not is_answered and member.announced is not None:
                     # Its announcement would have come before this word: the queue lost it.
                     torn[worker] = member.announced
+            elif member.pause:
+                continue  # it would decline; once it takes rounds again it says so
             elif not self.round.has_invited(worker):
                 newcomers.append(member)
             elif worker not in self._asked:
@@ -265,10 +265,14 @@ class LiveRound:
         return [member.worker for member in chosen]
 
     def _send_to(self, workers: Sequence[str]) -> None:
-        session = self._tools.session
         self._asked.difference_update(workers)
         logger.info("Round %d is sent to %s.", self.record.round_number, listed(workers))
-        self._invitation.send(session.publisher, session.roster.by_reader(workers), session.number)
+        self._invite(workers)
+
+    def _invite(self, workers: Sequence[str]) -> None:
+        session = self._tools.session
+        readers = session.roster.by_reader(workers)
+        self._invitation.send(session.publisher, readers, session.number, len(self.record.selected))
 
     # --- looking after it ----------------------------------------------------------------------------------
 

@@ -222,7 +222,7 @@ class Run:
             ModelDiverged: Its model answers NaN; the round is open still.
         """
         seconds = live.round.seconds_open(self._session.clock.now())
-        shut_out = self._session.validator.floods() | self._admission.unfit
+        shut_out = self._admission.paused | self._session.validator.floods() | self._admission.unfit
         closed = self._committed.close(live, seconds, shut_out)
         self._live = None
         live.end()
@@ -249,11 +249,13 @@ class Run:
             if told is None or told[0] != present or time.monotonic() - told[1] > _TELL_SECONDS:
                 told = (present, time.monotonic())
                 names_of = f" ({listed(present)})" if present else ""
+                names_of += f"; paused: {listed(self._admission.paused)}" if self._admission.paused else ""
                 logger.info("Waiting for workers: %d of %d joined%s.", len(present), number, names_of)
             if clock.now() >= deadline:
+                paused = f" Paused: {listed(self._admission.paused)}." if self._admission.paused else ""
                 raise QuorumNotReached(
                     f"Only {len(present)} of {number} workers joined within "
-                    f"{self._options.deadline_seconds:g} s: {listed(present) or 'nobody'}. "
+                    f"{self._options.deadline_seconds:g} s: {listed(present) or 'nobody'}.{paused} "
                     "Start more workers, or lower --workers."
                 )
             if self._is_to_stop:
@@ -400,6 +402,8 @@ class Run:
             standing=self._committed.standing,
             stop_when=options.stop_when,
             patience=options.patience,
+            private=options.private,
+            num_private=sum(spec.kind == "private" for spec in state.layout) if state else 0,
         )
 
     def _tell(self) -> str:

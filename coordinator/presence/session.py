@@ -355,7 +355,16 @@ class Session:
         joined = list(joined)
         news = frozenset(each.worker for each in joined if not self.roster.is_present(each.worker))
         self._unseen |= news
+        self._tell_pause(joined[0], reader)
         return WorkersCame([self.roster.join(each, reader) for each in joined], news)
+
+    def _tell_pause(self, joined: Joined, reader: str) -> None:
+        """Say once that a process takes no rounds for now, and that it does again: all its workers do alike."""
+        former = self.roster.members.get(joined.worker)
+        if joined.pause and (former is None or former.pause != joined.pause):
+            logger.info("%s takes no rounds for now: %s.", reader, joined.pause)
+        elif former is not None and former.pause and not joined.pause:
+            logger.info("%s takes rounds again.", reader)
 
     def _on_left(self, left: Left | SwarmLeft) -> None:
         is_swarm = isinstance(left, SwarmLeft)

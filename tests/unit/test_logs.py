@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from broker.logs import _TextFormatter, is_chatter, printable
+from broker.logs import LogFormat, _TextFormatter, configure, format_in_use, is_chatter, printable
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,15 @@ def test_nobody_elses_text_begins_a_line() -> None:
     assert printable("\x1b[2J\u202eevil") == "\\x1b[2J\\u202eevil"
     record = logging.LogRecord("n", logging.INFO, "p", 1, "%s joined.", ("x\ny",), None)
     assert _TextFormatter().format(record).endswith("x\\ny joined.")
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_process_behind_this_one_can_write_as_this_one_does(log_format: LogFormat) -> None:
+    """Both write to the same stderr: a log of JSON is of nothing but JSON."""
+    root = logging.getLogger()
+    former, level = root.handlers[:], root.level
+    try:
+        configure(log_format=log_format)
+        assert format_in_use() == log_format
+    finally:
+        root.handlers[:], root.level = former, level

@@ -1,5 +1,6 @@
 """A trainer of one's own takes a round start's arrays by name, and whatever it does wrong is told with its name."""
 
+import json
 import logging
 import threading
 from collections.abc import Callable
@@ -9,21 +10,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from broker.errors import DataError, ModelError, UsageError, WarrenError
 from broker.model.arrays import arrays_text
+from broker.model.card import read_card
 from broker.wire.messages import Joined, RoundStart
 from broker.wire.settings import TrainingSettings
 from broker.wire.tensors import FLOAT32, TensorSpec, Vector
 from coordinator.learning.membership import Roster
 from coordinator.play.admission import Admission
 from tests.unit.test_checkpoint import STATE
+from worker.cli import main
 from worker.learning.results import TrainingProgress
 from worker.rounds import own_trainer
 from worker.rounds.own_site import OwnSite, open_trainer
 from worker.rounds.own_trainer import OwnTraining
 from worker.rounds.participant import Participant, Trained
 from worker.rounds.site_rules import SiteRules
+from worker.site.global_models import GlobalModels
 from worker.trainer import Evaluated, FitSettings, Fitted, Weights
 
 LAYOUT = (
@@ -75,11 +80,12 @@ def answered(
     stop: threading.Event | None = None,
     weights: Vector = GLOBAL,
     told: list[TrainingProgress] | None = None,
+    keeps: GlobalModels | None = None,
     **participant: Any,
 ) -> Trained | None:
     report = [].append if told is None else told.append
     site = Participant(name="w", data=OwnSite.of(mine, "mine:Mine"), **participant)
-    return OwnTraining().answer(site, start, weights, stop or threading.Event(), report)
+    return OwnTraining(keeps=keeps).answer(site, start, weights, stop or threading.Event(), report)
 
 
 def test_the_difference_of_the_named_arrays_travels() -> None:
@@ -322,3 +328,63 @@ def test_who_has_the_other_kind_is_told_so_before_a_round_opens(model: str, said
     assert reason is not None
     assert said in reason
     assert admission.trainers == ["fits"]
+
+
+def saved(folder: Path) -> str:
+    np.savez(folder / "model.npz", kernel=np.ones((2, 2), FLOAT32), bias=np.zeros(2, FLOAT32))
+    return str(folder / "model.npz")
+
+
+def test_a_trainer_measures_the_model_of_a_run(tmp_path: Path) -> None:
+    """`worker evaluate` gives it the arrays by name, as a round does; what is wrong is one line."""
+    mine = f"{__name__}:Mine"
+    told = CliRunner().invoke(main, ["evaluate", saved(tmp_path), "--trainer", mine, "--json"])
+    assert json.loads(told.stdout) == {"num_examples": 4, "loss": 4.0}
+    assert "loss               4.0000" in CliRunner().invoke(
+        main, ["evaluate", saved(tmp_path), "--trainer", mine]
+    ).stdout  # fmt: skip
+    np.savez(tmp_path / "other.npz", coef=np.ones(2))
+    (tmp_path / "text.npz").write_text("none")
+    for name, said in (
+        ("other.npz", "Mine.evaluate failed. KeyError: 'kernel'"),
+        ("text.npz", "Can't read"),
+        ("model.keras", "Expected the model.npz of a run of named arrays"),
+    ):
+        refused = CliRunner().invoke(main, ["evaluate", str(tmp_path / name), "--trainer", mine])
+        assert refused.exit_code == 5
+        assert said in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["evaluate", "MODEL", "--data", "d"],
+        ["predict", "MODEL", "MODEL"],
+        ["train-alone", "MODEL", "--data", "d"],
+    ],
+)
+def test_named_arrays_are_no_keras_model_and_it_is_said_what_measures_them(
+    words: list[str], tmp_path: Path
+) -> None:
+    """Before TensorFlow is loaded."""
+    path = saved(tmp_path)
+    refused = CliRunner().invoke(main, [path if word == "MODEL" else word for word in words])
+    assert refused.exit_code == 5
+    assert "holds named arrays, for a trainer of your own. Try worker evaluate" in refused.stderr
+
+
+def test_the_global_arrays_are_kept_as_they_came_also_where_the_round_is_declined(tmp_path: Path) -> None:
+    """By their names, with a card that says of which round they are; what the trainer makes of them is not there."""
+    with pytest.raises(DataError, match="--least-examples"):
+        answered(Mine(), keeps=GlobalModels(tmp_path, 20), rules=SiteRules(least_examples=11))
+    answered(Mine(), replace(START, round_number=5), keeps=GlobalModels(tmp_path, 20))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r-round-3.npz", "r-round-4.npz"]
+    kept = np.load(tmp_path / "r-round-4.npz")
+    assert {name: kept[name].tolist() for name in kept} == {
+        "kernel": [[0, 1], [2, 3]],
+        "steps": 7,
+        "bias": [4, 5],
+    }
+    card = read_card(tmp_path / "r-round-4.npz")
+    assert card is not None
+    assert (card.task, card.run_id, card.round_number) == ("mine:arrays", "r", 4)

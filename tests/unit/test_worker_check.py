@@ -110,7 +110,7 @@ def test_data_of_any_form_are_listed_array_by_array(tmp_path: Path) -> None:
         ("input note", (), None),
         ("target 0", (), pytest.approx(y.max())),
     ]  # fmt: skip
-    assert "float64 of shape 3, values from" in words(facts)
+    assert "float32 of shape 3, values from" in words(facts)
     assert opened(str(path), deep=False).arrays[0].low is None
 
 

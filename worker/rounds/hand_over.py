@@ -145,6 +145,18 @@ class HandOver:
             self._drop(worker)
         self.jobs.put(DeclineJob(worker=worker, key=key, reason=reason))
 
+    def stand_down(self, reason: str) -> None:
+        """This site takes part in nothing for now: whatever is not answered yet is declined."""
+        with self.lock:
+            busy = [job for worker, job in self.current.items() if self._is_busy(worker)]
+            for job in busy:
+                self._drop(job.worker)
+        for job in busy:
+            self.jobs.put(DeclineJob(worker=job.worker, key=job.key, reason=reason))
+
+    def _is_busy(self, worker: str) -> bool:
+        return worker not in self.updates and worker not in self._let_go
+
     def close(self, worker: str, run_id: str, round_number: int | None) -> bool:
         """A round is over for this worker.
 
@@ -164,7 +176,7 @@ class HandOver:
                 or round_number not in (None, job.start.round_number)
             ):
                 return False
-            was_busy = worker not in self.updates and worker not in self._let_go
+            was_busy = self._is_busy(worker)
             self._drop(worker)
             if round_number is None:
                 self._spare = None  # no memory is kept while nothing goes on

@@ -21,8 +21,9 @@ from broker.logs import LogContext
 from worker.learning.console import Console
 from worker.rounds.own_trainer import OwnTraining
 from worker.rounds.participant import KerasTrainer, Participant, Trainer
-from worker.rounds.private_parts import PrivateParts, default_folder
+from worker.rounds.private_parts import PrivateParts
 from worker.rounds.worker_loop import WorkerLoop
+from worker.site.resting import Resting, default_folder
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ def take_part(
     trusted_modules: tuple[str, ...] = (),
     reader: str | None = None,
     make_pool: Callable[[], EndingTrainer] | None = None,
+    resting: Resting | None = None,
 ) -> None:
     """Connect and serve until a signal says to stop.
 
@@ -82,6 +84,7 @@ def take_part(
         trusted_modules: A model may hold what these register.
         reader: The name by which a swarm's queues are called, if not by that of its workers.
         make_pool: Makes a trainer of several processes, in the place of one in this process.
+        resting: When no rounds are taken.
 
     Raises:
         BrokerUnreachable: Nothing answered in that time.
@@ -111,6 +114,7 @@ def take_part(
                     is_swarm=is_swarm,
                     reader=reader,
                     at_once=trainer.num_at_once,
+                    resting=resting,
                 ).serve()
     end_process_if_left(stop, has_left_behind=trainer.has_left_behind)
 

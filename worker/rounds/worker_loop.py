@@ -34,6 +34,7 @@ from worker.rounds.own_site import OwnSite
 from worker.rounds.participant import Participant, Trained, Trainer, seed_of
 from worker.rounds.round_starts import described
 from worker.rounds.uploading import KeptUpdate
+from worker.site.resting import Resting
 from worker.site.telling import SiteStatistics
 from worker.tables.table_set import TableSet
 
@@ -61,6 +62,7 @@ class WorkerLoop:
         is_swarm: Many workers on little data: updates are gathered, and the queues deleted at the end.
         reader: The name by which a swarm's queues are called; its own by default, NAME of NAME.i.
         at_once: How many answers the trainer may be asked for at the same time.
+        resting: When no rounds are taken.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class WorkerLoop:
         is_swarm: bool = False,
         reader: str | None = None,
         at_once: int = 1,
+        resting: Resting | None = None,
     ) -> None:
         self._link = link
         self._participants = {participant.name: participant for participant in participants}
@@ -86,6 +89,7 @@ class WorkerLoop:
         self._console = console
         self._once = once
         self._is_swarm = is_swarm
+        self._resting = resting or Resting()
         first = next(iter(self._participants))
         self._reader = reader or (names.swarm_of(first) if is_swarm else first)
         self._publisher = Publisher(link, stop)
@@ -97,6 +101,7 @@ class WorkerLoop:
             stop,
             task=task,
             swarm=self._reader if is_swarm else None,
+            resting=self._resting,
         )
         self._sites: dict[str, SiteStatistics] = {}
         self._progress_at = float("-inf")
@@ -316,7 +321,7 @@ class WorkerLoop:
     def _statistics(self, job: StatisticsJob) -> StatisticsTold | StatisticsRefused:
         """What is told of a worker's examples, or why nothing is."""
         participant, asked = self._participants[job.worker], job.asked
-        refusal = participant.statistics_refusal
+        refusal = self._resting.reason or participant.statistics_refusal
         try:
             if refusal is not None or isinstance(participant.data, OwnSite | TableSet):
                 raise DataError(refusal or "")
