@@ -9,6 +9,8 @@ from urllib.parse import quote
 
 import click
 
+from broker.audit import AUDIT_FILE, AuditLog
+from broker.audit import user as this_user
 from broker.command import (
     ByteSize,
     CommandGroup,
@@ -26,6 +28,7 @@ from broker.link.address import is_loopback, without_password
 from broker.link.invitation import check_is_new, write_invitation
 from broker.logs import LogContext
 from broker.wire.names import COORDINATOR, MOST_IN_A_SWARM
+from broker.wire.versions import release
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +104,7 @@ def up(
         management_port=management_port,
         home=home,
     )
+    _audit(home, "up", running.amqp_url, kind=running.kind, version=release())
     user, password = probe.login_of(running.amqp_url)
     is_guest = (user, password) == ("guest", "guest")
     logger.info(
@@ -258,6 +262,7 @@ def invite(
         upload_bytes=upload_limit,
         again=again,
     )
+    _audit(home, "invited", access.amqp_url, account=login.user, swarm=swarm, again=again)
     if login.password is None:
         click.echo(f"{name} has its rights, limits and queues; its password is as it was")
         return
@@ -302,9 +307,23 @@ def revoke(name: str, access: Access, management_url: str | None, home: Path, lo
     broker revoke hospital-1
     """
     revoked = accounts.revoke(_management(access, management_url, home), name)
+    _audit(
+        home,
+        "revoked",
+        access.amqp_url,
+        account=name,
+        connections=revoked.connections,
+        queues=revoked.removed.queues,
+        messages=revoked.removed.messages,
+    )
     click.echo(f"{name} is no longer invited; {revoked.connections} of its connections closed")
     if revoked.removed.queues:
         click.echo(f"{revoked.removed.queues} queues deleted, with {revoked.removed.messages} messages")
+
+
+def _audit(home: Path, event: str, amqp_url: str, **fields: object) -> None:
+    """Note in the home's audit log what was done to a broker, and who did it."""
+    AuditLog(home / AUDIT_FILE).note(event, user=this_user(), broker=without_password(amqp_url), **fields)
 
 
 def _management(access: Access, management_url: str | None, home: Path) -> Management:

@@ -229,7 +229,10 @@ def log_options(function: _Function) -> _Function:
     """Add --verbose and --log-format; the command then takes a LogContext named `log`."""
 
     def start_log(ctx: click.Context, _param: click.Parameter, log_format: logs.LogFormat) -> logs.LogContext:
-        return logs.configure(verbose=bool(ctx.params.pop("verbose", False)), log_format=log_format)
+        context = logs.configure(verbose=bool(ctx.params.pop("verbose", False)), log_format=log_format)
+        if log_format == "json":
+            logs.take_over_stderr()
+        return context
 
     function = click.option(
         "--log-format",

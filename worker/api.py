@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from broker.audit import AuditLog, user
 from broker.command import DEFAULT_AMQP_URL, Interruptible, checked_amqp_url
 from broker.errors import UsageError
 from broker.link.access import Access
@@ -17,6 +18,7 @@ from broker.logs import LogContext
 from broker.wire.messages import RoundStart
 from broker.wire.names import check_name
 from broker.wire.tensors import Vector
+from broker.wire.versions import release
 from worker.data.classes import parse_classes
 from worker.data.data_set import Dataset, open_data, open_values
 from worker.learning.console import Console
@@ -83,6 +85,7 @@ def run(
     deterministic: bool = False,
     trusted_modules: tuple[str, ...] = (),
     state: Path | str | None = None,
+    audit: Path | str | None = None,
     stop: threading.Event | None = None,
     log: LogContext | None = None,
 ) -> WorkResult:
@@ -122,6 +125,7 @@ def run(
         trusted_modules: Models may hold the layers, losses and metrics that these installed modules register.
         state: Where weights are kept that stay at this site, and whether `worker pause` paused this worker; None takes
             this user's own folder.
+        audit: A file that a line is appended to for each round that is taken and each update that leaves; None: none.
         stop: Ends the call when it is set, from any thread.
         log: Told which run and round the story is about.
 
@@ -129,7 +133,8 @@ def run(
         What it did.
 
     Raises:
-        UsageError: The name is none, or in use; neither data nor a trainer; hours that are none.
+        UsageError: The name is none, or in use; neither data nor a trainer; hours that are none; the audit
+            log can't be written.
         DataError: The data can't be used, or the coordinator refused this worker.
         BrokerError: The broker is unreachable, or refused the login.
     """
@@ -142,6 +147,8 @@ def run(
     )
     folder = Path(state) if state else default_folder()
     resting = Resting(PauseSwitch(folder, check_name(name)), parse_hours(hours) if hours else None)
+    audit_log = AuditLog(Path(audit) if audit else None)
+    audit_log.check()
     site = site_of(name, data, trainer, classes, seed=seed, for_training=not evaluate_only)
     for each in lines_of(facts_of(site, _called(trainer or data))):
         logger.info("%s", each)
@@ -170,6 +177,8 @@ def run(
     ):
         noting, story = _Noting(training), log or LogContext()
         given = access or Access(amqp_url=checked_amqp_url(amqp_url, insecure=insecure))
+        broker = None if link else given.address
+        audit_log.note("started", worker=name, user=user(), version=release(), broker=broker, share=share)
         link_to = LinkTo(given, f"worker {name}")
         with nullcontext(link) if link else connected(link_to, connect_seconds, ending) as at:
             if at is not None:
@@ -183,6 +192,7 @@ def run(
                     task=task,
                     once=once,
                     resting=resting,
+                    audit_log=audit_log,
                 ).serve()
     return WorkResult(name=name, history=noting.history, has_left_behind=training.has_left_behind)
 

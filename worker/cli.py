@@ -30,7 +30,7 @@ from worker.rounds.own_trainer import OwnTraining, measured_with
 from worker.rounds.participant import KerasTrainer, Participant
 from worker.rounds.private_parts import PrivateParts
 from worker.rounds.site_rules import SHARES, SiteRules
-from worker.rounds.start import LAST_SECONDS, LinkTo, end_process_if_left, take_part
+from worker.rounds.start import LAST_SECONDS, LinkTo, audit_file, end_process_if_left, take_part
 from worker.site.check_command import check_command
 from worker.site.data_options import classes_option, data_option, trainer_option, trust_option
 from worker.site.options import common_say_options, say_options
@@ -47,6 +47,7 @@ _LAST_SECONDS = 10.0  # what a training that is told to stop may still take
 
 
 @click.group(name="worker", cls=CommandGroup)
+@click.version_option(package_name="warren")
 def main() -> None:
     """Take part in a federation with data that never leaves this machine, and use the trained model."""
 
@@ -267,6 +268,9 @@ def participation_options(function: Any) -> Any:
 @click.option("--least-steps", type=click.IntRange(min=1), default=1, show_default=True,
               help="Decline a round that would take fewer steps.")  # fmt: skip
 @say_options
+@click.option("--audit", metavar="FILE|none",
+              help="Gets a line for each round that is taken and each update that leaves, with bytes and SHA-256.  "
+              "[default: audit.jsonl in this worker's folder in --state]")  # fmt: skip
 @participation_options
 @access_options
 @log_options
@@ -279,8 +283,10 @@ def run_command(
     inputs, progress; by default also loss, metrics and how the test examples were answered class by class: --share
     weights keeps these back. The coordinator reads each update by itself, and one of few examples tells much about
     them: --least-examples is your say. deploy/what-leaves.md lists every field and who reads it; the log says each
-    round what was sent. A round outside your rules is declined with its reason, before its weights are taken; the
-    worker stays joined. `worker pause` has it take none for now.
+    round what was sent.
+
+    A round outside your rules is declined with its reason, before its weights are taken; the worker stays joined.
+    `worker pause` has it take none for now.
 
     Of DICOM files no tag leaves this machine or gets into a log. A FUNCTION returns (x_train, y_train),
     (x_test, y_test), and after them, if you like, the classes. It waits for a coordinator, serves one run
@@ -302,6 +308,7 @@ def run_command(
     """
     its = access.named(name)
     log.update(worker=check_name(its))
+    options["audit"] = audit_file(options["audit"], options["state"], its)
     with Stop(limit_seconds=LAST_SECONDS) as stop:
         result = run(its, data, trainer=trainer, access=access, stop=stop.event, log=log, **options)
     end_process_if_left(stop, has_left_behind=result.has_left_behind)

@@ -224,6 +224,7 @@ class Joined(Message):
         trusts: Registered names of parts, beside Keras's own, of which it builds models.
         has_trainer: It trains with a trainer of its own: models of named arrays, and none of Keras's.
         pause: Why it takes no round for now; empty: it does.
+        release: The Warren that it runs, e.g. "0.1.0": shown, and nothing is decided by it.
     """
 
     TYPE: ClassVar[str] = "joined"
@@ -242,6 +243,7 @@ class Joined(Message):
     trusts: tuple[str, ...] = ()
     has_trainer: bool = False
     pause: str = ""
+    release: str = ""
 
     def __post_init__(self) -> None:
         require(names.is_worker(self.worker), "a worker's name", self.worker)
@@ -250,7 +252,9 @@ class Joined(Message):
         require_classes(self.classes, self.examples_per_class)
         require_holds(self.holds)
         require_names(self.trusts)
-        require_short(task=self.task, announced=self.announced, token=self.token, pause=self.pause)
+        require_short(
+            task=self.task, announced=self.announced, token=self.token, pause=self.pause, release=self.release
+        )
         if self.inputs is not None:
             low, high = self.inputs.low, self.inputs.high
             require(-math.inf < low <= high < math.inf, "a finite range of its examples", (low, high))

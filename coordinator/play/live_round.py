@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from broker.allowance import Allowance
+from broker.audit import named
 from broker.link.seam import Delivery, outgoing
 from broker.wire import names
 from broker.wire.messages import Declined, RoundClosed, UpdateAnnounced, UploadAgain
 from broker.wire.settings import Precision, TrainingSettings
 from broker.wire.tensors import FLOAT32, Layout, sections_of
+from broker.wire.transfer import Digest
 from coordinator.folder.checkpoint import Checkpoint
 from coordinator.folder.history import row_of, with_measures
 from coordinator.folder.run_folder import RunFolder
@@ -92,6 +94,7 @@ class LiveRound:
             the_round.record.part_bytes,
             session.stop,
             session.roster,
+            is_audited=tools.folder.audit.is_kept,
         )
         self._asked: set[str] = set()
         self._unsaved: set[str] = set()  # whose answers the last checkpoint lacks
@@ -106,9 +109,17 @@ class LiveRound:
 
     def send(self) -> None:
         """Fsync the record, then let the round start go out to those who have not answered."""
+        invited = named(self.round.unanswered)
+        self._tools.folder.audit.hold("round-opened", **self._told, mode=self.record.mode, invited=invited)
         self.keep()
         self._invite(self.round.unanswered)
         self._presence_at = self._tools.session.roll_called_at = time.monotonic()
+
+    @property
+    def _told(self) -> dict[str, object]:
+        """Which round this is, to the audit log."""
+        record = self.record
+        return {"run": record.run_id, "round": record.round_number, "attempt": record.attempt}
 
     def keep(self) -> None:
         """Fsync the round as it is."""
@@ -132,6 +143,7 @@ class LiveRound:
         if verdict is not Verdict.ACCEPTED or not self.round.trains(update.worker):
             self._bury_if_wrong(delivery, update, verdict, reason)
             unacknowledged.hold(delivery)
+            self._note(delivery, update, verdict, reason)
             self._settle(update, verdict, reason, 0.0)
             return
         fetched = self._fetcher.fetch(update)
@@ -147,6 +159,7 @@ class LiveRound:
         if verdict is Verdict.ACCEPTED and self.aggregate is not None:
             self.aggregate.add(update.worker, fetched.vector, self.record.weight(update.num_examples))
             self.update_bytes += _travelled(update.precision, self._base.layout)
+        self._note(delivery, update, verdict, reason, fetched.digest)
         self._settle(update, verdict, reason, largest)
 
     def _put_away(self, delivery: Delivery, worker: str) -> None:
@@ -155,6 +168,27 @@ class LiveRound:
             self._tools.unacknowledged.hold(delivery)
         else:
             self._tools.session.link.ack([delivery])
+
+    def _note(
+        self,
+        delivery: Delivery,
+        update: UpdateAnnounced,
+        verdict: Verdict,
+        reason: str | None,
+        digest: Digest | None = None,
+    ) -> None:
+        """Tell the audit log of an answer; it is written before what rests on it."""
+        self._tools.folder.audit.hold(
+            f"update-{verdict.value}",
+            **self._told,
+            worker=update.worker,
+            account=delivery.user_id,
+            upload=update.upload_id,
+            num_examples=update.num_examples,
+            bytes=digest.num_bytes if digest else 0,
+            sha256=digest.sha256 if digest else None,
+            reason=reason,
+        )
 
     def _bury_if_wrong(
         self, delivery: Delivery, update: UpdateAnnounced, verdict: Verdict, reason: str | None
@@ -176,6 +210,8 @@ class LiveRound:
             return
         reason = declined.reason[:_REASON_LENGTH]
         logger.warning("%s can't answer: %s", declined.worker, reason)
+        sender = {"worker": declined.worker, "account": delivery.user_id}
+        self._tools.folder.audit.hold("declined", **self._told, **sender, reason=reason)
         self.round.decline(declined.worker, reason, self._tools.session.clock.now())
         self._unsaved.add(declined.worker)
         self._tools.unacknowledged.hold(delivery)

@@ -127,7 +127,8 @@ def test_every_rule_is_an_option_an_environment_variable_and_an_argument(
     rules: dict[str, tuple[str, object]] = {
         "allow_tasks": ("mnist chest-*", ("mnist", "chest-*")), "least_participants": ("3", 3),
         "hours": ("20-6", "20-6"), "threads": ("2", 2), "max_memory": ("4G", 2**32),
-        "keep_models": (str(tmp_path), tmp_path), "keep_last": ("5", 5), "least_examples": ("9", 9), "least_steps": ("8", 8), "share": ("counts", "counts"),
+        "keep_models": (str(tmp_path), tmp_path), "keep_last": ("5", 5),
+        "least_examples": ("9", 9), "least_steps": ("8", 8), "share": ("counts", "counts"),
     }  # fmt: skip
     environment = {
         f"WARREN_WORKER_{rule.upper()}".replace("TASKS", "TASK"): text for rule, (text, _) in rules.items()

@@ -196,7 +196,7 @@ def test_a_process_that_ends_by_a_bug_says_left() -> None:
 
 def told_as_sent(story: str) -> list[str]:
     """Those lines of the log, without the time."""
-    return [line.partition(" ")[2] for line in story.splitlines() if " Sent for round" in line]
+    return [line[line.index("Sent for round") :] for line in story.splitlines() if "Sent for round" in line]
 
 
 @pytest.mark.parametrize("size", [2, 20_000])

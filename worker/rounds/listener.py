@@ -29,7 +29,7 @@ from broker.wire.messages import (
 from broker.wire.statistics import StatisticsAsked
 from broker.wire.swarms import swarm_words
 from broker.wire.tensors import Vector
-from broker.wire.versions import VERSION, difference
+from broker.wire.versions import VERSION, difference, release
 from worker.rounds.failures import told
 from worker.rounds.hand_over import HandOver, RoundJob, StatisticsJob
 from worker.rounds.participant import Participant
@@ -158,6 +158,8 @@ class Listener(threading.Thread):
             self._repeat_seconds = _FIRST_REPEAT_SECONDS
             if not self.has_joined.is_set():
                 self.has_joined.set()
+                told = {"account": self._link.account, "version": release()}
+                self._hand_over.audit.note("registered", worker=self._reader, **told)
                 logger.info("Registered with the coordinator's queue; waiting for a round.")
             return
         self._repeat_at = time.monotonic() + self._repeat_seconds
@@ -186,6 +188,7 @@ class Listener(threading.Thread):
             trusts=participant.trusts,
             has_trainer=participant.has_trainer,
             pause=self._pause,
+            release=release(),
         )
 
     def _on_connection(self, event: Connection) -> None:
@@ -309,6 +312,7 @@ class Listener(threading.Thread):
     def _on_refused(self, refused: Refused) -> None:
         """The end, once it is acknowledged; what is meant for a former process, with data since mended, is ignored."""
         if refused.token == self._token:
+            self._hand_over.audit.note("refused", worker=refused.worker, reason=refused.reason)
             self._refusal = DataError(refused.reason)
         else:
             logger.debug("Ignored what a former process was told: %s", refused.reason)

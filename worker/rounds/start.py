@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from broker.audit import AUDIT_FILE, AuditLog
 from broker.command import Stop
-from broker.errors import EXIT_DONE, BrokerUnreachable
+from broker.errors import EXIT_DONE, BrokerUnreachable, UsageError
 from broker.link.access import Access
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
@@ -154,6 +155,26 @@ def connected(link_to: LinkTo, connect_seconds: float, stop: threading.Event) ->
         yield link
     finally:
         link.close()
+
+
+def audit_file(asked: str | None, state: Path | None, name: str) -> Path | None:
+    """Where a worker's audit log is.
+
+    Args:
+        asked: As --audit says: a file, or "none"; one that can't be written ends nothing unless it was asked for.
+        state: As --state says.
+        name: The worker's.
+    """
+    if asked is not None:
+        return None if asked == "none" else Path(asked)
+    file = (state or default_folder()) / name / AUDIT_FILE
+    try:
+        AuditLog(file).check()
+    except UsageError as exc:
+        logger.warning("%s No audit log is kept; --audit FILE chooses another place.", exc)
+        return None
+    logger.info("What leaves is noted in %s.", file)
+    return file
 
 
 def _is_open(link: RabbitLink, stop: threading.Event) -> bool:

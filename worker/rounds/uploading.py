@@ -47,6 +47,7 @@ class KeptUpdate:
         precision: How its values travel.
         seed: Of int8's stochastic rounding: the same part is encoded to the same bytes every time.
         reader: The process whose upload queue takes its parts; the worker's own if it is called like it.
+        is_audited: Whether the audit log is to tell which update this was.
 
     Raises:
         ModelError: Training has diverged, and int8 can't tell the coordinator.
@@ -64,6 +65,7 @@ class KeptUpdate:
         precision: Precision,
         seed: int,
         reader: str | None = None,
+        is_audited: bool = False,
     ) -> None:
         if precision == "int8" and vector is not None and not np.isfinite(vector).all():
             raise ModelError(
@@ -78,7 +80,8 @@ class KeptUpdate:
         self._seed = seed
         is_inline = vector is None or vector.nbytes <= INLINE_BYTES
         self._slices = [] if vector is None or is_inline else list(transfer.slices(vector.size, part_bytes))
-        self._digest = Digest()
+        self._is_audited = is_audited
+        self._digest = Digest(is_audited=is_audited)
         self._sizes: dict[
             int, int
         ] = {}  # of this upload's messages, by index; the announcement's after all parts
@@ -98,11 +101,25 @@ class KeptUpdate:
     def note_uploading(self) -> None:
         """A new upload begins, with an id of its own; what was announced before no longer counts."""
         self._upload_id, self._is_announced = secrets.token_hex(8), False
-        self._digest, self._sizes = Digest(), {}
+        self._digest, self._sizes = Digest(is_audited=self._is_audited), {}
 
     def note_announced(self) -> None:
         """The broker confirmed the announcement."""
         self._is_announced = True
+
+    @property
+    def told(self) -> dict[str, object]:
+        """What the audit log says of an upload that the broker has."""
+        return {
+            "worker": self.worker,
+            "run": self.key.run_id,
+            "round": self.key.round_number,
+            "attempt": self.key.attempt,
+            "upload": self._upload_id,
+            "num_examples": self.measured.num_examples,
+            "bytes": self._digest.num_bytes,
+            "sha256": self._digest.sha256,
+        }
 
     @property
     def num_parts(self) -> int:

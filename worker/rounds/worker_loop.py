@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
+from broker.audit import OFF, AuditLog
 from broker.errors import BrokerError, DataError, LinkLost, WarrenError
 from broker.link.publisher import Publisher
 from broker.link.seam import Link, Queue, outgoing, upload_queue, worker_queue
@@ -63,6 +64,7 @@ class WorkerLoop:
         reader: The name by which a swarm's queues are called; its own by default, NAME of NAME.i.
         at_once: How many answers the trainer may be asked for at the same time.
         resting: When no rounds are taken.
+        audit_log: Told what this site takes part in, and what leaves it.
     """
 
     def __init__(
@@ -80,7 +82,9 @@ class WorkerLoop:
         reader: str | None = None,
         at_once: int = 1,
         resting: Resting | None = None,
+        audit_log: AuditLog = OFF,
     ) -> None:
+        self._audit = audit_log
         self._link = link
         self._participants = {participant.name: participant for participant in participants}
         self._trainer = trainer
@@ -93,7 +97,7 @@ class WorkerLoop:
         first = next(iter(self._participants))
         self._reader = reader or (names.swarm_of(first) if is_swarm else first)
         self._publisher = Publisher(link, stop)
-        self._hand_over = HandOver()
+        self._hand_over = HandOver(audit_log)
         self._listener = Listener(
             link,
             self._participants,
@@ -170,6 +174,7 @@ class WorkerLoop:
         left = SwarmLeft(worker=self._reader) if self._is_swarm else Left(worker=self._reader)
         if self._publisher.try_send([outgoing(left, names.COORDINATOR)]):
             logger.info("Left.")
+        self._audit.note("left", worker=self._reader)
 
     def _delete_queues(self, read: str, uploads: str) -> None:
         """Leave nothing behind, unless another swarm of this name waits to read it; an exit code says nothing of it.
@@ -235,6 +240,7 @@ class WorkerLoop:
             precision=settings.precision,
             seed=seed_of(job.start, job.worker) if settings.deterministic else secrets.randbits(32),
             reader=self._reader,
+            is_audited=self._audit.is_kept,
         )
         if not settings.deterministic:
             residual = update.lost_in_encoding()
@@ -307,6 +313,7 @@ class WorkerLoop:
         self._send_declined(worker, key, reason)
 
     def _send_declined(self, worker: str, key: RoundKey, reason: str) -> None:
+        self._audit.note("declined", worker=worker, run=key.run_id, round=key.round_number, reason=reason)
         declined = Declined(
             worker=worker,
             run_id=key.run_id,
@@ -334,6 +341,8 @@ class WorkerLoop:
             reason = participant.rules.reason(exc)[:_MOST_SAID]
             return StatisticsRefused(worker=job.worker, asked=asked.asked, reason=reason)
         logger.info("Told the %s of %d examples.", WORDS[asked.step], answer.num_examples)
+        number = answer.num_examples
+        self._audit.note("statistics-told", worker=job.worker, step=asked.step, num_examples=number)
         return answer
 
     # --- the story -----------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ Contents, from the ground up; nothing imports what stands below it on this page:
     global_models  the models that came, kept as files
     check          what opening the data has found, as a table
     reaching       whether the broker is reached: certificate, login, queue, clock
-    options        what an operator says of rounds, on the command line
     data_options   how a command is told what the data are
-    check_command  `worker check`
+    options        what an operator says of rounds, on the command line
     pausing        the commands `worker pause` and `worker resume`
+    check_command  `worker check`
 """
