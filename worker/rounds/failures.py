@@ -14,7 +14,21 @@ def told(error: BaseException) -> str:
 
 def told_without_words(error: BaseException) -> str:
     """The same of a site that shares no more than it must: another library's words may quote its examples."""
-    foreign = error if not isinstance(error, WarrenError) else error.__cause__
+    kind = kind_withheld(error)
+    return (
+        told(error) if kind is None else f"{kind}; what it says stays in this worker's log (--share weights)."
+    )
+
+
+class ElsewhereError(Exception):
+    """Of this kind was the error of another library, in another process of this worker, that caused one of ours."""
+
+
+def kind_withheld(error: BaseException) -> str | None:
+    """The kind of another library's error whose words an error has; None where its words are Warren's own."""
+    if isinstance(error.__cause__, ElsewhereError):
+        return str(error.__cause__)
+    foreign = error.__cause__ if isinstance(error, WarrenError) else error
     if isinstance(error, ModelError) or foreign is None or isinstance(foreign, WarrenError):
-        return told(error)
-    return f"{type(foreign).__name__}; what it says stays in this worker's log (--share weights)."
+        return None
+    return type(foreign).__name__
