@@ -297,7 +297,7 @@ def participation_options(function: Any) -> Any:
     default="metrics",
     show_default=True,
     help="What leaves besides the update; counts: also how many examples of each class; statistics: also mean, "
-    "spread, range and histogram of each feature, when a coordinator asks.",
+    "spread, range and histogram of each feature, and of numbers to be learned, when a coordinator asks.",
 )
 @click.option(
     "--least-examples",

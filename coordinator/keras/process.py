@@ -346,12 +346,14 @@ class ModelProcess:
 
 
 def normalization_in(path: Path) -> dict[str, list[float]]:
-    """The means and variances that `coordinator statistics` has found.
+    """The means and variances that `coordinator statistics` has found, of the inputs.
 
     Raises:
-        DataError: The file can't be read.
+        DataError: The file can't be read, or is of several inputs: no layer says which of them it normalises.
     """
-    features = read_statistics(path).features
+    features = [each for each in read_statistics(path).features if each.role == "input"]
+    if len({each.array for each in features}) != 1:
+        raise DataError(f"{str(path)!r} is of several inputs, or none. --normalize takes statistics of one.")
     return {"means": [each.mean for each in features], "variances": [each.variance for each in features]}
 
 

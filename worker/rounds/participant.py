@@ -56,8 +56,6 @@ class Participant:
                 if self.has_trainer
                 else "This site trains on nothing."
             )
-        if isinstance(self.data, TableSet):
-            return "This site's data names no classes; statistics are told of labelled examples alone."
         return self.rules.statistics_refusal
 
     def trains_in(self, start: RoundStart) -> bool:

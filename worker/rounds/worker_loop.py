@@ -34,7 +34,6 @@ from worker.rounds.own_site import OwnSite
 from worker.rounds.participant import Participant, Trained, Trainer, seed_of
 from worker.rounds.uploading import KeptUpdate
 from worker.site.telling import SiteStatistics
-from worker.tables.table_set import TableSet
 
 logger = logging.getLogger(__name__)
 
@@ -310,7 +309,7 @@ class WorkerLoop:
         participant, asked = self._participants[job.worker], job.asked
         refusal = participant.statistics_refusal
         try:
-            if refusal is not None or isinstance(participant.data, OwnSite | TableSet):
+            if refusal is not None or isinstance(participant.data, OwnSite):
                 raise DataError(refusal or "")
             if job.worker not in self._sites:
                 least = participant.rules.least_examples
