@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from broker.allowance import Allowance
 from broker.link.seam import Delivery, outgoing
 from broker.wire import names
-from broker.wire.messages import Declined, RoundClosed, UpdateAnnounced, UploadAgain
+from broker.wire.messages import Declined, RoundClosed, SwarmDeclined, UpdateAnnounced, UploadAgain
 from broker.wire.settings import Precision, TrainingSettings
 from broker.wire.tensors import FLOAT32, Layout, sections_of
 from coordinator.folder.checkpoint import Checkpoint
@@ -151,9 +151,9 @@ class LiveRound:
             self.update_bytes += _travelled(update.precision, self._base.layout)
         self._settle(update, verdict, reason, largest)
 
-    def _put_away(self, delivery: Delivery, worker: str) -> None:
+    def _put_away(self, delivery: Delivery, *workers: str) -> None:
         """Acknowledge what changes nothing; but a repeat of an answer that is not on disk yet may be all there is."""
-        if worker in self._unsaved:
+        if not self._unsaved.isdisjoint(workers):
             self._tools.unacknowledged.hold(delivery)
         else:
             self._tools.session.link.ack([delivery])
@@ -171,15 +171,19 @@ class LiveRound:
         session.roster.set_present(update.worker, is_present=True)
         logger.debug("%s: %s after %.1f s.", update.worker, verdict.value, update.seconds)
 
-    def decline(self, delivery: Delivery, declined: Declined) -> None:
-        """Go on without a worker that can't answer."""
-        if declined.attempt < self.record.attempt or not self.round.waits_for(declined.worker):
-            self._put_away(delivery, declined.worker)
+    def decline(self, delivery: Delivery, declined: Declined | SwarmDeclined) -> None:
+        """Go on without workers that can't answer."""
+        is_old = declined.attempt < self.record.attempt
+        workers = [] if is_old else list(filter(self.round.waits_for, declined.workers))
+        if not workers:
+            self._put_away(delivery, *declined.workers)
             return
         reason = declined.reason[:_REASON_LENGTH]
-        logger.warning("%s can't answer: %s", declined.worker, reason)
-        self.round.decline(declined.worker, reason, self._tools.session.clock.now())
-        self._unsaved.add(declined.worker)
+        logger.warning("%s can't answer: %s", listed(workers), reason)
+        now = self._tools.session.clock.now()
+        for worker in workers:
+            self.round.decline(worker, reason, now)
+        self._unsaved.update(workers)
         self._tools.unacknowledged.hold(delivery)
 
     def _may_ask_again(self, worker: str) -> bool:

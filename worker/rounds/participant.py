@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from broker.errors import DataError, ModelError
-from broker.wire.messages import RoundStart
+from broker.wire.messages import RoundKey, RoundStart
 from broker.wire.tensors import Array, Vector, flatten_first, sections_of, unflatten
 from worker.data.data_set import Dataset, Examples
 from worker.learning.results import Report
@@ -139,6 +139,9 @@ class KerasTrainer:
         self._model: LocalModel | None = None
         self._model_of = ("", False)  # its JSON, and whether it is trained on whatever it needs
         self._given_up: dict[str, str] = {}  # the last model that took too long, and why
+        self._refused: tuple[RoundKey, str] | None = (
+            None  # the last round whose model is none to train, and why
+        )
 
     num_at_once = 1
 
@@ -171,7 +174,13 @@ class KerasTrainer:
             require_known(start.settings.terms)
         if start.model in self._given_up:
             raise ModelError(self._given_up[start.model])
-        model = self._model_for(start)
+        if self._refused is not None and self._refused[0] == start.held:
+            raise ModelError(self._refused[1])  # the same for everybody in this process
+        try:
+            model = self._model_for(start)
+        except ModelError as exc:
+            self._refused = start.held, str(exc)
+            raise
         if model is None:
             return None
         seed = seed_of(start, participant.name)
