@@ -28,7 +28,7 @@ from tests.faults.actors import StandInData
 from tests.unit.test_messages import EXAMPLES
 from worker.learning.console import Console
 from worker.learning.results import Report, TrainingProgress
-from worker.rounds import failures
+from worker.rounds import failures, participant
 from worker.rounds.failures import told
 from worker.rounds.hand_over import RoundJob
 from worker.rounds.participant import Participant, Trained
@@ -221,3 +221,24 @@ def test_a_process_that_ends_by_a_bug_says_left() -> None:
     said = list(working.heard())
     assert [each.worker for each in said if isinstance(each, Left)] == ["w"]
     assert isinstance(said[-1], Left)  # nothing is said after it
+
+
+def test_a_refused_model_is_looked_at_once_a_round_and_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a thousand workers of a swarm it is the same; another attempt tries anew."""
+    looked: list[str] = []
+
+    def refuse(text: str, *_args: object, **_more: object) -> None:
+        looked.append(text)
+        raise ModelError("no Lambda")
+
+    monkeypatch.setattr(participant, "LocalModel", refuse)
+    trainer = participant.KerasTrainer()
+    data: Any = StandInData(10)
+    for start in (START, START, replace(START, attempt=START.attempt + 1)):
+        for name in ("w.1", "w.2"):
+            with pytest.raises(ModelError, match="no Lambda"):
+                trainer.answer(
+                    Participant(name=name, data=data), start, np.zeros(2, FLOAT32), threading.Event(), print
+                )
+    trainer.close()
+    assert len(looked) == 2
