@@ -11,7 +11,7 @@ import click
 from broker.command import (
     CommandGroup,
     Stop,
-    amqp_url_option,
+    access_options,
     log_options,
     management_url_option,
     read_environment,
@@ -19,15 +19,18 @@ from broker.command import (
 from broker.errors import EXIT_SIGNAL, Interrupted, UsageError
 from broker.hosting import server
 from broker.hosting.management import Management
-from broker.link.address import without_password
+from broker.link.access import Access
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.logs import LogContext
 from broker.wire.fields import to_plain
 from broker.wire.plain_json import json_text
 from broker.wire.statistics import LEAST_FLOOR, MOST_BINS
+from coordinator.folder.pruning import OldRun, delete_old, find_old
+from coordinator.folder.run_index import RunIndex
 from coordinator.folder.statistics_file import check_out, read_shape, read_statistics, write_statistics
 from coordinator.learning.measure_names import ALL_RESULTS
+from coordinator.page.serve_options import ServeOptions, serve_options
 from coordinator.play.run_view import describe
 from coordinator.presence.session import Session
 from coordinator.presence.survey import Survey, SurveyOptions
@@ -65,13 +68,13 @@ def main() -> None:
     "May be repeated.",
 )  # fmt: skip
 @_CONNECT
-@amqp_url_option
+@access_options
 @log_options
 def run(
     task: str,
     out: Path,
     trusted_modules: tuple[str, ...],
-    amqp_url: str,
+    access: Access,
     connect_seconds: float,
     log: LogContext,
     **options: Any,
@@ -95,16 +98,16 @@ def run(
     asked = make_options(task, out, options)
     with Stop() as stop:
         try:
-            result = play(asked, amqp_url, connect_seconds, stop.event, log, trusted_modules=trusted_modules)
+            result = play(asked, access, connect_seconds, stop.event, log, trusted_modules=trusted_modules)
         except Interrupted as exc:
             click.echo(str(exc), err=True)
             raise SystemExit(EXIT_SIGNAL + (stop.signal_number or 0)) from exc
     _print_result(result)
 
 
-def _link(amqp_url: str, name: str, connect_seconds: float, stop: Stop) -> RabbitLink:
+def _link(access: Access, name: str, connect_seconds: float, stop: Stop) -> RabbitLink:
     return RabbitLink(
-        LinkSettings(amqp_url=amqp_url, name=name, connect_seconds=connect_seconds, stop=stop.event)
+        LinkSettings(access=access, name=name, connect_seconds=connect_seconds, stop=stop.event)
     )
 
 
@@ -133,10 +136,10 @@ def _print_result(result: RunResult) -> None:
 @click.option("--deadline-seconds", type=click.FloatRange(0, 1e9, min_open=True), default=600.0, show_default=True,
               help="For the workers to come, and for each of their two answers.")  # fmt: skip
 @_CONNECT
-@amqp_url_option
+@access_options
 @log_options
 def statistics_command(
-    out: Path, earlier: Path | None, amqp_url: str, connect_seconds: float, log: LogContext, **options: Any
+    out: Path, earlier: Path | None, access: Access, connect_seconds: float, log: LogContext, **options: Any
 ) -> None:
     """Ask the workers that are there for counts, mean, spread, range and a histogram of each feature or channel.
 
@@ -157,7 +160,7 @@ def statistics_command(
     asked = SurveyOptions(**options, like=None if earlier is None else read_statistics(earlier))
     with Stop() as stop:
         try:
-            with opened(None, amqp_url, "coordinator", connect_seconds, stop.event) as link:
+            with opened(None, access, "coordinator", connect_seconds, stop.event) as link:
                 session = Session(link, stop=stop.event)
                 session.tell = lambda: status_json(
                     describe(session.roster.members.values(), session.sightings, None)
@@ -172,40 +175,24 @@ def statistics_command(
 
 
 @main.command(short_help="The network's page: workers, Launch training, live rounds.")
-@click.option("--port", type=click.IntRange(0, 65535), default=5000, show_default=True,
-              help="Where to listen; 0 takes any free port.")  # fmt: skip
-@click.option("--host", default="127.0.0.1", show_default=True,
-              help="The address to listen on; 0.0.0.0 lets other machines look.")  # fmt: skip
-@click.option(
-    "--runs", type=_FILE, default=Path("runs"), show_default=True, help="Each run gets a folder there."
-)
-@click.option(
-    "--token", help="What other machines need to launch and stop.  [default: a random one, printed]"
-)
+@serve_options
 @_CONNECT
-@amqp_url_option
+@access_options
 @management_url_option
 @log_options
 def serve(
-    host: str,
-    port: int,
-    runs: Path,
-    token: str | None,
-    connect_seconds: float,
-    amqp_url: str,
-    management_url: str | None,
-    log: LogContext,
+    connect_seconds: float, access: Access, management_url: str | None, log: LogContext, **where: Any
 ) -> None:
     """Show the network's page, and start the runs that are launched there or with `coordinator launch`.
 
     A launch goes on from the task's last model under RUNS, unless it is to begin from scratch. After a restart
-    an unfinished run goes on. Looking is open to whoever reaches the address; launching and stopping need a token
-    from other machines.
+    an unfinished run goes on. From other machines looking, launching and stopping need a token: a browser asks for it,
+    and programs send it in a header.
 
     \b
     coordinator serve
     coordinator serve --port 8080 --runs /srv/warren
-    coordinator serve --host 0.0.0.0 --token SECRET
+    WARREN_COORDINATOR_TOKEN=SECRET coordinator serve --public-name fl.example.org    behind a proxy
 
     \b
     For programs:
@@ -214,23 +201,22 @@ def serve(
     POST /api/launch            {"task": "mnist", "options": {"rounds": 3}}
     POST /api/stop              {"now": false}
     GET  /runs/ID/model.keras   also model.npz, best.keras, history.csv, workers.csv, curves.png, workers.png
-    GET  /healthz, /metrics
+    GET  /metrics               for Prometheus
+    GET  /livez, /readyz, /healthz   200, or 503 and what is wrong; no token is asked
     curl -H 'Content-Type: application/json' -d '{"task": "mnist"}' http://127.0.0.1:5000/api/launch
+    curl -H 'X-Warren-Token: SECRET' https://fl.example.org/api/state     or Authorization: Bearer SECRET
 
     \b
     Exit codes: 0 stopped, 2 usage, or the port or the coordinator's place is taken, 3 broker unreachable or
     login refused, 128 + signal interrupted in the middle of a run.
     """
-    from coordinator.page.server import (  # late: Flask comes with it; no other command needs that
-        ServeOptions,
-        serve_page,
-    )
+    from coordinator.page.server import serve_page  # late: Flask comes with it; no other command needs that
 
-    asked = ServeOptions(host=host, port=port, runs=runs, token=token)
-    url = server.known_management_url(amqp_url, management_url, server.default_home())
-    at = BrokerStatus(address=without_password(amqp_url), management=Management(url).address)
+    asked = ServeOptions(**where)
+    url = server.known_management_url(access, management_url, server.default_home())
+    at = BrokerStatus(address=access.address, management=Management(url).address)
     with Stop() as stop:
-        link = _link(amqp_url, "coordinator", connect_seconds, stop)
+        link = _link(access, "coordinator", connect_seconds, stop)
         try:
             serve_page(link, asked, at, stop.event, log, click.echo)
         except Interrupted as exc:
@@ -244,9 +230,9 @@ def serve(
 @click.argument("task")
 @launch_options
 @_CONNECT
-@amqp_url_option
+@access_options
 @log_options
-def launch(task: str, amqp_url: str, connect_seconds: float, log: LogContext, **options: Any) -> None:
+def launch(task: str, access: Access, connect_seconds: float, log: LogContext, **options: Any) -> None:
     """Ask the coordinator that serves this virtual host to train TASK, and say whether it does.
 
     It goes on from the task's last model, unless --from-scratch. Prints the name of the run's folder.
@@ -261,7 +247,7 @@ def launch(task: str, amqp_url: str, connect_seconds: float, log: LogContext, **
     """
     texts = as_texts(_absolute(options))
     check_texts({"task": task, **texts})
-    with _asker(amqp_url, connect_seconds) as (asker, _stop):
+    with _asker(access, connect_seconds) as (asker, _stop):
         reply = asker.launch(task, texts)
     if reply.reason is not None:
         raise UsageError(f"Not launched: {reply.reason}")
@@ -280,9 +266,9 @@ def _absolute(options: dict[str, Any]) -> dict[str, Any]:
     "--json", "as_json", is_flag=True, help="For programs: one JSON object (a line each with --watch)."
 )
 @_CONNECT
-@amqp_url_option
+@access_options
 @log_options
-def status(watch: bool, as_json: bool, amqp_url: str, connect_seconds: float, log: LogContext) -> None:
+def status(watch: bool, as_json: bool, access: Access, connect_seconds: float, log: LogContext) -> None:
     """Show what the coordinator on this virtual host is doing, `serve` and `run` alike.
 
     \b
@@ -293,7 +279,7 @@ def status(watch: bool, as_json: bool, amqp_url: str, connect_seconds: float, lo
     \b
     Exit codes: 0 shown, 3 no coordinator or no broker.
     """
-    with _asker(amqp_url, connect_seconds) as (asker, stop):
+    with _asker(access, connect_seconds) as (asker, stop):
         _show_status(asker, as_json=as_json, is_watched=watch)
         while watch and not stop.event.wait(1.0):
             _show_status(asker, as_json=as_json, is_watched=watch)
@@ -335,11 +321,62 @@ def compare_runs(runs: tuple[Path, ...], measure: str | None, out: Path, as_json
     click.echo(f"The curves are in {out}.", err=True)
 
 
+@main.command(short_help="Delete old runs.")
+@click.option(
+    "--runs", type=_FILE, default=Path("runs"), show_default=True, help="The folder of `coordinator serve`."
+)
+@click.option(
+    "--keep", type=click.IntRange(1), default=20, show_default=True, help="So many of the newest stay."
+)
+@click.option("--yes", is_flag=True, help="Delete without asking.")
+def prune(runs: Path, keep: int, yes: bool) -> None:
+    """Delete all but the newest runs under RUNS, also while a coordinator serves there.
+
+    Never deleted: a run that is open or unfinished, and the one whose model a task goes on from. What is to go is
+    listed with its size, and asked about. No later run gets the name of one that is gone; audit.jsonl says which.
+
+    \b
+    coordinator prune
+    coordinator prune --keep 100 --runs /srv/warren --yes
+
+    \b
+    Exit codes: 0 done, or there was nothing to delete, 2 nobody said yes, 5 a folder can't be read or deleted.
+    """
+    if not runs.is_dir():
+        raise UsageError(f"There is no folder {runs}. Try --runs.")
+    index = RunIndex(runs)
+    old = find_old(index, keep)
+    if not old:
+        click.echo(f"Nothing to delete in {runs}.")
+        return
+    for each in old:
+        click.echo(f"{each.folder.name}  {each.started_at[:19]}  {_megabytes([each])}", err=True)
+    if not (yes or _is_confirmed(f"Delete these {len(old)} runs for good ({_megabytes(old)})?")):
+        raise UsageError("Nothing is deleted: nobody said yes. With --yes nobody is asked.")
+    gone = delete_old(index, old)
+    click.echo(f"{len(gone)} runs deleted, {_megabytes(gone)} freed")
+    for each in old:
+        if each not in gone:
+            click.echo(f"{each.folder.name} is left: a coordinator works on it", err=True)
+
+
+def _megabytes(runs: list[OldRun]) -> str:
+    return f"{sum(each.num_bytes for each in runs) / 1e6:.1f} MB"
+
+
+def _is_confirmed(question: str) -> bool:
+    """Ask; where nobody can be asked, nobody said yes."""
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:
+        return False
+
+
 @contextmanager
-def _asker(amqp_url: str, connect_seconds: float) -> Iterator[tuple[Asker, Stop]]:
+def _asker(access: Access, connect_seconds: float) -> Iterator[tuple[Asker, Stop]]:
     """A connection that asks the coordinator, and ends."""
     with Stop() as stop:
-        link = _link(amqp_url, "coordinator's visitor", connect_seconds, stop)
+        link = _link(access, "coordinator's visitor", connect_seconds, stop)
         link.open()
         try:
             with asking(link, stop.event) as asker:

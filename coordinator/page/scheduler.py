@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from broker.audit import AUDIT_FILE, AuditLog, user
 from broker.errors import CheckpointError, Interrupted, LinkLost, NobodyServes, UsageError, WarrenError
 from broker.link.seam import Link
 from broker.logs import LogContext
 from broker.wire.messages import Launch, LaunchAnswered
+from broker.wire.versions import release
 from coordinator.files import lock_folder
 from coordinator.folder.run_index import LaunchRecord, RunIndex, time_text, write_launch
 from coordinator.folder.tracking.process import tracked
@@ -22,6 +24,7 @@ from coordinator.keras.process import ModelProcess
 from coordinator.learning.membership import Member
 from coordinator.options import RunOptions
 from coordinator.page.snapshot import LatestSnapshot
+from coordinator.page.tally import Tally
 from coordinator.play.run import Run
 from coordinator.play.run_view import RunView, describe
 from coordinator.presence.session import Session
@@ -41,10 +44,11 @@ _AGAIN_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Launched:
-    """A run that was taken, and what is written down about it."""
+    """A run that was taken, and what is written down about it; a former process may have begun it."""
 
     options: RunOptions
     record: LaunchRecord
+    is_resumed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +75,13 @@ class Scheduler:
     ) -> None:
         self.run_index = run_index
         self.latest = LatestSnapshot()
+        self.tally = Tally()
         self._link = link
         self._at = at
         self._stop = stop
         self._log = log
-        self._session = Session(link, stop=stop, is_lasting=True)
+        self.audit = AuditLog(run_index.folder / AUDIT_FILE)
+        self._session = Session(link, stop=stop, is_lasting=True, audit_log=self.audit)
         self._session.errand = self._between
         self._session.on_launch = self._on_launch
         self._session.tell = self._tell
@@ -93,6 +99,11 @@ class Scheduler:
         return self._link.is_connected
 
     @property
+    def takes_messages(self) -> bool:
+        """Whether the broker takes messages now: not while it is away, nor during an alarm."""
+        return self._link.takes_messages
+
+    @property
     def num_dead(self) -> int:
         """How many messages were copied to `dead` since this process started."""
         return self._session.validator.num_dead
@@ -106,6 +117,7 @@ class Scheduler:
             Interrupted: Told to stop in the middle of a run; the next `serve` goes on with it.
             NameInUse: Another coordinator works on this virtual host.
         """
+        self.audit.note("serving", user=user(), version=release(), broker=self._at.address)
         self._next = self._unfinished()
         models = ModelProcess()
         try:
@@ -134,7 +146,7 @@ class Scheduler:
         folder, record = found
         logger.info("The run %s is unfinished: it goes on.", folder.name)
         try:
-            return _Launched(options=_options_of(record, folder), record=record)
+            return _Launched(options=_options_of(record, folder), record=record, is_resumed=True)
         except Exception as exc:  # noqa: BLE001 - what was launched once may not end every later start
             self._end(folder, record, "failed", _told(exc))
             return None
@@ -157,6 +169,7 @@ class Scheduler:
         except Exception as exc:  # noqa: BLE001 - the next run may be launched, whatever this one was
             outcome, reason = "failed", _told(exc)
         finally:
+            self._view()  # so that its last rounds are counted
             self._run = None
             self._log.update(run=None, round=None)
         self._next = None
@@ -164,6 +177,7 @@ class Scheduler:
 
     def _outcome_of(self, launched: _Launched, models: ModelProcess) -> tuple[str, str | None]:
         options = launched.options
+        self.tally.begin(is_resumed=launched.is_resumed)
         with (
             lock_folder(options.out, wait=False, stop=self._stop),
             tracked(options.out, options.track),
@@ -185,8 +199,10 @@ class Scheduler:
                     self._stop.wait(_AGAIN_SECONDS)
 
     def _end(self, folder: Path, record: LaunchRecord, outcome: str, reason: str | None) -> None:
+        self.tally.end(outcome)
         if outcome == "failed":
             logger.error("The run %s failed: %s", folder.name, reason)
+            self.audit.note("run-failed", folder=folder.name, task=record.task, reason=reason)
         try:
             write_launch(folder, replace(record, outcome=outcome, reason=reason, ended_at=time_text()))
         except CheckpointError as exc:
@@ -268,6 +284,7 @@ class Scheduler:
         if must_reach_quorum:
             self._check_quorum(made)
         record = LaunchRecord(task=task, options=as_texts(asked), launched_at=time_text(now))
+        self.run_index.claim(made.out)
         write_launch(made.out, record)
         self._next = _Launched(options=made, record=record)
         logger.info("Launched %s as %s.", task, made.out.name)
@@ -318,7 +335,9 @@ class Scheduler:
         self.latest.show(self._status(view), view.folder if view else None, view.history if view else [])
 
     def _view(self) -> RunView | None:
-        return self._run.view() if self._run else None
+        view = self._run.view() if self._run else None
+        self.tally.look(view.history if view else ())
+        return view
 
     def _status(self, view: RunView | None) -> ServingStatus:
         told = describe(self._session.roster.members.values(), self._session.sightings, view)
@@ -327,6 +346,7 @@ class Scheduler:
             is_ready=self._session.single_reader.is_confirmed,
             workers=told.workers,
             run=told.run,
+            release=told.release,
             last_run=self._last,
             num_dead=self.num_dead,
             runs_stamp=self._runs_stamp,
@@ -364,7 +384,7 @@ _DEFAULTS = TaskDefaults()
 def _is_able(member: Member, task: Task) -> bool:
     fits_task = member.task is None or member.task == task.name
     fits_classes = task.num_classes is None or task.num_classes == len(member.classes)
-    return member.is_present and not member.evaluate_only and fits_task and fits_classes
+    return member.takes_rounds and not member.evaluate_only and fits_task and fits_classes
 
 
 def _options_of(record: LaunchRecord, folder: Path) -> RunOptions:

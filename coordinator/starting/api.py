@@ -8,14 +8,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from broker.audit import AUDIT_FILE, AuditLog, user
 from broker.command import DEFAULT_AMQP_URL, Interruptible, checked_amqp_url
 from broker.errors import BrokerUnreachable, Interrupted
+from broker.link.access import Access
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.seam import Link
 from broker.logs import LogContext
 from broker.model.arrays import array_names
 from broker.wire.tensors import Array, unflatten
+from broker.wire.versions import release
 from coordinator.files import lock_folder, make_folder
 from coordinator.folder.checkpoint import Checkpoint
 from coordinator.folder.history import FlatRow, flat_workers
@@ -93,6 +96,7 @@ def run(
     *,
     amqp_url: str = DEFAULT_AMQP_URL,
     insecure: bool = False,
+    access: Access | None = None,
     connect_seconds: float = 10.0,
     link: Link | None = None,
     strategy: str | Strategy = "fedavg",
@@ -112,6 +116,8 @@ def run(
         out: The run's folder.
         amqp_url: The broker's address.
         insecure: Take an amqp:// address beyond this machine, too.
+        access: Address, authority and certificate, such as `broker.link.invitation.read_invitation(path)`, in place of
+            the address.
         connect_seconds: How long the first connection is tried.
         link: An open link in place of the address; it stays open.
         strategy: By name, or one of `coordinator.strategies`, or an object of one's own.
@@ -133,14 +139,14 @@ def run(
         Interrupted: `stop` was set.
     """
     asked = make_options(task, Path(out), asked_options(strategy, options) | {"standby": standby})
-    address = "" if link else checked_amqp_url(amqp_url, insecure=insecure)
+    given = access or Access(amqp_url=checked_amqp_url(amqp_url, insecure=insecure))
     with Interruptible(stop) as ending:
-        return play(asked, address, connect_seconds, ending, log or LogContext(), link, trusted_modules)
+        return play(asked, given, connect_seconds, ending, log or LogContext(), link, trusted_modules)
 
 
 def play(
     asked: RunOptions,
-    amqp_url: str,
+    access: Access,
     connect_seconds: float,
     stop: threading.Event,
     log: LogContext,
@@ -153,13 +159,17 @@ def play(
         WarrenError: See `run`.
     """
     make_folder(asked.out)
+    audit_log = AuditLog(asked.out / AUDIT_FILE)
     with (
         lock_folder(asked.out, wait=asked.standby, stop=stop),
-        opened(link, amqp_url, "coordinator", connect_seconds, stop) as at,
+        opened(link, access, "coordinator", connect_seconds, stop) as at,
         ModelProcess(trusted_modules, is_warm=asked.task.is_surely_keras) as models,
         tracked(asked.out, asked.track),
     ):
-        playing = Run(at, asked, models, stop=stop, log=log)
+        audit_log.note(
+            "launched", task=asked.task.name, folder=asked.out.name, user=user(), version=release()
+        )
+        playing = Run(at, asked, models, stop=stop, log=log, audit_log=audit_log)
         console = Console(playing.view)
         playing.each_turn(console.draw)
         try:
@@ -205,7 +215,7 @@ def asked_options(strategy: str | Strategy, options: Mapping[str, Any]) -> dict[
 
 @contextmanager
 def opened(
-    link: Link | None, amqp_url: str, name: str, connect_seconds: float, stop: threading.Event
+    link: Link | None, access: Access, name: str, connect_seconds: float, stop: threading.Event
 ) -> Iterator[Link]:
     """A caller's own link, or one to an address, closed at the end.
 
@@ -216,7 +226,7 @@ def opened(
     if link is not None:
         yield link
         return
-    made = RabbitLink(LinkSettings(amqp_url=amqp_url, name=name, connect_seconds=connect_seconds, stop=stop))
+    made = RabbitLink(LinkSettings(access=access, name=name, connect_seconds=connect_seconds, stop=stop))
     try:
         made.open()
     except BrokerUnreachable as exc:

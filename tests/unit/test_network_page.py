@@ -1,5 +1,6 @@
 """The page's HTTP side without a broker: who may ask for what, and how errors are said."""
 
+import hashlib
 import json
 import threading
 from pathlib import Path
@@ -8,16 +9,20 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from broker import web
+from broker.audit import AuditLog
 from broker.errors import NobodyServes, UsageError
+from broker.web import origins
 from coordinator.folder.history import Row
 from coordinator.folder.run_index import RunIndex
-from coordinator.page.app import TOKEN_HEADER, create_app
+from coordinator.page.access import TOKEN_HEADER, Access
+from coordinator.page.app import create_app
 from coordinator.page.snapshot import LatestSnapshot
+from coordinator.page.tally import Tally
 from tests.unit.test_status import serving, view
 
 TOKEN = "correct-horse"
 LOCAL = {"REMOTE_ADDR": "127.0.0.1"}
+HERE = Access(host="127.0.0.1", token=TOKEN)
 ELSEWHERE = {"REMOTE_ADDR": "192.0.2.7"}
 
 
@@ -27,7 +32,9 @@ class FakeScheduler:
     def __init__(self, folder: Path) -> None:
         self.run_index = RunIndex(folder)
         self.latest = LatestSnapshot()
+        self.tally = Tally()
         self.is_connected = True
+        self.takes_messages = True
         self.launched: list[tuple[str, dict[str, str]]] = []
         self.error: Exception | None = None
 
@@ -53,7 +60,7 @@ def stop() -> threading.Event:
 
 @pytest.fixture
 def client(scheduler: FakeScheduler, stop: threading.Event) -> FlaskClient:
-    app = create_app(scheduler, host="127.0.0.1", token=TOKEN, stop=stop)  # type: ignore[arg-type]
+    app = create_app(scheduler, access=HERE, stop=stop)  # type: ignore[arg-type]
     return app.test_client()
 
 
@@ -205,14 +212,6 @@ def test_every_answer_forbids_what_the_page_does_not_need(client: FlaskClient) -
         assert headers["X-Content-Type-Options"] == "nosniff"
 
 
-def test_the_page_asks_for_a_token_only_elsewhere(client: FlaskClient) -> None:
-    """And never tells it."""
-    here, there = (client.get("/", environ_base=origin).text for origin in (LOCAL, ELSEWHERE))
-    assert 'id="token"' not in here
-    assert 'id="token"' in there
-    assert TOKEN not in here + there
-
-
 def test_events_tell_the_state_at_once_and_the_connection_as_it_is(
     client: FlaskClient, scheduler: FakeScheduler, stop: threading.Event
 ) -> None:
@@ -256,10 +255,36 @@ def test_the_latest_snapshot_counts_changes_alone() -> None:
 )
 def test_only_this_machines_names_are_its_own(header: str, host: str, is_own: bool) -> None:
     """A name that someone else can point here is refused."""
-    assert web.is_own_name(header, host) is is_own
+    assert origins.is_own_name(header, host) is is_own
 
 
 def test_the_header_of_the_token_is_the_one_that_the_page_sends() -> None:
     """Two files agree."""
     script = Path(__file__).parents[2] / "coordinator" / "page" / "static" / "network.js"
     assert f'headers["{TOKEN_HEADER}"]' in script.read_text(encoding="utf-8")
+
+
+def test_who_takes_a_model_or_launches_stands_in_the_audit_log(
+    scheduler: FakeScheduler, stop: threading.Event, tmp_path: Path
+) -> None:
+    """With its address, and SHA-256 of what it got; who has it already, or only asks whether it is there, gets none."""
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "run.json").write_text("{}")
+    (folder / "model.keras").write_bytes(b"a model")
+    log = tmp_path / "audit.jsonl"
+    app = create_app(scheduler, access=HERE, stop=stop, audit_log=AuditLog(log))  # type: ignore[arg-type]
+    client = app.test_client()
+    token = {TOKEN_HEADER: TOKEN}
+    with client.get("/runs/a/model.keras", headers=token, environ_base=ELSEWHERE) as answer:
+        known = token | {"If-None-Match": answer.headers["ETag"]}
+    client.get("/runs/a/model.keras", headers=known, environ_base=ELSEWHERE).close()
+    client.head("/runs/a/model.keras", headers=token, environ_base=ELSEWHERE).close()
+    assert client.get("/runs/a/model.keras", environ_base=ELSEWHERE).status_code != 200
+    assert launch(client, LOCAL) == 202
+    assert launch(client, ELSEWHERE) == 403
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["downloaded", "launched"]
+    assert lines[0]["sha256"] == hashlib.sha256(b"a model").hexdigest()
+    assert (lines[0]["address"], lines[0]["bytes"], lines[0]["folder"]) == ("192.0.2.7", 7, "a")
+    assert lines[1]["address"] == "127.0.0.1"

@@ -3,6 +3,7 @@
 import logging
 import time
 
+from broker.audit import AuditLog
 from broker.errors import WarrenError
 from broker.link.publisher import Publisher
 from broker.link.seam import outgoing
@@ -30,11 +31,13 @@ class Declines:
 
     Args:
         publisher: To the coordinator.
+        audit: Told of it, too.
         swarm: The process's name if it is a swarm's; else None.
     """
 
-    def __init__(self, publisher: Publisher, swarm: str | None) -> None:
+    def __init__(self, publisher: Publisher, audit: AuditLog, swarm: str | None) -> None:
         self._publisher = publisher
+        self._audit = audit
         self._swarm = swarm
         self._gathered: list[Declined] = []
         self._since = 0.0
@@ -55,6 +58,7 @@ class Declines:
         if not any(each.reason == declined.reason for each in self._gathered):
             bug = None if isinstance(error, WarrenError) else error
             logger.error("Can't answer round %d: %s", key.round_number, reason, exc_info=bug)
+            self._audit.note("declined", worker=worker, run=key.run_id, round=key.round_number, reason=reason)
         if self._swarm is None:
             self._publisher.send([outgoing(declined, names.COORDINATOR)])
             return

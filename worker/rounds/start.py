@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from broker.audit import AUDIT_FILE, AuditLog
 from broker.command import Stop
-from broker.errors import EXIT_DONE, BrokerUnreachable
-from broker.link.address import without_password
+from broker.errors import EXIT_DONE, BrokerUnreachable, UsageError
+from broker.link.access import Access
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.seam import Link
@@ -21,8 +22,9 @@ from broker.logs import LogContext
 from worker.learning.console import Console
 from worker.rounds.own_trainer import OwnTraining
 from worker.rounds.participant import KerasTrainer, Participant, Trainer
-from worker.rounds.private_parts import PrivateParts, default_folder
+from worker.rounds.private_parts import PrivateParts
 from worker.rounds.worker_loop import WorkerLoop
+from worker.site.resting import Resting, default_folder
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ class EndingTrainer(Trainer, Protocol):
 class LinkTo:
     """Where the broker is, and what this process is called there."""
 
-    amqp_url: str
+    access: Access
     name: str
 
 
@@ -66,6 +68,7 @@ def take_part(
     trusted_modules: tuple[str, ...] = (),
     reader: str | None = None,
     make_pool: Callable[[], EndingTrainer] | None = None,
+    resting: Resting | None = None,
 ) -> None:
     """Connect and serve until a signal says to stop.
 
@@ -82,6 +85,7 @@ def take_part(
         trusted_modules: A model may hold what these register.
         reader: The name by which a swarm's queues are called, if not by that of its workers.
         make_pool: Makes a trainer of several processes, in the place of one in this process.
+        resting: When no rounds are taken.
 
     Raises:
         BrokerUnreachable: Nothing answered in that time.
@@ -111,6 +115,7 @@ def take_part(
                     is_swarm=is_swarm,
                     reader=reader,
                     at_once=trainer.num_at_once,
+                    resting=resting,
                 ).serve()
     end_process_if_left(stop, has_left_behind=trainer.has_left_behind)
 
@@ -140,16 +145,36 @@ def connected(link_to: LinkTo, connect_seconds: float, stop: threading.Event) ->
         LoginRefused: The broker refused the login.
     """
     link = RabbitLink(
-        LinkSettings(amqp_url=link_to.amqp_url, name=link_to.name, connect_seconds=connect_seconds, stop=stop)
+        LinkSettings(access=link_to.access, name=link_to.name, connect_seconds=connect_seconds, stop=stop)
     )
     if not _is_open(link, stop):
         yield None
         return
     try:
-        logger.info("Connected to %s; registering %s.", without_password(link_to.amqp_url), link_to.name)
+        logger.info("Connected to %s; registering %s.", link_to.access.address, link_to.name)
         yield link
     finally:
         link.close()
+
+
+def audit_file(asked: str | None, state: Path | None, name: str) -> Path | None:
+    """Where a worker's audit log is.
+
+    Args:
+        asked: As --audit says: a file, or "none"; one that can't be written ends nothing unless it was asked for.
+        state: As --state says.
+        name: The worker's.
+    """
+    if asked is not None:
+        return None if asked == "none" else Path(asked)
+    file = (state or default_folder()) / name / AUDIT_FILE
+    try:
+        AuditLog(file).check()
+    except UsageError as exc:
+        logger.warning("%s No audit log is kept; --audit FILE chooses another place.", exc)
+        return None
+    logger.info("What leaves is noted in %s.", file)
+    return file
 
 
 def _is_open(link: RabbitLink, stop: threading.Event) -> bool:
