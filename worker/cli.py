@@ -238,8 +238,8 @@ def participation_options(function: Any) -> Any:
             click.option("--state", type=_FILE, metavar="DIR",
                          help="Keeps the weights that stay here when a run has --private, this worker's own "
                               "model.keras, and whether it is paused.  [default: ~/.local/state/warren/workers]"),
-            click.option("--connect-seconds", type=float, default=10.0, show_default=True,
-                         help="How long the first connection is tried."),
+            click.option("--connect-seconds", type=float,
+                         help="End with 3 unless a broker answers within so long.  [default: wait for it]"),
         )
     ):  # fmt: skip
         function = option(function)
