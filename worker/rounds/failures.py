@@ -4,7 +4,7 @@ import logging
 import time
 
 from broker.audit import AuditLog
-from broker.errors import WarrenError
+from broker.errors import ModelError, WarrenError
 from broker.link.publisher import Publisher
 from broker.link.seam import outgoing
 from broker.wire import names
@@ -24,6 +24,14 @@ def told(error: BaseException) -> str:
     text = (error.strerror or "") if isinstance(error, OSError) else str(error)
     first = text.strip().partition("\n")[0]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def told_without_words(error: BaseException) -> str:
+    """The same of a site that shares no more than it must: another library's words may quote its examples."""
+    foreign = error if not isinstance(error, WarrenError) else error.__cause__
+    if isinstance(error, ModelError) or foreign is None or isinstance(foreign, WarrenError):
+        return told(error)
+    return f"{type(foreign).__name__}; what it says stays in this worker's log (--share weights)."
 
 
 class Declines:
@@ -46,8 +54,18 @@ class Declines:
         """Whether something is still to be said."""
         return bool(self._gathered)
 
-    def add(self, worker: str, key: RoundKey, reason: str, error: Exception | None = None) -> None:
-        """Tell the coordinator; the traceback of what nobody expected stays in this log."""
+    def add(
+        self, worker: str, key: RoundKey, reason: str, words: str = "", bug: Exception | None = None
+    ) -> None:
+        """Say it.
+
+        Args:
+            worker: Who can't.
+            key: Which attempt at which round.
+            reason: What the coordinator is told.
+            words: What this log says, where that is more.
+            bug: What nobody expected: its traceback stays in this log.
+        """
         declined = Declined(
             worker=worker,
             run_id=key.run_id,
@@ -56,8 +74,7 @@ class Declines:
             reason=reason[:_MOST_SAID],
         )
         if not any(each.reason == declined.reason for each in self._gathered):
-            bug = None if isinstance(error, WarrenError) else error
-            logger.error("Can't answer round %d: %s", key.round_number, reason, exc_info=bug)
+            logger.error("Can't answer round %d: %s", key.round_number, words or reason, exc_info=bug)
             self._audit.note("declined", worker=worker, run=key.run_id, round=key.round_number, reason=reason)
         if self._swarm is None:
             self._publisher.send([outgoing(declined, names.COORDINATOR)])

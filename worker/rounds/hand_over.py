@@ -21,6 +21,7 @@ class RoundJob:
     Attributes:
         key: The newest attempt at this round that was received; the answer names it.
         session: The coordinator's, that sent it.
+        account: The coordinator's, as the broker says.
         stop: Set when the round has closed, or a newer one has come.
     """
 
@@ -29,6 +30,7 @@ class RoundJob:
     weights: Vector
     key: RoundKey
     session: int = 0
+    account: str = ""
     stop: threading.Event = field(default_factory=threading.Event)
 
 

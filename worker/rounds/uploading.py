@@ -82,6 +82,9 @@ class KeptUpdate:
         self._slices = [] if vector is None or is_inline else list(transfer.slices(vector.size, part_bytes))
         self._is_audited = is_audited
         self._digest = Digest(is_audited=is_audited)
+        self._sizes: dict[
+            int, int
+        ] = {}  # of this upload's messages, by index; the announcement's after all parts
         self._upload_id = ""
         self._is_announced = False
 
@@ -98,7 +101,7 @@ class KeptUpdate:
     def note_uploading(self) -> None:
         """A new upload begins, with an id of its own; what was announced before no longer counts."""
         self._upload_id, self._is_announced = secrets.token_hex(8), False
-        self._digest = Digest(is_audited=self._is_audited)
+        self._digest, self._sizes = Digest(is_audited=self._is_audited), {}
 
     def note_announced(self) -> None:
         """The broker confirmed the announcement."""
@@ -135,7 +138,7 @@ class KeptUpdate:
         """One part's body."""
         data = self._encoded(index)
         self._digest.add(index, data)
-        return encode_message(
+        body = encode_message(
             Part(
                 run_id=self.key.run_id,
                 round_number=self.key.round_number,
@@ -146,6 +149,8 @@ class KeptUpdate:
                 data=data,
             )
         )
+        self._sizes[index] = len(body)
+        return body
 
     def _encoded(self, index: int) -> Binary:
         assert self.vector is not None  # noqa: S101 - an update without a vector has no parts
@@ -156,6 +161,19 @@ class KeptUpdate:
         """What tells the coordinator, once the parts are confirmed; encoded when it is published, as they are."""
         return Outgoing(
             key=names.COORDINATOR, body=self._announcement_body, message_type=UpdateAnnounced.TYPE
+        )
+
+    @property
+    def sent(self) -> str:
+        """What this upload was, for the log of the site that it has left."""
+        measured = self.measured
+        names_of = sorted({*measured.metrics, *measured.global_metrics})
+        figures = f"the figures {', '.join(names_of)}" if names_of else "no figures"
+        what = "nothing trained" if self.vector is None else f"the update of {measured.num_examples} examples"
+        return (
+            f"Sent for round {self.key.round_number}, and confirmed by the broker: {what}, {figures}; "
+            f"{sum(self._sizes.values()):,} bytes in {len(self._sizes)} messages"
+            f"{'' if self.vector is None else f', digest {self._digest.hex()}'}."
         )
 
     def _announcement_body(self) -> bytes:
@@ -185,6 +203,7 @@ class KeptUpdate:
             self._digest.add(0, data)
             message = replace(message, update=bytes(data), digest=self._digest.hex())
         body = encode_message(message)
+        self._sizes[len(self._slices)] = len(body)
         if len(body) > MOST_WORD_BYTES:
             raise ModelError(
                 f"What the model's metrics keep is larger than the {MOST_WORD_BYTES // 1024} KiB that the coordinator "

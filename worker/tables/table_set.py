@@ -15,6 +15,8 @@ from worker.tables.naming import Array, dtype_of
 from worker.tables.stream import Stream
 from worker.tables.table import Table
 
+Ends = tuple[float, float]  #: the least and the largest number of an array
+
 _HELD_OUT = 0.1  # of the training subset, when there is no test subset
 
 
@@ -87,6 +89,17 @@ class TableSet:
         return np.concatenate(
             [array.reshape(len(self._train), -1) for array in arrays], axis=1, dtype=np.float32
         )
+
+    def ends(self) -> dict[str, Ends]:
+        """Of each array of numbers, by "input NAME" and "target NAME", but of no stream: every value is looked at."""
+        tables = [each for each in (self._train, self._test) if isinstance(each, Table)]
+        found: dict[str, Ends] = {}
+        for held in self.holds:
+            arrays = [(each.inputs if held.role == "input" else each.targets)[held.name] for each in tables]
+            if arrays and all(each.dtype.kind in "biuf" and each.size for each in arrays):
+                low, high = min(each.min() for each in arrays), max(each.max() for each in arrays)
+                found[f"{held.role} {held.name}"] = float(low), float(high)
+        return found
 
     def train_rows(self, needs: Needs) -> Rows:
         """The training subset as a model takes it.
