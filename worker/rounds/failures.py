@@ -68,8 +68,18 @@ class Declines:
         """Whether something is still to be said."""
         return bool(self._gathered)
 
-    def add(self, worker: str, key: RoundKey, reason: str, error: Exception | None = None) -> None:
-        """Tell the coordinator; the traceback of what nobody expected stays in this log."""
+    def add(
+        self, worker: str, key: RoundKey, reason: str, words: str = "", bug: Exception | None = None
+    ) -> None:
+        """Say it.
+
+        Args:
+            worker: Who can't.
+            key: Which attempt at which round.
+            reason: What the coordinator is told.
+            words: What this log says, where that is more.
+            bug: What nobody expected: its traceback stays in this log.
+        """
         declined = Declined(
             worker=worker,
             run_id=key.run_id,
@@ -78,9 +88,7 @@ class Declines:
             reason=reason[:_MOST_SAID],
         )
         if not any(each.reason == declined.reason for each in self._gathered):
-            bug = None if isinstance(error, WarrenError) else error
-            told_here = reason if error is None else told(error)
-            logger.error("Can't answer round %d: %s", key.round_number, told_here, exc_info=bug)
+            logger.error("Can't answer round %d: %s", key.round_number, words or reason, exc_info=bug)
             self._audit.note("declined", worker=worker, run=key.run_id, round=key.round_number, reason=reason)
         if self._swarm is None:
             self._publisher.send([outgoing(declined, names.COORDINATOR)])

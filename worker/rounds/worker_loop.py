@@ -315,11 +315,14 @@ class WorkerLoop:
             logger.debug("Declared again in a moment: %s", exc)
 
     def _decline_for(self, worker: str, key: RoundKey, error: Exception) -> None:
-        """Tell the coordinator what may be told of an error."""
-        self._decline(worker, key, self._participants[worker].rules.reason(error), error)
+        """Tell the coordinator what may be told of an error; a traceback of the unexpected stays in this log."""
+        bug = None if isinstance(error, WarrenError) else error
+        self._decline(worker, key, self._participants[worker].rules.reason(error), told(error), bug)
 
-    def _decline(self, worker: str, key: RoundKey, reason: str, error: Exception | None = None) -> None:
-        self._declines.add(worker, key, reason, error)
+    def _decline(
+        self, worker: str, key: RoundKey, reason: str, words: str = "", bug: Exception | None = None
+    ) -> None:
+        self._declines.add(worker, key, reason, words, bug)
         # Should the word be lost, or another attempt come, the round start is new to this worker.
         self._hand_over.close(worker, key.run_id, key.round_number)
 
