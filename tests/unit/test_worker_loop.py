@@ -237,7 +237,7 @@ def test_the_log_says_what_was_sent(capsys: pytest.CaptureFixture[str], size: in
     asked for it."""
     working = Working(vector=(1.0,) * size)
     layout = (replace(START.layout[0], shape=(size,)),)
-    working.answer(replace(START, layout=layout, part_bytes=64 * 1024, participants=7))
+    working.answer(replace(START, layout=layout, part_bytes=64 * 1024, participants=3, quorum=2))
     story = capsys.readouterr().err
     parts = list(working.coordinator.fetch("upload.w", 9))
     announced = working.coordinator.receive(0)
@@ -252,7 +252,7 @@ def test_the_log_says_what_was_sent(capsys: pytest.CaptureFixture[str], size: in
         f"{num_bytes:,} bytes in {1 + len(parts)} messages, digest {message.digest}.  [run=r round=1]"
     ]
     assert len(parts) == (2 if size > 2 else 0)
-    assert "launched by the account university, 7 workers take part" in story
+    assert "(mnist) among 3 with a quorum of 2, launched by the account university" in story
 
 
 def test_what_was_only_measured_is_told_with_its_figures(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from broker.wire.statistics import WORDS, StatisticsRefused, StatisticsTold
 from broker.wire.tensors import Vector
 from worker.learning.console import Console
 from worker.learning.results import TrainingProgress
-from worker.rounds.failures import Declines
+from worker.rounds.failures import Declines, told
 from worker.rounds.hand_over import (
     AnsweredJob,
     DeclineJob,
