@@ -256,7 +256,7 @@ def participation_options(function: Any) -> Any:
     show_default=True,
     help="What leaves besides the update; weights: nothing that can be kept back; metrics: how good models are here; "
     "counts: also how many examples of each class; statistics: also mean, spread, range and histogram of each feature, "
-    "when a coordinator asks.",
+    "and of numbers to be learned, when a coordinator asks.",
 )
 @click.option(
     "--least-examples",
