@@ -1,6 +1,11 @@
 """`worker check` as a command beside a real RabbitMQ: what it finds, its exit codes, and that it leaves nothing."""
 
 import json
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -10,8 +15,10 @@ import pytest
 
 from broker.hosting.management import Management
 from broker.hosting.private import PrivateBroker, free_ports
+from broker.link.access import Access
 from tests.brokers import wait_until
 from tests.system.test_command_line import command, start
+from worker.site import reaching
 
 
 @pytest.fixture
@@ -70,3 +77,41 @@ def test_each_exit_code_has_its_reason(vhost: str, data: Path) -> None:
     assert found["broker"]["problem"] is not None
     assert found["broker"]["clock_seconds"] is None
     assert "Traceback" not in story
+
+
+@pytest.fixture
+def certified(tmp_path: Path) -> Iterator[tuple[int, str]]:
+    """A port that speaks TLS with a certificate for localhost, two days valid, and that certificate as PEM."""
+    pem, key = tmp_path / "server.pem", tmp_path / "key.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+            "-addext", "subjectAltName=DNS:localhost", "-out", str(pem), "-keyout", str(key)]  # fmt: skip
+    subprocess.run(made, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem, key)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=shake_hands, args=(server, context), daemon=True).start()
+        yield server.getsockname()[1], pem.read_text()
+
+
+def shake_hands(server: socket.socket, context: ssl.SSLContext) -> None:
+    while True:
+        try:
+            stream, _ = server.accept()
+        except OSError:
+            return  # the test is over
+        try:
+            context.wrap_socket(stream, server_side=True).close()
+        except OSError:
+            stream.close()
+
+
+def test_the_brokers_certificate_is_shown_where_it_is_trusted(certified: tuple[int, str]) -> None:
+    """Whose it is, who signed it, and for how long it is good: what expires stops every site on one day."""
+    port, ca = certified
+    url = f"amqps://w:p@localhost:{port}/%2F"
+    shown = reaching._tls_of(Access(amqp_url=url, ca=ca))
+    assert shown is not None
+    assert (shown.subject, shown.issuer, shown.days_left) == ("localhost", "localhost", 1)
+    assert shown.version.startswith("TLSv1.")
+    assert reaching._tls_of(Access(amqp_url=url)) is None  # of nobody's authority
+    assert reaching._tls_of(Access(amqp_url=f"amqp://w:p@localhost:{port}/%2F")) is None

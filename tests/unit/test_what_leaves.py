@@ -1,6 +1,9 @@
 """deploy/what-leaves.md lists every field of every message that a worker can send, and who keeps what back."""
 
 import ast
+import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +14,9 @@ from broker.wire.messages import RollCall, UpdateAnnounced
 from broker.wire.tensors import InputFacts
 from tests.leaving import ENVELOPE, ROOT, allowed, fields_of, listed, rows, sent_by_workers
 from tests.unit.test_site_rules import data
+from worker.processes import child
+from worker.processes.child import Ask, Child, Failed, Round, Shared
+from worker.processes.pool import raised_by
 from worker.rounds.site_rules import SHARES, SiteRules
 
 
@@ -90,3 +96,38 @@ def test_each_level_of_counts_is_told_of_the_same_data() -> None:
     """From `counts` on, and not before."""
     told = [SiteRules(share=share).examples_per_class(data()) for share in SHARES]
     assert told == [(), (), (4, 6), (4, 6)]
+
+
+class Raises:
+    """A trainer that fails."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def answer(self, *_: object) -> None:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError("could not convert 'Jane Doe'"), "ValueError;"),
+        (caused(DataError("fit failed. KeyError: 'Jane Doe'"), KeyError("Jane Doe")), "KeyError;"),
+        (DataError("fewer than 10 examples"), "fewer than 10 examples"),
+    ],
+)
+def test_a_process_of_its_own_withholds_the_same(
+    error: Exception, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --threads the training is in another process; its errors come back as words, and as whose they are."""
+    monkeypatch.setattr(child, "map_array", lambda _path: None)
+    make: Any = lambda: Raises(error)  # noqa: E731 - a trainer's maker
+    unused: Any = None
+    shared = Shared({"w": unused}, make)
+    worker = Child(shared, unused, unused, Path())
+    failed = worker._answer(Ask(1, "w"), Round(unused, unused), threading.Event())
+    assert isinstance(failed, Failed)
+    raised = raised_by(failed)
+    assert SiteRules(share="weights").reason(raised).startswith(told)
+    assert "Doe" not in SiteRules(share="weights").reason(raised)
+    assert str(error).split(" ")[0] in str(raised)

@@ -271,6 +271,12 @@ class HandOver:
                 self._let_go[oldest.worker] = oldest.announced or ""
                 self._forget(oldest.worker)
 
+    def is_alone(self, update: KeptUpdate) -> bool:
+        """Whether no other worker of this process has an update with the broker: nobody empties the upload queue."""
+        with self.lock:
+            others = (each for each in self.updates.values() if each is not update)
+            return not (self._let_go or any(each.announced for each in others))
+
     def begin_upload(self, update: KeptUpdate) -> bool:
         """Whether this update's round is still open; its memory is then not given away before it is announced."""
         with self.lock:

@@ -33,6 +33,47 @@ class Measured:
     counts: AnswerCounts | None = None
 
 
+_REFUSED_SECONDS = 30.0  #: that a full upload queue is tried again
+_MEGABYTE = 2**20
+_ROOM = 4  #: updates that an upload queue has room for when the coordinator sizes it
+
+
+class Refusals:
+    """For how long the broker has refused the parts of one update, time and again.
+
+    Args:
+        account: What this process is called at the broker.
+    """
+
+    def __init__(self, account: str) -> None:
+        self._account = account
+        self._since: float | None = None
+
+    def note(self, update: "KeptUpdate", *, is_refused: bool, is_alone: bool, now: float) -> None:
+        """The parts were not taken.
+
+        Args:
+            update: Whose.
+            is_refused: The queue was full, rather than gone.
+            is_alone: Nobody else's parts are in it, which the coordinator will take out.
+            now: In seconds.
+
+        Raises:
+            ModelError: It has been so for long: there is no room for this update, and waiting makes none.
+        """
+        if not (is_refused and is_alone):
+            self._since = None
+        elif self._since is None:
+            self._since = now
+        elif now - self._since >= _REFUSED_SECONDS:
+            size = -(-update.num_bytes // _MEGABYTE)
+            raise ModelError(
+                f"The broker refuses this update of {size} MB again and again: its upload queue is full. Whoever "
+                f"administers the broker makes room with `broker invite {names.invitation(self._account)} "
+                f"--upload-limit {_ROOM * size + 16}M --again`."
+            )
+
+
 class KeptUpdate:
     """An update that can be uploaded as often as it takes; each upload has an id of its own.
 
@@ -125,6 +166,11 @@ class KeptUpdate:
     def num_parts(self) -> int:
         """How many parts it travels in; 0 when it rides inside its announcement."""
         return len(self._slices)
+
+    @property
+    def num_bytes(self) -> int:
+        """What its values take, as float32."""
+        return 0 if self.vector is None else self.vector.nbytes
 
     def parts(self) -> Iterator[Outgoing]:
         """The parts of the upload that was begun, encoded one by one as they are published."""

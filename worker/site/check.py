@@ -183,7 +183,7 @@ def _array_text(array: ArrayFacts) -> str:
     if array.shape is None:
         return f"images{_sizes_text(array.sizes)}{values} ({array.dtype})"
     shape = " x ".join("any" if size is None else str(size) for size in array.shape)
-    return f"{array.dtype} of shape {shape or 'one number'}{values}"
+    return f"{array.dtype}{f' of shape {shape}' if shape else ', one an example'}{values}"
 
 
 def _sizes_text(sizes: tuple[tuple[int, int], tuple[int, int]] | None) -> str:
