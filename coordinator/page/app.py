@@ -46,6 +46,7 @@ from coordinator.page.login import guard, is_logged_in, right_here
 from coordinator.page.prometheus import Watched, metrics_text
 from coordinator.page.scheduler import Scheduler
 from coordinator.page.snapshot import Snapshot
+from coordinator.page.visits import note_visit
 from coordinator.status import plain_status
 
 _FILES = {
@@ -108,13 +109,6 @@ def create_app(
 def _page() -> _Page:
     page: _Page = current_app.config["PAGE"]
     return page
-
-
-def _note(event: str, **fields: object) -> None:
-    """Tell the audit log what a request has done, and from where it came."""
-    audit_log: AuditLog = current_app.config["AUDIT"]
-    told = request.headers.get("X-Forwarded-For")  # by a proxy, or by whoever likes to
-    audit_log.note(event, address=request.remote_addr, forwarded=told, **fields)
 
 
 # What is shown
@@ -218,7 +212,7 @@ def _send(run: str, file: str) -> Response:
         path.resolve(), kind, as_attachment=not is_shown, download_name=name, conditional=True
     )
     if sha256 and response.status_code != 304:  # that one says: as you have it
-        _note("downloaded", folder=run, file=file, bytes=response.content_length, sha256=sha256)
+        note_visit("downloaded", folder=run, file=file, bytes=response.content_length, sha256=sha256)
     return response
 
 
@@ -249,7 +243,7 @@ def _launch() -> tuple[Response, int]:
     run = _page().scheduler.launch(
         task, {str(name): _as_text(name, value) for name, value in options.items()}
     )
-    _note("launched", task=task, folder=run)
+    note_visit("launched", task=task, folder=run)
     return jsonify({"run": run}), 202
 
 
@@ -267,7 +261,7 @@ def _stop() -> tuple[Response, int]:
     if not isinstance(is_now, bool):
         abort(400, 'Expected {"now": true} or {"now": false}.')
     run = _page().scheduler.stop_run(now=is_now)
-    _note("stop-asked", folder=run, now=is_now)
+    note_visit("stop-asked", folder=run, now=is_now)
     return jsonify({"run": run}), 202
 
 

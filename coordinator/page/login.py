@@ -9,9 +9,9 @@ from flask import url_for as address_of
 from werkzeug.wrappers import Response as AnyResponse
 
 from broker.allowance import Allowance
-from broker.audit import AuditLog
 from broker.web import pages
 from coordinator.page.access import TOKEN_HEADER, Access, Right
+from coordinator.page.visits import note_visit
 
 LOGIN = Blueprint("login", __name__)
 
@@ -82,8 +82,7 @@ def _judged(access: Access, token: str) -> Right:
     notes: Allowance = current_app.config["NOTES"]
     if right is Right.NOTHING and notes.take("a guess"):
         logger.warning("A wrong token came from %s.", request.remote_addr)
-        audit_log: AuditLog = current_app.config["AUDIT"]
-        audit_log.note("token-refused", address=request.remote_addr)
+        note_visit("token-refused")
     return right
 
 
@@ -139,6 +138,7 @@ def log_in() -> AnyResponse | tuple[str, int]:
     session.clear()
     session.permanent = True
     session[_RIGHT] = int(right)
+    note_visit("logged-in", may="launch" if right is Right.CHANGE else "look")
     return redirect(address_of("network.show_page"), 303)
 
 

@@ -1,5 +1,6 @@
 """Who may look and who may change something at the network's page, and how a browser shows a token."""
 
+import json
 import re
 import threading
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from broker.audit import OFF, AuditLog
 from broker.errors import UsageError
 from coordinator.page import server
 from coordinator.page.access import TOKEN_HEADER, Access
@@ -34,8 +36,8 @@ def scheduler(tmp_path: Path) -> FakeScheduler:
     return made
 
 
-def app_of(scheduler: FakeScheduler, access: Access = BEYOND) -> Flask:
-    return create_app(scheduler, access=access, stop=threading.Event())  # type: ignore[arg-type]
+def app_of(scheduler: FakeScheduler, access: Access = BEYOND, audit_log: AuditLog = OFF) -> Flask:
+    return create_app(scheduler, access=access, stop=threading.Event(), audit_log=audit_log)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -131,6 +133,21 @@ def test_a_wrong_token_is_said_and_noted(client: FlaskClient, caplog: pytest.Log
     assert "Set-Cookie" not in answer.headers
     notes = [record.getMessage() for record in caplog.records]
     assert notes == ["A wrong token came from 192.0.2.7."] * 5
+
+
+def test_who_logged_in_stands_in_the_audit_log(scheduler: FakeScheduler, tmp_path: Path) -> None:
+    """From where and for what, and that a wrong token came; the token never."""
+    client = app_of(scheduler, audit_log=AuditLog(tmp_path / "audit.jsonl")).test_client()
+    logged_in(client, "guessed")
+    logged_in(client, READ_TOKEN)
+    logged_in(client, TOKEN)
+    text = (tmp_path / "audit.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [(line["event"], line.get("may")) for line in lines] == [
+        ("token-refused", None), ("logged-in", "look"), ("logged-in", "launch"),
+    ]  # fmt: skip
+    assert {line["address"] for line in lines} == {"192.0.2.7"}
+    assert not any(token in text for token in ("guessed", READ_TOKEN, TOKEN))
 
 
 @pytest.mark.parametrize(("access", "name"), [(BEYOND, "warren"), (BEHIND_PROXY, "__Host-warren")])
