@@ -99,7 +99,7 @@ def test_the_processes_of_a_killed_swarm_end(stage: Stage) -> None:
     stage.coordinator(run={"workers": COUNT})
     stage.wait(lambda: len({note["pid"] for note in stage.notes()}) == 2, 60, "two processes")
     pids = {note["pid"] for note in stage.notes()}
-    folder = Path(Path(f"/proc/{min(pids)}/cmdline").read_text().rstrip("\0").rpartition("\0")[2])
+    folder = Path(Path(f"/proc/{min(pids)}/cmdline").read_text().rstrip("\0").split("\0")[-2])
     assert folder.is_dir()
     swarm.kill()
     stage.wait(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 20, "their end")
