@@ -1,4 +1,4 @@
-"""deploy/compose.yaml is a whole system: its command lines as plain processes, and in containers where there are any."""
+"""deploy/compose.yaml is a whole system: as plain processes here, and in containers where there are any."""
 
 import csv
 import re
