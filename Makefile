@@ -94,7 +94,7 @@ lock: install  ## requirements-runtime.lock anew: what users install, with hashe
 	mv build.lock requirements-runtime.lock
 
 wheel: install  ## Warren itself as a wheel, in build/wheels
-	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir build/wheels .
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir build/wheels ./
 
 wheelhouse: wheel  ## a folder with all that a machine without a network needs: build/wheels
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --only-binary :all: --require-hashes \

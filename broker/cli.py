@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import click
 
 from broker.command import (
     CommandGroup,
+    admin_access_options,
     amqp_url_option,
     log_options,
     management_url_option,
@@ -21,7 +22,9 @@ from broker.command import (
 from broker.errors import UsageError
 from broker.hosting import accounts, probe, server
 from broker.hosting.management import Fields, Management
+from broker.link.access import Access, with_login
 from broker.link.address import is_loopback, without_password
+from broker.link.invitation import check_is_new, write_invitation
 from broker.logs import LogContext
 from broker.wire.names import COORDINATOR, MOST_IN_A_SWARM
 
@@ -62,7 +65,7 @@ def _home_option(function: _Function) -> _Function:
 
 
 def _address_options(function: _Function) -> _Function:
-    return amqp_url_option(management_url_option(_home_option(log_options(function))))
+    return admin_access_options(management_url_option(_home_option(log_options(function))))
 
 
 @main.command()
@@ -76,7 +79,7 @@ def _address_options(function: _Function) -> _Function:
 def up(
     port: int | None,
     management_port: int | None,
-    amqp_url: str,
+    access: Access,
     management_url: str | None,
     home: Path,
     log: LogContext,
@@ -93,7 +96,7 @@ def up(
     AMQP_URL=amqps://me:secret@broker.example.org/lab broker up
     """
     running = server.up(
-        amqp_url=amqp_url,
+        access=access,
         management_url=management_url,
         port=port,
         management_port=management_port,
@@ -172,13 +175,13 @@ def _still_running(home: Path) -> list[str]:
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @_address_options
-def status(as_json: bool, amqp_url: str, management_url: str | None, home: Path, log: LogContext) -> None:
+def status(as_json: bool, access: Access, management_url: str | None, home: Path, log: LogContext) -> None:
     """Show the broker's health, its queues and who is connected.
 
     Counts are up to 5 seconds old.
     """
-    management = _management(amqp_url, management_url, home)
-    found = _look(management, probe.vhost_of(amqp_url))
+    management = _management(access, management_url, home)
+    found = _look(management, probe.vhost_of(access.amqp_url))
     click.echo(json.dumps(found, indent=2) if as_json else _table(found))
 
 
@@ -220,6 +223,12 @@ class _Bytes(click.ParamType):  # type: ignore[type-arg] # generic from click 8.
     help="How much may wait in its upload queue, and in the one that it reads; twice the model's size is enough.",
 )
 @click.option(
+    "--invitation",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.toml",
+    help="Write address, login and --ca into this new file, to hand over; the password is then not printed.",
+)
+@click.option(
     "--again", is_flag=True, help="It has an account: set rights, limits and queues; keep the password."
 )
 @_address_options
@@ -229,7 +238,8 @@ def invite(
     parts: int,
     upload_limit: int,
     again: bool,
-    amqp_url: str,
+    invitation: Path | None,
+    access: Access,
     management_url: str | None,
     home: Path,
     log: LogContext,
@@ -243,13 +253,20 @@ def invite(
     \b
     broker invite coordinator
     broker invite hospital-1
+    broker invite hospital-1 --invitation hospital-1.toml
     broker invite lab --swarm 100
     broker invite hospital-1 --upload-limit 4G --again
     """
-    management = _management(amqp_url, management_url, home)
+    if invitation is not None:
+        check_is_new(invitation)
+        if again:
+            raise UsageError(
+                "With --again the password stays what it was, and nobody knows it: no invitation."
+            )
+    management = _management(access, management_url, home)
     login = accounts.invite(
         management,
-        probe.vhost_of(amqp_url),
+        probe.vhost_of(access.amqp_url),
         name,
         swarm=swarm,
         parts=parts,
@@ -259,15 +276,23 @@ def invite(
     if login.password is None:
         click.echo(f"{name} has its rights, limits and queues; its password is as it was")
         return
-    host, _ = probe.host_and_port(amqp_url)
+    url = with_login(access.amqp_url, f"{login.user}:{quote(login.password, safe='')}")
+    host, _ = probe.host_and_port(url)
     if is_loopback(host):
         logger.info(
             "the address says %s: put the name that others know this machine by in its place; they want amqps:// "
             "there, or --insecure",
             host,
         )
-    click.echo(_with_login(amqp_url, login.user, login.password))
-    logger.info("%s uses it as AMQP_URL", _user_of(name, swarm))
+    if invitation is None:
+        click.echo(url)
+        logger.info("%s uses it as AMQP_URL", _user_of(name, swarm))
+    else:
+        write_invitation(invitation, Access(amqp_url=url, name=name, ca=access.ca))
+        click.echo(invitation)
+        logger.info(
+            "hand it over on a safe way: %s --invitation %s", _command_of(name, swarm), invitation.name
+        )
 
 
 def _user_of(name: str, swarm: int | None) -> str:
@@ -276,29 +301,29 @@ def _user_of(name: str, swarm: int | None) -> str:
     return f"`worker run --name {name}`" if swarm is None else f"`worker swarm --name {name} --count {swarm}`"
 
 
+def _command_of(name: str, swarm: int | None) -> str:
+    if name == COORDINATOR:
+        return "coordinator serve"
+    return "worker run" if swarm is None else f"worker swarm --count {swarm}"
+
+
 @main.command()
 @click.argument("name")
 @_address_options
-def revoke(name: str, amqp_url: str, management_url: str | None, home: Path, log: LogContext) -> None:
+def revoke(name: str, access: Access, management_url: str | None, home: Path, log: LogContext) -> None:
     """Delete an invited account with its connections, its limits, and its queues with what is in them.
 
     \b
     broker revoke hospital-1
     """
-    revoked = accounts.revoke(_management(amqp_url, management_url, home), name)
+    revoked = accounts.revoke(_management(access, management_url, home), name)
     click.echo(f"{name} is no longer invited; {revoked.connections} of its connections closed")
     if revoked.removed.queues:
         click.echo(f"{revoked.removed.queues} queues deleted, with {revoked.removed.messages} messages")
 
 
-def _management(amqp_url: str, management_url: str | None, home: Path) -> Management:
-    return Management(server.known_management_url(amqp_url, management_url, home))
-
-
-def _with_login(amqp_url: str, user: str, password: str) -> str:
-    parts = urlsplit(amqp_url)
-    address = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=f"{user}:{quote(password, safe='')}@{address}").geturl()
+def _management(access: Access, management_url: str | None, home: Path) -> Management:
+    return Management(server.known_management_url(access, management_url, home), tls=access.tls())
 
 
 def _look(management: Management, vhost: str) -> dict[str, Any]:

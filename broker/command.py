@@ -3,19 +3,28 @@
 And what ends a call from Python, where no command line is.
 """
 
+import logging
 import os
 import signal
 import socket
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import replace
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import click
+from click.core import ParameterSource
 
 from broker import logs
-from broker.errors import EXIT_DONE, EXIT_SIGNAL, Interrupted, WarrenError
+from broker.errors import EXIT_DONE, EXIT_SIGNAL, Interrupted, UsageError, WarrenError
+from broker.link.access import Access, login_in, read_pem, with_login
 from broker.link.address import check_amqp_url, check_management_url, check_not_in_clear
+from broker.link.invitation import is_open_to_others, read_invitation
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_AMQP_URL = "amqp://guest:guest@localhost:5672/%2F"
 _MANAGEMENT = {"amqp": ("http", 15672), "amqps": ("https", 15671)}  #: RabbitMQ's own ports
@@ -77,8 +86,96 @@ def amqp_url_option(function: _Function) -> _Function:
         show_default=True,
         callback=lambda ctx, _param, url: _safe(ctx, check_amqp_url(url)),
         help="The broker's address: amqps://USER:PASSWORD@HOST:PORT/VHOST (amqp:// without TLS, on this machine), "
-        "each part percent-encoded.",
+        "each part percent-encoded. Others on this machine see what a command line holds: a password is better in "
+        "the variable AMQP_URL.",
     )(function)
+
+
+def access_options(function: _Function) -> _Function:
+    """Add all that says how the broker is reached; the command then takes an `Access` named `access`."""
+
+    @wraps(function)
+    def with_access(*args: Any, invitation: Path | None, **given: Any) -> Any:
+        access = _given_access(given)
+        if invitation is not None and not _overrides("amqp_url", "invitation"):
+            access = _invited(invitation, access)
+        return function(*args, access=access, **given)
+
+    invited = click.option(
+        "--invitation",
+        type=click.Path(path_type=Path),
+        envvar="WARREN_INVITATION",
+        metavar="FILE",
+        help="Address, login and authority in one file, as `broker invite` writes it; in the place of --amqp-url.",
+    )(cast(_Function, with_access))
+    return amqp_url_option(_trust_options(invited))
+
+
+def admin_access_options(function: _Function) -> _Function:
+    """The same for whoever writes invitations."""
+
+    @wraps(function)
+    def with_access(*args: Any, **given: Any) -> Any:
+        access = _given_access(given)
+        return function(*args, access=access, **given)
+
+    return amqp_url_option(_trust_options(cast(_Function, with_access)))
+
+
+def _trust_options(function: _Function) -> _Function:
+    a_file = click.Path(path_type=Path)
+    function = click.option(
+        "--key",
+        type=a_file,
+        envvar="WARREN_KEY",
+        metavar="FILE",
+        help="The certificate's private key, as PEM.",
+    )(function)
+    function = click.option(
+        "--certificate",
+        type=a_file,
+        envvar="WARREN_CERTIFICATE",
+        metavar="FILE",
+        help="This side's own certificate, as PEM, where the broker asks for one. With an address that names no user "
+        "it is the login.",
+    )(function)
+    return click.option(
+        "--ca",
+        type=a_file,
+        envvar="WARREN_CA",
+        metavar="FILE",
+        help="The authority that signed the broker's certificate, as PEM.  [default: those that this machine knows]",
+    )(function)
+
+
+def _given_access(given: dict[str, Any]) -> Access:
+    """What the options say; they are taken out of what the command gets."""
+    pems = {name: given.pop(name) for name in ("ca", "certificate", "key")}
+    texts = {name: None if path is None else read_pem(path) for name, path in pems.items()}
+    return Access(amqp_url=given.pop("amqp_url"), **texts)
+
+
+def _invited(path: Path, given: Access) -> Access:
+    """What an invitation says, but for what was given beside it."""
+    access = read_invitation(path)
+    _safe(click.get_current_context(), access.amqp_url)
+    if is_open_to_others(path):
+        logger.warning("Others on this machine can read %s, which holds a password: chmod 600 %s", path, path)
+    beside = {name: value for name in ("ca", "certificate", "key") if (value := getattr(given, name))}
+    return replace(access, **beside)
+
+
+def _overrides(name: str, other: str) -> bool:
+    """Whether an option stands on the command line, and what contradicts it in the environment alone.
+
+    Raises:
+        UsageError: Both stand there.
+    """
+    ctx = click.get_current_context()
+    stands = [ctx.get_parameter_source(each) is ParameterSource.COMMANDLINE for each in (name, other)]
+    if all(stands):
+        raise UsageError("Expected --amqp-url or --invitation, got both.")
+    return stands[0]
 
 
 def checked_amqp_url(url: str, *, insecure: bool = False) -> str:
@@ -91,11 +188,11 @@ def checked_amqp_url(url: str, *, insecure: bool = False) -> str:
 
 
 def management_url_option(function: _Function) -> _Function:
-    """Add --management-url; `amqp_url_option` must stand beside it."""
+    """Add --management-url; `access_options` must stand beside it."""
     return click.option(
         "--management-url",
         callback=lambda ctx, _param, url: _safe(ctx, check_management_url(url)) if url else None,
-        help="RabbitMQ's management page, as https://USER:PASSWORD@HOST:PORT.  "
+        help="RabbitMQ's management page, as https://HOST:PORT, or with another login than the broker's.  "
         "[default: the broker's host and login; with amqps:// by https, port 15671, else by http, port 15672]",
     )(function)
 
@@ -125,14 +222,15 @@ def log_options(function: _Function) -> _Function:
 
 
 def management_url_for(amqp_url: str, management_url: str | None = None) -> str:
-    """The management API's address with the same user and password as the AMQP URL, and as safe, unless given."""
+    """The management API's address, as safe as the AMQP URL and with its user and password, unless given."""
+    login = login_in(amqp_url)
     if management_url:
-        return management_url.rstrip("/")
+        url = management_url.rstrip("/")
+        return url if login is None or login_in(url) else with_login(url, login)
     parts = urlsplit(amqp_url)
-    login = f"{parts.username or 'guest'}:{parts.password or 'guest'}"
     host = parts.hostname or "localhost"
     scheme, port = _MANAGEMENT[parts.scheme]
-    return f"{scheme}://{login}@{f'[{host}]' if ':' in host else host}:{port}"
+    return f"{scheme}://{login or 'guest:guest'}@{f'[{host}]' if ':' in host else host}:{port}"
 
 
 class Stop:

@@ -11,7 +11,7 @@ import click
 from broker.command import (
     CommandGroup,
     Stop,
-    amqp_url_option,
+    access_options,
     log_options,
     management_url_option,
     read_environment,
@@ -19,7 +19,7 @@ from broker.command import (
 from broker.errors import EXIT_SIGNAL, Interrupted, UsageError
 from broker.hosting import server
 from broker.hosting.management import Management
-from broker.link.address import without_password
+from broker.link.access import Access
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.logs import LogContext
@@ -65,13 +65,13 @@ def main() -> None:
     "May be repeated.",
 )  # fmt: skip
 @_CONNECT
-@amqp_url_option
+@access_options
 @log_options
 def run(
     task: str,
     out: Path,
     trusted_modules: tuple[str, ...],
-    amqp_url: str,
+    access: Access,
     connect_seconds: float,
     log: LogContext,
     **options: Any,
@@ -95,16 +95,16 @@ def run(
     asked = make_options(task, out, options)
     with Stop() as stop:
         try:
-            result = play(asked, amqp_url, connect_seconds, stop.event, log, trusted_modules=trusted_modules)
+            result = play(asked, access, connect_seconds, stop.event, log, trusted_modules=trusted_modules)
         except Interrupted as exc:
             click.echo(str(exc), err=True)
             raise SystemExit(EXIT_SIGNAL + (stop.signal_number or 0)) from exc
     _print_result(result)
 
 
-def _link(amqp_url: str, name: str, connect_seconds: float, stop: Stop) -> RabbitLink:
+def _link(access: Access, name: str, connect_seconds: float, stop: Stop) -> RabbitLink:
     return RabbitLink(
-        LinkSettings(amqp_url=amqp_url, name=name, connect_seconds=connect_seconds, stop=stop.event)
+        LinkSettings(access=access, name=name, connect_seconds=connect_seconds, stop=stop.event)
     )
 
 
@@ -133,10 +133,10 @@ def _print_result(result: RunResult) -> None:
 @click.option("--deadline-seconds", type=click.FloatRange(0, 1e9, min_open=True), default=600.0, show_default=True,
               help="For the workers to come, and for each of their two answers.")  # fmt: skip
 @_CONNECT
-@amqp_url_option
+@access_options
 @log_options
 def statistics_command(
-    out: Path, earlier: Path | None, amqp_url: str, connect_seconds: float, log: LogContext, **options: Any
+    out: Path, earlier: Path | None, access: Access, connect_seconds: float, log: LogContext, **options: Any
 ) -> None:
     """Ask the workers that are there for counts, mean, spread, range and a histogram of each feature or channel.
 
@@ -157,7 +157,7 @@ def statistics_command(
     asked = SurveyOptions(**options, like=None if earlier is None else read_statistics(earlier))
     with Stop() as stop:
         try:
-            with opened(None, amqp_url, "coordinator", connect_seconds, stop.event) as link:
+            with opened(None, access, "coordinator", connect_seconds, stop.event) as link:
                 session = Session(link, stop=stop.event)
                 session.tell = lambda: status_json(
                     describe(session.roster.members.values(), session.sightings, None)
@@ -183,7 +183,7 @@ def statistics_command(
     "--token", help="What other machines need to launch and stop.  [default: a random one, printed]"
 )
 @_CONNECT
-@amqp_url_option
+@access_options
 @management_url_option
 @log_options
 def serve(
@@ -192,7 +192,7 @@ def serve(
     runs: Path,
     token: str | None,
     connect_seconds: float,
-    amqp_url: str,
+    access: Access,
     management_url: str | None,
     log: LogContext,
 ) -> None:
@@ -227,10 +227,10 @@ def serve(
     )
 
     asked = ServeOptions(host=host, port=port, runs=runs, token=token)
-    url = server.known_management_url(amqp_url, management_url, server.default_home())
-    at = BrokerStatus(address=without_password(amqp_url), management=Management(url).address)
+    url = server.known_management_url(access, management_url, server.default_home())
+    at = BrokerStatus(address=access.address, management=Management(url).address)
     with Stop() as stop:
-        link = _link(amqp_url, "coordinator", connect_seconds, stop)
+        link = _link(access, "coordinator", connect_seconds, stop)
         try:
             serve_page(link, asked, at, stop.event, log, click.echo)
         except Interrupted as exc:
@@ -244,9 +244,9 @@ def serve(
 @click.argument("task")
 @launch_options
 @_CONNECT
-@amqp_url_option
+@access_options
 @log_options
-def launch(task: str, amqp_url: str, connect_seconds: float, log: LogContext, **options: Any) -> None:
+def launch(task: str, access: Access, connect_seconds: float, log: LogContext, **options: Any) -> None:
     """Ask the coordinator that serves this virtual host to train TASK, and say whether it does.
 
     It goes on from the task's last model, unless --from-scratch. Prints the name of the run's folder.
@@ -261,7 +261,7 @@ def launch(task: str, amqp_url: str, connect_seconds: float, log: LogContext, **
     """
     texts = as_texts(_absolute(options))
     check_texts({"task": task, **texts})
-    with _asker(amqp_url, connect_seconds) as (asker, _stop):
+    with _asker(access, connect_seconds) as (asker, _stop):
         reply = asker.launch(task, texts)
     if reply.reason is not None:
         raise UsageError(f"Not launched: {reply.reason}")
@@ -280,9 +280,9 @@ def _absolute(options: dict[str, Any]) -> dict[str, Any]:
     "--json", "as_json", is_flag=True, help="For programs: one JSON object (a line each with --watch)."
 )
 @_CONNECT
-@amqp_url_option
+@access_options
 @log_options
-def status(watch: bool, as_json: bool, amqp_url: str, connect_seconds: float, log: LogContext) -> None:
+def status(watch: bool, as_json: bool, access: Access, connect_seconds: float, log: LogContext) -> None:
     """Show what the coordinator on this virtual host is doing, `serve` and `run` alike.
 
     \b
@@ -293,7 +293,7 @@ def status(watch: bool, as_json: bool, amqp_url: str, connect_seconds: float, lo
     \b
     Exit codes: 0 shown, 3 no coordinator or no broker.
     """
-    with _asker(amqp_url, connect_seconds) as (asker, stop):
+    with _asker(access, connect_seconds) as (asker, stop):
         _show_status(asker, as_json=as_json, is_watched=watch)
         while watch and not stop.event.wait(1.0):
             _show_status(asker, as_json=as_json, is_watched=watch)
@@ -336,10 +336,10 @@ def compare_runs(runs: tuple[Path, ...], measure: str | None, out: Path, as_json
 
 
 @contextmanager
-def _asker(amqp_url: str, connect_seconds: float) -> Iterator[tuple[Asker, Stop]]:
+def _asker(access: Access, connect_seconds: float) -> Iterator[tuple[Asker, Stop]]:
     """A connection that asks the coordinator, and ends."""
     with Stop() as stop:
-        link = _link(amqp_url, "coordinator's visitor", connect_seconds, stop)
+        link = _link(access, "coordinator's visitor", connect_seconds, stop)
         link.open()
         try:
             with asking(link, stop.event) as asker:

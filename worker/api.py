@@ -8,6 +8,7 @@ from typing import Any
 
 from broker.command import DEFAULT_AMQP_URL, Interruptible, checked_amqp_url
 from broker.errors import UsageError
+from broker.link.access import Access
 from broker.link.seam import Link
 from broker.logs import LogContext
 from broker.wire.messages import RoundStart
@@ -50,6 +51,7 @@ def run(
     trainer: Any = None,
     amqp_url: str = DEFAULT_AMQP_URL,
     insecure: bool = False,
+    access: Access | None = None,
     connect_seconds: float = 10.0,
     link: Link | None = None,
     task: str | None = None,
@@ -79,6 +81,8 @@ def run(
             one as `trainer(data=..., worker=...)`; or MODULE:CLASS. None trains Keras models.
         amqp_url: The broker's address.
         insecure: Take an amqp:// address beyond this machine, too.
+        access: Address, authority and certificate, such as `broker.link.invitation.read_invitation(path)`, in place of
+            the address.
         connect_seconds: How long the first connection is tried.
         link: An open link in place of the address; it stays open.
         task: The only one to take part in; None takes part in any.
@@ -125,8 +129,8 @@ def run(
         ) as training,
     ):
         noting, story = _Noting(training), log or LogContext()
-        address = "" if link else checked_amqp_url(amqp_url, insecure=insecure)
-        link_to = LinkTo(address, f"worker {name}")
+        given = access or Access(amqp_url=checked_amqp_url(amqp_url, insecure=insecure))
+        link_to = LinkTo(given, f"worker {name}")
         with nullcontext(link) if link else connected(link_to, connect_seconds, ending) as at:
             if at is not None:
                 WorkerLoop(

@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from broker.command import CommandGroup, Stop, amqp_url_option, log_options, read_environment
+from broker.command import CommandGroup, Stop, access_options, log_options, read_environment
 from broker.errors import EXIT_DONE, DataError, UsageError
+from broker.link.access import Access
 from broker.logs import LogContext
 from broker.wire.names import check_name
 from worker.api import run
@@ -276,7 +277,7 @@ def participation_options(function: Any) -> Any:
 
 
 @main.command(name="run", short_help="Take part with this machine's data.")
-@click.option("--name", required=True, help="This worker's name: a-z, 0-9 and '-'.")
+@click.option("--name", help="This worker's name: a-z, 0-9 and '-'.  [default: whom the invitation is for]")
 @click.option("--evaluate-only", is_flag=True, help="Measure each model on this data, and train nothing.")
 @click.option(
     "--share",
@@ -296,9 +297,11 @@ def participation_options(function: Any) -> Any:
 @click.option("--least-steps", type=click.IntRange(min=1), default=1, show_default=True,
               help="Decline a round that would take fewer steps.")  # fmt: skip
 @participation_options
-@amqp_url_option
+@access_options
 @log_options
-def run_command(name: str, trainer: str | None, data: str | None, log: LogContext, **options: Any) -> None:
+def run_command(
+    name: str | None, access: Access, trainer: str | None, data: str | None, log: LogContext, **options: Any
+) -> None:
     """Take part in federated training. The data stays here; what travels is weights, and what --share says.
 
     An update of few examples tells much about them: --least-examples is your say. SECURITY.md tells who sees what.
@@ -313,16 +316,16 @@ def run_command(name: str, trainer: str | None, data: str | None, log: LogContex
     worker run --name hospital-2 --data archive --classes NORMAL,PNEUMONIA
     worker run --name test-set --data chest_xray --evaluate-only
     worker run --name hospital-1 --trainer my_trainer:Trainer --data ward-7
-    worker run --name hospital-1 --data x-rays --amqp-url amqps://hospital-1:SECRET@broker.example/%2F
+    worker run --invitation hospital-1.toml --data x-rays
 
     \b
     Exit codes: 0 done or stopped, 2 usage or the name is in use, 3 broker unreachable or login refused,
     5 bad data, or refused by the coordinator.
     """
-    log.update(worker=check_name(name))
+    its = access.named(name)
+    log.update(worker=check_name(its))
     with Stop(limit_seconds=LAST_SECONDS) as stop:
-        # That the address is safe, --amqp-url has seen to.
-        result = run(name, data, trainer=trainer, insecure=True, stop=stop.event, log=log, **options)
+        result = run(its, data, trainer=trainer, access=access, stop=stop.event, log=log, **options)
     end_process_if_left(stop, has_left_behind=result.has_left_behind)
 
 
@@ -346,7 +349,9 @@ def _own_sites(trainer: str | None, data: str | None, classes: str | None, names
 
 @main.command(name="swarm", short_help="Many logical workers in one process.")
 @click.option("--count", type=click.IntRange(min=1, max=100_000), required=True, help="How many.")
-@click.option("--name", default="swarm", show_default=True, help="They are NAME.1 to NAME.COUNT.")
+@click.option(
+    "--name", help="They are NAME.1 to NAME.COUNT.  [default: whom the invitation is for, or swarm]"
+)
 @click.option("--partition", "scheme", default="iid", show_default=True, metavar="iid|shards|dirichlet:ALPHA",
               help="How alike their parts of the data are.")  # fmt: skip
 @click.option("--part", metavar="I/K", default="1/1",
@@ -354,11 +359,11 @@ def _own_sites(trainer: str | None, data: str | None, classes: str | None, names
 @click.option("--processes", type=click.IntRange(min=0), default=1, show_default=True, metavar="N",
               help="Train in N processes behind this one, on one partition; 0: one for each core.")  # fmt: skip
 @participation_options
-@amqp_url_option
+@access_options
 @log_options
 def swarm_command(
     count: int,
-    name: str,
+    name: str | None,
     scheme: str,
     part: str,
     processes: int,
@@ -367,7 +372,7 @@ def swarm_command(
     classes: str | None,
     seed: int,
     trusted_modules: tuple[str, ...],
-    amqp_url: str,
+    access: Access,
     log: LogContext,
     **options: Any,
 ) -> None:
@@ -386,7 +391,7 @@ def swarm_command(
     worker swarm --count 100 --data mnist.npz --processes 0
     worker swarm --count 100 --part 1/2 --data mnist.npz    and    --part 2/2 in another terminal
     """
-    check_name(name)
+    name = check_name(access.named(name or (None if access.name else "swarm")))
     log.update(worker=name)
     mine = parse_share(part, count)
     trusted = trusted_by(trusted_modules)
@@ -401,7 +406,7 @@ def swarm_command(
     ]
     part_number, _, parts = part.partition("/")
     reader = name if int(parts) == 1 else f"{name}.{int(part_number)}"
-    link_to = LinkTo(amqp_url, f"swarm {reader}")
+    link_to = LinkTo(access, f"swarm {reader}")
     private = PrivateParts(options["state"] or default_folder(), saves_model=False)
     keras = partial(
         KerasTrainer,

@@ -28,6 +28,7 @@ class Api:
     Args:
         url: https://USER:PASSWORD@HOST:PORT; guest where it names no user.
         timeout_seconds: How long one request may take.
+        tls: What checks its certificate; None: Python's default.
 
     Attributes:
         address: Without the login.
@@ -36,7 +37,7 @@ class Api:
         UsageError: The address can't be understood.
     """
 
-    def __init__(self, url: str, *, timeout_seconds: float = 10) -> None:
+    def __init__(self, url: str, *, timeout_seconds: float = 10, tls: ssl.SSLContext | None = None) -> None:
         parts = urlsplit(check_management_url(url))
         login = f"{unquote(parts.username or 'guest')}:{unquote(parts.password or 'guest')}"
         port = f":{parts.port}" if parts.port else ""
@@ -46,7 +47,9 @@ class Api:
         self._timeout_seconds = timeout_seconds
         # A proxy of the network knows nothing of this machine's own ports.
         proxies = [urllib.request.ProxyHandler({})] if parts.hostname in LOCAL_HOSTS else []
-        self._opener = urllib.request.build_opener(_StayHere(), *proxies)
+        self._opener = urllib.request.build_opener(
+            _StayHere(), urllib.request.HTTPSHandler(context=tls), *proxies
+        )
 
     def get(self, *path: str, query: str = "", missing_ok: bool = False) -> Any:
         """What is at a path, each piece of it as it is called; None when it may be missing, and is."""

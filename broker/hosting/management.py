@@ -1,5 +1,6 @@
 """What RabbitMQ's management API tells of a broker, and what is set there: virtual hosts, policies, accounts."""
 
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -25,6 +26,7 @@ class Management:
     Args:
         url: https://USER:PASSWORD@HOST:PORT; guest where it names no user.
         timeout_seconds: How long one request may take.
+        tls: What checks its certificate; None: Python's default.
 
     Attributes:
         api: For what is asked in one place alone.
@@ -34,8 +36,8 @@ class Management:
         UsageError: The address can't be understood.
     """
 
-    def __init__(self, url: str, *, timeout_seconds: float = 10) -> None:
-        self.api = Api(url, timeout_seconds=timeout_seconds)
+    def __init__(self, url: str, *, timeout_seconds: float = 10, tls: ssl.SSLContext | None = None) -> None:
+        self.api = Api(url, timeout_seconds=timeout_seconds, tls=tls)
         self.address = self.api.address
 
     # What there is

@@ -34,10 +34,10 @@ class _NotAmqpError(Exception):
     """What was received is no frame of AMQP 0-9-1."""
 
 
-def ask(amqp_url: str, *, seconds: float = 5) -> Answer:
+def ask(amqp_url: str, *, seconds: float = 5, tls: ssl.SSLContext | None = None) -> Answer:
     """Log in at the address and hang up; waits at most about `seconds` for each answer."""
     try:
-        stream = _connect(amqp_url, seconds)
+        stream = _connect(amqp_url, seconds, tls)
     except ssl.SSLCertVerificationError:
         return Answer.UNTRUSTED
     except ssl.SSLError:
@@ -84,12 +84,12 @@ def is_free(port: int) -> bool:
     return True
 
 
-def _connect(amqp_url: str, seconds: float) -> socket.socket:
+def _connect(amqp_url: str, seconds: float, tls: ssl.SSLContext | None) -> socket.socket:
     host, port = host_and_port(amqp_url)
     stream = socket.create_connection((host, port), timeout=seconds)
     if urlsplit(amqp_url).scheme != "amqps":
         return stream
-    return ssl.create_default_context().wrap_socket(stream, server_hostname=host)
+    return (tls or ssl.create_default_context()).wrap_socket(stream, server_hostname=host)
 
 
 def _log_in(stream: socket.socket, amqp_url: str) -> Answer:

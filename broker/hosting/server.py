@@ -4,6 +4,7 @@ import fcntl
 import logging
 import os
 import shutil
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from broker.hosting.management import Management
 from broker.hosting.policies import set_policies
 from broker.hosting.private import PrivateBroker, find_program, free_ports, is_installed, wait_until
 from broker.hosting.probe import Answer
+from broker.link.access import Access
 from broker.link.address import LOCAL_HOSTS, not_trusted, without_password
 
 __all__ = [
@@ -62,12 +64,12 @@ class Running:
 
 
 def up(
-    *, amqp_url: str, management_url: str | None, port: int | None, management_port: int | None, home: Path
+    *, access: Access, management_url: str | None, port: int | None, management_port: int | None, home: Path
 ) -> Running:
     """Find a broker or start one, and wait until it is ready.
 
     Args:
-        amqp_url: Where one may run already; its port and login are those of a new one.
+        access: How one may be reached that runs already; its port and login are those of a new one.
         management_url: Of the one that may run already.
         port: A private broker on exactly this port is wanted.
         management_port: Where a new one shall have its management page.
@@ -78,10 +80,10 @@ def up(
     """
     with _in_turn(home):
         if port is not None:
-            running = _private(_on_port(amqp_url, port, management_port, home))
+            running = _private(_on_port(access.amqp_url, port, management_port, home))
         else:
-            running = _reachable_or_new(amqp_url, management_url, management_port, home)
-    _set_policies_on(running)
+            running = _reachable_or_new(access, management_url, management_port, home)
+    _set_policies_on(running, access.tls())
     return running
 
 
@@ -148,41 +150,45 @@ def default_home() -> Path:
     return (Path(base) if base else Path.home() / ".local" / "state") / "warren"
 
 
-def known_management_url(amqp_url: str, management_url: str | None, home: Path) -> str:
+def known_management_url(access: Access, management_url: str | None, home: Path) -> str:
     """The management API of the broker at this address: as given, as `up` recorded it, or the usual port."""
-    if management_url:
-        return management_url
-    own = _own_at(amqp_url, home)
-    return own.management_url if own else management_url_for(amqp_url)
+    own = None if management_url else _own_at(access.amqp_url, home)
+    return own.management_url if own else _management_url_of(access, management_url)
+
+
+def _management_url_of(access: Access, management_url: str | None) -> str:
+    return management_url_for(access.amqp_url, management_url or access.management_url)
 
 
 def _reachable_or_new(
-    amqp_url: str, management_url: str | None, management_port: int | None, home: Path
+    access: Access, management_url: str | None, management_port: int | None, home: Path
 ) -> Running:
-    answer = probe.ask(amqp_url)
+    amqp_url = access.amqp_url
+    answer = probe.ask(amqp_url, tls=access.tls())
     if answer is Answer.READY:
-        return _found(amqp_url, management_url, home)
+        return _found(access, management_url, home)
     if urlsplit(amqp_url).hostname not in LOCAL_HOSTS:
         raise _unusable(amqp_url, answer)
     wanted = _somewhere(amqp_url, answer, management_port, home)
     return _contained(wanted, home) or _private(wanted)
 
 
-def _set_policies_on(running: Running) -> None:
+def _set_policies_on(running: Running, tls: ssl.SSLContext | None) -> None:
     try:
-        set_policies(Management(running.management_url), probe.vhost_of(running.amqp_url))
+        set_policies(Management(running.management_url, tls=tls), probe.vhost_of(running.amqp_url))
     except BrokerError as exc:
         if running.kind != "found":
             raise
         logger.warning("worker queues get no expiry: %s", exc)
 
 
-def _found(amqp_url: str, management_url: str | None, home: Path) -> Running:
+def _found(access: Access, management_url: str | None, home: Path) -> Running:
+    amqp_url = access.amqp_url
     own = _own_at(amqp_url, home)
     if own is not None:
         kind: Literal["container", "private"] = "private" if isinstance(own, PrivateBroker) else "container"
         return Running(amqp_url=amqp_url, management_url=own.management_url, kind=kind)
-    url = management_url_for(amqp_url, management_url)
+    url = _management_url_of(access, management_url)
     return Running(amqp_url=amqp_url, management_url=url, kind="found")
 
 

@@ -80,7 +80,7 @@ def not_trusted(where: str, reason: str) -> str:
     return (
         f"The certificate at {where} is not trusted ({reason}); nothing was sent there. Expected one for this host, "
         "signed by an authority that this machine knows. If it is signed by one of your own, give the authority's "
-        "certificate: SSL_CERT_FILE=/path/to/ca.pem"
+        "certificate: --ca /path/to/ca.pem, or SSL_CERT_FILE"
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from broker.command import DEFAULT_AMQP_URL, Interruptible, checked_amqp_url
 from broker.errors import BrokerUnreachable, Interrupted
+from broker.link.access import Access
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.seam import Link
@@ -89,6 +90,7 @@ def run(
     *,
     amqp_url: str = DEFAULT_AMQP_URL,
     insecure: bool = False,
+    access: Access | None = None,
     connect_seconds: float = 10.0,
     link: Link | None = None,
     strategy: str | Strategy = "fedavg",
@@ -108,6 +110,8 @@ def run(
         out: The run's folder.
         amqp_url: The broker's address.
         insecure: Take an amqp:// address beyond this machine, too.
+        access: Address, authority and certificate, such as `broker.link.invitation.read_invitation(path)`, in place of
+            the address.
         connect_seconds: How long the first connection is tried.
         link: An open link in place of the address; it stays open.
         strategy: By name, or one of `coordinator.strategies`, or an object of one's own.
@@ -129,14 +133,14 @@ def run(
         Interrupted: `stop` was set.
     """
     asked = make_options(task, Path(out), asked_options(strategy, options) | {"standby": standby})
-    address = "" if link else checked_amqp_url(amqp_url, insecure=insecure)
+    given = access or Access(amqp_url=checked_amqp_url(amqp_url, insecure=insecure))
     with Interruptible(stop) as ending:
-        return play(asked, address, connect_seconds, ending, log or LogContext(), link, trusted_modules)
+        return play(asked, given, connect_seconds, ending, log or LogContext(), link, trusted_modules)
 
 
 def play(
     asked: RunOptions,
-    amqp_url: str,
+    access: Access,
     connect_seconds: float,
     stop: threading.Event,
     log: LogContext,
@@ -151,7 +155,7 @@ def play(
     make_folder(asked.out)
     with (
         lock_folder(asked.out, wait=asked.standby, stop=stop),
-        opened(link, amqp_url, "coordinator", connect_seconds, stop) as at,
+        opened(link, access, "coordinator", connect_seconds, stop) as at,
         ModelProcess(trusted_modules, is_warm=asked.task.is_surely_keras) as models,
         tracked(asked.out, asked.track),
     ):
@@ -200,7 +204,7 @@ def asked_options(strategy: str | Strategy, options: Mapping[str, Any]) -> dict[
 
 @contextmanager
 def opened(
-    link: Link | None, amqp_url: str, name: str, connect_seconds: float, stop: threading.Event
+    link: Link | None, access: Access, name: str, connect_seconds: float, stop: threading.Event
 ) -> Iterator[Link]:
     """A caller's own link, or one to an address, closed at the end.
 
@@ -211,7 +215,7 @@ def opened(
     if link is not None:
         yield link
         return
-    made = RabbitLink(LinkSettings(amqp_url=amqp_url, name=name, connect_seconds=connect_seconds, stop=stop))
+    made = RabbitLink(LinkSettings(access=access, name=name, connect_seconds=connect_seconds, stop=stop))
     try:
         made.open()
     except BrokerUnreachable as exc:

@@ -12,6 +12,7 @@ from typing import Any
 
 from broker.command import Interruptible, checked_amqp_url
 from broker.errors import Interrupted, ModelError, UsageError
+from broker.link.access import Access
 from broker.link.memory import MemoryBroker, MemoryLink
 from broker.link.seam import Link
 from broker.logs import LogContext
@@ -205,10 +206,10 @@ def _links(amqp_url: str | None, stop: threading.Event) -> Iterator[tuple[Link, 
         broker = MemoryBroker()
         yield MemoryLink(broker), MemoryLink(broker)
         return
-    address = checked_amqp_url(amqp_url)
+    access = Access(amqp_url=checked_amqp_url(amqp_url))
     with (
-        opened(None, address, "coordinator", _CONNECT_SECONDS, stop) as ours,
-        opened(None, address, f"swarm {_NAME}", _CONNECT_SECONDS, stop) as theirs,
+        opened(None, access, "coordinator", _CONNECT_SECONDS, stop) as ours,
+        opened(None, access, f"swarm {_NAME}", _CONNECT_SECONDS, stop) as theirs,
     ):
         yield ours, theirs
 

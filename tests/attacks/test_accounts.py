@@ -11,6 +11,7 @@ from pika.adapters.blocking_connection import BlockingChannel as Channel
 from broker.hosting import accounts, policies
 from broker.hosting.management import Management
 from broker.hosting.probe import vhost_of
+from broker.link.access import Access
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.seam import Delivery, coordinator_queue, dead_queue
@@ -195,7 +196,7 @@ def test_the_enemy_is_no_swarm(invite: Invite, vhost: str) -> None:
     beyond its number, and a word for all of another swarm, or for some whom its own has not."""
     coordinator_url = invite(COORDINATOR)
     enemy_url, swarm_url = invite("evil"), invite("lab", swarm=2)
-    link = RabbitLink(LinkSettings(amqp_url=coordinator_url, name="coordinator"))
+    link = RabbitLink(LinkSettings(access=Access(amqp_url=coordinator_url), name="coordinator"))
     link.open()
     try:
         link.declare([coordinator_queue(), dead_queue()])

@@ -18,6 +18,7 @@ from broker.errors import BrokerError, BrokerUnreachable
 from broker.hosting import probe
 from broker.hosting.management import Management
 from broker.hosting.private import free_ports
+from broker.link.access import Access
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from tests.brokers import started_broker
@@ -139,14 +140,14 @@ def test_a_certificate_of_nobody_s_gets_no_login(tmp_path: Path, monkeypatch: py
         monkeypatch.delenv("SSL_CERT_FILE", raising=False)
         with pytest.raises(BrokerUnreachable, match=r"not trusted .*SSL_CERT_FILE"):
             Management(https).overview()
-        link = RabbitLink(LinkSettings(amqp_url=amqps, name="test", connect_seconds=60))
+        link = RabbitLink(LinkSettings(access=Access(amqp_url=amqps), name="test", connect_seconds=60))
         with pytest.raises(BrokerUnreachable, match=r"not trusted .*SSL_CERT_FILE"):
             link.open()
         assert probe.ask(amqps) is probe.Answer.UNTRUSTED
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
         assert Management(https).overview()["rabbitmq_version"]
         assert probe.ask(amqps) is probe.Answer.READY
-        link = RabbitLink(LinkSettings(amqp_url=amqps, name="test"))
+        link = RabbitLink(LinkSettings(access=Access(amqp_url=amqps), name="test"))
         link.open()
         link.close()
 

@@ -29,6 +29,7 @@ from broker import logs
 from broker.command import Stop
 from broker.errors import EXIT_SIGNAL, BrokerUnreachable, Interrupted, WarrenError
 from broker.hosting.private import wait_until
+from broker.link.access import Access
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.single_reader import SingleReader
@@ -483,7 +484,7 @@ def play(options: Options) -> int:
         name = "coordinator" if options.role == "coordinator" else f"worker {options.names[0]}"
         link = RabbitLink(
             LinkSettings(
-                amqp_url=options.amqp_url,
+                access=Access(amqp_url=options.amqp_url),
                 name=name,
                 connect_seconds=options.connect_seconds,
                 stop=stop.event,

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from broker.hosting import private
+from broker.link.access import Access
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.seam import Delivery, Link
@@ -159,7 +160,9 @@ class Stage:
 
     def link(self, amqp_url: str | None = None) -> RabbitLink:
         """A connection of the test's own."""
-        link = RabbitLink(LinkSettings(amqp_url=amqp_url or self.amqp_url, name="test", connect_seconds=20))
+        link = RabbitLink(
+            LinkSettings(access=Access(amqp_url=amqp_url or self.amqp_url), name="test", connect_seconds=20)
+        )
         link.open()
         self._links.append(link)
         return link

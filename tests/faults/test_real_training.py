@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from broker.link.access import Access
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.seam import dead_queue, outgoing, upload_queue, worker_queue
@@ -79,7 +80,7 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture
 def coordinator(vhost: str) -> Iterator[RabbitLink]:
     """A hostile, or merely hasty, coordinator: the bare link."""
-    link = RabbitLink(LinkSettings(amqp_url=vhost, name="test"))
+    link = RabbitLink(LinkSettings(access=Access(amqp_url=vhost), name="test"))
     link.open()
     link.declare(
         [replace(worker_queue("coordinator"), name="coordinator", keys=("coordinator",)), dead_queue()]

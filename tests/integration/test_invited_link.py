@@ -12,6 +12,7 @@ from broker.hosting import accounts
 from broker.hosting.management import Management
 from broker.hosting.private import PrivateBroker
 from broker.hosting.probe import vhost_of
+from broker.link.access import Access
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.seam import Connection, Delivery, Queue, upload_queue, worker_queue
@@ -33,7 +34,7 @@ def invited(management: Management, vhost: str, name: str, *, swarm: int | None 
 
 @contextmanager
 def link_to(amqp_url: str) -> Iterator[RabbitLink]:
-    link = RabbitLink(LinkSettings(amqp_url=amqp_url, name="test"))
+    link = RabbitLink(LinkSettings(access=Access(amqp_url=amqp_url), name="test"))
     link.open()
     try:
         yield link

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from broker.errors import EXIT_DONE, ModelError
+from broker.link.access import Access
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.seam import outgoing, worker_queue
@@ -63,7 +64,7 @@ def need(example: str) -> None:
 
 def refusal_of(amqp_url: str, joined: Joined) -> str:
     """What the coordinator says to a worker that joins and does not fit."""
-    link = RabbitLink(LinkSettings(amqp_url=amqp_url, name="test"))
+    link = RabbitLink(LinkSettings(access=Access(amqp_url=amqp_url), name="test"))
     link.open()
     queue = worker_queue(joined.worker)
     link.declare([queue])

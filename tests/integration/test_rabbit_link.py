@@ -11,6 +11,7 @@ import pytest
 
 from broker.errors import DeclareRefused, LinkLost
 from broker.hosting.management import Management, Rights
+from broker.link.access import Access
 from broker.link.rabbitmq import connection, publishing
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
@@ -37,7 +38,7 @@ def links_to(vhost: str) -> Iterator[MakeRabbitLink]:
     links: list[RabbitLink] = []
 
     def make(amqp_url: str = vhost) -> RabbitLink:
-        link = RabbitLink(LinkSettings(amqp_url=amqp_url, name=f"test {len(links)}"))
+        link = RabbitLink(LinkSettings(access=Access(amqp_url=amqp_url), name=f"test {len(links)}"))
         link.open()
         links.append(link)
         return link

@@ -78,7 +78,7 @@ def _install(folder: Path, python: str) -> None:
     unwanted = shutil.ignore_patterns(".*", "tests", "runs", "sites", "build", "__pycache__", "*.egg-info")
     shutil.copytree(ROOT, folder / "source", ignore=unwanted)
     pip = [sys.executable, "-I", "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    wheel = [*pip, "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", "wheels", "source"]
+    wheel = [*pip, "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", "wheels", "./source"]
     subprocess.run(wheel, cwd=folder, check=True, timeout=_SECONDS)
     subprocess.run([python, "-m", "venv", "--without-pip", folder / "venv"], check=True, timeout=_SECONDS)
     (found,) = (folder / "wheels").iterdir()

@@ -15,6 +15,7 @@ from broker.command import amqp_url_option, management_url_for, management_url_o
 from broker.errors import UsageError
 from broker.hosting.management import Management
 from broker.hosting.probe import login_of
+from broker.link.access import Access
 from broker.link.address import (
     check_amqp_url,
     check_management_url,
@@ -47,7 +48,7 @@ each_command = pytest.mark.parametrize(("group", "words"), COMMANDS, ids=lambda 
 
 
 def parameters_of(url: str) -> object:
-    return LinkSettings(amqp_url=url, name="").parameters("consume")
+    return LinkSettings(access=Access(amqp_url=url), name="").parameters("consume")
 
 
 def has_option(command: click.Command, name: str) -> bool:
@@ -121,7 +122,10 @@ def test_a_percent_encoded_password_arrives_as_it_is(password: str) -> None:
     """Every password can be written: encoded, it is what the broker and the management API are given."""
     url = f"amqp://me:{quote(password, safe='')}@host:5672/lab"
     assert check_amqp_url(url) == url
-    assert LinkSettings(amqp_url=url, name="").parameters("consume").credentials.password == password
+    assert (
+        LinkSettings(access=Access(amqp_url=url), name="").parameters("consume").credentials.password
+        == password
+    )
     assert login_of(url) == ("me", password)
     assert login_of(management_url_for(url)) == ("me", password)
     assert Management(management_url_for(url)).address == "http://host:15672"

@@ -42,6 +42,18 @@ def test_a_given_management_url_wins() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("https://rabbit.example.org:99/", "https://me:se%2Fcret@rabbit.example.org:99"),
+        ("https://you:other@rabbit.example.org", "https://you:other@rabbit.example.org"),
+    ],
+)
+def test_a_management_url_without_a_login_takes_that_of_the_broker(given: str, expected: str) -> None:
+    """Nobody means guest where the broker's address names somebody."""
+    assert management_url_for("amqps://me:se%2Fcret@broker/", given) == expected
+
+
 def fresh_group() -> click.Group:
     """A group of two commands, as each of the three command lines makes one."""
 

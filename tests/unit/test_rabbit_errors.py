@@ -6,6 +6,7 @@ import pika.exceptions
 import pytest
 
 from broker.errors import BrokerError, LinkLost, LoginRefused, PublishRefused, Unroutable, WarrenError
+from broker.link.access import Access
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.rabbitmq.translation import translate
 
@@ -50,6 +51,6 @@ def test_a_socket_error_is_a_lost_link() -> None:
 def test_an_address_that_cannot_be_understood_is_a_usage_error(url: str) -> None:
     """It is told before anything is tried, without the password."""
     with pytest.raises(WarrenError) as caught:
-        LinkSettings(amqp_url=url, name="test").parameters("publish")
+        LinkSettings(access=Access(amqp_url=url), name="test").parameters("publish")
     assert caught.value.exit_code == 2
     assert not isinstance(caught.value, BrokerError)

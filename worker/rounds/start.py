@@ -13,7 +13,7 @@ from typing import Protocol
 
 from broker.command import Stop
 from broker.errors import EXIT_DONE, BrokerUnreachable
-from broker.link.address import without_password
+from broker.link.access import Access
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.seam import Link
@@ -48,7 +48,7 @@ class EndingTrainer(Trainer, Protocol):
 class LinkTo:
     """Where the broker is, and what this process is called there."""
 
-    amqp_url: str
+    access: Access
     name: str
 
 
@@ -140,13 +140,13 @@ def connected(link_to: LinkTo, connect_seconds: float, stop: threading.Event) ->
         LoginRefused: The broker refused the login.
     """
     link = RabbitLink(
-        LinkSettings(amqp_url=link_to.amqp_url, name=link_to.name, connect_seconds=connect_seconds, stop=stop)
+        LinkSettings(access=link_to.access, name=link_to.name, connect_seconds=connect_seconds, stop=stop)
     )
     if not _is_open(link, stop):
         yield None
         return
     try:
-        logger.info("Connected to %s; registering %s.", without_password(link_to.amqp_url), link_to.name)
+        logger.info("Connected to %s; registering %s.", link_to.access.address, link_to.name)
         yield link
     finally:
         link.close()

@@ -7,7 +7,8 @@ from typing import Literal
 import pika
 
 from broker.errors import UsageError
-from broker.link.address import check_amqp_url, without_password
+from broker.link.access import Access
+from broker.link.address import without_password
 
 _HEARTBEAT_SECONDS = 15
 
@@ -19,12 +20,13 @@ class LinkSettings:
     """How to reach the broker and what to be called there.
 
     Attributes:
+        access: Its address, and what is shown and believed there.
         name: Shown at the management page, e.g. "worker hospital-1".
         connect_seconds: How long the first connection is tried.
         stop: The process's wish to end: every wait then ends within about a second.
     """
 
-    amqp_url: str
+    access: Access
     name: str
     connect_seconds: float = 10.0
     stop: threading.Event = field(default_factory=threading.Event)
@@ -32,7 +34,12 @@ class LinkSettings:
     @property
     def account(self) -> str:
         """Whom the broker knows as the sender."""
-        return str(self.parameters("publish").credentials.username)
+        return self.access.account
+
+    @property
+    def amqp_url(self) -> str:
+        """The broker's address, with the login."""
+        return self.access.amqp_url
 
     def parameters(self, role: Role) -> pika.URLParameters:
         """What pika wants to know.
@@ -40,7 +47,7 @@ class LinkSettings:
         Raises:
             UsageError: The address can't be understood.
         """
-        url = check_amqp_url(self.amqp_url)
+        url = self.amqp_url
         try:
             parameters = pika.URLParameters(url)
         except (ValueError, TypeError, SyntaxError, LookupError, OSError) as exc:
@@ -50,6 +57,10 @@ class LinkSettings:
             ) from exc
         parameters.heartbeat = _HEARTBEAT_SECONDS
         parameters.socket_timeout = parameters.stack_timeout = 10
+        if (context := self.access.tls()) is not None and parameters.ssl_options is not None:
+            parameters.ssl_options = pika.SSLOptions(context, parameters.host)
+        if self.access.is_by_certificate:
+            parameters.credentials = pika.credentials.ExternalCredentials()
         parameters.client_properties = {
             "connection_name": f"{self.name} ({role})",
             "product": "warren",
