@@ -17,6 +17,8 @@ from broker.errors import BrokerError
 from broker.hosting import accounts as hosting
 from broker.hosting.management import Management
 from broker.hosting.private import wait_until
+from broker.link.access import Access
+from broker.link.invitation import write_invitation
 from broker.logs import configure
 from deploy.synthetic import XraySet, write_xrays
 
@@ -88,20 +90,17 @@ def data(folder: Path, patients: int) -> None:
 @click.option("--broker", "address", default=f"{HOST}:5672", show_default=True, help="As the others know it.")
 @click.option("--management", default=f"{HOST}:15672", show_default=True, help="As this step knows it.")
 def accounts(settings_folder: Path, out: Path, address: str, management: str) -> None:
-    """Invite everybody, and write each one's address into a file of its own."""
+    """Invite everybody, each by a file of its own."""
     login = (settings_folder / ADMINISTRATOR).read_text()
     administrator = Management(f"http://{login}@{management}")
     if not wait_until(administrator.is_ready, _READY_SECONDS):
         raise BrokerError(f"The management API at {management} was not ready after {_READY_SECONDS:.0f} s.")
     for name in NAMES:
-        if not (out / name).exists():
-            _invite(administrator, name, address, out / name)
-
-
-def _invite(administrator: Management, name: str, address: str, file: Path) -> None:
-    invited = hosting.invite(administrator, "/", name)
-    file.touch(mode=0o600)
-    file.write_text(f"amqp://{invited.user}:{invited.password}@{address}/%2F")
+        invitation = out / f"{name}.toml"
+        if not invitation.exists():
+            invited = hosting.invite(administrator, "/", name)
+            url = f"amqp://{invited.user}:{invited.password}@{address}/%2F"
+            write_invitation(invitation, Access(amqp_url=url, name=name))
 
 
 if __name__ == "__main__":

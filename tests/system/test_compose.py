@@ -4,12 +4,14 @@ import csv
 import re
 import subprocess
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from broker.hosting.container import running_engine
 from broker.hosting.management import Management
 from broker.hosting.probe import Answer, ask
+from broker.link.invitation import read_invitation
 from tests.brokers import need_rabbitmq, wait_until
 from tests.composed import FILE, Composed
 
@@ -37,8 +39,8 @@ def test_the_demo_s_command_lines_make_a_federation_that_trains(tmp_path: Path) 
         listed = subprocess.run(
             ["ps", "-A", "-ww", "-o", "command="], capture_output=True, text=True, check=True
         )
-        account = (composed.volume("accounts") / "hospital-1").read_text()
-        assert account.split("@")[0].rpartition(":")[2] not in listed.stdout
+        invitation = read_invitation(composed.volume("accounts") / "hospital-1.toml")
+        assert str(urlsplit(invitation.amqp_url).password) not in listed.stdout
         assert composed.processes["launch"].wait(60) == 0, composed.said("launch")
         runs = composed.volume("runs")
         wait_until(lambda: bool(rows_of(runs)), _ROUND_SECONDS, what="a closed round")
