@@ -12,7 +12,8 @@ REPEAT  ?= 1
 PYTEST_MANY := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: bench bench-peers help venv install broker needs-broker needs-rabbitmq needs-browser check format test test-browser soak test-unit demo clean lock wheel wheelhouse audit sbom test-pythons
+.PHONY: bench bench-peers help venv install broker needs-broker needs-rabbitmq needs-deployed needs-browser check format test test-browser soak
+.PHONY: test-unit test-pythons demo clean lock wheel wheelhouse audit sbom
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -57,7 +58,12 @@ format: install  ## let ruff lay out the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: needs-rabbitmq  ## all tests: unit, integration, faults, attacks, system
+# What one test each asks of the deployment's files; where it can't be installed they skip, and fail in CI.
+needs-deployed: install
+	@command -v nginx >/dev/null || deploy/install-package nginx-light || true
+	@command -v promtool >/dev/null || deploy/install-package prometheus || true
+
+test: needs-rabbitmq needs-deployed  ## all tests: unit, integration, faults, attacks, system
 	$(PYTEST_MANY) tests/attacks tests/faults tests/system tests/integration tests/unit
 
 # axe-core comes by npm. Where a package can't be installed the tests skip, and fail in CI.

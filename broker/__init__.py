@@ -11,7 +11,6 @@ Contents, from the ground up; nothing imports what stands below it on this page:
     model/       What a model file may hold, what it says about itself, and how its outputs are meant
     command      what the three command lines share
     hosting/     A broker to work with: found, contained or private, its accounts, and what answers at an address
-    http_server  the server under the pages: waitress, with caps
-    web          what the two pages share; static/page.css is how they look alike
+    web/         Under the two pages: a port, a server with caps, how they look, and safety from other sites
     cli          the command `broker`
 """

@@ -28,6 +28,7 @@ from broker.wire.plain_json import json_text
 from broker.wire.statistics import LEAST_FLOOR, MOST_BINS
 from coordinator.folder.statistics_file import check_out, read_shape, read_statistics, write_statistics
 from coordinator.learning.measure_names import ALL_RESULTS
+from coordinator.page.serve_options import ServeOptions, serve_options
 from coordinator.play.run_view import describe
 from coordinator.presence.session import Session
 from coordinator.presence.survey import Survey, SurveyOptions
@@ -172,40 +173,24 @@ def statistics_command(
 
 
 @main.command(short_help="The network's page: workers, Launch training, live rounds.")
-@click.option("--port", type=click.IntRange(0, 65535), default=5000, show_default=True,
-              help="Where to listen; 0 takes any free port.")  # fmt: skip
-@click.option("--host", default="127.0.0.1", show_default=True,
-              help="The address to listen on; 0.0.0.0 lets other machines look.")  # fmt: skip
-@click.option(
-    "--runs", type=_FILE, default=Path("runs"), show_default=True, help="Each run gets a folder there."
-)
-@click.option(
-    "--token", help="What other machines need to launch and stop.  [default: a random one, printed]"
-)
+@serve_options
 @_CONNECT
 @access_options
 @management_url_option
 @log_options
 def serve(
-    host: str,
-    port: int,
-    runs: Path,
-    token: str | None,
-    connect_seconds: float,
-    access: Access,
-    management_url: str | None,
-    log: LogContext,
+    connect_seconds: float, access: Access, management_url: str | None, log: LogContext, **where: Any
 ) -> None:
     """Show the network's page, and start the runs that are launched there or with `coordinator launch`.
 
     A launch goes on from the task's last model under RUNS, unless it is to begin from scratch. After a restart
-    an unfinished run goes on. Looking is open to whoever reaches the address; launching and stopping need a token
-    from other machines.
+    an unfinished run goes on. From other machines looking, launching and stopping need a token: a browser asks for it,
+    and programs send it in a header.
 
     \b
     coordinator serve
     coordinator serve --port 8080 --runs /srv/warren
-    coordinator serve --host 0.0.0.0 --token SECRET
+    WARREN_COORDINATOR_TOKEN=SECRET coordinator serve --public-name fl.example.org    behind a proxy
 
     \b
     For programs:
@@ -214,19 +199,18 @@ def serve(
     POST /api/launch            {"task": "mnist", "options": {"rounds": 3}}
     POST /api/stop              {"now": false}
     GET  /runs/ID/model.keras   also model.npz, best.keras, history.csv, workers.csv, curves.png, workers.png
-    GET  /healthz, /metrics
+    GET  /metrics               for Prometheus
+    GET  /livez, /readyz, /healthz   200, or 503 and what is wrong; no token is asked
     curl -H 'Content-Type: application/json' -d '{"task": "mnist"}' http://127.0.0.1:5000/api/launch
+    curl -H 'X-Warren-Token: SECRET' https://fl.example.org/api/state     or Authorization: Bearer SECRET
 
     \b
     Exit codes: 0 stopped, 2 usage, or the port or the coordinator's place is taken, 3 broker unreachable or
     login refused, 128 + signal interrupted in the middle of a run.
     """
-    from coordinator.page.server import (  # late: Flask comes with it; no other command needs that
-        ServeOptions,
-        serve_page,
-    )
+    from coordinator.page.server import serve_page  # late: Flask comes with it; no other command needs that
 
-    asked = ServeOptions(host=host, port=port, runs=runs, token=token)
+    asked = ServeOptions(**where)
     url = server.known_management_url(access, management_url, server.default_home())
     at = BrokerStatus(address=access.address, management=Management(url).address)
     with Stop() as stop:

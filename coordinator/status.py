@@ -93,6 +93,21 @@ class BestStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrivateStatus:
+    """What stays at the workers.
+
+    Attributes:
+        patterns: Of the weights that do.
+        num_weights: How many these are; 0 before the model is built.
+        num_sites: Workers present that train in the run: each keeps its own.
+    """
+
+    patterns: tuple[str, ...]
+    num_weights: int
+    num_sites: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatus:
     """The run under way, without its history.
 
@@ -102,6 +117,7 @@ class RunStatus:
         history_stamp: Another one when the history is another.
         stop_when: What must go on becoming better, if anything must.
         patience: Rounds for which it may not.
+        private: Weights that stay at the workers, if any do.
     """
 
     id: str
@@ -122,6 +138,7 @@ class RunStatus:
     best: BestStatus | None = None
     stop_when: str | None = None
     patience: int | None = None
+    private: PrivateStatus | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,11 +22,11 @@ from worker.data.partition import parse_share
 from worker.data.split import format_table, split
 from worker.learning.evaluation import Evaluation, check_classes, format_evaluation
 from worker.learning.prediction import predict
-from worker.learning.saved_model import LoadedModel, check_scale, load_model
+from worker.learning.saved_model import LoadedModel, check_scale, load_model, suited_to
 from worker.learning.values import Measures, format_answer, format_measures, predict_rows
 from worker.processes.pool import TrainingPool
 from worker.rounds.own_site import OwnSite, open_trainer
-from worker.rounds.own_trainer import OwnTraining
+from worker.rounds.own_trainer import OwnTraining, measured_with
 from worker.rounds.participant import KerasTrainer, Participant
 from worker.rounds.private_parts import PrivateParts, default_folder
 from worker.rounds.site_rules import SHARES
@@ -130,13 +130,14 @@ def split_command(
 
 @main.command(name="evaluate", short_help="Measure a model on a data set.")
 @click.argument("model", type=_FILE)
-@data_option
+@trainer_option
 @trust_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @log_options
 def evaluate_command(
     model: Path,
-    data: str,
+    trainer: str | None,
+    data: str | None,
     classes: str | None,
     trusted_modules: tuple[str, ...],
     as_json: bool,
@@ -144,13 +145,25 @@ def evaluate_command(
 ) -> None:
     """Measure MODEL on the test part of a data set, or on all of one that has no test part.
 
+    With --trainer, MODEL is the model.npz of a run of named arrays, and the trainer measures it; it is made with the
+    worker's name "evaluate".
+
     \b
     worker evaluate runs/demo/model.keras --data chest_xray
     worker evaluate runs/demo/model.keras --data chest_xray/test --json
+    worker evaluate runs/mine/model.npz --trainer my_trainer:Trainer --data ward-7
     """
+    for site in _own_sites(trainer, data, classes, ["evaluate"]):
+        own = measured_with(site, model)
+        measures = Measures(num_examples=own.num_examples, metrics=dict(own.metrics))
+        click.echo(json.dumps(measures.to_dict()) if as_json else format_measures(measures))
+        return
+    if data is None:
+        raise UsageError("Expected --data, or --trainer MODULE:CLASS.")
     declared = parse_classes(classes)
     loaded = load_model(model, trusted_by(trusted_modules))
     dataset = open_data(data, for_training=False, shape=loaded.shape or DEFAULT_SHAPE, classes=declared)
+    loaded = suited_to(loaded, dataset.classes)
     if loaded.needs is not None:
         result = measured_by(loaded, dataset.test_rows(loaded.needs), ())
     else:
@@ -471,6 +484,7 @@ def train_alone_command(
     trusted = trusted_by(trusted_modules)
     loaded = load_model(model, trusted)
     dataset = open_data(data, shape=loaded.shape or DEFAULT_SHAPE, classes=declared)
+    loaded = suited_to(loaded, dataset.classes)
     _warn_of_scale(loaded, dataset)
     with Stop(limit_seconds=_LAST_SECONDS) as stop:
         result = train_alone(loaded, dataset, BaselineOptions(**options), stop.event, trusted)

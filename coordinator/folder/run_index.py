@@ -3,6 +3,7 @@
 import csv
 import logging
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -107,6 +108,15 @@ class RunIndex:
         while (self.folder / f"{stem}-{number}").exists():
             number += 1
         return self.folder / f"{stem}-{number}"
+
+    @property
+    def disk(self) -> tuple[int, int] | None:
+        """Free and all bytes of the disk that it is on; None: that can't be told."""
+        try:
+            usage = shutil.disk_usage(self.folder)
+        except OSError:
+            return None
+        return usage.free, usage.total
 
     def find(self, name: str) -> Path | None:
         """The folder of a run; None when there is none of that name."""

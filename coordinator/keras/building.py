@@ -30,18 +30,22 @@ _trusted_modules: list[str] = []
 
 
 def trust_modules(modules: Sequence[str]) -> None:
-    """What these register may occur in models from now on; nothing of anybody's own does before.
+    """What these register may occur in this process's models from now on; nothing of anybody's own does before.
 
     Args:
         modules: Installed, or in the current folder.
     """
-    _trusted_modules.extend(modules)
+    _trusted_modules.extend(each for each in modules if each not in _trusted_modules)
+
+
+def _trusted() -> Trusted:
+    """What the trusted modules register."""
+    return _registered_by(tuple(_trusted_modules))
 
 
 @functools.cache
-def _trusted() -> Trusted:
-    """What the trusted modules register."""
-    return trust(_trusted_modules)
+def _registered_by(modules: tuple[str, ...]) -> Trusted:
+    return trust(modules)
 
 
 def keras_here() -> Any:

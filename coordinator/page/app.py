@@ -9,15 +9,16 @@
     POST /api/launch            {"task": "mnist", "options": {"rounds": 3, "from-scratch": true}}; 202 {"run": ID}
     POST /api/stop              {"now": false}: end after the round under way, or at once; 202 {"run": ID}
     GET  /runs/ID/FILE          model.keras or model.npz, best.keras, history.csv, workers.csv, curves.png, workers.png
-    GET  /healthz               {"status": "ok", "is_connected": true}
+    GET  /livez, /readyz, /healthz   {"status": "ok", "is_connected": true}; see `health`
     GET  /metrics               for Prometheus
+    GET  /login                 where a browser turns a token into a cookie
 
 Options are those of `coordinator launch`, by name. Without `workers` a run is launched with the workers that are
-present. Errors are JSON, {"error": "..."}: 400 not possible, 403 a foreign page or no token, 404, 415 not JSON, 503
-the coordinator waits for the broker. From another machine a POST needs the header X-Warren-Token.
+present. Errors are JSON, {"error": "..."}: 400 not possible, 401 no token to look, 403 a foreign page or no token to
+change something, 404, 415 not JSON, 503 the coordinator waits for the broker. From another machine a request needs the
+header X-Warren-Token, or Authorization: Bearer.
 """
 
-import hmac
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,9 +28,9 @@ from typing import Any
 from flask import Blueprint, Flask, Response, abort, current_app, jsonify, render_template, request, send_file
 from werkzeug.exceptions import HTTPException
 
-from broker import web
 from broker.errors import NobodyServes, ProtocolError, UsageError, WarrenError
-from broker.http_server import Caps
+from broker.web import pages
+from broker.web.http_server import Caps
 from broker.wire.fields import to_plain
 from broker.wire.plain_json import json_text, read_json
 from coordinator.folder.history import flat_workers, names_of_measures
@@ -38,12 +39,13 @@ from coordinator.folder.run_folder import ARRAYS_FILE, KERAS_FILE
 from coordinator.folder.run_index import read_rows
 from coordinator.folder.tracking.kinds import KINDS
 from coordinator.learning.strategies import STRATEGIES
-from coordinator.page.prometheus import metrics_text
+from coordinator.page.access import Access, Right
+from coordinator.page.health import HEALTH
+from coordinator.page.login import guard, is_logged_in, right_here
+from coordinator.page.prometheus import Watched, metrics_text
 from coordinator.page.scheduler import Scheduler
 from coordinator.page.snapshot import Snapshot
 from coordinator.status import plain_status
-
-TOKEN_HEADER = "X-Warren-Token"  # noqa: S105 - the header's name
 
 _FILES = {
     KERAS_FILE: "application/octet-stream",
@@ -71,32 +73,30 @@ _pages = Blueprint("network", __name__)
 class _Page:
     """What the requests share."""
 
-    def __init__(self, scheduler: Scheduler, host: str, token: str, stop: threading.Event) -> None:
+    def __init__(self, scheduler: Scheduler, stop: threading.Event) -> None:
         self.scheduler = scheduler
-        self.host = host
-        self.token = token
         self.stop = stop
         self.listeners = threading.BoundedSemaphore(_MOST_LISTENERS)
 
 
-def create_app(scheduler: Scheduler, *, host: str, token: str, stop: threading.Event) -> Flask:
+def create_app(scheduler: Scheduler, *, access: Access, stop: threading.Event) -> Flask:
     """Make the page.
 
     Args:
         scheduler: What it shows, and whom it asks.
-        host: The address it listens on; requests under other names are refused.
-        token: What a request from another machine must know to change something.
+        access: Who may look and who may change something.
         stop: Set when the process ends: open event streams end, too.
     """
     app = Flask(__name__)
-    app.config.update(MAX_CONTENT_LENGTH=_MOST_BODY_BYTES, PAGE=_Page(scheduler, host, token, stop))
-    app.json = web.PageJson(app)
-    app.before_request(_check_request)
+    app.config.update(MAX_CONTENT_LENGTH=_MOST_BODY_BYTES, PAGE=_Page(scheduler, stop), SCHEDULER=scheduler)
+    app.json = pages.PageJson(app)
     app.after_request(_add_headers)
     app.register_error_handler(HTTPException, _explain)
     app.register_error_handler(WarrenError, _explain_ours)
+    guard(app, access)
     app.register_blueprint(_pages)
-    app.register_blueprint(web.SHARED)
+    app.register_blueprint(HEALTH)
+    app.register_blueprint(pages.SHARED)
     return app
 
 
@@ -109,9 +109,14 @@ def _page() -> _Page:
 
 
 @_pages.get("/")
-def _show_page() -> str:
+def show_page() -> str:
+    """The page; whoever may look alone is asked for the token before anything is changed."""
     return render_template(
-        "network.html", needs_token=not _is_local(), strategies=list(STRATEGIES), trackers=KINDS
+        "network.html",
+        needs_token=right_here() < Right.CHANGE,
+        is_logged_in=is_logged_in(),
+        strategies=list(STRATEGIES),
+        trackers=KINDS,
     )
 
 
@@ -199,16 +204,18 @@ def _send(run: str, file: str) -> Response:
     return send_file(path.resolve(), kind, as_attachment=not is_shown, download_name=name, conditional=True)
 
 
-@_pages.get("/healthz")
-def _show_health() -> Response:
-    return jsonify({"status": "ok", "is_connected": _page().scheduler.is_connected})
-
-
 @_pages.get("/metrics")
 def _show_metrics() -> Response:
     scheduler = _page().scheduler
-    status = scheduler.latest.snapshot.status
-    text, content_type = metrics_text(status, is_connected=scheduler.is_connected)
+    text, content_type = metrics_text(
+        Watched(
+            status=scheduler.latest.snapshot.status,
+            is_connected=scheduler.is_connected,
+            takes_messages=scheduler.takes_messages,
+            tallied=scheduler.tally.told,
+            disk=scheduler.run_index.disk,
+        )
+    )
     return Response(text, content_type=content_type)
 
 
@@ -256,37 +263,12 @@ def _asked(fields: set[str]) -> dict[str, Any]:
     return asked
 
 
-# Safety
-
-
-def _check_request() -> None:
-    """Refuse other sites' pages, and changes from other machines without the token."""
-    page, headers = _page(), request.headers
-    if not web.is_own_name(headers.get("Host", ""), page.host):
-        abort(
-            403,
-            "This page answers under its own address only. Open the one that `coordinator serve` printed.",
-        )
-    if request.method in ("GET", "HEAD", "OPTIONS"):
-        return
-    if not web.is_own_page(headers.get("Origin"), headers.get("Sec-Fetch-Site"), headers["Host"]):
-        abort(403, "Another site's page may not ask for this.")
-    if not _is_local() and not hmac.compare_digest(
-        headers.get(TOKEN_HEADER, "").encode(), page.token.encode()
-    ):
-        abort(403, "From another machine this needs the token that `coordinator serve` printed.")
-
-
-def _is_local() -> bool:
-    """Whether the request comes from this machine itself, and through no proxy."""
-    is_forwarded = any(
-        name in request.headers for name in ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
-    )
-    return web.is_loopback(request.remote_addr) and not is_forwarded
+# Answers
 
 
 def _add_headers(response: Response) -> Response:
-    response.headers.update(web.HEADERS)
+    for name, value in pages.HEADERS.items():
+        response.headers.setdefault(name, value)
     return response
 
 

@@ -1,7 +1,8 @@
-"""The state in the words of Prometheus, read when it asks."""
+"""The state in the words of Prometheus, read when it asks; deploy/monitoring has alerts and a dashboard of these."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -10,36 +11,86 @@ from prometheus_client.registry import Collector
 
 from coordinator.folder.history import Row
 from coordinator.learning.measure_names import CENTRAL, TEST, best_known_first
-from coordinator.status import RoundStatus, RunStatus, ServingStatus
+from coordinator.page.tally import MOST_WORKERS, Tallied
+from coordinator.status import RoundStatus, RunStatus, ServingStatus, WorkerStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """What is told of.
+
+    Attributes:
+        status: What goes on; None before the coordinator's loop has begun.
+        is_connected: Whether the broker can be reached now.
+        takes_messages: Whether it takes messages now: not while it is away, nor during an alarm.
+        tallied: What happened since the process started.
+        disk: Free and all bytes of the disk that the runs are on; None: that can't be told.
+    """
+
+    status: ServingStatus | None
+    is_connected: bool
+    takes_messages: bool
+    tallied: Tallied
+    disk: tuple[int, int] | None = None
 
 
 class _StateCollector(Collector):
     """Turns one state into metrics."""
 
-    def __init__(self, status: ServingStatus | None, *, is_connected: bool) -> None:
-        self._status = status
-        self._is_connected = is_connected
+    def __init__(self, watched: Watched) -> None:
+        self._watched = watched
 
     def collect(self) -> Iterator[Metric]:
         """Every metric that is known now."""
-        status = self._status
-        yield _gauge("broker_connected", "Whether the broker can be reached.", float(self._is_connected))
+        watched, status = self._watched, self._watched.status
+        yield _gauge("broker_connected", "Whether the broker can be reached.", watched.is_connected)
+        yield _gauge(
+            "broker_takes_messages",
+            "Whether the broker takes messages: not while away, nor during an alarm.",
+            watched.takes_messages,
+        )
+        yield _gauge("ready", "Whether launches are taken.", status is not None and status.is_ready)
         dead = "Messages copied to the queue dead since the start."
         yield CounterMetricFamily("warren_dead_messages", dead, value=status.num_dead if status else 0)
-        yield self._workers()
+        if watched.disk is not None:
+            yield _gauge("runs_disk_free_bytes", "Free on the disk that the runs are on.", watched.disk[0])
+            yield _gauge("runs_disk_size_bytes", "Size of the disk that the runs are on.", watched.disk[1])
+        yield from _of_workers(status.workers if status else ())
+        yield from _of_tally(watched.tallied)
         run = status.run if status else None
-        yield _gauge("run_active", "Whether a run is under way.", float(run is not None))
+        yield _gauge("run_active", "Whether a run is under way.", run is not None)
         if run is not None:
             yield from _of_run(run)
 
-    def _workers(self) -> Metric:
-        family = GaugeMetricFamily(
-            "warren_workers", "Workers that joined, by what they do.", labels=["state"]
-        )
-        workers = self._status.workers if self._status else ()
-        for name, number in sorted(Counter(worker.state for worker in workers).items()):
-            family.add_metric([name], number)
-        return family
+
+def _of_workers(workers: tuple[WorkerStatus, ...]) -> Iterator[Metric]:
+    """All in numbers, and the first so many by name."""
+    states = Counter(worker.state for worker in workers)
+    yield _labelled("workers", "Workers that joined, by what they do.", "state", dict(sorted(states.items())))
+    named = workers[:MOST_WORKERS]
+    present = {worker.name: worker.is_present for worker in named}
+    yield _labelled("worker_present", "Whether a worker is there.", "worker", present)
+    seen = {worker.name: worker.last_seen for worker in named if worker.last_seen is not None}
+    yield _labelled("worker_last_seen_timestamp_seconds", "When a worker was heard last.", "worker", seen)
+
+
+def _of_tally(tallied: Tallied) -> Iterator[Metric]:
+    yield CounterMetricFamily("warren_closed_rounds", "Rounds closed since the start.", value=tallied.rounds)
+    yield CounterMetricFamily(
+        "warren_late_rounds", "Those that closed without somebody invited.", value=tallied.late_rounds
+    )
+    if tallied.closed_at is not None:
+        text = "When a round closed last."
+        yield _gauge("last_round_closed_timestamp_seconds", text, round(tallied.closed_at, 3))
+    yield _counted("runs", "Runs ended since the start, by outcome.", "outcome", tallied.runs)
+    text = "How long a worker trained in its last round."
+    yield _labelled("worker_training_seconds", text, "worker", tallied.seconds)
+    for name, text, figures in (
+        ("worker_update_bytes", "What a worker's accepted updates weighed.", tallied.update_bytes),
+        ("worker_rejected_updates", "Updates rejected, and rounds declined.", tallied.rejected),
+        ("worker_late_rounds", "Rounds that closed without the worker.", tallied.late),
+    ):
+        yield _counted(name, text, "worker", figures)
 
 
 def _of_run(run: RunStatus) -> Iterator[Metric]:
@@ -66,19 +117,31 @@ def _of_open_round(opened: RoundStatus | None) -> Iterator[Metric]:
         ("quorum", "Updates that may close it.", opened.quorum if opened else 0),
     ):
         yield _gauge(f"round_{name}", text, number)
+    yield _gauge("round_attempt", "Which attempt at the open round this is.", opened.attempt if opened else 0)
+    deadline = opened.deadline_seconds if opened else 0
+    yield _gauge("round_deadline_seconds", "How long the open round waits at most.", deadline)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"warren_{name}", text, value=value)
+    return GaugeMetricFamily(f"warren_{name}", text, value=float(value))
 
 
-def metrics_text(status: ServingStatus | None, *, is_connected: bool) -> tuple[bytes, str]:
-    """The metrics of a state, and their content type.
+def _labelled(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(f"warren_{name}", text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], float(value))
+    return family
 
-    Args:
-        status: What goes on; None before the coordinator's loop has begun.
-        is_connected: Whether the broker can be reached now.
-    """
+
+def _counted(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily(f"warren_{name}", text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family
+
+
+def metrics_text(watched: Watched) -> tuple[bytes, str]:
+    """The metrics of a state, and their content type."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_StateCollector(status, is_connected=is_connected))
+    registry.register(_StateCollector(watched))
     return generate_latest(registry), CONTENT_TYPE_LATEST

@@ -22,6 +22,7 @@ from coordinator.keras.process import ModelProcess
 from coordinator.learning.membership import Member
 from coordinator.options import RunOptions
 from coordinator.page.snapshot import LatestSnapshot
+from coordinator.page.tally import Tally
 from coordinator.play.run import Run
 from coordinator.play.run_view import RunView, describe
 from coordinator.presence.session import Session
@@ -41,10 +42,11 @@ _AGAIN_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Launched:
-    """A run that was taken, and what is written down about it."""
+    """A run that was taken, and what is written down about it; a former process may have begun it."""
 
     options: RunOptions
     record: LaunchRecord
+    is_resumed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class Scheduler:
     ) -> None:
         self.run_index = run_index
         self.latest = LatestSnapshot()
+        self.tally = Tally()
         self._link = link
         self._at = at
         self._stop = stop
@@ -91,6 +94,11 @@ class Scheduler:
     def is_connected(self) -> bool:
         """Whether the broker can be reached now."""
         return self._link.is_connected
+
+    @property
+    def takes_messages(self) -> bool:
+        """Whether the broker takes messages now: not while it is away, nor during an alarm."""
+        return self._link.takes_messages
 
     @property
     def num_dead(self) -> int:
@@ -134,7 +142,7 @@ class Scheduler:
         folder, record = found
         logger.info("The run %s is unfinished: it goes on.", folder.name)
         try:
-            return _Launched(options=_options_of(record, folder), record=record)
+            return _Launched(options=_options_of(record, folder), record=record, is_resumed=True)
         except Exception as exc:  # noqa: BLE001 - what was launched once may not end every later start
             self._end(folder, record, "failed", _told(exc))
             return None
@@ -157,6 +165,7 @@ class Scheduler:
         except Exception as exc:  # noqa: BLE001 - the next run may be launched, whatever this one was
             outcome, reason = "failed", _told(exc)
         finally:
+            self._view()  # so that its last rounds are counted
             self._run = None
             self._log.update(run=None, round=None)
         self._next = None
@@ -164,6 +173,7 @@ class Scheduler:
 
     def _outcome_of(self, launched: _Launched, models: ModelProcess) -> tuple[str, str | None]:
         options = launched.options
+        self.tally.begin(is_resumed=launched.is_resumed)
         with (
             lock_folder(options.out, wait=False, stop=self._stop),
             tracked(options.out, options.track),
@@ -185,6 +195,7 @@ class Scheduler:
                     self._stop.wait(_AGAIN_SECONDS)
 
     def _end(self, folder: Path, record: LaunchRecord, outcome: str, reason: str | None) -> None:
+        self.tally.end(outcome)
         if outcome == "failed":
             logger.error("The run %s failed: %s", folder.name, reason)
         try:
@@ -318,7 +329,9 @@ class Scheduler:
         self.latest.show(self._status(view), view.folder if view else None, view.history if view else [])
 
     def _view(self) -> RunView | None:
-        return self._run.view() if self._run else None
+        view = self._run.view() if self._run else None
+        self.tally.look(view.history if view else ())
+        return view
 
     def _status(self, view: RunView | None) -> ServingStatus:
         told = describe(self._session.roster.members.values(), self._session.sightings, view)

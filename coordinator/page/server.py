@@ -1,41 +1,26 @@
 """From the command line to a coordinator that serves: the port, the folder, the broker, then the page and the loop."""
 
 import logging
-import secrets
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from broker import web
 from broker.errors import NameInUse
-from broker.http_server import PageServer
-from broker.link.address import LOCAL_HOSTS
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.logs import LogContext
+from broker.web.http_server import PageServer
+from broker.web.listening import address_of, listen
 from coordinator.files import lock_folder
 from coordinator.folder.run_index import RunIndex
+from coordinator.page.access import Access
 from coordinator.page.app import CAPS, create_app
 from coordinator.page.scheduler import Scheduler
+from coordinator.page.serve_options import ServeOptions
 from coordinator.status import BrokerStatus
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServeOptions:
-    """Where a coordinator serves.
-
-    Attributes:
-        runs: Each run gets a folder there.
-        token: What other machines need to launch and stop; None has one made.
-    """
-
-    host: str
-    port: int
-    runs: Path
-    token: str | None
 
 
 def serve_page(
@@ -61,15 +46,15 @@ def serve_page(
         BrokerError: The broker is unreachable, or refused the login.
         Interrupted: Told to stop in the middle of a run.
     """
-    token = asked.token or secrets.token_urlsafe(12)
+    access = asked.access
     run_index = RunIndex(asked.runs)
-    with web.listen(asked.host, asked.port) as listener, _locked(asked.runs, stop):
+    with listen(asked.host, asked.port) as listener, _locked(asked.runs, stop):
         link.open()
         try:
             scheduler = Scheduler(link, run_index, at, stop=stop, log=log)
-            app = create_app(scheduler, host=asked.host, token=token, stop=stop)
+            app = create_app(scheduler, access=access, stop=stop)
             with PageServer(app, listener, CAPS):
-                _announce(announce, web.address_of(listener, asked.host), asked, token)
+                _announce(announce, address_of(listener, asked.host), asked, access)
                 try:
                     scheduler.serve()
                 finally:
@@ -89,8 +74,29 @@ def _locked(runs: Path, stop: threading.Event) -> Iterator[None]:
         yield
 
 
-def _announce(announce: Callable[[str], None], address: str, asked: ServeOptions, token: str) -> None:
-    announce(f"The network's page is open at {address}")
-    if asked.host not in LOCAL_HOSTS:
-        logger.warning("Listening on %s: whoever reaches this address can look.", asked.host)
-        announce(f"From other machines, launching and stopping needs the token {token}")
+def _announce(announce: Callable[[str], None], address: str, asked: ServeOptions, access: Access) -> None:
+    """Say where the page is, and how it is opened; a token that somebody chose is not printed."""
+    announce(f"The network's page is open at {_public_address(address, access)}")
+    if access.trusts_loopback and asked.is_local:
+        return
+    if access.trusts_loopback:
+        logger.warning("From this machine no token is needed, nor through a proxy on it that adds no header.")
+    if not asked.token:
+        needing = (
+            "launching and stopping need" if access.read_token else "looking, launching and stopping need"
+        )
+        announce(f"From other machines, {needing} the token {access.token}")
+    if not access.is_behind_proxy and not asked.is_local:
+        logger.warning(
+            "Listening on %s without TLS: tokens can be overheard. See deploy/README.md.", asked.host
+        )
+
+
+def _public_address(address: str, access: Access) -> str:
+    """What others type into a browser."""
+    if access.public_name is None:
+        return address
+    if access.is_behind_proxy:
+        return f"https://{access.public_name}"
+    has_port = urlsplit(f"//{access.public_name}").port is not None
+    return f"http://{access.public_name}" + ("" if has_port else f":{urlsplit(address).port}")

@@ -400,6 +400,8 @@ class Run:
             standing=self._committed.standing,
             stop_when=options.stop_when,
             patience=options.patience,
+            private=options.private,
+            num_private=sum(spec.kind == "private" for spec in state.layout) if state else 0,
         )
 
     def _tell(self) -> str:

@@ -14,6 +14,7 @@ from coordinator.learning.rounds import Answer, RoundRecord, Verdict
 from coordinator.presence.session import Sighting
 from coordinator.status import (
     BestStatus,
+    PrivateStatus,
     ProgressStatus,
     RoundStatus,
     RunStatus,
@@ -42,6 +43,8 @@ class RunView:
         standing: The best round so far.
         stop_when: What must go on becoming better, if anything must.
         patience: Rounds for which it may not.
+        private: Patterns of weights that stay at the workers.
+        num_private: How many weights these are.
     """
 
     folder: str
@@ -65,6 +68,8 @@ class RunView:
     standing: Standing = field(default_factory=Standing)
     stop_when: str | None = None
     patience: int = 1
+    private: tuple[str, ...] = ()
+    num_private: int = 0
 
 
 def describe(members: Iterable[Member], sightings: Mapping[str, Sighting], view: RunView | None) -> Status:
@@ -201,7 +206,14 @@ def describe_run(view: RunView) -> RunStatus:
         best=_best(view.standing),
         stop_when=view.stop_when,
         patience=view.patience if view.stop_when else None,
+        private=_private(view),
     )
+
+
+def _private(view: RunView) -> PrivateStatus | None:
+    if not view.private:
+        return None
+    return PrivateStatus(patterns=view.private, num_weights=view.num_private, num_sites=len(view.present))
 
 
 def _best(standing: Standing) -> BestStatus | None:

@@ -40,6 +40,7 @@ class RunResult:
         path: Its model.keras, or model.npz; None of a simulation, which leaves no files.
         num_dead: How many messages were refused, and are in the queue `dead`.
         state: What was committed last.
+        trusted_modules: What its model may hold.
     """
 
     outcome: Literal["done", "stopped"]
@@ -47,6 +48,7 @@ class RunResult:
     path: Path | None
     num_dead: int
     state: Checkpoint = field(repr=False)
+    trusted_modules: tuple[str, ...] = field(default=(), repr=False)
 
     @cached_property
     def history(self) -> list[FlatRow]:
@@ -79,8 +81,10 @@ class RunResult:
         Raises:
             ModelError: It is a task of arrays.
         """
+        from coordinator.keras.building import trust_modules
         from coordinator.keras.keeper import Keeper
 
+        trust_modules(self.trusted_modules)
         return Keeper().with_weights(self.state)
 
 
@@ -166,10 +170,10 @@ def play(
             summary = playing.play()
         finally:
             console.end()
-    return result_of(summary, model_file(asked.out))
+    return result_of(summary, model_file(asked.out), trusted_modules)
 
 
-def result_of(summary: Summary, path: Path | None) -> RunResult:
+def result_of(summary: Summary, path: Path | None, trusted_modules: Sequence[str]) -> RunResult:
     """What a caller is given of a run that has ended."""
     return RunResult(
         outcome="stopped" if summary.is_stopped else "done",
@@ -177,6 +181,7 @@ def result_of(summary: Summary, path: Path | None) -> RunResult:
         path=path,
         num_dead=summary.num_dead,
         state=summary.state,
+        trusted_modules=tuple(trusted_modules),
     )
 
 

@@ -17,6 +17,7 @@ from broker.link.memory import MemoryBroker, MemoryLink
 from broker.link.seam import Link
 from broker.logs import LogContext
 from coordinator.folder.memory_folder import MemoryFolder
+from coordinator.keras.building import trust_modules
 from coordinator.keras.in_process import InProcessModels
 from coordinator.learning.strategies import Strategy
 from coordinator.options import RunOptions
@@ -33,7 +34,7 @@ from worker.rounds.participant import KerasTrainer, Participant
 from worker.rounds.start import EndingTrainer, trainer_of
 from worker.rounds.worker_loop import WorkerLoop
 from worker.tables.table_set import TableSet
-from worker.tensorflow import load_keras
+from worker.tensorflow import load_keras, trusted_by
 
 _NAME = "swarm"  # as `worker swarm` calls its workers: the same names, the same seeds
 _WITH_A_FOLDER = frozenset({"keep_every", "private", "track"})  # options of what is kept on disk
@@ -57,6 +58,7 @@ def simulate(
     seed: int = 0,
     deterministic: bool = False,
     processes: int = 1,
+    trusted_modules: Sequence[str] = (),
     amqp_url: str | None = None,
     progress: bool = True,
     stop: threading.Event | None = None,
@@ -90,6 +92,7 @@ def simulate(
         deterministic: Same seed, same bits; slower, and TensorFlow stays so in this process.
         processes: Train in so many processes behind this one, which share the data in memory; 0: one for each core.
             Pays where training takes longer than the few seconds that they take to start. The result is the same.
+        trusted_modules: The model may hold the layers, losses and metrics that these modules register.
         amqp_url: A broker's address: the same over this broker. None takes a link in memory.
         progress: Whether a bar shows how far it is.
         stop: Ends the call when it is set, from any thread.
@@ -122,17 +125,19 @@ def simulate(
     for name in _WITH_A_FOLDER & options.keys():
         raise UsageError(f"A simulation has no folder for {name!r}. Take coordinator.run and worker.run.")
     asked = RunOptions(task=task, out=Path(_NAME), **asked_options(strategy, given | options))
-    participants = _participants(data, trainer, workers, partition, seed)
+    trusts = tuple(trusted_modules)
     if trainer is None:
         _check_keras()
+        trust_modules(trusts)
+    participants = _participants(data, trainer, workers, partition, seed, tuple(sorted(trusted_by(trusts))))
     with (
         Interruptible(stop) as ending,
         _links(amqp_url, ending) as (ours, theirs),
-        closing(_training(participants, processes, ending, deterministic=deterministic)) as training,
+        closing(_training(participants, processes, ending, trusts, deterministic=deterministic)) as training,
         _Swarm(theirs, participants, training, ending),
     ):
         summary = _play(ours, asked, make, ending, progress=progress)
-    return result_of(summary, None)
+    return result_of(summary, None, trusts)
 
 
 def _task_of(model: Any) -> tuple[Task, Callable[[], Any] | None]:
@@ -145,29 +150,41 @@ def _task_of(model: Any) -> tuple[Task, Callable[[], Any] | None]:
     return task, model if is_function else lambda: model
 
 
-def _participants(data: Any, trainer: Any, workers: int, partition: str, seed: int) -> list[Participant]:
+def _participants(
+    data: Any, trainer: Any, workers: int, partition: str, seed: int, trusts: tuple[str, ...]
+) -> list[Participant]:
     """The workers, each with its part of the data, or with a trainer that has it."""
     names = [f"{_NAME}.{number}" for number in range(1, workers + 1)]
     if trainer is not None and not isinstance(data, tuple | list):
         return [Participant(name=name, data=site_with(trainer, data, name)) for name in names]
     parts: Sequence[Dataset | TableSet] = open_any(data, seed=seed).divide(workers, partition, seed)
     return [
-        Participant(name=name, data=part if trainer is None else site_with(trainer, _values(part), name))
+        Participant(
+            name=name,
+            data=part if trainer is None else site_with(trainer, _values(part), name),
+            trusts=trusts,
+        )
         for name, part in zip(names, parts, strict=True)
     ]
 
 
 def _training(
-    participants: list[Participant], processes: int, ending: threading.Event, *, deterministic: bool
+    participants: list[Participant],
+    processes: int,
+    ending: threading.Event,
+    trusted_modules: tuple[str, ...],
+    *,
+    deterministic: bool,
 ) -> EndingTrainer:
     """What trains them, in this process or in several."""
     if processes < 0:
         raise UsageError(f"Expected 0 processes, one for each core, or more. Received {processes}.")
     if processes == 1:
-        return trainer_of(participants, deterministic=deterministic, ending=ending)
-    has_trainer = participants[0].has_trainer
-    make_trainer = OwnTraining if has_trainer else partial(KerasTrainer, deterministic=deterministic)
-    return TrainingPool(participants, processes, make_trainer)
+        return trainer_of(
+            participants, deterministic=deterministic, ending=ending, trusted_modules=trusted_modules
+        )
+    keras = partial(KerasTrainer, deterministic=deterministic, trusted_modules=trusted_modules)
+    return TrainingPool(participants, processes, OwnTraining if participants[0].has_trainer else keras)
 
 
 def _values(part: Dataset | TableSet) -> tuple[tuple[Any, Any], tuple[Any, Any]]:

@@ -6,6 +6,7 @@ from coordinator.folder.history import Row
 from coordinator.learning.measure_names import best_known_first
 from coordinator.status import (
     EndedRun,
+    PrivateStatus,
     ProgressStatus,
     RunStatus,
     ServingStatus,
@@ -46,9 +47,16 @@ def _run_text(run: RunStatus) -> str:
     lines = [title]
     if run.last_round is not None:
         lines.append(_round_text(run.last_round))
+    if run.private is not None:
+        lines.append(_private_text(run.private))
     if run.best is not None:
         lines.append(f"best so far: round {run.best.round}, {run.best.measure} {run.best.value:.4f}")
     return "\n".join(lines)
+
+
+def _private_text(private: PrivateStatus) -> str:
+    what = f"{', '.join(private.patterns)} ({private.num_weights} weights)"
+    return f"private: {what}, its own at each of {private.num_sites} sites"
 
 
 def _phase_text(run: RunStatus) -> str:

@@ -23,12 +23,12 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from broker import http_server, web
-from broker.http_server import Caps, PageServer
+from broker.web import http_server, listening
+from broker.web.http_server import Caps, PageServer
 from coordinator.page import app as network
 from tests.brokers import wait_until
 from tests.unit.test_clinic import an_xray, look_at_brightness
-from tests.unit.test_network_page import TOKEN, FakeScheduler
+from tests.unit.test_network_page import HERE, FakeScheduler
 from tests.unit.test_status import serving
 from worker.clinic import app as clinic
 from worker.clinic.current_model import Classifier, ModelSource
@@ -40,8 +40,8 @@ Address = str
 
 @contextmanager
 def page_of(app: object, caps: Caps) -> Iterator[Address]:
-    with web.listen("127.0.0.1", 0) as listener, PageServer(app, listener, caps):  # type: ignore[arg-type]
-        yield urlsplit(web.address_of(listener, "127.0.0.1")).netloc
+    with listening.listen("127.0.0.1", 0) as listener, PageServer(app, listener, caps):  # type: ignore[arg-type]
+        yield urlsplit(listening.address_of(listener, "127.0.0.1")).netloc
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def scheduler(tmp_path: Path) -> FakeScheduler:
 def page(scheduler: FakeScheduler) -> Iterator[Address]:
     """The network's page."""
     stop = threading.Event()
-    app = network.create_app(scheduler, host="127.0.0.1", token=TOKEN, stop=stop)  # type: ignore[arg-type]
+    app = network.create_app(scheduler, access=HERE, stop=stop)  # type: ignore[arg-type]
     with page_of(app, network.CAPS) as address:
         yield address
         stop.set()
@@ -211,7 +211,7 @@ def test_sixty_four_listeners_starve_nobody(page: Address) -> None:
 def test_open_streams_do_not_keep_the_server_from_ending(scheduler: FakeScheduler) -> None:
     """A visitor keeps 64 event streams open: the server ends in two seconds, on a busy machine in three."""
     stop = threading.Event()
-    app = network.create_app(scheduler, host="127.0.0.1", token=TOKEN, stop=stop)  # type: ignore[arg-type]
+    app = network.create_app(scheduler, access=HERE, stop=stop)  # type: ignore[arg-type]
     with ExitStack() as stack:
         with page_of(app, network.CAPS) as address:
             for _ in range(64):
@@ -229,7 +229,7 @@ def test_a_listener_that_reads_nothing_is_hung_up_on(
     monkeypatch.setattr(http_server, "_LOOK_SECONDS", 1)
     monkeypatch.setattr(network, "_MOST_LISTENERS", 2)
     stop = threading.Event()
-    app = network.create_app(scheduler, host="127.0.0.1", token=TOKEN, stop=stop)  # type: ignore[arg-type]
+    app = network.create_app(scheduler, access=HERE, stop=stop)  # type: ignore[arg-type]
     with page_of(app, network.CAPS) as address, ExitStack() as stack:
         for _ in range(2):
             stack.enter_context(listen(address))
@@ -264,7 +264,7 @@ def test_slow_and_silent_clients_lose_their_places(
     """
     for name, value in (("_CROWDED_SECONDS", 0.5), ("_HEADER_SECONDS", 0.5), ("_LOOK_SECONDS", 1)):
         monkeypatch.setattr(http_server, name, value)
-    app = network.create_app(scheduler, host="127.0.0.1", token=TOKEN, stop=threading.Event())  # type: ignore[arg-type]
+    app = network.create_app(scheduler, access=HERE, stop=threading.Event())  # type: ignore[arg-type]
     caps = Caps(threads=4, connections=60, body_bytes=1000, bodies_bytes=1000)
     with page_of(app, caps) as address, ExitStack() as stack:
         host, port = address.split(":")

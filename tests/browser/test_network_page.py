@@ -212,10 +212,15 @@ def test_a_broker_that_dies_in_mid_run_holds_it_up_and_no_more(page: Page, tmp_p
 
 
 def test_from_another_machine_launching_and_stopping_takes_the_token(lab: Lab, page: Page) -> None:
-    """A browser behind a proxy counts as another machine: refused without the token, obeyed with it."""
-    lab.serve("--token", "open-sesame")
+    """A browser behind a proxy counts as another machine: it logs in to look, and needs the other token to launch."""
+    lab.serve("--token", "open-sesame", "--read-token", "may-look", "--trust-loopback")
     come_from_elsewhere(page.browser)
     page.browser.get(lab.address)
+    page.check("network-login")
+    page.browser.find_element(By.ID, "token").send_keys("no-idea", Keys.ENTER)
+    page.until(lambda: "not the token" in page.text("login-error"), 10, "the refusal")
+    page.check("network-login-refused")
+    page.browser.find_element(By.ID, "token").send_keys("may-look", Keys.ENTER)
     register(lab, page)
     page.launch(rounds=50, epochs=10)
     page.until(lambda: "needs the token" in page.text("launch-error"), 10, "the refusal")
@@ -235,3 +240,9 @@ def test_from_another_machine_launching_and_stopping_takes_the_token(lab: Lab, p
     page.check("network-token-stop")
     stop.click()
     page.until(lambda: page.text("run-state") == "stopped", 60, "the end of the run")
+
+    page.browser.find_element(By.ID, "log-out").click()
+    page.until(lambda: page.browser.current_url.endswith("/login"), 10, "the form")
+    page.browser.find_element(By.ID, "token").send_keys("open-sesame", Keys.ENTER)
+    page.until(lambda: page.browser.find_elements(By.ID, "log-out") != [], 10, "the page")
+    assert page.browser.find_elements(By.ID, "token") == []

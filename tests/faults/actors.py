@@ -53,6 +53,7 @@ from worker.processes.pool import TrainingPool
 from worker.rounds.own_site import open_trainer
 from worker.rounds.own_trainer import OwnTraining
 from worker.rounds.participant import KerasTrainer, Participant, Trained, seed_of
+from worker.rounds.private_parts import PrivateParts
 from worker.rounds.uploading import Measured
 from worker.rounds.worker_loop import WorkerLoop
 
@@ -78,6 +79,7 @@ POINTS: dict[str, tuple[str, str]] = {
     "train": ("tests.faults.actors", "NumpyTrainer.answer"),
     "fit": ("worker.examples.sklearn_logistic", "Trainer.fit"),
     "upload-part": ("worker.rounds.uploading", "KeptUpdate.part"),
+    "keep-private": ("worker.rounds.private_parts", "PrivateParts.keep"),
     "announce": ("worker.rounds.uploading", "KeptUpdate.announcement"),
 }
 
@@ -137,6 +139,7 @@ class Options:
     crashes: int = 0
     classes: tuple[str, ...] = CLASSES
     data: str = ""
+    state: str = ""
     example: str = ""
     trainings: str = ""
     claim_seconds: float = 20.0
@@ -431,7 +434,10 @@ def trainer_of(options: Options, stop: Stop) -> Any:
     """What trains."""
     if options.example:
         return OwnTraining(ending=stop.event)
-    return KerasTrainer(ending=stop.event) if options.data else NumpyTrainer(options)
+    if not options.data:
+        return NumpyTrainer(options)
+    private = PrivateParts(Path(options.state)) if options.state else None
+    return KerasTrainer(ending=stop.event, private=private)
 
 
 def play_worker(options: Options, link: RabbitLink, stop: Stop, log: logs.LogContext) -> int:

@@ -58,6 +58,11 @@ class Models:
             parts=parts_in(config, trusted),
         )
 
+    @property
+    def weights(self) -> list[Array]:
+        """Those that a run begins with, in Keras's order."""
+        return unflatten(self.built.layout, self.built.vector, self.built.integers)
+
     def _rebuilt(self) -> Any:
         config = check_model_json(self.text, self._trusted)
         return load_keras().saving.deserialize_keras_object(config, safe_mode=True)

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import coordinator
+from broker.errors import WarrenError
+from tests.system.table import TABLE
 from tests.system.test_command_line import BIN, SECONDS
 from tests.unit.test_simulation import ARRAYS, Mean, examples
 from worker.tensorflow import load_keras
@@ -94,6 +97,24 @@ def test_several_processes_give_the_same_bits() -> None:
         coordinator.simulate(ARRAYS, examples(), processes=processes, **options) for processes in (1, 2)
     )
     assert one.arrays["coef"].tobytes() == two.arrays["coef"].tobytes()
+
+
+def test_parts_of_ones_own_are_allowed_where_their_module_is_trusted() -> None:
+    """As `--trust-module` does it, for the coordinator's side, the workers' and the result's model; else they are
+    refused by name."""
+    case = TABLE["trusted_parts"]()
+    options: dict[str, Any] = {
+        "workers": 2,
+        "fraction": 1.0,
+        "rounds": 1,
+        "partition": "iid",
+        "progress": False,
+    }
+    with pytest.raises(WarrenError, match="Gate"):
+        coordinator.simulate(case.model, (case.x, case.y), **options)
+    result = coordinator.simulate(case.model, (case.x, case.y), trusted_modules=case.trusted, **options)
+    assert result.history[-1]["num_examples"] == 18
+    assert [type(each).__name__ for each in result.model.layers] == ["Gate", "Dense"]
 
 
 def write_digits(path: Path) -> None:

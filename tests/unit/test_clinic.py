@@ -20,7 +20,8 @@ from PIL import Image
 
 from broker.errors import ModelError, UsageError
 from broker.model.card import ModelCard
-from broker.web import address_of, is_own_name, listen
+from broker.web.listening import address_of, listen
+from broker.web.origins import is_own_name
 from deploy.synthetic import make_xray
 from tests.dicoms import SECRETS, dicom, ramp
 from worker.clinic.app import MAX_UPLOAD_BYTES, create_app

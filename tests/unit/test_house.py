@@ -171,7 +171,7 @@ def test_own_private_names_are_no_touch() -> None:
 
 def test_the_server_under_the_pages_is_set_up_in_one_place() -> None:
     """Caps, and that nothing goes to a temporary file, hold for both pages; werkzeug's server is for debugging."""
-    assert users_of("waitress") == {"broker/http_server.py"}
+    assert users_of("waitress") == {"broker/web/http_server.py"}
     for floor in FLOORS:
         for path in sources(floor):
             assert "werkzeug.serving" not in imported(path), path

@@ -1,5 +1,6 @@
 """A trainer of one's own takes a round start's arrays by name, and whatever it does wrong is told with its name."""
 
+import json
 import logging
 import threading
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from broker.errors import DataError, ModelError, UsageError, WarrenError
 from broker.model.arrays import arrays_text
@@ -18,6 +20,7 @@ from broker.wire.tensors import FLOAT32, TensorSpec, Vector
 from coordinator.learning.membership import Roster
 from coordinator.play.admission import Admission
 from tests.unit.test_checkpoint import STATE
+from worker.cli import main
 from worker.learning.results import TrainingProgress
 from worker.rounds import own_trainer
 from worker.rounds.own_site import OwnSite, open_trainer
@@ -322,3 +325,46 @@ def test_who_has_the_other_kind_is_told_so_before_a_round_opens(model: str, said
     assert reason is not None
     assert said in reason
     assert admission.trainers == ["fits"]
+
+
+def saved(folder: Path) -> str:
+    np.savez(folder / "model.npz", kernel=np.ones((2, 2), FLOAT32), bias=np.zeros(2, FLOAT32))
+    return str(folder / "model.npz")
+
+
+def test_a_trainer_measures_the_model_of_a_run(tmp_path: Path) -> None:
+    """`worker evaluate` gives it the arrays by name, as a round does; what is wrong is one line."""
+    mine = f"{__name__}:Mine"
+    told = CliRunner().invoke(main, ["evaluate", saved(tmp_path), "--trainer", mine, "--json"])
+    assert json.loads(told.stdout) == {"num_examples": 4, "loss": 4.0}
+    assert "loss               4.0000" in CliRunner().invoke(
+        main, ["evaluate", saved(tmp_path), "--trainer", mine]
+    ).stdout  # fmt: skip
+    np.savez(tmp_path / "other.npz", coef=np.ones(2))
+    (tmp_path / "text.npz").write_text("none")
+    for name, said in (
+        ("other.npz", "Mine.evaluate failed. KeyError: 'kernel'"),
+        ("text.npz", "Can't read"),
+        ("model.keras", "Expected the model.npz of a run of named arrays"),
+    ):
+        refused = CliRunner().invoke(main, ["evaluate", str(tmp_path / name), "--trainer", mine])
+        assert refused.exit_code == 5
+        assert said in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["evaluate", "MODEL", "--data", "d"],
+        ["predict", "MODEL", "MODEL"],
+        ["train-alone", "MODEL", "--data", "d"],
+    ],
+)
+def test_named_arrays_are_no_keras_model_and_it_is_said_what_measures_them(
+    words: list[str], tmp_path: Path
+) -> None:
+    """Before TensorFlow is loaded."""
+    path = saved(tmp_path)
+    refused = CliRunner().invoke(main, [path if word == "MODEL" else word for word in words])
+    assert refused.exit_code == 5
+    assert "holds named arrays, for a trainer of your own. Try worker evaluate" in refused.stderr

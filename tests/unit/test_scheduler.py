@@ -113,6 +113,7 @@ def test_whatever_ends_a_run_ends_that_run_alone(
     assert serving.status.last_run
     assert serving.status.last_run.reason == record.reason
     assert launched(serving) != first
+    assert serving.scheduler.tally.told.runs == {"done": 0, "stopped": 0, "failed": 2}
 
 
 def test_a_launch_that_meets_a_bug_is_refused_wherever_it_came_from(

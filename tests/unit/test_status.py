@@ -13,7 +13,6 @@ from broker.wire.settings import TrainingSettings
 from coordinator.folder.history import Row, WorkerRow, flat_workers
 from coordinator.learning.membership import Member
 from coordinator.learning.rounds import Answer, RoundRecord, Verdict
-from coordinator.page.prometheus import metrics_text
 from coordinator.play.run_view import RunView, Sighting, describe
 from coordinator.status import (
     BrokerStatus,
@@ -163,18 +162,6 @@ def test_the_table_of_an_idle_coordinator_tells_the_last_outcome() -> None:
     assert "No worker has joined" in text
 
 
-def test_metrics_follow_the_state() -> None:
-    """What Prometheus reads is what the page shows."""
-    status = serving([member("a")], {}, view(), num_dead=3)
-    text = metrics_text(status, is_connected=True)[0].decode()
-    assert "warren_broker_connected 1.0" in text
-    assert "warren_dead_messages_total 3.0" in text
-    assert 'warren_workers{state="invited"} 1.0' in text
-    assert "warren_run_closed_rounds 1.0" in text
-    assert 'warren_model{measure="loss"} 0.5' in text
-    assert b"warren_run_active 0.0" in metrics_text(None, is_connected=False)[0]
-
-
 def test_each_accepted_worker_has_a_row_of_its_own() -> None:
     """workers.csv: what is drawn as thin lines."""
     workers = {
@@ -207,6 +194,19 @@ def test_a_state_has_the_keys_that_programs_read() -> None:
         "attempt": 1, "invited": 4, "accepted": 0, "rejected": 0, "quorum": 2, "deadline_seconds": 60.0,
         "update_bytes": 0,
     }  # fmt: skip
+
+
+def test_weights_that_stay_at_the_workers_are_told_with_the_sites_that_keep_them() -> None:
+    """Which, how many, and at how many sites; of a run that keeps none nothing is said."""
+    run = view(private=("batch_normalization*", "head/*"), num_private=6)
+    status = describe([member("a")], {}, run)
+    assert plain_status(status)["run"]["private"] == {
+        "patterns": ["batch_normalization*", "head/*"], "num_weights": 6, "num_sites": 3,
+    }  # fmt: skip
+    assert read_status(status_json(status)) == status
+    words = "private: batch_normalization*, head/* (6 weights), its own at each of 3 sites"
+    assert words in status_text(status, 10.0)
+    assert "private" not in status_text(describe([member("a")], {}, view()), 10.0)
 
 
 def test_a_status_is_read_back_as_it_was() -> None:

@@ -20,9 +20,11 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from broker.command import Stop
 from broker.errors import DataError, ModelError
-from broker.http_server import Caps, PageServer
 from broker.link.address import LOCAL_HOSTS
-from broker.web import HEADERS, SHARED, PageJson, address_of, is_own_name, is_own_page, listen
+from broker.web.http_server import Caps, PageServer
+from broker.web.listening import address_of, listen
+from broker.web.origins import is_own_name, is_own_page
+from broker.web.pages import HEADERS, SHARED, PageJson
 from worker.clinic.budget import Budget, Turns
 from worker.clinic.current_model import ModelSource, describe
 from worker.clinic.report import Wanted, read_xray

@@ -2,12 +2,13 @@
 
 import warnings
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from broker.errors import DataError, ModelError
 from broker.model.archive import read_config
+from broker.model.arrays import NPZ
 from broker.model.card import ModelCard, read_card
 from broker.model.head import num_outputs
 from broker.model.likeness import PIXELS, is_other_scale, scale_difference
@@ -71,6 +72,18 @@ def load_model(path: Path, trusted: Trusted = NOTHING) -> LoadedModel:
     return LoadedModel(model=model, card=card, shape=shape, classes=card.classes if card else names)
 
 
+def suited_to(loaded: LoadedModel, classes: tuple[str, ...]) -> LoadedModel:
+    """The model as data are measured with it: one from elsewhere is no classifier where the data name no classes.
+
+    Args:
+        loaded: With or without a card.
+        classes: Those of the data.
+    """
+    if loaded.card is not None or loaded.needs is not None or classes:
+        return loaded
+    return replace(loaded, shape=(), classes=(), needs=needs_of(loaded.model))
+
+
 def _needs_of(model: Any, card: ModelCard | None, path: Path) -> Needs | None:
     """What a model needs that is no classifier, by its card or, without one, as can be seen; None of a classifier."""
     if (card.needs is None) if card else bool(num_classes_of(model)):
@@ -106,6 +119,11 @@ def _check_name(path: Path) -> None:
     expected = "Expected a model saved by Keras as FILE.keras."
     if not path.is_file():
         raise ModelError(f"There is no model at {str(path)!r}. {expected} Check the path.")
+    if path.suffix == NPZ:
+        raise ModelError(
+            f"{str(path)!r} holds named arrays, for a trainer of your own. Try worker evaluate MODEL{NPZ} --trainer "
+            "MODULE:CLASS."
+        )
     if path.suffix != ".keras":
         raise ModelError(f"Can't load the model {str(path)!r}: its name ends in {path.suffix!r}. {expected}")
 

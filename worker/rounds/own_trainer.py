@@ -6,12 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from broker.errors import DataError, ModelError, ProtocolError, WarrenError
-from broker.model.arrays import array_names, is_arrays
+from broker.model.arrays import NPZ, array_names, check_names, is_arrays
 from broker.wire.limits import require_measures
 from broker.wire.messages import RoundStart
 from broker.wire.tensors import FLOAT32, Array, Vector, sections_of, unflatten
@@ -102,10 +103,7 @@ class OwnTraining:
         )
         if given is None:
             return None
-        found = Evaluated(num_examples=0, metrics={}) if given.value is None else given.value
-        if not isinstance(found, Evaluated) or not _is_count(found.num_examples):
-            raise DataError(f"Expected an Evaluated or None from {site.called}.evaluate, got {found!r:.80}.")
-        return found
+        return _require_evaluated(site, given.value)
 
     def _fitted(
         self,
@@ -152,6 +150,50 @@ class OwnTraining:
         except Exception as exc:  # a person's own code may raise anything
             logger.error("%s failed.", what, exc_info=exc)
             raise DataError(f"{what} failed. {told(exc)}") from exc
+
+
+def measured_with(site: OwnSite, path: Path) -> Evaluated:
+    """What a site's trainer measures of a run's saved arrays.
+
+    Args:
+        site: With the trainer.
+        path: A model.npz.
+
+    Raises:
+        ModelError: The file is missing, or holds no named arrays.
+        DataError: The trainer raised, or there is nothing to measure on.
+    """
+    try:
+        found = site.trainer.evaluate(_read_saved(path))
+    except WarrenError:
+        raise
+    except Exception as exc:  # a person's own code may raise anything
+        logger.error("%s.evaluate failed.", site.called, exc_info=exc)
+        raise DataError(f"{site.called}.evaluate failed. {told(exc)}") from exc
+    found = _require_evaluated(site, found)
+    if not found.num_examples:
+        raise DataError(f"{site.called}.evaluate has no test examples to measure on.")
+    return Evaluated(num_examples=found.num_examples, metrics=_read_metrics(site, found.metrics))
+
+
+def _read_saved(path: Path) -> Weights:
+    expected = f"Expected the model{NPZ} of a run of named arrays."
+    if not path.is_file() or path.suffix != NPZ:
+        raise ModelError(f"There is no such model at {str(path)!r}. {expected}")
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except Exception as exc:  # whatever a damaged or foreign archive makes numpy raise
+        raise ModelError(f"Can't read {str(path)!r}: {exc!s:.200} {expected}") from exc
+    check_names(list(arrays))
+    return arrays
+
+
+def _require_evaluated(site: OwnSite, given: Evaluated | None) -> Evaluated:
+    found = Evaluated(num_examples=0, metrics={}) if given is None else given
+    if not isinstance(found, Evaluated) or not _is_count(found.num_examples):
+        raise DataError(f"Expected an Evaluated or None from {site.called}.evaluate, got {found!r:.80}.")
+    return found
 
 
 def named(start: RoundStart, weights: Vector) -> Weights:

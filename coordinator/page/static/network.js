@@ -344,6 +344,7 @@ function showRun() {
   badge.hidden = !outcome;
   setText(badge, outcome);
   showBest(live, summary);
+  showPrivate(live && live.private);
   $("run-reason").hidden = !(summary && !live && summary.reason);
   $("run-reason").className = `notice ${outcome === "failed" ? "error" : "warn"}`;
   setText($("run-reason"), summary && summary.reason || "");
@@ -373,6 +374,11 @@ function showBest(live, summary) {
     : !live && summary && summary.best_round ? `The best model is that of round ${summary.best_round}.` : until.trim();
   $("run-best").hidden = !text;
   setText($("run-best"), text);
+}
+
+function showPrivate(kept) {
+  $("run-private").hidden = !kept;
+  setText($("run-private"), kept ? `Private: ${kept.patterns.join(", ")} (${plural(kept.num_weights, "weight")}), its own at each of ${plural(kept.num_sites, "site")}.` : "");
 }
 
 function outcomeBadge(outcome) {
@@ -538,7 +544,15 @@ function stopPolling() {
 async function pollOnce() {
   try {
     const response = await fetch("api/state");
+    if (response.status === 401) location.assign("login");  // the coordinator was started anew
     if (response.ok) take(await response.json());
+  } catch { showConnections(false); }
+}
+
+async function logOut() {
+  try {
+    await fetch("logout", { method: "POST" });
+    location.assign("login");
   } catch { showConnections(false); }
 }
 
@@ -546,5 +560,6 @@ $("launch").addEventListener("submit", launch);
 for (const kind of ["input", "change"]) $("launch").addEventListener(kind, onInput);
 $("stop").addEventListener("click", () => ask("api/stop", { now: false }));
 $("stop-now").addEventListener("click", () => ask("api/stop", { now: true }));
+if ($("log-out")) $("log-out").addEventListener("click", logOut);
 setInterval(tickSeen, 1000);
 listen();

@@ -1,0 +1,267 @@
+"""Who may look and who may change something at the network's page, and how a browser shows a token."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from broker.errors import UsageError
+from coordinator.page.access import TOKEN_HEADER, Access
+from coordinator.page.app import create_app
+from coordinator.page.serve_options import ServeOptions
+from tests.unit.test_network_page import ELSEWHERE, LOCAL, TOKEN, FakeScheduler, launch
+from tests.unit.test_status import serving
+
+READ_TOKEN = "battery-staple"
+BEHIND_PROXY = Access(
+    host="127.0.0.1", token=TOKEN, read_token=READ_TOKEN, public_name="fl.example.org", is_behind_proxy=True,
+    trusts_loopback=False,
+)  # fmt: skip
+BEYOND = Access(host="0.0.0.0", token=TOKEN, read_token=READ_TOKEN, trusts_loopback=False)
+#: All that is answered to whoever has no token.
+OPEN = {"/livez", "/readyz", "/healthz", "/login", "/static/<path:filename>", "/shared/<path:filename>"}
+
+
+@pytest.fixture
+def scheduler(tmp_path: Path) -> FakeScheduler:
+    made = FakeScheduler(tmp_path)
+    made.latest.show(serving([], {}, None), None, [])
+    return made
+
+
+def app_of(scheduler: FakeScheduler, access: Access = BEYOND) -> Flask:
+    return create_app(scheduler, access=access, stop=threading.Event())  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def client(scheduler: FakeScheduler) -> FlaskClient:
+    """Of a page that other machines reach."""
+    return app_of(scheduler).test_client()
+
+
+def status(client: FlaskClient, path: str, **headers: str) -> int:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return client.get(path, environ_base=ELSEWHERE, headers=named).status_code
+
+
+def test_nothing_but_health_and_login_is_answered_without_a_token(scheduler: FakeScheduler) -> None:
+    """Every other rule is closed, also one that somebody adds tomorrow, and from this machine's own address."""
+    app = app_of(scheduler)
+    closed = [rule for rule in app.url_map.iter_rules() if rule.rule not in OPEN and "GET" in rule.methods]  # type: ignore[operator]
+    assert len(closed) >= 7
+    for rule in closed:
+        path = rule.rule.replace("<run>", "a").replace("<file>", "model.keras")
+        for origin in (ELSEWHERE, LOCAL):
+            answer = app.test_client().get(path, environ_base=origin)
+            assert answer.status_code == (303 if path == "/" else 401), path
+    assert app.test_client().get("/nothing", environ_base=ELSEWHERE).status_code == 401
+
+
+@pytest.mark.parametrize("shown", [{TOKEN_HEADER: "{}"}, {"Authorization": "Bearer {}"}])
+def test_the_read_token_opens_what_is_to_be_seen_and_no_more(
+    client: FlaskClient, scheduler: FakeScheduler, shown: dict[str, str]
+) -> None:
+    """Prometheus sends its token as a Bearer; the other token opens this, too."""
+    [(name, form)] = shown.items()
+    for path in ("/", "/api/state", "/api/runs", "/metrics"):
+        assert status(client, path, **{name: form.format(READ_TOKEN)}) == 200
+        assert status(client, path, **{name: form.format(TOKEN)}) == 200
+        assert status(client, path, **{name: form.format("wrong")}) in (303, 401)
+    assert launch(client, ELSEWHERE, **{name: form.format(READ_TOKEN)}) == 403
+    assert scheduler.launched == []
+    assert launch(client, ELSEWHERE, **{name: form.format(TOKEN)}) == 202
+
+
+@pytest.mark.parametrize("given", ["Basic abc", "Bearer", "Bearer ", "Bearer \xff", "x", ""])
+def test_an_odd_authorization_opens_nothing(client: FlaskClient, given: str) -> None:
+    """401, and no traceback."""
+    assert status(client, "/api/state", Authorization=given) == 401
+
+
+def test_behind_a_proxy_that_adds_no_header_nobody_is_taken_for_this_machine(
+    scheduler: FakeScheduler,
+) -> None:
+    """All its requests come from loopback, without a word of a proxy."""
+    client = app_of(scheduler, BEHIND_PROXY).test_client()
+    assert launch(client, LOCAL) == 403
+    assert client.get("/api/state", environ_base=LOCAL).status_code == 401
+    assert launch(client, LOCAL, X_Warren_Token=TOKEN) == 202
+
+
+def test_a_proxy_that_says_so_is_never_taken_for_this_machine(scheduler: FakeScheduler) -> None:
+    """Not even where this machine is trusted."""
+    client = app_of(scheduler, Access(host="127.0.0.1", token=TOKEN)).test_client()
+    assert client.get("/api/state", environ_base=LOCAL).status_code == 200
+    for name in ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via"):
+        answer = client.get("/api/state", environ_base=LOCAL, headers={name: "192.0.2.7"})
+        assert answer.status_code == 401, name
+
+
+def logged_in(client: FlaskClient, token: str) -> Any:
+    return client.post("/login", data={"token": token}, environ_base=ELSEWHERE)
+
+
+def test_a_browser_shows_its_token_once(client: FlaskClient, scheduler: FakeScheduler) -> None:
+    """The page leads to the form, the form to the page; with the read token the page asks for the other one."""
+    assert client.get("/", environ_base=ELSEWHERE).headers["Location"] == "/login"
+    answer = logged_in(client, READ_TOKEN)
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/")
+    page = client.get("/", environ_base=ELSEWHERE).text
+    assert 'id="token"' in page
+    assert 'id="log-out"' in page
+    assert launch(client, ELSEWHERE) == 403
+    logged_in(client, f" {TOKEN}\n")  # as it was copied
+    assert 'id="token"' not in client.get("/", environ_base=ELSEWHERE).text
+    assert launch(client, ELSEWHERE) == 202
+    assert client.post("/logout", environ_base=ELSEWHERE).status_code == 204
+    assert status(client, "/api/state") == 401
+
+
+def test_a_wrong_token_is_said_and_noted(client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:
+    """The form again, and a line in the log with the address, not with the token; no more than a few a minute."""
+    for _ in range(20):
+        answer = logged_in(client, "guessed")
+        assert answer.status_code == 403
+        assert "That is not the token." in answer.text
+    assert "Set-Cookie" not in answer.headers
+    notes = [record.getMessage() for record in caplog.records]
+    assert notes == ["A wrong token came from 192.0.2.7."] * 5
+
+
+@pytest.mark.parametrize(("access", "name"), [(BEYOND, "warren"), (BEHIND_PROXY, "__Host-warren")])
+def test_the_cookie_is_no_scripts_and_no_other_sites(
+    scheduler: FakeScheduler, access: Access, name: str
+) -> None:
+    """HttpOnly and SameSite=Strict; under TLS Secure; no token is in it, and it is worth nothing elsewhere."""
+    answer = logged_in(app_of(scheduler, access).test_client(), TOKEN)
+    cookie = answer.headers["Set-Cookie"]
+    assert cookie.startswith(f"{name}=")
+    assert "; HttpOnly" in cookie
+    assert "; SameSite=Strict" in cookie
+    assert "; Path=/" in cookie
+    assert ("; Secure" in cookie) is access.is_behind_proxy
+    assert TOKEN not in cookie
+    restarted = app_of(scheduler, access).test_client()
+    assert status(restarted, "/api/state", Cookie=cookie.partition(";")[0]) == 401
+
+
+def test_another_sites_form_logs_nobody_in_or_out(client: FlaskClient) -> None:
+    """Neither is asked for by a page of somebody else's."""
+    for path in ("/login", "/logout"):
+        answer = client.post(
+            path, data={"token": TOKEN}, environ_base=ELSEWHERE, headers={"Origin": "https://evil.example"}
+        )
+        assert answer.status_code == 403
+
+
+def test_only_the_login_page_may_send_a_form(client: FlaskClient) -> None:
+    """Its content security policy allows it, to this page alone."""
+    form = client.get("/login", environ_base=ELSEWHERE)
+    assert form.headers["Referrer-Policy"] == "same-origin"  # without a referrer its Origin would be null
+    policy = form.headers["Content-Security-Policy"]
+    assert "form-action 'self'" in policy
+    assert "default-src 'self'" in policy
+    signed = client.get("/", environ_base=ELSEWHERE, headers={TOKEN_HEADER: TOKEN})
+    assert "form-action 'none'" in signed.headers["Content-Security-Policy"]
+
+
+def test_whoever_needs_no_token_is_led_to_the_page(scheduler: FakeScheduler) -> None:
+    """A person on this machine never meets the form."""
+    client = app_of(scheduler, Access(host="127.0.0.1", token=TOKEN)).test_client()
+    assert client.get("/login", environ_base=LOCAL).headers["Location"] == "/"
+    assert "log-out" not in client.get("/", environ_base=LOCAL).text
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "is_taken"),
+    [
+        ("fl.example.org", "https://fl.example.org", True),
+        ("FL.example.org", "https://fl.example.org", True),
+        ("fl.example.org:443", "https://fl.example.org", True),
+        ("127.0.0.1:5000", "https://fl.example.org", True),  # a proxy that passes no Host on
+        ("127.0.0.1:5000", None, True),
+        ("fl.example.org", "https://evil.example", False),
+        ("evil.example", "https://evil.example", False),
+        ("fl.example.org.evil.example", None, False),
+    ],
+)
+def test_the_public_name_is_one_of_its_own(
+    scheduler: FakeScheduler, host: str, origin: str | None, is_taken: bool
+) -> None:
+    """As the proxy passes it on or not; another name is refused as ever."""
+    headers = {"Host": host, TOKEN_HEADER: TOKEN} | ({"Origin": origin} if origin else {})
+    client = app_of(scheduler, BEHIND_PROXY).test_client()
+    answer = client.post("/api/launch", json={"task": "mnist"}, environ_base=LOCAL, headers=headers)
+    assert answer.status_code == (202 if is_taken else 403)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "https://fl.example.org", "fl.example.org/x", "a@b", "a:b", "a:0", "[", "a b"]
+)
+def test_a_public_name_is_a_name(name: str) -> None:
+    """No address, no path."""
+    with pytest.raises(UsageError, match="--public-name"):
+        Access(host="127.0.0.1", token=TOKEN, public_name=name)
+
+
+def test_both_tokens_are_not_the_same() -> None:
+    """Whoever hands out the one would hand out the other."""
+    with pytest.raises(UsageError, match="--read-token"):
+        Access(host="127.0.0.1", token=TOKEN, read_token=TOKEN)
+
+
+@pytest.mark.parametrize(
+    ("asked", "trusts", "is_behind_proxy"),
+    [
+        ({}, True, False),
+        ({"host": "::1"}, True, False),
+        ({"host": "localhost", "token": TOKEN}, True, False),
+        ({"read_token": READ_TOKEN}, False, False),
+        ({"behind_proxy": True}, False, True),
+        ({"public_name": "fl.example.org"}, False, True),
+        ({"host": "0.0.0.0"}, False, False),
+        ({"host": "192.0.2.7"}, False, False),
+        ({"host": "0.0.0.0", "public_name": "fl.example.org"}, False, False),
+        ({"host": "0.0.0.0", "behind_proxy": True}, False, True),
+        ({"host": "0.0.0.0", "trust_loopback": True}, True, False),
+        ({"behind_proxy": True, "trust_loopback": True}, True, True),
+        ({"trust_loopback": False}, False, False),
+    ],
+)
+def test_this_machine_is_trusted_only_where_nobody_else_can_be_taken_for_it(
+    asked: dict[str, Any], trusts: bool, is_behind_proxy: bool
+) -> None:
+    """Or where somebody asks for it."""
+    access = ServeOptions(**{"host": "127.0.0.1", "port": 0, "runs": Path(), "token": None, **asked}).access
+    assert (access.trusts_loopback, access.is_behind_proxy) == (trusts, is_behind_proxy)
+    assert len(access.token) >= 12
+
+
+@pytest.mark.parametrize(
+    ("fault", "codes", "says"),
+    [
+        ({}, (200, 200, 200), "ok"),
+        ({"is_connected": False, "takes_messages": False}, (200, 503, 503), "the broker is away"),
+        ({"takes_messages": False}, (200, 200, 503), "alarms"),
+    ],
+)
+def test_health_tells_what_is_wrong(
+    client: FlaskClient, scheduler: FakeScheduler, fault: dict[str, bool], codes: tuple[int, ...], says: str
+) -> None:
+    """Restarting helps against none of it; without a broker nothing can be launched; an alarm holds up the rounds."""
+    for name, value in fault.items():
+        setattr(scheduler, name, value)
+    answers = [client.get(path, environ_base=ELSEWHERE) for path in ("/livez", "/readyz", "/healthz")]
+    assert tuple(answer.status_code for answer in answers) == codes
+    assert says in answers[2].json["status"]  # type: ignore[index]
+
+
+def test_a_coordinator_that_waits_behind_another_is_not_ready(scheduler: FakeScheduler) -> None:
+    """Nor one whose loop has not begun."""
+    client = app_of(scheduler).test_client()
+    scheduler.latest.show(serving([], {}, None, is_ready=False), None, [])
+    assert status(client, "/readyz") == 503
+    assert status(app_of(FakeScheduler(scheduler.run_index.folder)).test_client(), "/readyz") == 503
