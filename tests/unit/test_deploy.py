@@ -108,9 +108,12 @@ def test_the_page_is_probed() -> None:
         pod["containers"][0] for _, pod in pods() if pod["containers"][0]["name"] == "coordinator"
     ]
     (port,) = container["ports"]
-    for kind in ("startupProbe", "readinessProbe"):
-        assert container[kind]["httpGet"]["port"] == port["name"]
-    assert "httpGet" not in container["livenessProbe"]
+    for kind, path in (
+        ("startupProbe", "/livez"),
+        ("livenessProbe", "/livez"),
+        ("readinessProbe", "/readyz"),
+    ):
+        assert container[kind]["httpGet"] == {"path": path, "port": port["name"]}
     assert named("Service")["warren-page"]["spec"]["ports"][0]["targetPort"] == port["name"]
 
 
@@ -142,8 +145,8 @@ def test_every_file_of_deploy_is_named_in_its_readme() -> None:
     """What is not named is not found."""
     text = (DEPLOY / "README.md").read_text(encoding="utf-8")
     files = [path for path in DEPLOY.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    unnamed = [path.name for path in files if path.name not in text]
-    assert sorted(unnamed) == ["README.md", "__init__.py"]
+    unnamed = {path.name for path in files if path.name not in text}
+    assert unnamed <= {"README.md", "__init__.py"}
 
 
 # The locks
