@@ -7,6 +7,7 @@ Contents, from the ground up; nothing imports what stands below it on this page:
     disk         what must outlive a power cut
     logs         the story on stderr
     wire/        What travels, and how it looks as bytes: names, messages, weights, and the parts that they are cut into
+    audit        what happened, for whoever asks a year later
     link/        How a role reaches the broker: the seam, what stands behind it, and what is built on it alone
     model/       What a model file may hold, what it says about itself, and how its outputs are meant
     command      what the three command lines share

@@ -2,16 +2,17 @@
 
 import json
 import logging
-import re
 from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 import click
 
+from broker.audit import AUDIT_FILE, AuditLog
+from broker.audit import user as this_user
 from broker.command import (
+    ByteSize,
     CommandGroup,
     admin_access_options,
     amqp_url_option,
@@ -27,6 +28,7 @@ from broker.link.address import is_loopback, without_password
 from broker.link.invitation import check_is_new, write_invitation
 from broker.logs import LogContext
 from broker.wire.names import COORDINATOR, MOST_IN_A_SWARM
+from broker.wire.versions import release
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +104,7 @@ def up(
         management_port=management_port,
         home=home,
     )
+    _audit(home, "up", running.amqp_url, kind=running.kind, version=release())
     user, password = probe.login_of(running.amqp_url)
     is_guest = (user, password) == ("guest", "guest")
     logger.info(
@@ -185,20 +188,6 @@ def status(as_json: bool, access: Access, management_url: str | None, home: Path
     click.echo(json.dumps(found, indent=2) if as_json else _table(found))
 
 
-class _Bytes(click.ParamType):  # type: ignore[type-arg] # generic from click 8.3 on
-    """A number of bytes as people write it: 500M, 1G."""
-
-    name = "bytes"
-    _UNITS = MappingProxyType({"": 1, "K": 2**10, "M": 2**20, "G": 2**30})
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number."""
-        found = re.fullmatch(r"([1-9][0-9]{0,14})([KMG]?)", str(value).upper())
-        if found is None:
-            self.fail(f"{value!r} is no size. Expected a number with K, M or G, such as 500M.", param, ctx)
-        return int(found[1]) * self._UNITS[found[2]]
-
-
 @main.command()
 @click.argument("name")
 @click.option(
@@ -217,7 +206,7 @@ class _Bytes(click.ParamType):  # type: ignore[type-arg] # generic from click 8.
 )
 @click.option(
     "--upload-limit",
-    type=_Bytes(),
+    type=ByteSize(),
     default="1G",
     show_default=True,
     help="How much may wait in its upload queue, and in the one that it reads; twice the model's size is enough.",
@@ -273,6 +262,7 @@ def invite(
         upload_bytes=upload_limit,
         again=again,
     )
+    _audit(home, "invited", access.amqp_url, account=login.user, swarm=swarm, again=again)
     if login.password is None:
         click.echo(f"{name} has its rights, limits and queues; its password is as it was")
         return
@@ -320,9 +310,23 @@ def revoke(name: str, access: Access, management_url: str | None, home: Path, lo
     """
     vhost = probe.vhost_of(access.amqp_url)
     revoked = accounts.revoke(_management(access, management_url, home), name, vhost)
+    _audit(
+        home,
+        "revoked",
+        access.amqp_url,
+        account=name,
+        connections=revoked.connections,
+        queues=revoked.removed.queues,
+        messages=revoked.removed.messages,
+    )
     click.echo(f"{name} is no longer invited; {revoked.connections} of its connections closed")
     if revoked.removed.queues:
         click.echo(f"{revoked.removed.queues} queues deleted, with {revoked.removed.messages} messages")
+
+
+def _audit(home: Path, event: str, amqp_url: str, **fields: object) -> None:
+    """Note in the home's audit log what was done to a broker, and who did it."""
+    AuditLog(home / AUDIT_FILE).note(event, user=this_user(), broker=without_password(amqp_url), **fields)
 
 
 def _management(access: Access, management_url: str | None, home: Path) -> Management:

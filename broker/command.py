@@ -5,6 +5,7 @@ And what ends a call from Python, where no command line is.
 
 import logging
 import os
+import re
 import signal
 import socket
 import threading
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
@@ -46,6 +48,20 @@ class CommandGroup(click.Group):
             ctx.exit(exc.exit_code)
 
 
+class ByteSize(click.ParamType):  # type: ignore[type-arg] # generic from click 8.3 on
+    """A number of bytes as people write it: 500M, 1G."""
+
+    name = "bytes"
+    _UNITS = MappingProxyType({"": 1, "K": 2**10, "M": 2**20, "G": 2**30})
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number."""
+        found = re.fullmatch(r"([1-9][0-9]{0,14})([KMG]?)", str(value).upper())
+        if found is None:
+            self.fail(f"{value!r} is no size. Expected a number with K, M or G, such as 500M.", param, ctx)
+        return int(found[1]) * self._UNITS[found[2]]
+
+
 def read_environment(group: click.Group) -> None:
     """Let every option of every subcommand read WARREN_<COMMAND>_<OPTION>.
 
@@ -54,7 +70,15 @@ def read_environment(group: click.Group) -> None:
     for command in group.commands.values():
         for option in command.params:
             if isinstance(option, click.Option):
-                names = _environment_names(str(group.name), str(command.name), str(option.name))
+                # As it is typed (--allow-task), and as the code calls it, by which it was read before.
+                called = dict.fromkeys(
+                    (max(option.opts, key=len).lstrip("-").replace("-", "_"), str(option.name))
+                )
+                names = [
+                    each
+                    for its in called
+                    for each in _environment_names(str(group.name), str(command.name), its)
+                ]
                 given = [option.envvar] if isinstance(option.envvar, str) else list(option.envvar or ())
                 option.envvar = [*names, *given]
 
@@ -205,7 +229,10 @@ def log_options(function: _Function) -> _Function:
     """Add --verbose and --log-format; the command then takes a LogContext named `log`."""
 
     def start_log(ctx: click.Context, _param: click.Parameter, log_format: logs.LogFormat) -> logs.LogContext:
-        return logs.configure(verbose=bool(ctx.params.pop("verbose", False)), log_format=log_format)
+        context = logs.configure(verbose=bool(ctx.params.pop("verbose", False)), log_format=log_format)
+        if log_format == "json":
+            logs.take_over_stderr()
+        return context
 
     function = click.option(
         "--log-format",

@@ -26,6 +26,8 @@ from broker.logs import LogContext
 from broker.wire.fields import to_plain
 from broker.wire.plain_json import json_text
 from broker.wire.statistics import LEAST_FLOOR, MOST_BINS
+from coordinator.folder.pruning import OldRun, delete_old, find_old
+from coordinator.folder.run_index import RunIndex
 from coordinator.folder.statistics_file import check_out, read_shape, read_statistics, write_statistics
 from coordinator.learning.measure_names import ALL_RESULTS
 from coordinator.page.serve_options import ServeOptions, serve_options
@@ -317,6 +319,57 @@ def compare_runs(runs: tuple[Path, ...], measure: str | None, out: Path, as_json
     draw_runs(histories, out)
     click.echo(json_text([to_plain(each) for each in found], indent=2) if as_json else compared_text(found))
     click.echo(f"The curves are in {out}.", err=True)
+
+
+@main.command(short_help="Delete old runs.")
+@click.option(
+    "--runs", type=_FILE, default=Path("runs"), show_default=True, help="The folder of `coordinator serve`."
+)
+@click.option(
+    "--keep", type=click.IntRange(1), default=20, show_default=True, help="So many of the newest stay."
+)
+@click.option("--yes", is_flag=True, help="Delete without asking.")
+def prune(runs: Path, keep: int, yes: bool) -> None:
+    """Delete all but the newest runs under RUNS, also while a coordinator serves there.
+
+    Never deleted: a run that is open or unfinished, and the one whose model a task goes on from. What is to go is
+    listed with its size, and asked about. No later run gets the name of one that is gone; audit.jsonl says which.
+
+    \b
+    coordinator prune
+    coordinator prune --keep 100 --runs /srv/warren --yes
+
+    \b
+    Exit codes: 0 done, or there was nothing to delete, 2 nobody said yes, 5 a folder can't be read or deleted.
+    """
+    if not runs.is_dir():
+        raise UsageError(f"There is no folder {runs}. Try --runs.")
+    index = RunIndex(runs)
+    old = find_old(index, keep)
+    if not old:
+        click.echo(f"Nothing to delete in {runs}.")
+        return
+    for each in old:
+        click.echo(f"{each.folder.name}  {each.started_at[:19]}  {_megabytes([each])}", err=True)
+    if not (yes or _is_confirmed(f"Delete these {len(old)} runs for good ({_megabytes(old)})?")):
+        raise UsageError("Nothing is deleted: nobody said yes. With --yes nobody is asked.")
+    gone = delete_old(index, old)
+    click.echo(f"{len(gone)} runs deleted, {_megabytes(gone)} freed")
+    for each in old:
+        if each not in gone:
+            click.echo(f"{each.folder.name} is left: a coordinator works on it", err=True)
+
+
+def _megabytes(runs: list[OldRun]) -> str:
+    return f"{sum(each.num_bytes for each in runs) / 1e6:.1f} MB"
+
+
+def _is_confirmed(question: str) -> bool:
+    """Ask; where nobody can be asked, nobody said yes."""
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:
+        return False
 
 
 @contextmanager

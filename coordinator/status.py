@@ -37,6 +37,7 @@ class WorkerStatus:
         last_seen: Seconds since 1970.
         state: In one word.
         detail: What is to be said about that.
+        release: The Warren that it runs; empty where it does not say so.
     """
 
     name: str
@@ -50,6 +51,7 @@ class WorkerStatus:
     state: str
     detail: str | None
     progress: ProgressStatus | None
+    release: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +172,7 @@ class TaskStatus:
     """A task that can be launched.
 
     Attributes:
-        num_able: How many present workers can train it.
+        num_able: How many present workers can train it, and take rounds.
         last_model: The run whose model a launch goes on from.
     """
 
@@ -184,10 +186,15 @@ class TaskStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """What goes on at a coordinator that plays one run."""
+    """What goes on at a coordinator that plays one run.
+
+    Attributes:
+        release: The Warren that it runs; empty of one that does not say so.
+    """
 
     workers: tuple[WorkerStatus, ...]
     run: RunStatus | None
+    release: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,11 +1,14 @@
 """Taking part, asked for from Python: the same as the command's, with the result as an object and our errors raised."""
 
 import threading
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from broker.audit import AuditLog, user
 from broker.command import DEFAULT_AMQP_URL, Interruptible, checked_amqp_url
 from broker.errors import UsageError
 from broker.link.access import Access
@@ -14,16 +17,22 @@ from broker.logs import LogContext
 from broker.wire.messages import RoundStart
 from broker.wire.names import check_name
 from broker.wire.tensors import Vector
+from broker.wire.versions import release
 from worker.data.classes import parse_classes
 from worker.data.data_set import Dataset, open_data, open_values
 from worker.learning.console import Console
 from worker.learning.results import Report
+from worker.processes.pool import TrainingPool
 from worker.rounds.own_site import OwnSite, make_trainer, open_trainer
-from worker.rounds.participant import Participant, Trained, Trainer
-from worker.rounds.private_parts import PrivateParts, default_folder
+from worker.rounds.own_trainer import OwnTraining
+from worker.rounds.participant import KerasTrainer, Participant, Trained, Trainer
+from worker.rounds.private_parts import PrivateParts
 from worker.rounds.site_rules import Share, SiteRules
-from worker.rounds.start import LinkTo, connected, trainer_of
+from worker.rounds.start import EndingTrainer, LinkTo, connected
 from worker.rounds.worker_loop import WorkerLoop
+from worker.site.global_models import GlobalModels
+from worker.site.memory import require_measurable
+from worker.site.resting import PauseSwitch, Resting, default_folder, parse_hours
 from worker.tables.table_set import TableSet
 from worker.tensorflow import trusted_by
 
@@ -61,10 +70,18 @@ def run(
     share: Share = "metrics",
     least_examples: int = 1,
     least_steps: int = 1,
+    allow_tasks: tuple[str, ...] = (),
+    least_participants: int = 1,
+    hours: str | None = None,
+    threads: int | None = None,
+    max_memory: int | None = None,
+    keep_models: Path | str | None = None,
+    keep_last: int = 20,
     seed: int = 0,
     deterministic: bool = False,
     trusted_modules: tuple[str, ...] = (),
     state: Path | str | None = None,
+    audit: Path | str | None = None,
     stop: threading.Event | None = None,
     log: LogContext | None = None,
 ) -> WorkResult:
@@ -92,10 +109,19 @@ def run(
         share: What leaves besides the update: weights, metrics or counts.
         least_examples: Decline a round that would train on fewer.
         least_steps: Decline a round that would take fewer steps.
+        allow_tasks: Decline rounds of tasks whose name fits none of these patterns, as in "chest-*"; none: take any.
+        least_participants: Decline a round whose model may rest on fewer workers' updates, as the coordinator tells it.
+        hours: Take rounds that begin in these hours alone, as "20-6", of this machine's own time.
+        threads: Train with so many, in a process of its own.
+        max_memory: Bytes. Train in a process of its own; a round with which both take more is declined.
+        keep_models: A folder for each global model that comes.
+        keep_last: How many are kept there, the newest.
         seed: Of what is held out for tests.
         deterministic: Same seed, same bits; slower.
         trusted_modules: Models may hold the layers, losses and metrics that these installed modules register.
-        state: Where weights are kept that stay at this site; None takes this user's own folder.
+        state: Where weights are kept that stay at this site, and whether `worker pause` paused this worker; None takes
+            this user's own folder.
+        audit: A file that a line is appended to for each round that is taken and each update that leaves; None: none.
         stop: Ends the call when it is set, from any thread.
         log: Told which run and round the story is about.
 
@@ -103,11 +129,22 @@ def run(
         What it did.
 
     Raises:
-        UsageError: The name is none, or in use; neither data nor a trainer.
+        UsageError: The name is none, or in use; neither data nor a trainer; hours that are none; the audit
+            log can't be written.
         DataError: The data can't be used, or the coordinator refused this worker.
         BrokerError: The broker is unreachable, or refused the login.
     """
-    rules = SiteRules(share=share, least_examples=least_examples, least_steps=least_steps)
+    rules = SiteRules(
+        share=share,
+        least_examples=least_examples,
+        least_steps=least_steps,
+        allow_tasks=tuple(allow_tasks),
+        least_participants=least_participants,
+    )
+    folder = Path(state) if state else default_folder()
+    resting = Resting(PauseSwitch(folder, check_name(name)), parse_hours(hours) if hours else None)
+    audit_log = AuditLog(Path(audit) if audit else None)
+    audit_log.check()
     site = _site_of(name, data, trainer, classes, seed=seed, for_training=not evaluate_only)
     participant = Participant(
         name=check_name(name),
@@ -119,17 +156,22 @@ def run(
     with (
         Interruptible(stop) as ending,
         closing(
-            trainer_of(
-                [participant],
+            _trainer_of(
+                participant,
+                ending,
+                threads,
+                max_memory,
                 deterministic=deterministic,
-                ending=ending,
                 trusted_modules=trusted_modules,
-                private=PrivateParts(Path(state) if state else default_folder()),
+                private=PrivateParts(folder),
+                keeps=GlobalModels(Path(keep_models), keep_last) if keep_models else None,
             )
         ) as training,
     ):
         noting, story = _Noting(training), log or LogContext()
         given = access or Access(amqp_url=checked_amqp_url(amqp_url, insecure=insecure))
+        broker = None if link else given.address
+        audit_log.note("started", worker=name, user=user(), version=release(), broker=broker, share=share)
         link_to = LinkTo(given, f"worker {name}")
         with nullcontext(link) if link else connected(link_to, connect_seconds, ending) as at:
             if at is not None:
@@ -142,8 +184,30 @@ def run(
                     console=Console(),
                     task=task,
                     once=once,
+                    resting=resting,
+                    audit_log=audit_log,
                 ).serve()
     return WorkResult(name=name, history=noting.history, has_left_behind=training.has_left_behind)
+
+
+def _trainer_of(
+    participant: Participant,
+    ending: threading.Event,
+    threads: int | None,
+    max_memory: int | None,
+    *,
+    keeps: GlobalModels | None,
+    **of_keras: Any,
+) -> EndingTrainer:
+    """What trains: in this process, or in one of its own that can be told how many threads it has, and be ended."""
+    make: Callable[..., KerasTrainer | OwnTraining]
+    make = OwnTraining if participant.has_trainer else partial(KerasTrainer, **of_keras)
+    make = partial(make, keeps=keeps)
+    if max_memory is not None:
+        require_measurable()
+    if threads is None and max_memory is None:
+        return make(ending=ending)
+    return TrainingPool([participant], 1, make, threads=threads, max_memory=max_memory)
 
 
 def _site_of(

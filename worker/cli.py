@@ -28,9 +28,12 @@ from worker.processes.pool import TrainingPool
 from worker.rounds.own_site import OwnSite, open_trainer
 from worker.rounds.own_trainer import OwnTraining, measured_with
 from worker.rounds.participant import KerasTrainer, Participant
-from worker.rounds.private_parts import PrivateParts, default_folder
-from worker.rounds.site_rules import SHARES
-from worker.rounds.start import LAST_SECONDS, LinkTo, end_process_if_left, take_part
+from worker.rounds.private_parts import PrivateParts
+from worker.rounds.site_rules import SHARES, SiteRules
+from worker.rounds.start import LAST_SECONDS, LinkTo, audit_file, end_process_if_left, take_part
+from worker.site.options import common_say_options, say_options
+from worker.site.pausing import pause_command, resume_command
+from worker.site.resting import PauseSwitch, Resting, default_folder, parse_hours
 from worker.tables.rows import SUFFIXES
 from worker.tables.table_set import TableSet
 from worker.tensorflow import trusted_by
@@ -91,6 +94,7 @@ def trust_option(function: Any) -> Any:
 
 
 @click.group(name="worker", cls=CommandGroup)
+@click.version_option(package_name="warren")
 def main() -> None:
     """Take part in a federation with data that never leaves this machine, and use the trained model."""
 
@@ -279,8 +283,8 @@ def participation_options(function: Any) -> Any:
             click.option("--seed", type=int, default=0, show_default=True, help="Of what is held out for tests."),
             click.option("--deterministic", is_flag=True, help="Same seed, same bits; slower."),
             click.option("--state", type=_FILE, metavar="DIR",
-                         help="Keeps the weights that stay here when a run has --private, and this worker's own "
-                              "model.keras.  [default: ~/.local/state/warren/workers]"),
+                         help="Keeps the weights that stay here when a run has --private, this worker's own "
+                              "model.keras, and whether it is paused.  [default: ~/.local/state/warren/workers]"),
             click.option("--connect-seconds", type=float, default=10.0, show_default=True,
                          help="How long the first connection is tried."),
         )
@@ -309,6 +313,10 @@ def participation_options(function: Any) -> Any:
 )
 @click.option("--least-steps", type=click.IntRange(min=1), default=1, show_default=True,
               help="Decline a round that would take fewer steps.")  # fmt: skip
+@say_options
+@click.option("--audit", metavar="FILE|none",
+              help="Gets a line for each round that is taken and each update that leaves, with bytes and SHA-256.  "
+              "[default: audit.jsonl in this worker's folder in --state]")  # fmt: skip
 @participation_options
 @access_options
 @log_options
@@ -318,6 +326,8 @@ def run_command(
     """Take part in federated training. The data stays here; what travels is weights, and what --share says.
 
     An update of few examples tells much about them: --least-examples is your say. SECURITY.md tells who sees what.
+    A round outside your rules is declined with its reason, before its weights are taken; the worker stays joined.
+    `worker pause` has it take none for now.
 
     Of DICOM files no tag leaves this machine or gets into a log. A FUNCTION returns (x_train, y_train),
     (x_test, y_test), and after them, if you like, the classes. It waits for a coordinator, serves one run
@@ -328,6 +338,8 @@ def run_command(
     worker run --name hospital-1 --data mnist.npz --once
     worker run --name hospital-2 --data archive --classes NORMAL,PNEUMONIA
     worker run --name test-set --data chest_xray --evaluate-only
+    worker run --name hospital-1 --data x-rays --allow-task 'chest-*' --least-participants 3 --hours 20-6
+    worker run --name hospital-1 --data x-rays --threads 4 --max-memory 8G --keep-models received
     worker run --name hospital-1 --trainer my_trainer:Trainer --data ward-7
     worker run --invitation hospital-1.toml --data x-rays
 
@@ -337,6 +349,7 @@ def run_command(
     """
     its = access.named(name)
     log.update(worker=check_name(its))
+    options["audit"] = audit_file(options["audit"], options["state"], its)
     with Stop(limit_seconds=LAST_SECONDS) as stop:
         result = run(its, data, trainer=trainer, access=access, stop=stop.event, log=log, **options)
     end_process_if_left(stop, has_left_behind=result.has_left_behind)
@@ -371,6 +384,7 @@ def _own_sites(trainer: str | None, data: str | None, classes: str | None, names
               help="This process is the I-th of K that share the COUNT workers.  [default: 1/1]")  # fmt: skip
 @click.option("--processes", type=click.IntRange(min=0), default=1, show_default=True, metavar="N",
               help="Train in N processes behind this one, on one partition; 0: one for each core.")  # fmt: skip
+@common_say_options
 @participation_options
 @access_options
 @log_options
@@ -380,6 +394,10 @@ def swarm_command(
     scheme: str,
     part: str,
     processes: int,
+    allow_tasks: tuple[str, ...],
+    least_participants: int,
+    hours: str | None,
+    threads: int | None,
     trainer: str | None,
     data: str | None,
     classes: str | None,
@@ -406,6 +424,8 @@ def swarm_command(
     """
     name = check_name(access.named(name or (None if access.name else "swarm")))
     log.update(worker=name)
+    state = options["state"] or default_folder()
+    resting = Resting(PauseSwitch(state, name), parse_hours(hours) if hours else None)
     mine = parse_share(part, count)
     trusted = trusted_by(trusted_modules)
     names = [f"{name}.{i + 1}" for i in mine]
@@ -413,14 +433,15 @@ def swarm_command(
     if not sites:
         every = _open_data(data, classes, seed=seed, worker=name).divide(count, scheme, seed)
         sites = [every[i] for i in mine]
+    rules = SiteRules(allow_tasks=allow_tasks, least_participants=least_participants)
     participants = [
-        Participant(name=its, data=site, trusts=tuple(sorted(trusted)))
+        Participant(name=its, data=site, rules=rules, trusts=tuple(sorted(trusted)))
         for its, site in zip(names, sites, strict=True)
     ]
     part_number, _, parts = part.partition("/")
     reader = name if int(parts) == 1 else f"{name}.{int(part_number)}"
     link_to = LinkTo(access, f"swarm {reader}")
-    private = PrivateParts(options["state"] or default_folder(), saves_model=False)
+    private = PrivateParts(state, saves_model=False)
     keras = partial(
         KerasTrainer,
         deterministic=options["deterministic"],
@@ -428,8 +449,10 @@ def swarm_command(
         private=private,
     )
     make_pool = None
-    if processes != 1:
-        make_pool = partial(TrainingPool, participants, processes, OwnTraining if trainer else keras)
+    if processes != 1 or threads is not None:
+        make_pool = partial(
+            TrainingPool, participants, processes, OwnTraining if trainer else keras, threads=threads
+        )
     take_part(
         participants,
         link_to,
@@ -438,8 +461,13 @@ def swarm_command(
         reader=reader,
         make_pool=make_pool,
         trusted_modules=trusted_modules,
+        resting=resting,
         **options,
     )
+
+
+main.add_command(pause_command)
+main.add_command(resume_command)
 
 
 @main.command(name="train-alone", short_help="The same training with no federation.")

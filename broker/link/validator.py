@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+from broker import audit
 from broker.allowance import Allowance
 from broker.envelope import Envelope
 from broker.errors import BrokerError, ProtocolError
@@ -39,6 +40,7 @@ class Validator:
         may_send: Whether an account may send this message to this role.
         heed: Told of what can't be read of a sender who may send it, e.g. for it speaks another version; whether that
             was dealt with, and it need not go to `dead`.
+        audit_log: Told of what is rejected, as far as the log is.
 
     Attributes:
         num_dead: How many were rejected.
@@ -50,7 +52,9 @@ class Validator:
         may_send: MaySend,
         heed: Heed = lambda _exc, _envelope, _delivery: False,
         read_clock: Callable[[], float] = time.monotonic,
+        audit_log: audit.AuditLog = audit.OFF,
     ) -> None:
+        self._audit = audit_log
         self._link = link
         self._may_send = may_send
         self._heed = heed
@@ -115,6 +119,7 @@ class Validator:
         if not self._is_told(sender):
             return
         logger.warning("Rejected a message of %s in %s: %s", sender, delivery.queue, reason)
+        self._audit.note("message-rejected", account=sender, queue=delivery.queue, reason=reason)
         try:
             self._link.copy_to_dead(delivery, reason)
         except BrokerError as exc:

@@ -81,6 +81,8 @@ class RoundStart(Message):
             one sent is void, even if its round was a later one: the run may have been restored from a copy.
         needs: What the model needs of a site's data; None for a classifier, which needs `classes`.
         numbers: Of a swarm's workers those that are invited, see `names.pack_numbers`; empty: whoever reads this.
+        participants: How many workers are asked for an update; 0: not told.
+        quorum: The fewest updates that the next model may rest on; 0: not told.
     """
 
     TYPE: ClassVar[str] = "round-start"
@@ -105,6 +107,8 @@ class RoundStart(Message):
     session: int = 0
     needs: Needs | None = None
     numbers: bytes = b""
+    participants: int = 0
+    quorum: int = 0
 
     @property
     def held(self) -> RoundKey:
@@ -219,6 +223,8 @@ class Joined(Message):
         holds: Its arrays, where they are no examples of classes; `classes` is empty then.
         trusts: Registered names of parts, beside Keras's own, of which it builds models.
         has_trainer: It trains with a trainer of its own: models of named arrays, and none of Keras's.
+        pause: Why it takes no round for now; empty: it does.
+        release: The Warren that it runs, e.g. "0.1.0": shown, and nothing is decided by it.
     """
 
     TYPE: ClassVar[str] = "joined"
@@ -236,6 +242,8 @@ class Joined(Message):
     holds: tuple[Held, ...] = ()
     trusts: tuple[str, ...] = ()
     has_trainer: bool = False
+    pause: str = ""
+    release: str = ""
 
     def __post_init__(self) -> None:
         require(names.is_worker(self.worker), "a worker's name", self.worker)
@@ -244,7 +252,9 @@ class Joined(Message):
         require_classes(self.classes, self.examples_per_class)
         require_holds(self.holds)
         require_names(self.trusts)
-        require_short(task=self.task, announced=self.announced, token=self.token)
+        require_short(
+            task=self.task, announced=self.announced, token=self.token, pause=self.pause, release=self.release
+        )
         if self.inputs is not None:
             low, high = self.inputs.low, self.inputs.high
             require(-math.inf < low <= high < math.inf, "a finite range of its examples", (low, high))

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -133,21 +133,39 @@ class Digest:
 
     It finds what was damaged or mixed up on the way. Against forgery it need not help: who may write the parts may
     announce them, too. Every byte passes through it four times a round, and XXH3 is ten times as fast as CRC-32.
+
+    Args:
+        is_audited: An audit log is to tell which update this was, in words that nobody can forge: `sha256`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_audited: bool = False) -> None:
+        self._is_audited = is_audited
         self._parts: dict[int, bytes] = {}
+        self._audited: dict[int, bytes] = {}
+        self.num_bytes = 0
 
     def add(self, index: int, data: Binary) -> None:
         """Take one part's data."""
+        self.num_bytes += 0 if index in self._parts else len(data)
         self._parts[index] = xxhash.xxh3_64_digest(data)
+        if self._is_audited:
+            self._audited[index] = hashlib.sha256(data).digest()
 
     def hex(self) -> str:
         """The digest of all parts taken."""
-        whole = hashlib.sha256()
-        for index in sorted(self._parts):
-            whole.update(self._parts[index])
-        return whole.hexdigest()
+        return _in_order(self._parts)
+
+    @property
+    def sha256(self) -> str | None:
+        """SHA-256 over the SHA-256 of each part in order of index; None where it is not audited, or of no part."""
+        return _in_order(self._audited) if self._audited else None
+
+
+def _in_order(parts: Mapping[int, bytes]) -> str:
+    whole = hashlib.sha256()
+    for index in sorted(parts):
+        whole.update(parts[index])
+    return whole.hexdigest()
 
 
 def slices(size: int, part_bytes: int) -> Iterator[slice]:
@@ -164,13 +182,20 @@ class Assembly:
         transfer_id: Parts of another transfer are not taken.
         part_bytes: Bytes of float32 values that one part covers.
         encoding: How the values are written down.
+        is_audited: See `Digest`.
     """
 
     def __init__(
-        self, out: Vector, transfer_id: str, part_bytes: int = PART_BYTES, encoding: Encoding = PLAIN
+        self,
+        out: Vector,
+        transfer_id: str,
+        part_bytes: int = PART_BYTES,
+        encoding: Encoding = PLAIN,
+        *,
+        is_audited: bool = False,
     ) -> None:
         self.transfer_id = transfer_id
-        self.digest = Digest()
+        self.digest = Digest(is_audited=is_audited)
         self._out = out
         self._encoding = encoding
         self._step = part_bytes // FLOAT32.itemsize

@@ -9,6 +9,7 @@ Contents:
     run_folder       one run's folder: all that is fsynced
     memory_folder    the same in memory, where no files are wanted
     run_index        the folder --runs
+    pruning          old runs in it, found and deleted
     statistics_file  what a survey of the sites' examples has found
     tracking/        what history.csv tells, passed on to TensorBoard and MLflow by a process of its own
 """

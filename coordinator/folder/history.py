@@ -21,8 +21,9 @@ FlatRow = dict[str, Any]
 _COST = ("round", "attempt", "seconds", "slowest_worker_seconds", "num_examples", "update_bytes")
 _PEOPLE = ("num_test_examples", "num_central_examples", "accepted", "late", "rejected")
 _STOPPED = "stopped"
+_CLOSED_AT = "closed_at"
 _WORKER = ("round", "worker", "num_examples", "num_test_examples", "seconds")
-_FIXED = frozenset((*_COST, *_PEOPLE, _STOPPED, *_WORKER))  # columns that are no measure
+_FIXED = frozenset((*_COST, *_PEOPLE, _STOPPED, _CLOSED_AT, *_WORKER))  # columns that are no measure
 _MOST_WORKER_ROWS = 250  #: a row for each worker is kept in the checkpoint, too
 
 
@@ -60,6 +61,7 @@ class Row:
         num_central_examples: What `central` rests on.
         workers: By name; empty when they are too many.
         stopped: Why the run ended with this round before its last one, if it did.
+        closed_at: When it was committed, UTC; empty in what earlier versions wrote.
     """
 
     round: int
@@ -79,6 +81,7 @@ class Row:
     rejected: dict[str, str] = field(default_factory=dict)
     workers: dict[str, WorkerRow] = field(default_factory=dict)
     stopped: str = ""
+    closed_at: str = ""
 
     @property
     def plain(self) -> dict[str, Any]:
@@ -98,7 +101,8 @@ class Row:
         cost = {name: getattr(self, name) for name in _COST if self.round or name == "round"}
         people = {name: getattr(self, name) for name in _PEOPLE[2:] if self.round}
         tested = {name: getattr(self, name) for name in _PEOPLE[:2] if getattr(self, name)}
-        return {**cost, **measures, **tested, **people, **({_STOPPED: self.stopped} if self.stopped else {})}
+        ended = {name: getattr(self, name) for name in (_STOPPED, _CLOSED_AT) if getattr(self, name)}
+        return {**cost, **measures, **tested, **people, **ended}
 
     @property
     def is_measured(self) -> bool:
@@ -180,7 +184,9 @@ def row_in(flat_row: FlatRow) -> Row:
         ProtocolError: It isn't one.
     """
     measures = {name: value for name, value in flat_row.items() if name not in _FIXED and value is not None}
-    fields = {name: flat_row[name] for name in (*_COST, *_PEOPLE, _STOPPED) if name in flat_row} | {
+    fields = {
+        name: flat_row[name] for name in (*_COST, *_PEOPLE, _STOPPED, _CLOSED_AT) if name in flat_row
+    } | {
         field: {name.removeprefix(prefix): measures[name] for name in measures if _prefix_of(name) == prefix}
         for field, prefix in (("metrics", ""), ("test", TEST), ("central", CENTRAL))
     }
@@ -242,10 +248,13 @@ def _cell(value: object) -> object:
 
 
 def history_text(rows: Iterable[Row], measures: Iterable[str] = COLUMNS) -> str:
-    """history.csv; these measures have a column, known or not, why a run was stopped only where one was."""
+    """history.csv; these measures have a column, known or not, why a run was stopped only where one was.
+
+    When each round was closed is the last column of all.
+    """
     every = [row.flat for row in rows]
     stopped = (_STOPPED,) if any(_STOPPED in row for row in every) else ()
-    return csv_text(every, _COST, measures, (*_PEOPLE, *stopped))
+    return csv_text(every, _COST, measures, (*_PEOPLE, *stopped, _CLOSED_AT))
 
 
 def workers_text(rows: Iterable[Row], measures: Iterable[str] = COLUMNS) -> str:

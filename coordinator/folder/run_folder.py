@@ -7,6 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from broker import audit
 from broker.model.arrays import NPZ
 from coordinator.folder.checkpoint import (
     CHECKPOINT_FILE,
@@ -39,10 +40,16 @@ def model_file(folder: Path) -> Path:
 
 
 class RunFolder:
-    """The folder of one run."""
+    """The folder of one run.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: Where it is.
+        audit_log: What is held there is on disk before what rests on it is.
+    """
+
+    def __init__(self, path: Path, audit_log: audit.AuditLog = audit.OFF) -> None:
         self.path = path
+        self.audit = audit_log
         self._history_at = float("-inf")
         self._packed = PackedRounds()
 
@@ -102,6 +109,7 @@ class RunFolder:
         Raises:
             CheckpointError: It can't be written; the former one is intact.
         """
+        self.audit.flush(is_synced=True)
         write_checkpoint(self.path, state, check)
 
     def keep_open(self, record: RoundRecord, answers: dict[str, Answer], arrays: list[NDArray[Any]]) -> None:
@@ -110,6 +118,7 @@ class RunFolder:
         Raises:
             CheckpointError: It can't be written; the former one is intact.
         """
+        self.audit.flush()
         write_open_round(self.path, record, answers, arrays, self._packed)
 
     def write_history(

@@ -22,8 +22,10 @@ from coordinator.learning.measure_names import RESULTS, TEST
 logger = logging.getLogger(__name__)
 
 LAUNCH_FILE = "launch.json"
+_NUMBERS_FILE = "run-numbers.json"  #: the last number of each TASK-DATE that was given
+_MOST_NUMBERS = 1000
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_TEXT_COLUMNS = frozenset({"accepted", "late", "rejected", "stopped", "worker"})
+_TEXT_COLUMNS = frozenset({"accepted", "late", "rejected", "stopped", "closed_at", "worker"})
 _MOST_HISTORY_BYTES = 32 * 1024 * 1024
 
 Cells = dict[str, int | float | str]  #: one row of a table on disk; what is empty there is missing
@@ -101,13 +103,32 @@ class RunIndex:
         self._known: dict[Path, tuple[object, RunSummary]] = {}
 
     def folder_for(self, task: str, now: datetime) -> Path:
-        """The folder of a new run: TASK-DATE-N."""
+        """The folder of a new run: TASK-DATE-N. No name is given twice, also after a folder is deleted: see `claim`.
+
+        Raises:
+            CheckpointError: Which names were given can't be read.
+        """
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(task).stem if task.endswith(".keras") else task)
         stem = f"{stem.strip('-.')[:64] or 'run'}-{now:%Y%m%d}"
-        number = 1
-        while (self.folder / f"{stem}-{number}").exists():
-            number += 1
-        return self.folder / f"{stem}-{number}"
+        taken = [path.name.removeprefix(f"{stem}-") for path in self.folder.glob(f"{stem}-*")]
+        last = max((int(each) for each in taken if each.isdecimal()), default=0)
+        return self.folder / f"{stem}-{max(last, self._numbers().get(stem, 0)) + 1}"
+
+    def claim(self, folder: Path) -> None:
+        """Note that a name is given, before anything is called by it.
+
+        Raises:
+            CheckpointError: It can't be noted.
+        """
+        stem, _, number = folder.name.rpartition("-")
+        numbers = self._numbers()
+        numbers.pop(stem, None)
+        newest = dict([*numbers.items(), (stem, int(number))][-_MOST_NUMBERS:])
+        write_atomically(self.folder / _NUMBERS_FILE, [json_text(newest, indent=2).encode() + b"\n"])
+
+    def _numbers(self) -> dict[str, int]:
+        path = self.folder / _NUMBERS_FILE
+        return {stem: int(number) for stem, number in _read(path).items()} if path.exists() else {}
 
     @property
     def disk(self) -> tuple[int, int] | None:

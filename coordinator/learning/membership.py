@@ -25,6 +25,8 @@ class Member:
         announced: The upload_id of its update for the round that it holds, once announced.
         token: Of its newest `joined`.
         has_trainer: It trains models of named arrays, and none of Keras's.
+        pause: Why it takes no round for now; empty: it does.
+        release: The Warren that it runs; empty of one that does not say so.
         is_present: It said it is there, and nobody found its queue without a reader since.
     """
 
@@ -44,6 +46,13 @@ class Member:
     holds: tuple[Held, ...] = ()
     trusts: tuple[str, ...] = ()
     has_trainer: bool = False
+    pause: str = ""
+    release: str = ""
+
+    @property
+    def takes_rounds(self) -> bool:
+        """Whether it is there, and would answer."""
+        return self.is_present and not self.pause
 
 
 class Roster:
@@ -76,6 +85,8 @@ class Roster:
             holds=joined.holds,
             trusts=joined.trusts,
             has_trainer=joined.has_trainer,
+            pause=joined.pause,
+            release=joined.release,
         )
         self.add(member)
         return member
@@ -93,6 +104,11 @@ class Roster:
         member = self.members.get(worker)
         if member is not None and member.is_present != is_present:
             self.members[worker] = replace(member, is_present=is_present)
+
+    def knows(self, joined: Joined) -> bool:
+        """Whether this very process of the worker has joined before."""
+        member = self.members.get(joined.worker)
+        return member is not None and member.token == joined.token
 
     def is_present(self, worker: str) -> bool:
         """Whether a worker has joined, and is not known to be away."""

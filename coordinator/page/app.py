@@ -28,6 +28,7 @@ from typing import Any
 from flask import Blueprint, Flask, Response, abort, current_app, jsonify, render_template, request, send_file
 from werkzeug.exceptions import HTTPException
 
+from broker.audit import OFF, AuditLog, sha256_of_file
 from broker.errors import NobodyServes, ProtocolError, UsageError, WarrenError
 from broker.web import pages
 from broker.web.http_server import Caps
@@ -79,16 +80,20 @@ class _Page:
         self.listeners = threading.BoundedSemaphore(_MOST_LISTENERS)
 
 
-def create_app(scheduler: Scheduler, *, access: Access, stop: threading.Event) -> Flask:
+def create_app(
+    scheduler: Scheduler, *, access: Access, stop: threading.Event, audit_log: AuditLog = OFF
+) -> Flask:
     """Make the page.
 
     Args:
         scheduler: What it shows, and whom it asks.
         access: Who may look and who may change something.
         stop: Set when the process ends: open event streams end, too.
+        audit_log: Told who launches and stops runs, and who takes which model.
     """
     app = Flask(__name__)
     app.config.update(MAX_CONTENT_LENGTH=_MOST_BODY_BYTES, PAGE=_Page(scheduler, stop), SCHEDULER=scheduler)
+    app.config["AUDIT"] = audit_log
     app.json = pages.PageJson(app)
     app.after_request(_add_headers)
     app.register_error_handler(HTTPException, _explain)
@@ -103,6 +108,13 @@ def create_app(scheduler: Scheduler, *, access: Access, stop: threading.Event) -
 def _page() -> _Page:
     page: _Page = current_app.config["PAGE"]
     return page
+
+
+def _note(event: str, **fields: object) -> None:
+    """Tell the audit log what a request has done, and from where it came."""
+    audit_log: AuditLog = current_app.config["AUDIT"]
+    told = request.headers.get("X-Forwarded-For")  # by a proxy, or by whoever likes to
+    audit_log.note(event, address=request.remote_addr, forwarded=told, **fields)
 
 
 # What is shown
@@ -201,7 +213,13 @@ def _send(run: str, file: str) -> Response:
     if BEST.fullmatch(file) or KEPT.fullmatch(file):
         name = f"{run}-{file}"
     is_shown = kind == "image/png"
-    return send_file(path.resolve(), kind, as_attachment=not is_shown, download_name=name, conditional=True)
+    sha256 = sha256_of_file(path) if kind == "application/octet-stream" and request.method == "GET" else None
+    response = send_file(
+        path.resolve(), kind, as_attachment=not is_shown, download_name=name, conditional=True
+    )
+    if sha256 and response.status_code != 304:  # that one says: as you have it
+        _note("downloaded", folder=run, file=file, bytes=response.content_length, sha256=sha256)
+    return response
 
 
 @_pages.get("/metrics")
@@ -231,6 +249,7 @@ def _launch() -> tuple[Response, int]:
     run = _page().scheduler.launch(
         task, {str(name): _as_text(name, value) for name, value in options.items()}
     )
+    _note("launched", task=task, folder=run)
     return jsonify({"run": run}), 202
 
 
@@ -247,7 +266,9 @@ def _stop() -> tuple[Response, int]:
     is_now = _asked({"now"}).get("now", False)
     if not isinstance(is_now, bool):
         abort(400, 'Expected {"now": true} or {"now": false}.')
-    return jsonify({"run": _page().scheduler.stop_run(now=is_now)}), 202
+    run = _page().scheduler.stop_run(now=is_now)
+    _note("stop-asked", folder=run, now=is_now)
+    return jsonify({"run": run}), 202
 
 
 def _asked(fields: set[str]) -> dict[str, Any]:

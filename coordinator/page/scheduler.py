@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from broker.audit import AUDIT_FILE, AuditLog, user
 from broker.errors import CheckpointError, Interrupted, LinkLost, NobodyServes, UsageError, WarrenError
 from broker.link.seam import Link
 from broker.logs import LogContext
 from broker.wire.messages import Launch, LaunchAnswered
+from broker.wire.versions import release
 from coordinator.files import lock_folder
 from coordinator.folder.run_index import LaunchRecord, RunIndex, time_text, write_launch
 from coordinator.folder.tracking.process import tracked
@@ -78,7 +80,8 @@ class Scheduler:
         self._at = at
         self._stop = stop
         self._log = log
-        self._session = Session(link, stop=stop, is_lasting=True)
+        self.audit = AuditLog(run_index.folder / AUDIT_FILE)
+        self._session = Session(link, stop=stop, is_lasting=True, audit_log=self.audit)
         self._session.errand = self._between
         self._session.on_launch = self._on_launch
         self._session.tell = self._tell
@@ -114,6 +117,7 @@ class Scheduler:
             Interrupted: Told to stop in the middle of a run; the next `serve` goes on with it.
             NameInUse: Another coordinator works on this virtual host.
         """
+        self.audit.note("serving", user=user(), version=release(), broker=self._at.address)
         self._next = self._unfinished()
         models = ModelProcess()
         try:
@@ -198,6 +202,7 @@ class Scheduler:
         self.tally.end(outcome)
         if outcome == "failed":
             logger.error("The run %s failed: %s", folder.name, reason)
+            self.audit.note("run-failed", folder=folder.name, task=record.task, reason=reason)
         try:
             write_launch(folder, replace(record, outcome=outcome, reason=reason, ended_at=time_text()))
         except CheckpointError as exc:
@@ -279,6 +284,7 @@ class Scheduler:
         if must_reach_quorum:
             self._check_quorum(made)
         record = LaunchRecord(task=task, options=as_texts(asked), launched_at=time_text(now))
+        self.run_index.claim(made.out)
         write_launch(made.out, record)
         self._next = _Launched(options=made, record=record)
         logger.info("Launched %s as %s.", task, made.out.name)
@@ -340,6 +346,7 @@ class Scheduler:
             is_ready=self._session.single_reader.is_confirmed,
             workers=told.workers,
             run=told.run,
+            release=told.release,
             last_run=self._last,
             num_dead=self.num_dead,
             runs_stamp=self._runs_stamp,
@@ -377,7 +384,7 @@ _DEFAULTS = TaskDefaults()
 def _is_able(member: Member, task: Task) -> bool:
     fits_task = member.task is None or member.task == task.name
     fits_classes = task.num_classes is None or task.num_classes == len(member.classes)
-    return member.is_present and not member.evaluate_only and fits_task and fits_classes
+    return member.takes_rounds and not member.evaluate_only and fits_task and fits_classes
 
 
 def _options_of(record: LaunchRecord, folder: Path) -> RunOptions:

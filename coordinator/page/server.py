@@ -52,7 +52,7 @@ def serve_page(
         link.open()
         try:
             scheduler = Scheduler(link, run_index, at, stop=stop, log=log)
-            app = create_app(scheduler, access=access, stop=stop)
+            app = create_app(scheduler, access=access, stop=stop, audit_log=scheduler.audit)
             with PageServer(app, listener, CAPS):
                 _announce(announce, address_of(listener, asked.host), asked, access)
                 try:

@@ -40,18 +40,23 @@ class Admission:
 
     @property
     def trainers(self) -> list[str]:
-        """Present workers that train, sorted."""
+        """Present workers that train and take rounds, sorted."""
         return self._present(evaluate_only=False)
 
     @property
     def evaluators(self) -> list[str]:
-        """Present workers that only evaluate, sorted."""
+        """Present workers that only evaluate and take rounds, sorted."""
         return self._present(evaluate_only=True)
 
     def _present(self, *, evaluate_only: bool) -> list[str]:
         return sorted(
-            each.worker for each in self.members if each.is_present and each.evaluate_only == evaluate_only
+            each.worker for each in self.members if each.takes_rounds and each.evaluate_only == evaluate_only
         )
+
+    @property
+    def paused(self) -> dict[str, str]:
+        """Present workers that take no rounds for now, with the reason."""
+        return {each.worker: each.pause for each in self.members if each.is_present and each.pause}
 
     def _may_take_part(self, member: Member) -> bool:
         return member.task in (None, self._task) and member.worker not in self.unfit

@@ -108,6 +108,8 @@ class Attempts:
             )
         why = f"with its update {reason} (largest changes: {sizes})"
         logger.warning("Round %d without %s: %s.", record.round_number, culprit, why)
+        told = {"run": record.run_id, "round": record.round_number, "attempt": record.attempt}
+        self._tools.folder.audit.hold("update-rejected", **told, worker=culprit, reason=why)
         without = the_round.without(culprit, why, self._tools.session.clock.now())
         if live.aggregate is not None:
             live.aggregate.end(self._tools.spares)

@@ -7,13 +7,16 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from broker.audit import named, sha256_aside
 from broker.errors import ModelDiverged, UsageError
 from broker.logs import LogContext
+from broker.wire.messages import Outcome
 from broker.wire.settings import TrainingSettings
-from broker.wire.tensors import Array, InputFacts, sections_of
+from broker.wire.tensors import Array, InputFacts, as_bytes, sections_of
 from coordinator.folder.checkpoint import Checkpoint, card_of
 from coordinator.folder.history import Row
 from coordinator.folder.run_folder import RunFolder
+from coordinator.folder.run_index import time_text
 from coordinator.folder.standing import Standing, Watch, standing_of
 from coordinator.keras.arrays import refuse_keras_settings
 from coordinator.keras.form import compiled_rate, refuse_decay, refuse_other_rate
@@ -46,6 +49,7 @@ class Committed:
         self._watch = Watch(target=options.target, patience=options.patience)
         self._keepsakes = folder.keepsakes(options.keep_every)
         self._compiled_rate: float | None = None
+        self._audit = folder.audit
 
     def read(self) -> bool:
         """Take up what the folder holds; whether that is a run.
@@ -61,6 +65,7 @@ class Committed:
         if state is not None:
             self._log.update(run=state.run_id)
             logger.info("Going on after round %d in %s.", state.round_number, self._folder.path)
+            self._audit.note("run-resumed", **self._told_of(state))
             self._watch = replace(self._watch, since=since)
             self.standing = standing_of(state.history, self._watch)
             self._keepsakes.take_up(self._model, self.standing, state.round_number)
@@ -96,11 +101,12 @@ class Committed:
         self.state = self._first_state(model, strategy)
         if self.state.is_general:
             refuse_class_settings(self.settings)
+        self._audit.hold("run-started", strategy=self._options.strategy, **self._told_of(self.state))
         self._folder.commit(self.state)
         self.save()
 
     def _first_state(self, model: BuiltModel, strategy: Strategy) -> Checkpoint:
-        run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
         self._log.update(run=run_id)
         logger.info("The model has %d parameters.", model.num_parameters)
         return Checkpoint(
@@ -119,7 +125,7 @@ class Committed:
             vector=model.vector,
             integers=tuple(model.integers),
             strategy_state=first_states(strategy, sections_of(model.layout).num_trainable),
-            history=[Row(round=0)],
+            history=[Row(round=0, closed_at=time_text())],
         )
 
     def settle_as_general(self) -> None:
@@ -151,16 +157,37 @@ class Committed:
             ModelDiverged: Its model answers NaN; the round is open still.
         """
         closed = live.closed(seconds, self._work_out, shut_out)
+        if live.aggregate:
+            closed = _with_last(closed, replace(closed.history[-1], closed_at=time_text()))
         standing = standing_of(closed.history, self._watch)
         if standing.enough and live.aggregate and closed.round_number < self._options.rounds:
-            closed = _stopped(closed, standing.enough)
+            closed = _with_last(closed, replace(closed.history[-1], stopped=standing.enough))
         self._keepsakes.hold(self._model, self.present.round_number, standing)
         # Arrays answer nothing by themselves: that they are finite numbers has been seen when they were computed.
         is_tried = live.aggregate is not None and not closed.is_arrays
+        told = self._told_of(closed)  # worked out while the checkpoint is written
         self._folder.commit(closed, self._check if is_tried else lambda _aside: None)
         self._tell_unknown(standing)
         self.state, self.standing = closed, standing
+        self._note_closed(live, seconds, shut_out, told)
         return closed
+
+    def _note_closed(
+        self, live: LiveRound, seconds: float, shut_out: Mapping[str, str], told: Mapping[str, object]
+    ) -> None:
+        """Tell the audit log of a round that is committed."""
+        the_round = live.round
+        self._audit.note(
+            "round-closed",
+            mode=the_round.record.mode,
+            attempt=the_round.record.attempt,
+            seconds=round(seconds, 3),
+            accepted=named(the_round.accepted),
+            late=named(the_round.unanswered),
+            rejected=named(the_round.rejected),
+            shut_out=named(shut_out),
+            **told,
+        )
 
     def _tell_unknown(self, standing: Standing) -> None:
         """Say once that no round tells what is to become better; the run goes on."""
@@ -198,8 +225,28 @@ class Committed:
             card = card_of(self.present, self._options.training, held.round)
             self._models.save(held.checkpoint, held.model, card, is_held=True)
 
-    def finish(self) -> None:
-        """Wait until what follows is up to date."""
+    def _told_of(self, state: Checkpoint) -> dict[str, object]:
+        """Which model this is, to the audit log; its SHA-256 is worked out aside."""
+        if not self._audit.is_kept:
+            return {}
+        model = as_bytes(state.vector)
+        return {
+            "folder": self._folder.path.name,
+            "run": state.run_id,
+            "task": state.task,
+            "round": state.round_number,
+            "bytes": len(model),
+            "sha256": sha256_aside(model),
+        }
+
+    def finish(self, outcome: Outcome | None) -> None:
+        """Wait until what follows is up to date.
+
+        Args:
+            outcome: How the run ended; None where it goes on later.
+        """
+        if self.state is not None:
+            self._audit.note("run-ended", outcome=outcome or "interrupted", **self._told_of(self.state))
         if self.state is not None:
             self._keepsakes.hold_last(self._model, self.state.round_number, self.standing)
             self._save_held()
@@ -224,9 +271,9 @@ class Committed:
         return self._models.work_out(self.present.model_json, sums)
 
 
-def _stopped(closed: Checkpoint, reason: str) -> Checkpoint:
-    """The state with the reason why its round is the last, in its history."""
-    return replace(closed, history=[*closed.history[:-1], replace(closed.history[-1], stopped=reason)])
+def _with_last(closed: Checkpoint, row: Row) -> Checkpoint:
+    """The state with another row for its last round in its history."""
+    return replace(closed, history=[*closed.history[:-1], row])
 
 
 def refuse_class_settings(settings: TrainingSettings) -> None:

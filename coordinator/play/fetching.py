@@ -34,12 +34,14 @@ class Fetched:
         is_whole: Whether all parts of this upload were there.
         flaw: Why the update can't be accepted, or None.
         vector: Its values, float32 of shape (U,), in memory that the next fetch overwrites.
+        digest: Of the parts that were there.
     """
 
     deliveries: list[Delivery]
     is_whole: bool
     flaw: str | None
     vector: Vector
+    digest: Digest
 
 
 class OtherParts:
@@ -103,6 +105,7 @@ class Fetcher:
         layout: Of the model.
         roster: Says in which process's queue the parts of a worker are.
         roster: Says whose upload queue holds a worker's parts, and of how many others.
+        is_audited: Whether an audit log is to tell which update each was.
     """
 
     def __init__(
@@ -114,7 +117,10 @@ class Fetcher:
         part_bytes: int,
         stop: threading.Event,
         roster: Roster,
+        *,
+        is_audited: bool = False,
     ) -> None:
+        self._is_audited = is_audited
         self._link = link
         self._validator = validator
         self._out = out
@@ -154,7 +160,10 @@ class Fetcher:
         except ProtocolError as exc:
             # Its parts stay where they are: the next upload of this worker is read past them.
             return self._fetched(flaw=str(exc))
-        return self._parts(update, Assembly(self._out, update.upload_id, self._part_bytes, encoding))
+        assembly = Assembly(
+            self._out, update.upload_id, self._part_bytes, encoding, is_audited=self._is_audited
+        )
+        return self._parts(update, assembly)
 
     def _parts(self, update: UpdateAnnounced, assembly: Assembly) -> Fetched:
         queue, deliveries, flaw = self._queue_of(update.worker), list[Delivery](), None
@@ -175,16 +184,28 @@ class Fetcher:
             flaw = "its upload queue is full of what is no part of its update"
         elif assembly.is_complete:
             flaw = flaw or _digest_flaw(update.digest, assembly.digest)
-        return self._fetched(deliveries, is_whole=assembly.is_complete or patience.is_overrun, flaw=flaw)
+        is_whole = assembly.is_complete or patience.is_overrun
+        return self._fetched(deliveries, is_whole=is_whole, flaw=flaw, digest=assembly.digest)
 
     def _queue_of(self, worker: str) -> str:
         (reader,) = self._roster.by_reader([worker])
         return names.upload_queue(reader)
 
     def _fetched(
-        self, deliveries: list[Delivery] | None = None, *, is_whole: bool = True, flaw: str | None = None
+        self,
+        deliveries: list[Delivery] | None = None,
+        *,
+        is_whole: bool = True,
+        flaw: str | None = None,
+        digest: Digest | None = None,
     ) -> Fetched:
-        return Fetched(deliveries=deliveries or [], is_whole=is_whole, flaw=flaw, vector=self._out)
+        return Fetched(
+            deliveries=deliveries or [],
+            is_whole=is_whole,
+            flaw=flaw,
+            vector=self._out,
+            digest=digest or Digest(),
+        )
 
     def _deliveries(self, queue: str, assembly: Assembly, patience: "_Patience") -> Iterator[Delivery]:
         """What the queue holds, until the assembly is complete; an empty one is looked at a few times more."""
@@ -198,7 +219,7 @@ class Fetcher:
 
     def _inline(self, update: UpdateAnnounced) -> Fetched:
         data = update.update or b""
-        digest = Digest()
+        digest = Digest(is_audited=self._is_audited)
         digest.add(0, data)
         try:
             encoding = Encoding.told(self._layout, update.precision, update.scales)
@@ -206,7 +227,7 @@ class Fetcher:
             flaw = _digest_flaw(update.digest, digest)
         except ProtocolError as exc:
             flaw = str(exc)
-        return self._fetched(flaw=flaw)
+        return self._fetched(flaw=flaw, digest=digest)
 
 
 def _place(part: Part, assembly: Assembly) -> str | None:

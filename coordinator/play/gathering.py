@@ -34,6 +34,7 @@ class Gathering:
         self._admission = admission
         self._committed = committed
         self._options = options
+        self._noted: dict[str, str] = {}  #: whose refusal the audit log has, and why
 
     def admit(self, members: Iterable[Member]) -> list[Member]:
         """Look at workers' words; those who can't take part are told, and the others returned."""
@@ -52,6 +53,16 @@ class Gathering:
     def _turn_away(self, member: Member, reason: str, num_others: int) -> None:
         """Tell a process that a worker of it, and perhaps others, can't take part."""
         others = f" and {num_others} more" if num_others else ""
+        if self._noted.get(member.reader) != reason:
+            self._noted[member.reader] = reason
+            self._session.audit.note(
+                "refused",
+                worker=member.reader,
+                number=num_others + 1,
+                version=member.release or None,
+                task=self._options.task.name,
+                reason=reason,
+            )
         if self._session.is_lasting:
             logger.info("%s%s takes no part in this run: %s.", member.worker, others, reason)
             return

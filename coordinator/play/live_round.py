@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from broker.allowance import Allowance
+from broker.audit import named
 from broker.link.seam import Delivery, outgoing
 from broker.wire import names
 from broker.wire.messages import Declined, RoundClosed, UpdateAnnounced, UploadAgain
 from broker.wire.settings import Precision, TrainingSettings
 from broker.wire.tensors import FLOAT32, Layout, sections_of
+from broker.wire.transfer import Digest
 from coordinator.folder.checkpoint import Checkpoint
 from coordinator.folder.history import row_of, with_measures
 from coordinator.folder.run_folder import RunFolder
@@ -92,6 +94,7 @@ class LiveRound:
             the_round.record.part_bytes,
             session.stop,
             session.roster,
+            is_audited=tools.folder.audit.is_kept,
         )
         self._asked: set[str] = set()
         self._unsaved: set[str] = set()  # whose answers the last checkpoint lacks
@@ -106,11 +109,17 @@ class LiveRound:
 
     def send(self) -> None:
         """Fsync the record, then let the round start go out to those who have not answered."""
+        invited = named(self.round.unanswered)
+        self._tools.folder.audit.hold("round-opened", **self._told, mode=self.record.mode, invited=invited)
         self.keep()
-        session = self._tools.session
-        readers = session.roster.by_reader(self.round.unanswered)
-        self._invitation.send(session.publisher, readers, session.number)
+        self._invite(self.round.unanswered)
         self._presence_at = self._tools.session.roll_called_at = time.monotonic()
+
+    @property
+    def _told(self) -> dict[str, object]:
+        """Which round this is, to the audit log."""
+        record = self.record
+        return {"run": record.run_id, "round": record.round_number, "attempt": record.attempt}
 
     def keep(self) -> None:
         """Fsync the round as it is."""
@@ -134,6 +143,7 @@ class LiveRound:
         if verdict is not Verdict.ACCEPTED or not self.round.trains(update.worker):
             self._bury_if_wrong(delivery, update, verdict, reason)
             unacknowledged.hold(delivery)
+            self._note(delivery, update, verdict, reason)
             self._settle(update, verdict, reason, 0.0)
             return
         fetched = self._fetcher.fetch(update)
@@ -149,6 +159,7 @@ class LiveRound:
         if verdict is Verdict.ACCEPTED and self.aggregate is not None:
             self.aggregate.add(update.worker, fetched.vector, self.record.weight(update.num_examples))
             self.update_bytes += _travelled(update.precision, self._base.layout)
+        self._note(delivery, update, verdict, reason, fetched.digest)
         self._settle(update, verdict, reason, largest)
 
     def _put_away(self, delivery: Delivery, worker: str) -> None:
@@ -157,6 +168,27 @@ class LiveRound:
             self._tools.unacknowledged.hold(delivery)
         else:
             self._tools.session.link.ack([delivery])
+
+    def _note(
+        self,
+        delivery: Delivery,
+        update: UpdateAnnounced,
+        verdict: Verdict,
+        reason: str | None,
+        digest: Digest | None = None,
+    ) -> None:
+        """Tell the audit log of an answer; it is written before what rests on it."""
+        self._tools.folder.audit.hold(
+            f"update-{verdict.value}",
+            **self._told,
+            worker=update.worker,
+            account=delivery.user_id,
+            upload=update.upload_id,
+            num_examples=update.num_examples,
+            bytes=digest.num_bytes if digest else 0,
+            sha256=digest.sha256 if digest else None,
+            reason=reason,
+        )
 
     def _bury_if_wrong(
         self, delivery: Delivery, update: UpdateAnnounced, verdict: Verdict, reason: str | None
@@ -178,6 +210,8 @@ class LiveRound:
             return
         reason = declined.reason[:_REASON_LENGTH]
         logger.warning("%s can't answer: %s", declined.worker, reason)
+        sender = {"worker": declined.worker, "account": delivery.user_id}
+        self._tools.folder.audit.hold("declined", **self._told, **sender, reason=reason)
         self.round.decline(declined.worker, reason, self._tools.session.clock.now())
         self._unsaved.add(declined.worker)
         self._tools.unacknowledged.hold(delivery)
@@ -223,6 +257,8 @@ class LiveRound:
                 if not is_answered and member.announced is not None:
                     # Its announcement would have come before this word: the queue lost it.
                     torn[worker] = member.announced
+            elif member.pause:
+                continue  # it would decline; once it takes rounds again it says so
             elif not self.round.has_invited(worker):
                 newcomers.append(member)
             elif worker not in self._asked:
@@ -265,10 +301,14 @@ class LiveRound:
         return [member.worker for member in chosen]
 
     def _send_to(self, workers: Sequence[str]) -> None:
-        session = self._tools.session
         self._asked.difference_update(workers)
         logger.info("Round %d is sent to %s.", self.record.round_number, listed(workers))
-        self._invitation.send(session.publisher, session.roster.by_reader(workers), session.number)
+        self._invite(workers)
+
+    def _invite(self, workers: Sequence[str]) -> None:
+        session = self._tools.session
+        readers = session.roster.by_reader(workers)
+        self._invitation.send(session.publisher, readers, session.number, len(self.record.selected))
 
     # --- looking after it ----------------------------------------------------------------------------------
 

@@ -53,6 +53,7 @@ class Invitation:
             last_round=last_round,
             deadline_seconds=record.deadline_seconds,
             needs=base.needs if base.is_general else None,
+            quorum=record.quorum,
         )
 
     @property
@@ -69,15 +70,16 @@ class Invitation:
                 digest.add(index, as_bytes(self._vector[span]))
         return digest.hex()
 
-    def send(self, publisher: Publisher, readers: Readers, session: int) -> None:
+    def send(self, publisher: Publisher, readers: Readers, session: int, participants: int) -> None:
         """Publish it to these workers.
 
         Args:
             publisher: Of the coordinator.
             readers: The workers by the process that each is a worker of.
             session: The coordinator's, which a resumed round was made before.
+            participants: How many are asked for an update by now.
         """
-        self._start = replace(self._start, session=session)
+        self._start = replace(self._start, session=session, participants=participants)
         for group in groups_of([*readers]):
             publisher.send(list(self._messages({reader: readers[reader] for reader in group})))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from broker import audit
 from broker.allowance import Allowance
 from broker.errors import Interrupted, LinkLost, ModelDiverged, QuorumNotReached, RunStopped
 from broker.link.seam import Link
@@ -69,6 +70,7 @@ class Run:
     Args:
         session: The place at the broker where to play, if it lasts longer than this run.
         folder: Where what is committed is kept; the folder of the options, unless another is given.
+        audit_log: Told what happens, unless the session has one.
     """
 
     def __init__(
@@ -81,14 +83,15 @@ class Run:
         log: LogContext,
         session: Session | None = None,
         folder: RunFolder | None = None,
+        audit_log: audit.AuditLog = audit.OFF,
     ) -> None:
-        self._session = session or Session(link, stop=stop, standby=options.standby)
+        self._session = session or Session(link, stop=stop, standby=options.standby, audit_log=audit_log)
         if session is None:
             self._session.tell = self._tell
         self._options = options
         self._models = models
         self._stop = stop
-        folder = folder or RunFolder(options.out)
+        folder = folder or RunFolder(options.out, self._session.audit)
         self._tools = Tools(
             session=self._session,
             folder=folder,
@@ -222,7 +225,7 @@ class Run:
             ModelDiverged: Its model answers NaN; the round is open still.
         """
         seconds = live.round.seconds_open(self._session.clock.now())
-        shut_out = self._session.validator.floods() | self._admission.unfit
+        shut_out = self._admission.paused | self._session.validator.floods() | self._admission.unfit
         closed = self._committed.close(live, seconds, shut_out)
         self._live = None
         live.end()
@@ -249,11 +252,13 @@ class Run:
             if told is None or told[0] != present or time.monotonic() - told[1] > _TELL_SECONDS:
                 told = (present, time.monotonic())
                 names_of = f" ({listed(present)})" if present else ""
+                names_of += f"; paused: {listed(self._admission.paused)}" if self._admission.paused else ""
                 logger.info("Waiting for workers: %d of %d joined%s.", len(present), number, names_of)
             if clock.now() >= deadline:
+                paused = f" Paused: {listed(self._admission.paused)}." if self._admission.paused else ""
                 raise QuorumNotReached(
                     f"Only {len(present)} of {number} workers joined within "
-                    f"{self._options.deadline_seconds:g} s: {listed(present) or 'nobody'}. "
+                    f"{self._options.deadline_seconds:g} s: {listed(present) or 'nobody'}.{paused} "
                     "Start more workers, or lower --workers."
                 )
             if self._is_to_stop:
@@ -347,7 +352,7 @@ class Run:
         try:
             if self._committed.state is not None:
                 self._tell_end(self._committed.state, outcome)
-            self._committed.finish()
+            self._committed.finish(outcome)
         except LinkLost:
             logger.warning("The broker is away; the workers learn of the end when they ask.")
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from broker.wire.messages import Progress
 from broker.wire.settings import TrainingSettings
+from broker.wire.versions import release
 from coordinator.folder.history import Row
 from coordinator.folder.standing import Standing
 from coordinator.learning.membership import Member
@@ -75,7 +76,9 @@ class RunView:
 def describe(members: Iterable[Member], sightings: Mapping[str, Sighting], view: RunView | None) -> Status:
     """What goes on at a coordinator: the workers, and the run under way."""
     return Status(
-        workers=describe_workers(members, sightings, view), run=describe_run(view) if view else None
+        workers=describe_workers(members, sightings, view),
+        run=describe_run(view) if view else None,
+        release=release(),
     )
 
 
@@ -125,6 +128,7 @@ def _describe(
         state=state,
         detail=detail,
         progress=_progress(progress) if progress and state == "training" else None,
+        release=member.release,
     )
 
 
@@ -142,6 +146,8 @@ def _state(
 ) -> tuple[str, str | None]:
     """The state's name, and what is to be said about it."""
     answer = view.answers.get(member.worker) if view else None
+    if member.is_present and member.pause:
+        return "paused", member.pause
     if answer is not None and answer.verdict is Verdict.REJECTED:
         return ("rejected" if answer.upload_id else "declined"), answer.reason
     if not member.is_present:

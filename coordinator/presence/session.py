@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from broker import audit
 from broker.allowance import Allowance
 from broker.errors import BrokerError, Interrupted, LinkLost, ProtocolError
 from broker.link.publisher import Publisher
@@ -109,6 +110,7 @@ class Session:
     Args:
         is_lasting: It stays between runs: a worker that does not fit a run may fit the next, and isn't sent away.
         standby: Wait for ever behind another coordinator.
+        audit_log: Told who comes and goes, what is refused, and by whoever plays here of each round.
 
     Attributes:
         roster: Everyone who joined since this process started.
@@ -128,12 +130,15 @@ class Session:
         stop: threading.Event,
         is_lasting: bool = False,
         standby: bool = False,
+        audit_log: audit.AuditLog = audit.OFF,
     ) -> None:
         self.link = link
+        self.audit = audit_log
         self.stop = stop
         self.is_lasting = is_lasting
         self.publisher = Publisher(link, stop)
-        self.validator = Validator(link, may_send_to_coordinator, Strangers(self.publisher).heed)
+        strangers = Strangers(self.publisher, audit_log)
+        self.validator = Validator(link, may_send_to_coordinator, strangers.heed, audit_log=audit_log)
         self.single_reader = SingleReader(
             link, names.COORDINATOR, wait_seconds=None if standby else WAIT_SECONDS
         )
@@ -257,6 +262,8 @@ class Session:
         gone = [worker for worker in workers if self.roster.is_present(worker)]
         for worker in gone:
             self.roster.set_present(worker, is_present=False)
+        if gone:
+            self.audit.note("gone", worker=reader, number=len(gone), how=how)
         if gone == [reader]:
             logger.log(level, "%s %s.", reader, how)
         elif gone:
@@ -318,7 +325,8 @@ class Session:
 
     def _on_word(self, delivery: Delivery, message: Message) -> Event | None:
         if isinstance(message, Joined):
-            return self._on_joined([message], message.worker) if self._words.take(message.worker) else None
+            took = self._words.take(message.worker)
+            return self._on_joined([message], message.worker, delivery) if took else None
         if isinstance(message, SwarmJoined):
             return self._on_swarm(delivery, message) if self._words.take(message.worker) else None
         if isinstance(message, Left | SwarmLeft):
@@ -343,7 +351,7 @@ class Session:
         except ProtocolError as exc:
             self.validator.bury(delivery, str(exc))
             return None
-        came = self._on_joined(joined, word.worker)
+        came = self._on_joined(joined, word.worker, delivery)
         for member in self.roster.of_reader(word.worker):
             if member.token != word.token:
                 self.roster.set_present(member.worker, is_present=False)
@@ -351,11 +359,23 @@ class Session:
             self._note_seen(member.worker)
         return came
 
-    def _on_joined(self, joined: Iterable[Joined], reader: str) -> WorkersCame:
-        joined = list(joined)
+    def _on_joined(self, joined: list[Joined], reader: str, delivery: Delivery) -> WorkersCame:
         news = frozenset(each.worker for each in joined if not self.roster.is_present(each.worker))
         self._unseen |= news
+        self._tell_pause(joined[0], reader)
+        if news or not self.roster.knows(joined[0]):
+            told = {"account": delivery.user_id, "version": joined[0].release or None}
+            num_examples = sum(each.num_examples for each in joined)
+            self.audit.note("joined", worker=reader, number=len(joined), num_examples=num_examples, **told)
         return WorkersCame([self.roster.join(each, reader) for each in joined], news)
+
+    def _tell_pause(self, joined: Joined, reader: str) -> None:
+        """Say once that a process takes no rounds for now, and that it does again: all its workers do alike."""
+        former = self.roster.members.get(joined.worker)
+        if joined.pause and (former is None or former.pause != joined.pause):
+            logger.info("%s takes no rounds for now: %s.", reader, joined.pause)
+        elif former is not None and former.pause and not joined.pause:
+            logger.info("%s takes rounds again.", reader)
 
     def _on_left(self, left: Left | SwarmLeft) -> None:
         is_swarm = isinstance(left, SwarmLeft)
@@ -365,8 +385,11 @@ class Session:
     def _on_launch(self, delivery: Delivery, launch: Launch) -> None:
         """Without a queue for the answer, a person finds a refused launch in `dead`, with the reason."""
         answer = self.on_launch(launch)
+        told = {"folder": answer.run or None, "reason": answer.reason, "account": delivery.user_id}
+        event = "launched" if answer.reason is None else "launch-refused"
         if answer.reason is not None:
             logger.warning("Refused to launch %.100r: %s", launch.task, answer.reason)
+        self.audit.note(event, task=launch.task, **told)
         if launch.reply_to is not None:
             self._reply(launch.reply_to, answer)
         elif answer.reason is not None:

@@ -2,6 +2,7 @@
 
 import logging
 
+from broker import audit
 from broker.allowance import Allowance
 from broker.envelope import Envelope
 from broker.errors import OtherVersion, ProtocolError
@@ -20,12 +21,13 @@ _REFUSALS_SECONDS = 30.0
 class Strangers:
     """Deals with messages that can't be read although their senders may send them."""
 
-    def __init__(self, publisher: Publisher) -> None:
+    def __init__(self, publisher: Publisher, audit_log: audit.AuditLog = audit.OFF) -> None:
         self._publisher = publisher
+        self._audit = audit_log
         self._refusals = Allowance(_MOST_REFUSALS, _REFUSALS_SECONDS)
         self._told: dict[str, int] = {}  #: of which worker the log has told, and its version
 
-    def heed(self, exc: ProtocolError, envelope: Envelope, _delivery: Delivery) -> bool:
+    def heed(self, exc: ProtocolError, envelope: Envelope, delivery: Delivery) -> bool:
         """Answer what can't be read; whether that is all, as it is of another version, and nothing need go to `dead`.
 
         A worker is refused when it joins, and not when a round fails; or by the first that is heard of it, if it joined
@@ -35,7 +37,7 @@ class Strangers:
         if envelope.worker is not None:
             is_news = is_other and self._told.get(envelope.worker) != envelope.version
             if is_news:
-                self._tell(envelope.worker, envelope.version)
+                self._tell(envelope.worker, envelope.version, delivery.user_id)
             if is_news or (envelope.type == Joined.TYPE and self._refusals.take(envelope.worker)):
                 self._refuse(exc, envelope, envelope.worker)
         elif envelope.reply_to is not None:
@@ -44,9 +46,11 @@ class Strangers:
             return False  # typed at the management page: why it was not taken is looked for in `dead`
         return is_other
 
-    def _tell(self, worker: str, version: int) -> None:
+    def _tell(self, worker: str, version: int, account: str | None) -> None:
         self._told[worker] = version
-        logger.warning("Refused %s: %s.", worker, difference(worker, version, "this coordinator"))
+        why = difference(worker, version, "this coordinator")
+        logger.warning("Refused %s: %s.", worker, why)
+        self._audit.note("refused", worker=worker, account=account, reason=why)
 
     def _refuse(self, exc: ProtocolError, envelope: Envelope, worker: str) -> None:
         reason = _reason(exc, envelope, "this worker")

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from broker.audit import AUDIT_FILE, AuditLog, user
 from broker.command import DEFAULT_AMQP_URL, Interruptible, checked_amqp_url
 from broker.errors import BrokerUnreachable, Interrupted
 from broker.link.access import Access
@@ -17,6 +18,7 @@ from broker.link.seam import Link
 from broker.logs import LogContext
 from broker.model.arrays import array_names
 from broker.wire.tensors import Array, unflatten
+from broker.wire.versions import release
 from coordinator.files import lock_folder, make_folder
 from coordinator.folder.checkpoint import Checkpoint
 from coordinator.folder.history import FlatRow, flat_workers
@@ -157,13 +159,17 @@ def play(
         WarrenError: See `run`.
     """
     make_folder(asked.out)
+    audit_log = AuditLog(asked.out / AUDIT_FILE)
     with (
         lock_folder(asked.out, wait=asked.standby, stop=stop),
         opened(link, access, "coordinator", connect_seconds, stop) as at,
         ModelProcess(trusted_modules, is_warm=asked.task.is_surely_keras) as models,
         tracked(asked.out, asked.track),
     ):
-        playing = Run(at, asked, models, stop=stop, log=log)
+        audit_log.note(
+            "launched", task=asked.task.name, folder=asked.out.name, user=user(), version=release()
+        )
+        playing = Run(at, asked, models, stop=stop, log=log, audit_log=audit_log)
         console = Console(playing.view)
         playing.each_turn(console.draw)
         try:

@@ -30,6 +30,8 @@ def status_text(status: Status, now: float) -> str:
         parts.append(columns([_HEAD, *(_worker_cells(worker, now) for worker in status.workers)]))
     else:
         parts.append("No worker has joined yet.")
+    if any(worker.release not in ("", status.release) for worker in status.workers):
+        parts.append(f"The coordinator runs Warren {status.release or 'of an earlier version'}.")
     if num_dead:
         parts.append(f"{num_dead} messages were rejected: see the queue 'dead'.")
     return "\n\n".join(parts)
@@ -82,7 +84,7 @@ def _measures_in(row: Row) -> Iterator[str]:
             yield f"{words}{name.replace('_', ' ')} {figures[name]:.4f}"
 
 
-_HEAD = ("worker", "state", "progress", "examples", "seen", "")
+_HEAD = ("worker", "state", "progress", "examples", "seen", "version", "")
 
 
 def _worker_cells(worker: WorkerStatus, now: float) -> tuple[str, ...]:
@@ -93,6 +95,7 @@ def _worker_cells(worker: WorkerStatus, now: float) -> tuple[str, ...]:
         _bar(worker.progress),
         f"{examples}{' (test)' if worker.evaluate_only else ''}",
         _ago(worker.last_seen, now),
+        worker.release,
         (worker.detail or "")[:80],
     )
 

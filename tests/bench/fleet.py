@@ -19,6 +19,7 @@ from typing import Any
 import click
 
 from broker import logs
+from broker.audit import AUDIT_FILE, AuditLog
 from broker.command import Stop
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
@@ -146,7 +147,8 @@ def coordinate(
             strategy=strategy,
         )
         link.open()
-        run = Run(link, options, models, stop=stop.event, log=log)  # type: ignore[arg-type]
+        audit_log = AuditLog(Path(folder) / AUDIT_FILE)
+        run = Run(link, options, models, stop=stop.event, log=log, audit_log=audit_log)  # type: ignore[arg-type]
         run.play()
         link.close()
         state, peak = (

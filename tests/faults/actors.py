@@ -26,6 +26,7 @@ import click
 import numpy as np
 
 from broker import logs
+from broker.audit import AUDIT_FILE, AuditLog
 from broker.command import Stop
 from broker.errors import EXIT_SIGNAL, BrokerUnreachable, Interrupted, WarrenError
 from broker.hosting.private import wait_until
@@ -110,6 +111,7 @@ class Options:
         holds_gil_seconds: How long a training blocks all of Python besides, as a C extension can.
         names: More than one: a process that speaks for several workers, one after the other.
         trainings: Where each training is noted, one JSON line each.
+        audit: A worker's audit log; a coordinator's is in its folder.
         patches: Constants of the product to set, "module:name" to value: shorter waits for the tests.
         processes: That train behind a swarm's own; 1 trains in it.
         fails: Training raises DataError.
@@ -142,6 +144,7 @@ class Options:
     state: str = ""
     example: str = ""
     trainings: str = ""
+    audit: str = ""
     claim_seconds: float = 20.0
     connect_seconds: float = 20.0
     patches: dict[str, float] = field(default_factory=dict)
@@ -420,7 +423,8 @@ def play_coordinator(options: Options, link: RabbitLink, stop: Stop, log: logs.L
             link.open()
             try:
                 with make_models() as models:
-                    summary = Run(link, asked, models, stop=stop.event, log=log).play()
+                    audit_log = AuditLog(asked.out / AUDIT_FILE)
+                    summary = Run(link, asked, models, stop=stop.event, log=log, audit_log=audit_log).play()
             finally:
                 link.close()
     except Interrupted as exc:
@@ -467,6 +471,7 @@ def play_worker(options: Options, link: RabbitLink, stop: Stop, log: logs.LogCon
             once=options.once,
             is_swarm=options.is_swarm,
             at_once=pool.num_at_once if pool else 1,
+            audit_log=AuditLog(Path(options.audit) if options.audit else None),
         ).serve()
     return 0
 

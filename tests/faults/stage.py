@@ -276,6 +276,11 @@ class Stage:
         assert {key for key, count in counts.items() if count > 1} == set(), self.story
 
 
+def lines_of(log: Path) -> list[dict[str, Any]]:
+    """What an audit log tells."""
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
 def passed(seconds: float) -> None:
     """Let time pass, where the time is the fault itself: a worker that is away for so long."""
     private.wait_until(lambda: False, seconds)

@@ -2,13 +2,16 @@
 
 import shutil
 import signal
+from typing import Any
 
 import pytest
 
+from broker.audit import AUDIT_FILE
+from broker.wire.versions import release
 from tests.faults.actors import Break, undisturbed, undisturbed_median
 from tests.faults.conftest import MakeStage
 from tests.faults.forwarder import Forwarder
-from tests.faults.stage import MANY_PARTS, SMALL_PARTS, WORKERS, Stage
+from tests.faults.stage import MANY_PARTS, SMALL_PARTS, WORKERS, Stage, lines_of
 
 STEPS = {
     "before the first checkpoint": Break(point="checkpoint"),
@@ -18,7 +21,7 @@ STEPS = {
     "with all updates of the last round in the broker": Break(point="settle", count=9),
     "before averaging": Break(point="average", count=2),
     "between averaging and checkpoint": Break(point="average", when="after", count=2),
-    "with the checkpoint written aside, not renamed": Break(point="fsync", when="after", count=7),
+    "with the checkpoint written aside, not renamed": Break(point="fsync", when="after", count=8),
     "between checkpoint and acknowledgement": Break(point="release", count=2),
     "between acknowledgement and telling the workers": Break(point="closed", count=2),
     "between checkpoint and model.keras": Break(point="save", count=3),
@@ -105,17 +108,20 @@ def test_a_coordinator_told_to_stop_goes_on_later(stage: Stage) -> None:
 
 
 def test_a_run_restored_from_an_older_copy_goes_on_at_once(stage: Stage) -> None:
-    """The folder is lost, and put back as it was a round ago, while the workers live on and hold a later round: the
-    newest start of the coordinator counts, not the highest number. No attempt is lost, and the bits are the same."""
-    workers = stage.workers()
+    """The folder is lost, and put back as it was two rounds ago, while the workers live on and hold a later round: the
+    newest start of the coordinator counts, not the highest number. No attempt is lost, and the bits are the same; the
+    audit logs of both sides tell of every round that was played, twice where it was, and of the same updates."""
+    logs = {worker: stage.folder / f"{worker}.jsonl" for worker in WORKERS}
+    workers = [stage.worker(worker, audit=str(logs[worker])) for worker in WORKERS]
     first = stage.coordinator(
-        rounds=4, breaks=(stage.hold("release", count=1), Break(point="average", count=3))
+        rounds=4, breaks=(stage.hold("release", count=1), Break(point="average", count=4))
     )
     stage.reached("release")
     shutil.copytree(stage.out, stage.folder / "copy")
     stage.let_go("release")
     assert first.ended() == -signal.SIGKILL, stage.story
-    assert stage.committed_round == 2
+    assert stage.committed_round == 3
+    shutil.copy(stage.out / AUDIT_FILE, stage.folder / "copy")  # it is appended to, and not restored
     shutil.rmtree(stage.out)
     shutil.copytree(stage.folder / "copy", stage.out)
     assert stage.committed_round == 1
@@ -123,6 +129,32 @@ def test_a_run_restored_from_an_older_copy_goes_on_at_once(stage: Stage) -> None
     assert [actor.ended() for actor in [second, *workers]] == [0, 0, 0, 0], stage.story
     assert "trying again" not in second.said
     stage.assert_same_bits(rounds=4)
+    _assert_audited(lines_of(stage.out / AUDIT_FILE), {name: lines_of(log) for name, log in logs.items()})
+
+
+def _assert_audited(ours: list[dict[str, Any]], theirs: dict[str, list[dict[str, Any]]]) -> None:
+    closed = [line for line in ours if line["event"] == "round-closed" and line["mode"] == "train"]
+    assert [line["round"] for line in closed] == [1, 2, 3, 2, 3, 4]
+    assert [line["round"] for line in ours if line["event"] == "run-resumed"] == [1]
+    assert closed[1]["sha256"] == closed[3]["sha256"], "the same round once more, the same bits"
+    assert [line["outcome"] for line in ours if line["event"] == "run-ended"] == ["done"]
+    model_of = {line["round"]: line["sha256"] for line in closed}
+    for worker, lines in theirs.items():
+        sent = {line["upload"]: line.get("sha256") for line in lines if line["event"] == "update-sent"}
+        taken = {
+            line["upload"]: line["sha256"]
+            for line in ours
+            if line["event"] == "update-accepted" and line["worker"] == worker and "sha256" in line
+        }
+        assert len(taken) >= len(closed)
+        assert taken.items() <= sent.items()
+        begun = [line for line in lines if line["event"] == "round-received" and line["round"] > 1]
+        assert {(line["round"] - 1, line["sha256"]) for line in begun} <= model_of.items()
+        assert lines[0]["event"] == "registered"
+        assert (lines[0]["account"], lines[0]["version"]) == ("guest", release())
+    joined = {line["worker"]: line for line in ours if line["event"] == "joined"}
+    assert joined.keys() == theirs.keys()
+    assert {line["version"] for line in joined.values()} == {release()}
 
 
 def test_a_worker_that_was_away_meanwhile_learns_of_the_end(stage: Stage) -> None:

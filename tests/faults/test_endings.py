@@ -4,10 +4,11 @@ import time
 
 import pytest
 
+from broker.audit import AUDIT_FILE
 from broker.link.seam import Queue, coordinator_queue, dead_queue, outgoing, worker_queue
 from broker.wire.messages import Refused
 from tests.faults.conftest import MakeStage
-from tests.faults.stage import MANY_PARTS, SMALL_PARTS, Actor, Stage, drained, passed
+from tests.faults.stage import MANY_PARTS, SMALL_PARTS, Actor, Stage, drained, lines_of, passed
 
 COUNT = 100
 OTHER_CLASSES = ("no", "maybe")
@@ -43,7 +44,7 @@ def test_a_refused_worker_takes_part_with_mended_data(stage: Stage) -> None:
 def test_a_worker_of_another_version_is_refused_by_name_and_ends(
     stage: Stage, version: int, older: str
 ) -> None:
-    """Both logs say which side to upgrade, `dead` is empty, and the run is that of the others."""
+    """Both logs and the audit log say which side to upgrade, `dead` is empty, and the run is that of the others."""
     speaks: dict[str, float] = {
         "broker.wire.messages:VERSION": version,
         "broker.wire.versions:VERSION": version,
@@ -63,6 +64,9 @@ def test_a_worker_of_another_version_is_refused_by_name_and_ends(
     workers = stage.workers("w1", "w2")
     assert [actor.ended() for actor in [coordinator, *workers]] == [0, 0, 0], stage.story
     assert drained(stage.link(), "dead") == []
+    told = [line for line in lines_of(stage.out / AUDIT_FILE) if line["event"] == "refused"]
+    assert [(line["worker"], line["account"]) for line in told] == [("w3", "guest")]
+    assert f"upgrade {older}" in told[0]["reason"]
 
 
 def test_a_refused_worker_takes_part_in_the_next_run(stage: Stage) -> None:

@@ -1,5 +1,6 @@
 """What an invited account may do at the broker, and what it may not: the broker says who sent a message."""
 
+import json
 import os
 import secrets
 import subprocess
@@ -14,6 +15,7 @@ import pika.exceptions
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel as Channel
 
+from broker.audit import AUDIT_FILE, user
 from broker.errors import UsageError
 from broker.hosting import accounts
 from broker.hosting.management import Management, Rights
@@ -194,6 +196,24 @@ def test_an_invited_name_is_not_invited_again(
     assert again.returncode == 2
     assert f"broker revoke {name}" in again.stderr
     assert run("invite", "guest", amqp_url=vhost, broker=broker).returncode == 2
+
+
+def test_who_was_invited_and_revoked_stands_in_the_audit_log(
+    vhost: str, broker: PrivateBroker, invited: Invite, name: str, tmp_path: Path
+) -> None:
+    """In the home's, with the account and who did it; never its password, and nothing of what was refused."""
+    password = urlsplit(invited(name, "--home", str(tmp_path))).password
+    for words in (("invite",), ("revoke",), ("revoke",)):
+        run(*words, name, "--home", str(tmp_path), amqp_url=vhost, broker=broker)
+    text = (tmp_path / AUDIT_FILE).read_text()
+    assert [
+        (line["event"], line["account"], line["user"]) for line in map(json.loads, text.splitlines())
+    ] == [
+        ("invited", name, user()),
+        ("revoked", name, user()),
+    ]
+    assert password
+    assert password not in text
 
 
 def limits_on(management: Management, vhost: str, queue: str) -> dict[str, object]:

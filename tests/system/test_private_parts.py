@@ -21,6 +21,7 @@ from worker.data.data_set import Dataset
 from worker.learning.saved_model import load_model
 from worker.rounds.participant import KerasTrainer, Participant, Trained
 from worker.rounds.private_parts import PrivateParts
+from worker.site.global_models import GlobalModels
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:::(tensorflow|keras|google|h5py)"
@@ -133,3 +134,24 @@ def test_patterns_that_can_not_be_meant_are_refused_with_the_names() -> None:
         layout_of(model, ("*",))
     with pytest.raises(ModelError, match="parts a mean"):
         layout_of(model, ("*/moving_mean",))
+
+
+def test_the_global_model_is_kept_as_it_came_and_not_with_what_is_private(tmp_path: Path) -> None:
+    """Plain Keras opens it: the weights are those that the coordinator sent, before this site's own were put back."""
+    import keras
+
+    model = batch_norm()
+    layout = layout_of(model, BN)
+    vector, integers = flatten([weight.numpy() for weight in model.weights], layout)
+    trainer = KerasTrainer(private=PrivateParts(tmp_path), keeps=GlobalModels(tmp_path / "kept", 1))
+    participant = Participant(name="s1", data=Site(1, 3.0))
+    for number in (1, 2):
+        start = start_of(model.to_json(), layout, vector, number)
+        trainer.answer(participant, start, vector.copy(), threading.Event(), lambda _: None)
+    (kept,) = (tmp_path / "kept").iterdir()
+    assert kept.name == "20260101-000000-abcd-round-1.keras"
+    opened = keras.models.load_model(kept)
+    for found, sent in zip(opened.get_weights(), unflatten(layout, vector, integers), strict=True):
+        np.testing.assert_array_equal(found, sent)
+    card = read_card(kept)
+    assert card is not None and (card.round_number, card.classes) == (1, ("no", "yes"))

@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +23,7 @@ from worker.learning.results import Report, TrainingProgress
 from worker.processes.pool import TrainingPool
 from worker.rounds.participant import Participant, Trained
 from worker.rounds.uploading import Measured
+from worker.site.memory import resident_bytes
 
 START = next(message for message in EXAMPLES if isinstance(message, RoundStart))
 EXAMPLES_BYTES = 1024 * 1024
@@ -58,6 +59,11 @@ class Sums:
             self._die_once()
         if participant.name == "s.8":
             os._exit(3)
+        if participant.name == "s.0":
+            taken = np.ones(2**29, np.uint8)  # in one step, which nothing but its end can stop
+            stop.wait(60 + taken[-1])
+        if participant.name == "s.1" and not self._folder:
+            return _threads_of(os.environ)
         if participant.name == "s.9":
             raise DataError("no such class")
         if participant.name == "s.7":
@@ -77,12 +83,22 @@ class Sums:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _threads_of(environment: Mapping[str, str]) -> Trained:
+    """How many threads the libraries of a process are told to use."""
+    names = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OPENBLAS_NUM_THREADS")
+    told = {name: float(environment[name]) for name in names}
+    measured = Measured(num_examples=1, metrics=told, global_metrics={}, num_test_examples=0, seconds=0.0)
+    return Trained(vector=None, measured=measured)
+
+
 @contextmanager
-def pool_of(processes: int = 2, folder: str = "") -> Iterator[tuple[TrainingPool, dict[str, Participant]]]:
+def pool_of(
+    processes: int = 2, folder: str = "", **limits: int
+) -> Iterator[tuple[TrainingPool, dict[str, Participant]]]:
     every = np.arange(EXAMPLES_BYTES // 4, dtype=FLOAT32)
     data: Any = [Data(every, number) for number in range(10)]
     participants = [Participant(name=f"s.{number}", data=data[number]) for number in range(10)]
-    with TrainingPool(participants, processes, partial(Sums, folder)) as pool:
+    with TrainingPool(participants, processes, partial(Sums, folder), **limits) as pool:
         yield pool, {each.name: each for each in participants}
 
 
@@ -152,6 +168,29 @@ def test_the_processes_end_with_their_parent_and_so_do_its_files() -> None:
         assert ask(pool, workers["s.2"]) is not None
         pool._children[0]._popen.stdin.close()  # type: ignore[union-attr]  # as the end of a process does
         assert wait_until(lambda: not pool._folder.exists(), 10)
+
+
+def test_a_training_that_takes_too_much_memory_is_ended_and_the_next_one_answered() -> None:
+    """In the middle of a step; the reason names both figures, and no other process is the worse for it."""
+    limit = resident_bytes([os.getpid()]) + 2**29
+    with pool_of(1, max_memory=limit) as (pool, workers):
+        assert ask(pool, workers["s.2"]) is not None
+        with pytest.raises(
+            ModelError, match=r"took \d\.\d\d GiB of memory .* allows \d\.\d\d GiB \(--max-memory\)"
+        ):
+            ask(pool, workers["s.0"])
+        assert ask(pool, workers["s.2"]) is not None
+
+
+@pytest.mark.parametrize(("processes", "threads", "each"), [(1, 3, 3), (2, 3, 1)])
+def test_the_libraries_of_a_process_are_told_how_many_threads_they_have(
+    processes: int, threads: int, each: int
+) -> None:
+    """All processes together have as many as the operator says, whatever the machine has."""
+    with pool_of(processes, threads=threads) as (pool, workers):
+        answer = ask(pool, workers["s.1"])
+    assert answer is not None
+    assert set(answer.measured.metrics.values()) == {each}
 
 
 def test_what_can_not_be_in_two_processes_is_named() -> None:

@@ -110,3 +110,15 @@ def test_most_sites_decide_whether_a_model_is_a_classifier(classes: tuple[str, .
     roster = Roster()
     roster.add(member(*classes) if classes else member(y=()))
     assert Admission(roster, "a-task").wants_numbers(REGRESSION) == wants
+
+
+def test_who_is_paused_is_not_invited_and_named_with_the_reason() -> None:
+    """It would decline; a run that needs it waits. Who has left is not paused but away."""
+    roster = Roster()
+    for name, pause in (("a", ""), ("b", "paused by its operator"), ("c", "paused by its operator")):
+        roster.add(replace(member("x", "y", pause=pause), worker=name))
+    roster.set_present("c", is_present=False)
+    admission = Admission(roster, "a-task")
+    assert admission.trainers == ["a"]
+    assert admission.paused == {"b": "paused by its operator"}
+    assert len(admission.members) == 3

@@ -3,16 +3,21 @@
 import csv
 import io
 from dataclasses import replace
+from pathlib import Path
 
 from broker.wire.fields import from_plain
+from broker.wire.plain_json import json_text, read_json
 from coordinator.folder.history import (
     Row,
+    columns_of_measures,
     history_text,
     names_of_measures,
+    row_in,
     row_of,
     with_measures,
     workers_text,
 )
+from coordinator.folder.run_index import read_rows
 from coordinator.learning.rounds import Answer, Round, Verdict
 from tests.unit.test_rounds import RECORD
 
@@ -93,3 +98,17 @@ def test_a_row_comes_back_from_a_checkpoint_as_it_was() -> None:
         [row_of(closed(), epochs=1, update_bytes=9, seconds=1.0, work_out=nothing)], closed(), nothing
     )[0]
     assert from_plain(Row, row.plain, "row") == row
+
+
+def test_when_each_round_was_closed_is_the_last_column(tmp_path: Path) -> None:
+    """In UTC; a row that an earlier version wrote has none, and is read. The page reads it, and so does status."""
+    at = "2026-11-26T14:33:10.476+00:00"
+    rows = [Row(round=0), Row(round=1, closed_at=at)]
+    path = tmp_path / "history.csv"
+    path.write_text(history_text(rows))
+    assert path.read_text().splitlines()[0].endswith(",rejected,closed_at")
+    assert [row.get("closed_at") for row in read_rows(path)] == [None, at]
+    assert row_in(read_json(json_text(rows[1].flat))).closed_at == at
+    older = {name: value for name, value in rows[1].plain.items() if name != "closed_at"}
+    assert from_plain(Row, older, "row") == Row(round=1), "of a checkpoint without it"
+    assert "closed_at" not in columns_of_measures([rows[1].flat])

@@ -1,8 +1,9 @@
 """Options of a launch as texts: read as the command line reads them, written so that they are read back."""
 
 import json
+import shutil
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,19 @@ def test_runs_are_named_after_their_task_and_day(tmp_path: Path) -> None:
     assert run_index.folder_for("my.models:build", NOON).name == "my.models-build-20261125-1"
     assert run_index.folder_for("../../etc/x.keras", NOON).name == "x-20261125-1"
     assert run_index.folder_for("../..", NOON).parent == tmp_path
+
+
+def test_no_name_is_given_twice(tmp_path: Path) -> None:
+    """Also after a folder is deleted, the newest too, and by a process that knows nothing of it."""
+    for number in (1, 2, 3):
+        folder = RunIndex(tmp_path).folder_for("mnist", NOON)
+        assert folder.name == f"mnist-20261125-{number}"
+        RunIndex(tmp_path).claim(folder)
+        write_launch(folder, record())
+        shutil.rmtree(folder)
+    older = tmp_path / "mnist-20261126-7"  # of a version that noted nothing
+    older.mkdir()
+    assert RunIndex(tmp_path).folder_for("mnist", NOON + timedelta(days=1)).name == "mnist-20261126-8"
 
 
 def test_a_task_goes_on_from_the_newest_run_that_closed_a_round(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from worker.rounds.hand_over import DeclineJob, HandOver, RoundJob
 from worker.rounds.listener import Listener
 from worker.rounds.participant import Participant
 from worker.rounds.round_starts import Incoming
+from worker.rounds.site_rules import SiteRules
+from worker.site.resting import PauseSwitch, Resting
 
 _DIGEST = Digest()
 _DIGEST.add(0, bytes(8))
@@ -28,7 +31,7 @@ START = replace(
 class Hearing:
     """A worker's receiving side, one step at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, rules: SiteRules | None = None, resting: Resting | None = None) -> None:
         broker = MemoryBroker()
         self.broker = broker
         self.coordinator, self.link = MemoryLink(broker, "coordinator"), MemoryLink(broker, "w")
@@ -37,8 +40,10 @@ class Hearing:
         self.link.consume(["worker.w"], prefetch=0)
         self.hand_over = HandOver()
         data: Any = StandInData(10)
-        participants = {"w": Participant(name="w", data=data)}
-        self.listener = Listener(self.link, participants, self.hand_over, threading.Event(), task=None)
+        participants = {"w": Participant(name="w", data=data, rules=rules or SiteRules())}
+        self.listener = Listener(
+            self.link, participants, self.hand_over, threading.Event(), task=None, resting=resting
+        )
         self.listener._single_reader.begin(0)
         self.take_all()
 
@@ -226,3 +231,79 @@ def test_the_end_of_a_run_is_heard_at_once() -> None:
     hearing.take_all()
     assert hearing.hand_over.jobs.get(timeout=5) is None
     assert hearing.hand_over.is_run_over.is_set()
+
+
+# A site's say
+
+LARGE = replace(
+    START,
+    layout=(replace(START.layout[0], shape=(20_000,)),),
+    parts=2,
+    part_bytes=64 * 1024,
+    weights=None,
+)
+FIRST_PART = Part(
+    run_id="r",
+    round_number=1,
+    transfer_id="attempt-1",
+    index=0,
+    count=2,
+    precision="float32",
+    data=bytes(64 * 1024),
+)
+
+
+def declined(hearing: Hearing) -> DeclineJob:
+    job = hearing.hand_over.jobs.get_nowait()
+    assert isinstance(job, DeclineJob)
+    return job
+
+
+def test_a_round_outside_the_rules_is_declined_before_its_weights_are_taken() -> None:
+    """All of it is acknowledged, its parts, too; the worker goes on, and holds nothing of it."""
+    hearing = Hearing(SiteRules(allow_tasks=("other",)))
+    hearing.say(LARGE)
+    hearing.say(FIRST_PART)
+    hearing.take_all()
+    assert "--allow-task" in declined(hearing).reason
+    assert hearing.listener._incoming is None
+    assert hearing.is_all_acknowledged
+    assert hearing.joined().held is None
+
+
+def test_a_pause_ends_what_is_under_way_and_is_told_until_it_is_taken_back(tmp_path: Path) -> None:
+    """The round that is trained is declined, so is the next; resumed, the worker takes the same attempt again."""
+    switch = PauseSwitch(tmp_path, "w")
+    hearing = Hearing(resting=Resting(switch))
+    hearing.say(START)
+    hearing.take_all()
+    job = hearing.hand_over.jobs.get_nowait()
+    assert isinstance(job, RoundJob)
+    switch.set()
+    assert hearing.joined().pause == "paused by its operator"
+    assert job.stop.is_set()
+    assert declined(hearing).key == START.held
+    assert hearing.hand_over.jobs.empty()
+    hearing.say(replace(START, attempt=2))
+    hearing.take_all()
+    assert declined(hearing).reason == "paused by its operator"
+    switch.clear()
+    assert hearing.joined().pause == ""
+    hearing.say(replace(START, attempt=3))
+    hearing.take_all()
+    assert isinstance(hearing.hand_over.jobs.get_nowait(), RoundJob)
+
+
+def test_a_pause_declines_what_has_come_in_half(tmp_path: Path) -> None:
+    """Its second part would else begin a training at a site that is paused."""
+    switch = PauseSwitch(tmp_path, "w")
+    hearing = Hearing(resting=Resting(switch))
+    hearing.say(LARGE)
+    hearing.say(FIRST_PART)
+    hearing.take_all()
+    switch.set()
+    hearing.say(replace(FIRST_PART, index=1, data=bytes(80_000 - 64 * 1024)))
+    hearing.take_all()
+    assert declined(hearing).key == LARGE.held
+    assert hearing.hand_over.jobs.empty()
+    assert hearing.is_all_acknowledged

@@ -1,5 +1,6 @@
 """The page's HTTP side without a broker: who may ask for what, and how errors are said."""
 
+import hashlib
 import json
 import threading
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
+from broker.audit import AuditLog
 from broker.errors import NobodyServes, UsageError
 from broker.web import origins
 from coordinator.folder.history import Row
@@ -260,3 +262,29 @@ def test_the_header_of_the_token_is_the_one_that_the_page_sends() -> None:
     """Two files agree."""
     script = Path(__file__).parents[2] / "coordinator" / "page" / "static" / "network.js"
     assert f'headers["{TOKEN_HEADER}"]' in script.read_text(encoding="utf-8")
+
+
+def test_who_takes_a_model_or_launches_stands_in_the_audit_log(
+    scheduler: FakeScheduler, stop: threading.Event, tmp_path: Path
+) -> None:
+    """With its address, and SHA-256 of what it got; who has it already, or only asks whether it is there, gets none."""
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "run.json").write_text("{}")
+    (folder / "model.keras").write_bytes(b"a model")
+    log = tmp_path / "audit.jsonl"
+    app = create_app(scheduler, access=HERE, stop=stop, audit_log=AuditLog(log))  # type: ignore[arg-type]
+    client = app.test_client()
+    token = {TOKEN_HEADER: TOKEN}
+    with client.get("/runs/a/model.keras", headers=token, environ_base=ELSEWHERE) as answer:
+        known = token | {"If-None-Match": answer.headers["ETag"]}
+    client.get("/runs/a/model.keras", headers=known, environ_base=ELSEWHERE).close()
+    client.head("/runs/a/model.keras", headers=token, environ_base=ELSEWHERE).close()
+    assert client.get("/runs/a/model.keras", environ_base=ELSEWHERE).status_code != 200
+    assert launch(client, LOCAL) == 202
+    assert launch(client, ELSEWHERE) == 403
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["downloaded", "launched"]
+    assert lines[0]["sha256"] == hashlib.sha256(b"a model").hexdigest()
+    assert (lines[0]["address"], lines[0]["bytes"], lines[0]["folder"]) == ("192.0.2.7", 7, "a")
+    assert lines[1]["address"] == "127.0.0.1"

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from broker.errors import DataError, ModelError, UsageError, WarrenError
 from broker.model.arrays import arrays_text
+from broker.model.card import read_card
 from broker.wire.messages import Joined, RoundStart
 from broker.wire.settings import TrainingSettings
 from broker.wire.tensors import FLOAT32, TensorSpec, Vector
@@ -27,6 +28,7 @@ from worker.rounds.own_site import OwnSite, open_trainer
 from worker.rounds.own_trainer import OwnTraining
 from worker.rounds.participant import Participant, Trained
 from worker.rounds.site_rules import SiteRules
+from worker.site.global_models import GlobalModels
 from worker.trainer import Evaluated, FitSettings, Fitted, Weights
 
 LAYOUT = (
@@ -78,11 +80,12 @@ def answered(
     stop: threading.Event | None = None,
     weights: Vector = GLOBAL,
     told: list[TrainingProgress] | None = None,
+    keeps: GlobalModels | None = None,
     **participant: Any,
 ) -> Trained | None:
     report = [].append if told is None else told.append
     site = Participant(name="w", data=OwnSite.of(mine, "mine:Mine"), **participant)
-    return OwnTraining().answer(site, start, weights, stop or threading.Event(), report)
+    return OwnTraining(keeps=keeps).answer(site, start, weights, stop or threading.Event(), report)
 
 
 def test_the_difference_of_the_named_arrays_travels() -> None:
@@ -368,3 +371,20 @@ def test_named_arrays_are_no_keras_model_and_it_is_said_what_measures_them(
     refused = CliRunner().invoke(main, [path if word == "MODEL" else word for word in words])
     assert refused.exit_code == 5
     assert "holds named arrays, for a trainer of your own. Try worker evaluate" in refused.stderr
+
+
+def test_the_global_arrays_are_kept_as_they_came_also_where_the_round_is_declined(tmp_path: Path) -> None:
+    """By their names, with a card that says of which round they are; what the trainer makes of them is not there."""
+    with pytest.raises(DataError, match="--least-examples"):
+        answered(Mine(), keeps=GlobalModels(tmp_path, 20), rules=SiteRules(least_examples=11))
+    answered(Mine(), replace(START, round_number=5), keeps=GlobalModels(tmp_path, 20))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r-round-3.npz", "r-round-4.npz"]
+    kept = np.load(tmp_path / "r-round-4.npz")
+    assert {name: kept[name].tolist() for name in kept} == {
+        "kernel": [[0, 1], [2, 3]],
+        "steps": 7,
+        "bias": [4, 5],
+    }
+    card = read_card(tmp_path / "r-round-4.npz")
+    assert card is not None
+    assert (card.task, card.run_id, card.round_number) == ("mine:arrays", "r", 4)

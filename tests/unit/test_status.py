@@ -118,6 +118,16 @@ def test_each_state_of_an_open_round_is_told_apart() -> None:
     }  # fmt: skip
 
 
+def test_a_paused_worker_is_told_as_such_with_and_without_a_run() -> None:
+    """Also where it declined the open round for that; one that went away since is away."""
+    paused = member("a", pause="paused by its operator")
+    run = view(answers={"a": answer(Verdict.REJECTED, "paused by its operator", upload_id="")})
+    for each in (None, run):
+        (worker,) = told([paused], {}, each)["workers"]
+        assert (worker["state"], worker["detail"]) == ("paused", "paused by its operator")
+    assert states([replace(paused, is_present=False)], None) == {"a": "away"}
+
+
 def test_progress_of_another_round_is_no_progress() -> None:
     """What was heard before belongs to the past."""
     assert states([member("a")], view(), {"a": progress("a", 1, 5, round_number=1)}) == {"a": "invited"}
@@ -180,7 +190,7 @@ def test_a_state_has_the_keys_that_programs_read() -> None:
         serving([member("a")], {"a": Sighting(at=9.0, progress=progress("a", 2, 5))}, view())
     )
     assert state.keys() == {
-        "workers", "run", "broker", "is_ready", "last_run", "num_dead", "runs_stamp", "tasks",
+        "workers", "run", "broker", "is_ready", "last_run", "num_dead", "runs_stamp", "tasks", "release",
     }  # fmt: skip
     assert state["workers"][0]["progress"] == {
         "epoch": 2, "epochs": 2, "batch": 5, "batches": 10, "share": 0.75, "metrics": {"loss": 0.25},
@@ -241,3 +251,18 @@ def test_what_is_no_number_is_null() -> None:
     assert state["workers"][0]["progress"]["metrics"] == {"loss": None, "more": None}
     assert (state["run"]["last_round"]["loss"], state["run"]["last_round"]["val_more"]) == (None, None)
     assert "round 1 closed" in status_text(read_status(text), now=2.0)
+
+
+def test_which_warren_each_worker_runs_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the terminal in a column, and the coordinator's own where they differ; of an older coordinator nothing."""
+    monkeypatch.setattr("coordinator.play.run_view.release", lambda: "1.3.0")
+    members = [member("a", release="1.2.0"), member("b", release="1.3.0"), member("old")]
+    state = describe(members, {}, None)
+    assert [worker.release for worker in state.workers] == ["1.2.0", "1.3.0", ""]
+    text = status_text(read_status(status_json(state)), now=1.0)
+    assert "1.2.0" in text
+    assert "The coordinator runs Warren 1.3.0." in text
+    assert "The coordinator runs" not in status_text(describe(members[1:], {}, None), now=1.0)
+    told = json.loads(status_json(state))
+    del told["release"], told["workers"][0]["release"]
+    assert read_status(json.dumps(told)).workers[0].release == ""

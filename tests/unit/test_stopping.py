@@ -127,7 +127,7 @@ def test_the_reason_has_a_column_only_where_there_is_one() -> None:
     """history.csv stays as it was for everybody else, and the row comes back from what is told of it."""
     ended = Row(round=2, stopped="val_loss has not become better for 2 rounds")
     assert "stopped" not in history_text([Row(round=1)])
-    assert history_text([Row(round=1), ended]).splitlines()[0].endswith("rejected,stopped")
+    assert history_text([Row(round=1), ended]).splitlines()[0].endswith("rejected,stopped,closed_at")
     assert row_in(read_json(json_text(ended.flat))).stopped == ended.stopped
 
 

@@ -182,3 +182,16 @@ def test_a_vector_that_does_not_fit_its_layout_is_an_error(size: int) -> None:
 def test_small_vectors_ride_inline() -> None:
     """64 KiB and less need no part of their own."""
     assert [part_count(n, 4 << 20) for n in (4, 65_536, 65_540, 4 << 20, (4 << 20) + 4)] == [0, 0, 1, 1, 2]
+
+
+def test_an_audited_digest_tells_which_update_it_was() -> None:
+    """SHA-256 over that of each part, in whatever order they come; a part that comes again counts once."""
+    parts = [b"first", b"second"]
+    digest = Digest(is_audited=True)
+    for index in (1, 0, 1):
+        digest.add(index, parts[index])
+    assert (
+        digest.sha256 == hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+    )
+    assert digest.num_bytes == len(b"firstsecond")
+    assert Digest().sha256 is None

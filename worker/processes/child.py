@@ -163,8 +163,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a person's own code prints goes to stderr
-    logs.configure()
-    folder = Path(sys.argv[1])
+    folder, log_format = Path(sys.argv[1]), sys.argv[2]
+    logs.configure(log_format="json" if log_format == "json" else "text")
     Child(take_shared(folder), sys.stdin.buffer, replies, folder).serve()
 
 

@@ -15,12 +15,14 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from broker.errors import DataError, ModelError, ProtocolError, UsageError, WarrenError
+from broker.logs import format_in_use
 from broker.wire.messages import RoundStart
 from broker.wire.tensors import Vector
 from worker.learning.results import Report
 from worker.processes.child import Answered, Ask, Failed, Round, Said, Shared, Stop
 from worker.processes.sharing import make_folder, read_frame, share, write_frame, write_vector
 from worker.rounds.participant import Participant, Trained, Trainer
+from worker.site.memory import resident_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,10 @@ _LOOK_SECONDS = 0.1
 _END_SECONDS = 3.0
 _MOST_DEATHS = 3  #: of processes over one answer; then it is the answer that kills them
 _KEPT_ROUNDS = 2  #: whose weights lie in the folder
+_THREADS = (
+    "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
+    "NPROC",
+)  #: where TensorFlow, numpy and scikit-learn, PyTorch and JAX read how many threads they have  # fmt: skip
 
 
 class TrainingPool:
@@ -42,6 +48,8 @@ class TrainingPool:
         participants: All that will be asked for.
         processes: How many; 0 means one for each core.
         make_trainer: Makes the trainer of a process: a function, a class, or a `functools.partial` of one, of a module.
+        threads: What all of them together compute with; None: as many as there are cores.
+        max_memory: Bytes. A process that goes beyond them, together with this one, is ended and its round declined.
 
     Attributes:
         num_at_once: How many answers are worked out at the same time.
@@ -54,9 +62,16 @@ class TrainingPool:
     has_left_behind = False
 
     def __init__(
-        self, participants: Sequence[Participant], processes: int, make_trainer: Callable[[], Trainer]
+        self,
+        participants: Sequence[Participant],
+        processes: int,
+        make_trainer: Callable[[], Trainer],
+        *,
+        threads: int | None = None,
+        max_memory: int | None = None,
     ) -> None:
-        self.num_at_once = processes or num_cores()
+        threads = threads or num_cores()
+        self.num_at_once = processes or min(threads, num_cores())
         self._folder = make_folder()
         try:
             share(self._folder, Shared({each.name: each for each in participants}, make_trainer))
@@ -66,7 +81,8 @@ class TrainingPool:
         self._is_closed = False
         self._sharing = threading.Lock()
         self._weights: list[Path] = []
-        self._children = [_Process(self._folder, self.num_at_once) for _ in range(self.num_at_once)]
+        each_threads = max(1, threads // self.num_at_once)
+        self._children = [_Process(self._folder, each_threads, max_memory) for _ in range(self.num_at_once)]
         self._free: queue.SimpleQueue[_Process] = queue.SimpleQueue()
         for each in self._children:
             self._free.put(each)
@@ -150,9 +166,10 @@ class TrainingPool:
 class _Process:
     """One child, and what was told to it."""
 
-    def __init__(self, folder: Path, num_processes: int) -> None:
+    def __init__(self, folder: Path, num_threads: int, max_memory: int | None) -> None:
         self._folder = folder
-        self._num_threads = max(1, num_cores() // num_processes)
+        self._num_threads = num_threads
+        self._max_memory = max_memory
         self._number = 0
         self._closing = threading.Event()
         self._begin()
@@ -161,7 +178,7 @@ class _Process:
         self._told: tuple[str, int, str, Path] | None = None
         self._heard: queue.SimpleQueue[Answered | Failed | Said | None] = queue.SimpleQueue()
         self._popen = subprocess.Popen(
-            [sys.executable, "-P", "-m", "worker.processes.child", str(self._folder)],
+            [sys.executable, "-P", "-m", "worker.processes.child", str(self._folder), format_in_use()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=_environment(self._num_threads),
@@ -217,6 +234,7 @@ class _Process:
     def _answer_to(self, number: int, stop: threading.Event, report: Report) -> Trained | None:
         is_stopped = False
         while True:
+            self._watch_memory()
             try:
                 word = self._heard.get(timeout=_LOOK_SECONDS)
             except queue.Empty:
@@ -235,6 +253,21 @@ class _Process:
                 raise _ERRORS.get(word.kind, ModelError)(word.reason)
             else:
                 return word.trained
+
+    def _watch_memory(self) -> None:
+        """Put another one in its place when it takes more than it may: nothing else stops TensorFlow in a step.
+
+        Raises:
+            ModelError: It has.
+        """
+        taken = 0 if self._max_memory is None else resident_bytes((os.getpid(), self._popen.pid))
+        if self._max_memory is not None and taken > self._max_memory:
+            self._popen.kill()
+            self.restart()
+            raise ModelError(
+                f"This round took {taken / 2**30:.2f} GiB of memory at this site, whose operator allows "
+                f"{self._max_memory / 2**30:.2f} GiB (--max-memory)."
+            )
 
 
 def _hear(replies: IO[bytes], heard: "queue.SimpleQueue[Any]") -> None:
@@ -260,8 +293,7 @@ def _environment(num_threads: int) -> dict[str, str]:
     root = str(Path(__file__).resolve().parents[2])
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     path = os.pathsep.join([root, *filter(None, given)])
-    threads = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
-    return os.environ | {"PYTHONPATH": path} | dict.fromkeys(threads, str(num_threads))
+    return os.environ | {"PYTHONPATH": path} | dict.fromkeys(_THREADS, str(num_threads))
 
 
 def _pipe(stream: IO[bytes] | None) -> IO[bytes]:

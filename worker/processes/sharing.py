@@ -6,6 +6,7 @@ Nothing here reads what comes from elsewhere: the folder and the pipes belong to
 import io
 import itertools
 import os
+import shutil
 import struct
 import tempfile
 import threading
@@ -19,14 +20,19 @@ from broker.errors import DataError
 from broker.wire.tensors import Array, Vector
 
 _SHARED_BYTES = 64 * 1024  #: an array of this size and more lies in a file
+_LEAST_ROOM_BYTES = 2**29  #: or what is shared lies on the disk
 _LENGTH = struct.Struct("<Q")
 _MEMORY = Path("/dev/shm")  # noqa: S108 - a file system in memory, where there is one
 _LOCK = type(threading.Lock())
 
 
 def make_folder() -> Path:
-    """A folder for what is shared, in memory if it can be; whoever outlives the others removes it."""
-    in_memory = _MEMORY if os.access(_MEMORY, os.W_OK) else None
+    """A folder for what is shared, in memory if it can be; whoever outlives the others removes it.
+
+    A container has 64 MB there, unless it was given more.
+    """
+    has_room = os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free >= _LEAST_ROOM_BYTES
+    in_memory = _MEMORY if has_room else None
     return Path(tempfile.mkdtemp(prefix="warren-", dir=in_memory))
 
 

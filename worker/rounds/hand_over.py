@@ -2,12 +2,13 @@
 
 import queue
 import threading
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from broker.audit import OFF, AuditLog, sha256_aside
 from broker.wire.messages import RoundKey, RoundStart
 from broker.wire.statistics import StatisticsAsked
-from broker.wire.tensors import Vector
+from broker.wire.tensors import Vector, as_bytes
 from worker.rounds.uploading import KeptUpdate
 
 _MOST_KEPT_BYTES = 2**30  #: of updates that are with the broker
@@ -79,9 +80,11 @@ class HandOver:
         jobs: What is to be done next; None only lets the other thread look up.
         current: The round each logical worker is busy with or has answered.
         updates: The update each keeps until its round is closed; of a swarm the newest, see `note_announced`.
+        audit: Told of each round that is taken, and of each update that the broker has.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, audit_log: AuditLog = OFF) -> None:
+        self.audit = audit_log
         self.lock = threading.Lock()
         self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.current: dict[str, RoundJob] = {}
@@ -129,7 +132,24 @@ class HandOver:
                 return
             self._drop(job.worker)
             self.current[job.worker] = job
+        self._note_begun(job)
         self.jobs.put(job)
+
+    def _note_begun(self, job: RoundJob) -> None:
+        if not self.audit.is_kept:
+            return
+        key, model = job.key, as_bytes(job.weights)
+        self.audit.note(
+            "round-received",
+            worker=job.worker,
+            run=key.run_id,
+            round=key.round_number,
+            attempt=key.attempt,
+            mode=job.start.mode,
+            task=job.start.task,
+            bytes=len(model),
+            sha256=sha256_aside(model),
+        )
 
     def decline(self, worker: str, key: RoundKey, reason: str) -> None:
         """A round start can't be taken: what went on for an older one ends, and the coordinator is told.
@@ -142,6 +162,18 @@ class HandOver:
         with self.lock:
             self._drop(worker)
         self.jobs.put(DeclineJob(worker=worker, key=key, reason=reason))
+
+    def stand_down(self, reason: str) -> None:
+        """This site takes part in nothing for now: whatever is not answered yet is declined."""
+        with self.lock:
+            busy = [job for worker, job in self.current.items() if self._is_busy(worker)]
+            for job in busy:
+                self._drop(job.worker)
+        for job in busy:
+            self.jobs.put(DeclineJob(worker=job.worker, key=job.key, reason=reason))
+
+    def _is_busy(self, worker: str) -> bool:
+        return worker not in self.updates and worker not in self._let_go
 
     def close(self, worker: str, run_id: str, round_number: int | None) -> bool:
         """A round is over for this worker.
@@ -162,7 +194,7 @@ class HandOver:
                 or round_number not in (None, job.start.round_number)
             ):
                 return False
-            was_busy = worker not in self.updates and worker not in self._let_go
+            was_busy = self._is_busy(worker)
             self._drop(worker)
             if round_number is None:
                 self._spare = None  # no memory is kept while nothing goes on
@@ -219,8 +251,11 @@ class HandOver:
             self._kept_bytes += 0 if update.vector is None else update.vector.nbytes
             return True
 
-    def note_announced(self, updates: Iterable[KeptUpdate]) -> None:
+    def note_announced(self, updates: Sequence[KeptUpdate]) -> None:
         """The broker has these. A swarm's need not all fit into memory: what is asked for again is trained again."""
+        for update in updates:
+            self.audit.hold("update-sent", **update.told)
+        self.audit.flush(is_synced=True)
         with self.lock:
             for update in updates:
                 update.note_announced()

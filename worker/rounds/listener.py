@@ -29,11 +29,12 @@ from broker.wire.messages import (
 from broker.wire.statistics import StatisticsAsked
 from broker.wire.swarms import swarm_words
 from broker.wire.tensors import Vector
-from broker.wire.versions import VERSION, difference
+from broker.wire.versions import VERSION, difference, release
 from worker.rounds.failures import told
 from worker.rounds.hand_over import HandOver, RoundJob, StatisticsJob
 from worker.rounds.participant import Participant
 from worker.rounds.round_starts import Incoming, check_start
+from worker.site.resting import Resting
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class Listener(threading.Thread):
         stop: The wish to end.
         task: The only one to take part in; None takes part in any.
         swarm: The process's own name, by which its queues are called, if they are a swarm's workers.
+        resting: When no rounds are taken.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Listener(threading.Thread):
         *,
         task: str | None,
         swarm: str | None = None,
+        resting: Resting | None = None,
     ) -> None:
         super().__init__(name="listener", daemon=True)
         self._link = link
@@ -74,6 +77,8 @@ class Listener(threading.Thread):
         self._wish_to_end = stop
         self._task = task
         self._swarm = swarm
+        self._resting = resting or Resting()
+        self._pause = ""  # why no round is taken, as the coordinator was told
         self._reader = swarm or next(iter(participants))
         self._validator = Validator(link, may_send_to_worker, self._heed)
         self._publisher = Publisher(link, stop)
@@ -107,6 +112,7 @@ class Listener(threading.Thread):
         return self._single_reader.is_confirmed
 
     def _turn(self) -> None:
+        self._look_at_rest()
         event = self._link.receive(0.0 if self._has_due() else _WAIT_SECONDS)
         if isinstance(event, Delivery):
             self._on_delivery(event)
@@ -117,6 +123,21 @@ class Listener(threading.Thread):
             self._hand_over.stop_all()
         if event is None and self._has_due():
             self._join()
+
+    def _look_at_rest(self) -> None:
+        """Tell when this site takes no rounds from now on, or takes them again; a pause ends what is under way."""
+        reason, former = self._resting.reason, self._pause
+        if reason == former:
+            return
+        self._pause = reason
+        logger.info("%s.", f"Takes no rounds: {reason}" if reason else "Takes rounds again")
+        if self._resting.is_paused:
+            incoming = self._incoming
+            self._let_go()
+            if incoming is not None:
+                self._decline(incoming.workers, incoming.start.held, reason)
+            self._hand_over.stand_down(reason)
+        self._say_joined()
 
     # --- saying who is there -------------------------------------------------------------------------------
 
@@ -137,6 +158,8 @@ class Listener(threading.Thread):
             self._repeat_seconds = _FIRST_REPEAT_SECONDS
             if not self.has_joined.is_set():
                 self.has_joined.set()
+                told = {"account": self._link.account, "version": release()}
+                self._hand_over.audit.note("registered", worker=self._reader, **told)
                 logger.info("Registered with the coordinator's queue; waiting for a round.")
             return
         self._repeat_at = time.monotonic() + self._repeat_seconds
@@ -164,6 +187,8 @@ class Listener(threading.Thread):
             holds=data.holds,
             trusts=participant.trusts,
             has_trainer=participant.has_trainer,
+            pause=self._pause,
+            release=release(),
         )
 
     def _on_connection(self, event: Connection) -> None:
@@ -287,6 +312,7 @@ class Listener(threading.Thread):
     def _on_refused(self, refused: Refused) -> None:
         """The end, once it is acknowledged; what is meant for a former process, with data since mended, is ignored."""
         if refused.token == self._token:
+            self._hand_over.audit.note("refused", worker=refused.worker, reason=refused.reason)
             self._refusal = DataError(refused.reason)
         else:
             logger.debug("Ignored what a former process was told: %s", refused.reason)
@@ -322,6 +348,10 @@ class Listener(threading.Thread):
             return True  # of an earlier session, or of a run that has ended
         workers = [worker for worker in self._meant(start.numbers) if self._wants(worker, start)]
         self._session = max(self._session, start.session)
+        if workers and (reason := self._why_not(workers[0], start)):
+            self._let_go()  # its parts are passed over when they come
+            self._decline(workers, start.held, reason)
+            workers = []
         if not workers:
             return True
         incoming = self._incoming
@@ -331,6 +361,12 @@ class Listener(threading.Thread):
             self._incoming = incoming
         incoming.workers.update(dict.fromkeys(workers))
         return self._advance(incoming, delivery)
+
+    def _why_not(self, worker: str, start: RoundStart) -> str | None:
+        """Why this site takes no part in a round; its rules are the same for all of a process's workers."""
+        participant = self._participants[worker]
+        trains = participant.trains_in(start)
+        return self._resting.reason or participant.rules.refusal_of(start, trains=trains)
 
     def _wants(self, worker: str, start: RoundStart) -> bool:
         """Whether a round start is news to a worker, and not of a round before the one that it knows."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from broker.errors import DataError, ModelError, ProtocolError, WarrenError
 from broker.model.arrays import NPZ, array_names, check_names, is_arrays
+from broker.model.card import write_card
 from broker.wire.limits import require_measures
 from broker.wire.messages import RoundStart
 from broker.wire.tensors import FLOAT32, Array, Vector, sections_of, unflatten
@@ -20,8 +21,10 @@ from worker.learning.results import Report, TrainingProgress
 from worker.rounds.failures import told
 from worker.rounds.own_site import OwnSite
 from worker.rounds.participant import STEP_SECONDS, Participant, Trained, seed_of
+from worker.rounds.private_parts import card_of
 from worker.rounds.time_limit import TimeLimit
 from worker.rounds.uploading import Measured
+from worker.site.global_models import GlobalModels
 from worker.trainer import Evaluated, FitSettings, Fitted, Weights
 
 logger = logging.getLogger(__name__)
@@ -41,9 +44,11 @@ class OwnTraining:
 
     Args:
         ending: Set when the process is to end: what is under way is then left behind.
+        keeps: Where each global model is kept that comes; None keeps none.
     """
 
-    def __init__(self, *, ending: threading.Event | None = None) -> None:
+    def __init__(self, *, ending: threading.Event | None = None, keeps: GlobalModels | None = None) -> None:
+        self._keeps = keeps
         self._time_limit = TimeLimit(ending or threading.Event())
 
     num_at_once = 1
@@ -76,6 +81,8 @@ class OwnTraining:
             raise ModelError(f"{site.called} trains named arrays, and the run's model is Keras's.")
         if self.has_left_behind:
             raise ModelError(f"{site.called} is still at what it was given up over. Start the worker anew.")
+        if self._keeps is not None:
+            _keep(self._keeps, start, named(start, weights))
         fits = participant.trains_in(start)
         if fits:
             _check_terms(site, start)
@@ -194,6 +201,17 @@ def _require_evaluated(site: OwnSite, given: Evaluated | None) -> Evaluated:
     if not isinstance(found, Evaluated) or not _is_count(found.num_examples):
         raise DataError(f"Expected an Evaluated or None from {site.called}.evaluate, got {found!r:.80}.")
     return found
+
+
+def _keep(keeps: GlobalModels, start: RoundStart, arrays: Weights) -> None:
+    """Keep the global arrays as they came, as the coordinator's model.npz has them."""
+
+    def write(path: Path) -> None:
+        named_arrays: dict[str, Any] = dict(arrays)
+        np.savez(path, **named_arrays)
+        write_card(path, card_of(start, None))
+
+    keeps.keep(start.run_id, start.round_number - 1, NPZ, write)
 
 
 def named(start: RoundStart, weights: Vector) -> Weights:

@@ -6,11 +6,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
 
 from broker.errors import DataError, ModelError
+from broker.model.card import write_card
 from broker.wire.messages import RoundStart
 from broker.wire.tensors import Array, Vector, flatten_first, sections_of, unflatten
 from worker.data.data_set import Dataset, Examples
@@ -18,10 +20,12 @@ from worker.learning.results import Report
 from worker.learning.terms import require_known
 from worker.learning.training import LocalModel
 from worker.rounds.own_site import OwnSite
-from worker.rounds.private_parts import PrivateParts, default_folder
+from worker.rounds.private_parts import PrivateParts, card_of
 from worker.rounds.site_rules import SiteRules
 from worker.rounds.time_limit import TimeLimit
 from worker.rounds.uploading import Measured
+from worker.site.global_models import GlobalModels
+from worker.site.resting import default_folder
 from worker.tables.fitted import Rows
 from worker.tables.table_set import TableSet
 from worker.tensorflow import load_keras, trusted_by
@@ -124,6 +128,7 @@ class KerasTrainer:
         ending: Set when the process is to end: what is under way is then left behind.
         trusted_modules: A model may hold what these register.
         private: Where weights are kept that stay at this site; by default in this user's own folder.
+        keeps: Where each global model is kept that comes; None keeps none.
     """
 
     def __init__(
@@ -133,10 +138,12 @@ class KerasTrainer:
         ending: threading.Event | None = None,
         trusted_modules: tuple[str, ...] = (),
         private: PrivateParts | None = None,
+        keeps: GlobalModels | None = None,
     ) -> None:
         self._deterministic = deterministic
         self._trusted_modules = trusted_modules
         self._private = private or PrivateParts(default_folder())
+        self._keeps = keeps
         self._time_limit = TimeLimit(ending or threading.Event())
         self._model: LocalModel | None = None
         self._model_of = ("", False)  # its JSON, and whether it is trained on whatever it needs
@@ -179,6 +186,7 @@ class KerasTrainer:
         seed = seed_of(start, participant.name)
         test = _test_examples(data, start, model, seed)
         values = unflatten(start.layout, weights, start.integers)
+        self._keep(start, model, values)
         values = self._private.put_back(participant.name, start, values)
         found = None
         if test is not None:
@@ -224,6 +232,18 @@ class KerasTrainer:
             seconds=time.monotonic() - begun,
         )
         return Trained(vector=vector, measured=participant.rules.of(measured))
+
+    def _keep(self, start: RoundStart, model: LocalModel, values: list[Array]) -> None:
+        """Keep the global model as it came, if its operator wants that."""
+        keeps = self._keeps
+        if keeps is None:
+            return
+
+        def write(path: Path) -> None:
+            model.save(values, path)
+            write_card(path, card_of(start, model))
+
+        self._in_time(start, lambda _: keeps.keep(start.run_id, start.round_number - 1, ".keras", write))
 
     def _model_for(self, start: RoundStart) -> LocalModel | None:
         """The model of a round start; None when the process is to end before it is built."""

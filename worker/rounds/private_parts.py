@@ -4,7 +4,6 @@ FedPer (Arivazhagan et al. 2019, "Federated Learning with Personalization Layers
 (Li et al. 2021, "FedBN: Federated Learning on Non-IID Features via Local Batch Normalization") batch normalization.
 """
 
-import os
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,12 +21,6 @@ from broker.wire.tensors import FLOAT32, Array
 from worker.learning.training import LocalModel
 
 _UNFIT = re.compile(r"[^A-Za-z0-9-]+")
-
-
-def default_folder() -> Path:
-    """Where private weights are kept, unless the operator says otherwise."""
-    base = os.environ.get("XDG_STATE_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "state") / "warren" / "workers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +109,7 @@ class PrivateParts:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             model.save(weights, aside)
-            write_card(aside, _card(start, model))
+            write_card(aside, card_of(start, model))
             _put_in_place(aside, path)
         except OSError as exc:
             raise DataError(f"Can't save {path}: {exc}. Try another --state.") from exc
@@ -145,8 +138,8 @@ def _put_in_place(aside: Path, path: Path) -> None:
     sync(path.parent)
 
 
-def _card(start: RoundStart, model: LocalModel) -> ModelCard:
-    """As the coordinator's model says it; the figures stay in the log."""
+def card_of(start: RoundStart, model: LocalModel | None) -> ModelCard:
+    """What a model that came with a round start says of itself; the figures stay in the coordinator's."""
     return ModelCard(
         task=start.task,
         classes=start.classes,
@@ -154,6 +147,7 @@ def _card(start: RoundStart, model: LocalModel) -> ModelCard:
         round_number=start.round_number - 1,
         saved_at=datetime.now(UTC).isoformat(timespec="seconds"),
         num_examples=0,
-        shape=model.input_shape,
+        shape=() if model is None or model.is_general else model.input_shape,
         inputs=start.inputs,
+        needs=start.needs,
     )

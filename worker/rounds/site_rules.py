@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Literal, get_args
 
+from broker.wire.messages import RoundStart
 from broker.wire.settings import TrainingSettings
 from worker.data.data_set import Dataset
 from worker.rounds.own_site import OwnSite
@@ -28,11 +30,35 @@ class SiteRules:
             and on the site's test examples, and how these were answered class by class. *counts*: also how many
             training examples there are of each class. *statistics*: also mean, spread, range and histogram of each
             feature, when a coordinator asks for them; they rest on `least_examples`, too.
+        allow_tasks: Patterns of the names of tasks, as of files (`chest-*`); none allows all.
+        least_participants: The next model rests on so many workers' updates at least, as the coordinator tells it.
     """
 
     least_examples: int = 1
     least_steps: int = 1
     share: Share = "metrics"
+    allow_tasks: tuple[str, ...] = ()
+    least_participants: int = 1
+
+    def refusal_of(self, start: RoundStart, *, trains: bool) -> str | None:
+        """Why a round is declined whatever the data, before its weights are taken; None if it isn't.
+
+        Args:
+            start: As the coordinator tells it.
+            trains: Whether it asks this worker for an update.
+        """
+        if self.allow_tasks and not any(fnmatchcase(start.task, each) for each in self.allow_tasks):
+            return (
+                f"This site's operator allows the tasks {', '.join(self.allow_tasks)} (--allow-task), "
+                f"and not {start.task!r:.100}."
+            )
+        fewest = min(start.participants, start.quorum)
+        if trains and fewest < self.least_participants > 1:
+            return (
+                f"The next model may rest on {fewest} of {start.participants} workers' updates; this site's operator "
+                f"allows no fewer than {self.least_participants} (--least-participants)."
+            )
+        return None
 
     def refusal(self, settings: TrainingSettings, num_examples: int) -> str | None:
         """Why a round is declined that would train on so many examples; None if it isn't."""

@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from broker.audit import AUDIT_FILE, AuditLog
 from broker.command import Stop
-from broker.errors import EXIT_DONE, BrokerUnreachable
+from broker.errors import EXIT_DONE, BrokerUnreachable, UsageError
 from broker.link.access import Access
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
@@ -21,8 +22,9 @@ from broker.logs import LogContext
 from worker.learning.console import Console
 from worker.rounds.own_trainer import OwnTraining
 from worker.rounds.participant import KerasTrainer, Participant, Trainer
-from worker.rounds.private_parts import PrivateParts, default_folder
+from worker.rounds.private_parts import PrivateParts
 from worker.rounds.worker_loop import WorkerLoop
+from worker.site.resting import Resting, default_folder
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,7 @@ def take_part(
     trusted_modules: tuple[str, ...] = (),
     reader: str | None = None,
     make_pool: Callable[[], EndingTrainer] | None = None,
+    resting: Resting | None = None,
 ) -> None:
     """Connect and serve until a signal says to stop.
 
@@ -82,6 +85,7 @@ def take_part(
         trusted_modules: A model may hold what these register.
         reader: The name by which a swarm's queues are called, if not by that of its workers.
         make_pool: Makes a trainer of several processes, in the place of one in this process.
+        resting: When no rounds are taken.
 
     Raises:
         BrokerUnreachable: Nothing answered in that time.
@@ -111,6 +115,7 @@ def take_part(
                     is_swarm=is_swarm,
                     reader=reader,
                     at_once=trainer.num_at_once,
+                    resting=resting,
                 ).serve()
     end_process_if_left(stop, has_left_behind=trainer.has_left_behind)
 
@@ -150,6 +155,26 @@ def connected(link_to: LinkTo, connect_seconds: float, stop: threading.Event) ->
         yield link
     finally:
         link.close()
+
+
+def audit_file(asked: str | None, state: Path | None, name: str) -> Path | None:
+    """Where a worker's audit log is.
+
+    Args:
+        asked: As --audit says: a file, or "none"; one that can't be written ends nothing unless it was asked for.
+        state: As --state says.
+        name: The worker's.
+    """
+    if asked is not None:
+        return None if asked == "none" else Path(asked)
+    file = (state or default_folder()) / name / AUDIT_FILE
+    try:
+        AuditLog(file).check()
+    except UsageError as exc:
+        logger.warning("%s No audit log is kept; --audit FILE chooses another place.", exc)
+        return None
+    logger.info("What leaves is noted in %s.", file)
+    return file
 
 
 def _is_open(link: RabbitLink, stop: threading.Event) -> bool:

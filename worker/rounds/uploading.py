@@ -47,6 +47,7 @@ class KeptUpdate:
         precision: How its values travel.
         seed: Of int8's stochastic rounding: the same part is encoded to the same bytes every time.
         reader: The process whose upload queue takes its parts; the worker's own if it is called like it.
+        is_audited: Whether the audit log is to tell which update this was.
 
     Raises:
         ModelError: Training has diverged, and int8 can't tell the coordinator.
@@ -64,6 +65,7 @@ class KeptUpdate:
         precision: Precision,
         seed: int,
         reader: str | None = None,
+        is_audited: bool = False,
     ) -> None:
         if precision == "int8" and vector is not None and not np.isfinite(vector).all():
             raise ModelError(
@@ -78,7 +80,8 @@ class KeptUpdate:
         self._seed = seed
         is_inline = vector is None or vector.nbytes <= INLINE_BYTES
         self._slices = [] if vector is None or is_inline else list(transfer.slices(vector.size, part_bytes))
-        self._digest = Digest()
+        self._is_audited = is_audited
+        self._digest = Digest(is_audited=is_audited)
         self._upload_id = ""
         self._is_announced = False
 
@@ -95,11 +98,25 @@ class KeptUpdate:
     def note_uploading(self) -> None:
         """A new upload begins, with an id of its own; what was announced before no longer counts."""
         self._upload_id, self._is_announced = secrets.token_hex(8), False
-        self._digest = Digest()
+        self._digest = Digest(is_audited=self._is_audited)
 
     def note_announced(self) -> None:
         """The broker confirmed the announcement."""
         self._is_announced = True
+
+    @property
+    def told(self) -> dict[str, object]:
+        """What the audit log says of an upload that the broker has."""
+        return {
+            "worker": self.worker,
+            "run": self.key.run_id,
+            "round": self.key.round_number,
+            "attempt": self.key.attempt,
+            "upload": self._upload_id,
+            "num_examples": self.measured.num_examples,
+            "bytes": self._digest.num_bytes,
+            "sha256": self._digest.sha256,
+        }
 
     @property
     def num_parts(self) -> int:
@@ -165,9 +182,8 @@ class KeptUpdate:
         )
         if self.vector is not None and not self._slices:
             data = self._encoded(0)
-            digest = Digest()
-            digest.add(0, data)
-            message = replace(message, update=bytes(data), digest=digest.hex())
+            self._digest.add(0, data)
+            message = replace(message, update=bytes(data), digest=self._digest.hex())
         body = encode_message(message)
         if len(body) > MOST_WORD_BYTES:
             raise ModelError(

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
+from broker.audit import OFF, AuditLog
 from broker.errors import BrokerError, DataError, LinkLost, WarrenError
 from broker.link.publisher import Publisher
 from broker.link.seam import Link, Queue, outgoing, upload_queue, worker_queue
@@ -33,6 +34,7 @@ from worker.rounds.listener import Listener
 from worker.rounds.own_site import OwnSite
 from worker.rounds.participant import Participant, Trained, Trainer, seed_of
 from worker.rounds.uploading import KeptUpdate
+from worker.site.resting import Resting
 from worker.site.telling import SiteStatistics
 from worker.tables.table_set import TableSet
 
@@ -60,6 +62,8 @@ class WorkerLoop:
         is_swarm: Many workers on little data: updates are gathered, and the queues deleted at the end.
         reader: The name by which a swarm's queues are called; its own by default, NAME of NAME.i.
         at_once: How many answers the trainer may be asked for at the same time.
+        resting: When no rounds are taken.
+        audit_log: Told what this site takes part in, and what leaves it.
     """
 
     def __init__(
@@ -76,7 +80,10 @@ class WorkerLoop:
         is_swarm: bool = False,
         reader: str | None = None,
         at_once: int = 1,
+        resting: Resting | None = None,
+        audit_log: AuditLog = OFF,
     ) -> None:
+        self._audit = audit_log
         self._link = link
         self._participants = {participant.name: participant for participant in participants}
         self._trainer = trainer
@@ -85,10 +92,11 @@ class WorkerLoop:
         self._console = console
         self._once = once
         self._is_swarm = is_swarm
+        self._resting = resting or Resting()
         first = next(iter(self._participants))
         self._reader = reader or (names.swarm_of(first) if is_swarm else first)
         self._publisher = Publisher(link, stop)
-        self._hand_over = HandOver()
+        self._hand_over = HandOver(audit_log)
         self._listener = Listener(
             link,
             self._participants,
@@ -96,6 +104,7 @@ class WorkerLoop:
             stop,
             task=task,
             swarm=self._reader if is_swarm else None,
+            resting=self._resting,
         )
         self._sites: dict[str, SiteStatistics] = {}
         self._progress_at = float("-inf")
@@ -164,6 +173,7 @@ class WorkerLoop:
         left = SwarmLeft(worker=self._reader) if self._is_swarm else Left(worker=self._reader)
         if self._publisher.try_send([outgoing(left, names.COORDINATOR)]):
             logger.info("Left.")
+        self._audit.note("left", worker=self._reader)
 
     def _delete_queues(self, read: str, uploads: str) -> None:
         """Leave nothing behind, unless another swarm of this name waits to read it; an exit code says nothing of it.
@@ -229,6 +239,7 @@ class WorkerLoop:
             precision=settings.precision,
             seed=seed_of(job.start, job.worker) if settings.deterministic else secrets.randbits(32),
             reader=self._reader,
+            is_audited=self._audit.is_kept,
         )
         if not settings.deterministic:
             residual = update.lost_in_encoding()
@@ -294,6 +305,7 @@ class WorkerLoop:
         """Tell the coordinator; the traceback of what nobody expected stays in this log."""
         bug = None if isinstance(error, WarrenError) else error
         logger.error("Can't answer round %d: %s", key.round_number, reason, exc_info=bug)
+        self._audit.note("declined", worker=worker, run=key.run_id, round=key.round_number, reason=reason)
         declined = Declined(
             worker=worker,
             run_id=key.run_id,
@@ -308,7 +320,7 @@ class WorkerLoop:
     def _statistics(self, job: StatisticsJob) -> StatisticsTold | StatisticsRefused:
         """What is told of a worker's examples, or why nothing is."""
         participant, asked = self._participants[job.worker], job.asked
-        refusal = participant.statistics_refusal
+        refusal = self._resting.reason or participant.statistics_refusal
         try:
             if refusal is not None or isinstance(participant.data, OwnSite | TableSet):
                 raise DataError(refusal or "")
@@ -320,6 +332,8 @@ class WorkerLoop:
             logger.warning("Told no statistics: %s", exc, exc_info=not isinstance(exc, WarrenError))
             return StatisticsRefused(worker=job.worker, asked=asked.asked, reason=told(exc)[:_MOST_SAID])
         logger.info("Told the %s of %d examples.", WORDS[asked.step], answer.num_examples)
+        number = answer.num_examples
+        self._audit.note("statistics-told", worker=job.worker, step=asked.step, num_examples=number)
         return answer
 
     # --- the story -----------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ const OWN = "own";
 const POLL_MS = 2000;
 const BADGES = {
   training: "busy", uploading: "busy", invited: "busy", measuring: "busy",
-  answered: "good", late: "warn", rejected: "bad", declined: "bad",
+  answered: "good", late: "warn", paused: "warn", rejected: "bad", declined: "bad",
 };
 const WORDS = {
   measuring: "measuring the model",
@@ -112,12 +112,12 @@ function newRow(worker) {
   bar.max = 1;
   bar.setAttribute("aria-label", `Training of ${worker.name}`);
   cell.append(make("span", "badge"), bar, make("p"));
-  row.append(name, cell, make("td", "examples"), make("td", "task-cell"), make("td", "seen"));
+  row.append(name, cell, make("td", "examples"), make("td", "task-cell"), make("td", "version"), make("td", "seen"));
   return row;
 }
 
 function fillRow(row, worker) {
-  const [, cell, examples, task, seen] = row.children;
+  const [, cell, examples, task, version, seen] = row.children;
   const [badge, bar, detail] = cell.children;
   row.className = worker.is_present ? "" : "away";
   badge.className = `badge ${BADGES[worker.state] || ""}`;
@@ -131,6 +131,8 @@ function fillRow(row, worker) {
   setText(task, worker.task || "any");
   row.dataset.seen = worker.last_seen ?? "";
   setText(seen, ago(worker.last_seen));
+  setText(version, worker.release);
+  version.title = worker.release === state.release ? "" : `The coordinator runs ${state.release}`;
 }
 
 function showWorkers() {
@@ -177,7 +179,7 @@ function chosenTask() {
 }
 
 function numFree() {
-  return state.workers.filter(worker => worker.is_present && !worker.evaluate_only && !worker.task).length;
+  return state.workers.filter(worker => worker.is_present && worker.state !== "paused" && !worker.evaluate_only && !worker.task).length;
 }
 
 function showTasks() {
@@ -433,6 +435,7 @@ function roundRow(row, run) {
   const line = make("tr");
   const head = make("th", "", row.round === 0 ? "start" : String(row.round));
   head.scope = "row";
+  if (row.closed_at) head.title = `closed ${new Date(row.closed_at).toLocaleString()}`;
   line.append(head);
   const tests = testColumns(run).map(name => fixed(row[`val_${name}`], name === "loss" ? 4 : 3));
   const central = centralColumns(run).map(name => fixed(row[`central_${name}`], name === "loss" ? 4 : 3));
