@@ -207,9 +207,9 @@ def status(as_json: bool, access: Access, management_url: str | None, home: Path
 @click.option(
     "--upload-limit",
     type=ByteSize(),
-    default="1G",
-    show_default=True,
-    help="How much may wait in its upload queue, and in the one that it reads; twice the model's size is enough.",
+    metavar="SIZE",
+    help="How much may wait in its upload queue, and in the one that it reads, whatever the model; five times the "
+    "model's size is enough.  [default: 1G, until a run of the account `coordinator` sets what its model needs]",
 )
 @click.option(
     "--invitation",
@@ -225,7 +225,7 @@ def invite(
     name: str,
     swarm: int | None,
     parts: int,
-    upload_limit: int,
+    upload_limit: int | None,
     again: bool,
     invitation: Path | None,
     access: Access,

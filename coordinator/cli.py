@@ -32,6 +32,7 @@ from coordinator.folder.statistics_file import check_out, read_shape, read_stati
 from coordinator.learning.measure_names import ALL_RESULTS
 from coordinator.page.serve_options import ServeOptions, serve_options
 from coordinator.play.run_view import describe
+from coordinator.presence.broker_room import room_at
 from coordinator.presence.session import Session
 from coordinator.presence.survey import Survey, SurveyOptions
 from coordinator.starting.api import RunResult, opened, play
@@ -69,12 +70,14 @@ def main() -> None:
 )  # fmt: skip
 @_CONNECT
 @access_options
+@management_url_option
 @log_options
 def run(
     task: str,
     out: Path,
     trusted_modules: tuple[str, ...],
     access: Access,
+    management_url: str | None,
     connect_seconds: float,
     log: LogContext,
     **options: Any,
@@ -91,6 +94,8 @@ def run(
     coordinator run mnist --workers 3 --out runs/mnist --epochs 1
     coordinator run my_models:build --out runs/mine --initial-model runs/old/model.keras
 
+    With the account `coordinator` it asks RabbitMQ's management page to have room for what this model's rounds move.
+
     \b
     Exit codes: 0 done, 2 usage or a name in use, 3 broker unreachable or login refused,
     4 quorum not reached, 5 bad data, model or checkpoint, 128 + signal interrupted.
@@ -98,7 +103,15 @@ def run(
     asked = make_options(task, out, options)
     with Stop() as stop:
         try:
-            result = play(asked, access, connect_seconds, stop.event, log, trusted_modules=trusted_modules)
+            result = play(
+                asked,
+                access,
+                connect_seconds,
+                stop.event,
+                log,
+                trusted_modules=trusted_modules,
+                management_url=management_url,
+            )
         except Interrupted as exc:
             click.echo(str(exc), err=True)
             raise SystemExit(EXIT_SIGNAL + (stop.signal_number or 0)) from exc
@@ -218,7 +231,7 @@ def serve(
     with Stop() as stop:
         link = _link(access, "coordinator", connect_seconds, stop)
         try:
-            serve_page(link, asked, at, stop.event, log, click.echo)
+            serve_page(link, asked, at, stop.event, log, click.echo, room_at(access, management_url))
         except Interrupted as exc:
             click.echo(
                 "Stopped in the middle of a run; the next `coordinator serve` goes on with it.", err=True

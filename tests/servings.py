@@ -153,6 +153,22 @@ class Lab:
         with urllib.request.urlopen(f"{self.address}{path}", timeout=10) as answer:
             return json.load(answer)
 
+    def code(self, path: str) -> int:
+        """The status of the answer alone."""
+        try:
+            with urllib.request.urlopen(f"{self.address}{path}", timeout=10) as answer:
+                return int(answer.status)
+        except HTTPError as exc:
+            with exc:
+                return exc.code
+
+    def metrics(self) -> dict[str, float]:
+        """What Prometheus reads: each series with its value."""
+        with urllib.request.urlopen(f"{self.address}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        return {series: float(value) for series, value in pairs}
+
     def post(self, path: str, body: object, **headers: str) -> tuple[int, Any]:
         """Post JSON; the status, and the answer."""
         given = {name.replace("_", "-"): value for name, value in headers.items()}

@@ -1,5 +1,6 @@
 """Taking part, asked for from Python: the same as the command's, with the result as an object and our errors raised."""
 
+import logging
 import threading
 from collections.abc import Callable
 from contextlib import closing, nullcontext
@@ -30,11 +31,14 @@ from worker.rounds.private_parts import PrivateParts
 from worker.rounds.site_rules import Share, SiteRules
 from worker.rounds.start import EndingTrainer, LinkTo, connected
 from worker.rounds.worker_loop import WorkerLoop
+from worker.site.check import facts_of, line, lines_of
 from worker.site.global_models import GlobalModels
 from worker.site.memory import require_measurable
 from worker.site.resting import PauseSwitch, Resting, default_folder, parse_hours
 from worker.tables.table_set import TableSet
 from worker.tensorflow import trusted_by
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +110,7 @@ def run(
         once: Leave after one run.
         classes: All classes in the model's order, as "A,B,C"; these data may lack some.
         evaluate_only: Measure each model on these data, and train nothing.
-        share: What leaves besides the update: weights, metrics or counts.
+        share: What leaves besides the update: weights, metrics, counts or statistics; deploy/what-leaves.md lists it.
         least_examples: Decline a round that would train on fewer.
         least_steps: Decline a round that would take fewer steps.
         allow_tasks: Decline rounds of tasks whose name fits none of these patterns, as in "chest-*"; none: take any.
@@ -145,7 +149,10 @@ def run(
     resting = Resting(PauseSwitch(folder, check_name(name)), parse_hours(hours) if hours else None)
     audit_log = AuditLog(Path(audit) if audit else None)
     audit_log.check()
-    site = _site_of(name, data, trainer, classes, seed=seed, for_training=not evaluate_only)
+    site = site_of(name, data, trainer, classes, seed=seed, for_training=not evaluate_only)
+    for each in lines_of(facts_of(site, _called(trainer or data))):
+        logger.info("%s", each)
+    logger.info("%s", line("  leaves", f"what --share {share} says; deploy/what-leaves.md lists every field"))
     participant = Participant(
         name=check_name(name),
         data=site,
@@ -210,14 +217,25 @@ def _trainer_of(
     return TrainingPool([participant], 1, make, threads=threads, max_memory=max_memory)
 
 
-def _site_of(
+def site_of(
     name: str, data: Any, trainer: Any, classes: str | None, *, seed: int, for_training: bool
 ) -> Dataset | TableSet | OwnSite:
+    """What takes part: data, or a trainer that has them; see `run`.
+
+    Raises:
+        UsageError: Neither is given, or classes with a trainer, which reads its own.
+        DataError: They can't be used.
+    """
     if trainer is None:
         return open_any(data, classes=classes, seed=seed, for_training=for_training, worker=name)
     if classes is not None:
         raise UsageError("--classes are of data that Warren reads; with --trainer the trainer reads its own.")
     return site_with(trainer, data, name)
+
+
+def _called(given: Any) -> str:
+    """Data or a trainer in the log; values have no name."""
+    return str(given) if isinstance(given, str | Path) else type(given).__name__
 
 
 def open_any(

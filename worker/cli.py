@@ -14,7 +14,7 @@ from broker.errors import EXIT_DONE, DataError, UsageError
 from broker.link.access import Access
 from broker.logs import LogContext
 from broker.wire.names import check_name
-from worker.api import run
+from worker.api import run, site_of
 from worker.baseline import BaselineOptions, measured_by, save_alone, train_alone
 from worker.data.classes import parse_classes
 from worker.data.data_set import DEFAULT_SHAPE, Dataset, open_data
@@ -31,6 +31,8 @@ from worker.rounds.participant import KerasTrainer, Participant
 from worker.rounds.private_parts import PrivateParts
 from worker.rounds.site_rules import SHARES, SiteRules
 from worker.rounds.start import LAST_SECONDS, LinkTo, audit_file, end_process_if_left, take_part
+from worker.site.check_command import check_command
+from worker.site.data_options import classes_option, data_option, trainer_option, trust_option
 from worker.site.options import common_say_options, say_options
 from worker.site.pausing import pause_command, resume_command
 from worker.site.resting import PauseSwitch, Resting, default_folder, parse_hours
@@ -42,55 +44,6 @@ logger = logging.getLogger(__name__)
 
 _FILE = click.Path(path_type=Path)
 _LAST_SECONDS = 10.0  # what a training that is told to stop may still take
-
-_DATA_HELP = (
-    "A folder of class folders (optionally under train/ and test/), an .npz (x_train, y_train, ...; several inputs as "
-    "x_train.NAME), or MODULE:FUNCTION (arrays, dicts of them, pandas, a Dataset, the function of a generator). Images "
-    "are JPEG, PNG, GIF, BMP, WebP, TIFF or DICOM; those in one sub-folder of a class are one patient's."
-)
-
-
-def data_option(function: Any) -> Any:
-    """Add --data and what belongs to it."""
-    return click.option("--data", required=True, help=_DATA_HELP)(classes_option(function))
-
-
-def trainer_option(function: Any) -> Any:
-    """Add --trainer and --data, of which one at least must be given."""
-    trainer = click.option(
-        "--trainer",
-        metavar="MODULE:CLASS",
-        help="Take part in tasks of arrays with a trainer of your own, importable from the current folder; it is "
-        "made as CLASS(data=..., worker=...). No TensorFlow is needed.",
-    )
-    data = click.option(
-        "--data", help=f"{_DATA_HELP} With --trainer: whatever that makes of it; may be left out."
-    )
-    return trainer(data(classes_option(function)))
-
-
-def classes_option(function: Any) -> Any:
-    """Add --classes."""
-    return click.option(
-        "--classes",
-        metavar="A,B,C",
-        help="All classes in the model's order; this data may lack some. For arrays: the names of the labels "
-        "0, 1, 2 and so on, or the labels themselves; none: y is a number to be learned. [default: as found, or "
-        "as the data declares: "
-        "classes.txt in the folder, `classes` in the .npz, a third value from FUNCTION]",
-    )(function)
-
-
-def trust_option(function: Any) -> Any:
-    """Add --trust-module."""
-    return click.option(
-        "--trust-module",
-        "trusted_modules",
-        multiple=True,
-        metavar="MODULE",
-        help="A model may hold the layers, losses and metrics that this module, installed here, registers; may be "
-        "repeated.  [default: only Keras's own]",
-    )(function)
 
 
 @click.group(name="worker", cls=CommandGroup)
@@ -301,8 +254,9 @@ def participation_options(function: Any) -> Any:
     type=click.Choice(SHARES),
     default="metrics",
     show_default=True,
-    help="What leaves besides the update; counts: also how many examples of each class; statistics: also mean, "
-    "spread, range and histogram of each feature, when a coordinator asks.",
+    help="What leaves besides the update; weights: nothing that can be kept back; metrics: how good models are here; "
+    "counts: also how many examples of each class; statistics: also mean, spread, range and histogram of each feature, "
+    "when a coordinator asks.",
 )
 @click.option(
     "--least-examples",
@@ -323,9 +277,14 @@ def participation_options(function: Any) -> Any:
 def run_command(
     name: str | None, access: Access, trainer: str | None, data: str | None, log: LogContext, **options: Any
 ) -> None:
-    """Take part in federated training. The data stays here; what travels is weights, and what --share says.
+    """Take part in federated training. The data stays here.
 
-    An update of few examples tells much about them: --least-examples is your say. SECURITY.md tells who sees what.
+    What leaves: what the training changed in the weights, on how many examples, class names, shape and range of the
+    inputs, progress; by default also loss, metrics and how the test examples were answered class by class: --share
+    weights keeps these back. The coordinator reads each update by itself, and one of few examples tells much about
+    them: --least-examples is your say. deploy/what-leaves.md lists every field and who reads it; the log says each
+    round what was sent.
+
     A round outside your rules is declined with its reason, before its weights are taken; the worker stays joined.
     `worker pause` has it take none for now.
 
@@ -522,5 +481,7 @@ def train_alone_command(
         save_alone(loaded, out)
     click.echo(json.dumps(result.to_dict()) if as_json else _formatted(result, dataset.classes))
 
+
+main.add_command(check_command(site_of))
 
 read_environment(main)  # at the end: it goes through the commands above

@@ -33,6 +33,9 @@ _CONNECTIONS = 10
 _SWARM_CONNECTIONS = 60  # it may be spread over some processes, each with its part of the workers
 _CHANNELS_PER_CONNECTION = 5
 
+# It may set policies where it has all rights already, and see what it may use: so it sizes the room for each model.
+_COORDINATORS_TAG = "policymaker"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Login:
@@ -57,7 +60,7 @@ def invite(
     *,
     swarm: int | None = None,
     parts: int = 1,
-    upload_bytes: int = policies.UPLOAD_BYTES,
+    upload_bytes: int | None = None,
     again: bool = False,
 ) -> Login:
     """Create the account of a worker, or of the coordinator, with its queues and its limits.
@@ -68,7 +71,7 @@ def invite(
         name: The worker's, or `coordinator`.
         swarm: It may act for NAME.1 to NAME.SWARM, instead of for NAME.
         parts: Over how many processes these may be spread, each of which has queues of its own.
-        upload_bytes: How much may wait in each of its queues.
+        upload_bytes: How much may wait in each of its queues, whatever a run's model is; None has each run size it.
         again: It is there: its rights, limits and queues are set as they should be, its password stays.
 
     Raises:
@@ -87,7 +90,9 @@ def invite(
     # The account comes last: whoever can log in finds all of it, and no moment without limits.
     password = None if again else secrets.token_urlsafe(_PASSWORD_BYTES)
     if password is not None:
-        management.put_user(user, password)
+        management.put_user(user, password, tags=_tags_of(user))
+    else:
+        management.set_tags(user, _tags_of(user))
     if not is_coordinator:
         _limit(management, user, is_swarm=swarm is not None)
         _restrict(management, vhost, user)
@@ -169,6 +174,10 @@ def _user(name: str, swarm: int | None) -> str:
     return name if swarm is None else names.swarm_account(name, swarm)
 
 
+def _tags_of(user: str) -> str:
+    return _COORDINATORS_TAG if user == names.COORDINATOR else ""
+
+
 def _users_of(management: Management, name: str) -> list[str]:
     """The accounts that a name was invited with: alone, or as a swarm."""
     return [user for user in management.users() if names.invited_name(user) == name]
@@ -185,7 +194,7 @@ def _check_free(management: Management, name: str, user: str, *, again: bool) ->
     if again and user not in known:
         others = f" (there is {', '.join(known)})" if known else ""
         raise UsageError(f"There is no account {user!r} to set again{others}. Try it without --again.")
-    if again and management.api.get("users", user)["tags"]:
+    if again and management.tags(user) not in ((), (_tags_of(user),)):
         raise UsageError(f"The account {user!r} was not made by `broker invite`: it is left as it is.")
 
 

@@ -107,6 +107,17 @@ class Management:
         """Create an account, or give it this password."""
         self.api.put("users", user, body={"password": password, "tags": tags})
 
+    def tags(self, user: str) -> tuple[str, ...]:
+        """What an account may do at the management API, e.g. ("administrator",)."""
+        found = self.api.get("users", user)["tags"]  # before 3.9 they are one text, with commas
+        return tuple(found.split(",")) if isinstance(found, str) and found else tuple(found)
+
+    def set_tags(self, user: str, tags: str) -> None:
+        """Set what an account may do at the management API; its password stays."""
+        found = self.api.get("users", user)
+        kept = {key: found[key] for key in ("password_hash", "hashing_algorithm")}
+        self.api.put("users", user, body={**kept, "tags": tags})
+
     def delete_user(self, user: str) -> None:
         """Delete an account with its rights and limits; one that is missing is no error."""
         self.api.delete("users", user)

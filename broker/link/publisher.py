@@ -19,11 +19,15 @@ class Publisher:
     Args:
         link: The role's connection.
         stop: The wish to end: what can't be published at once is then left.
+
+    Attributes:
+        is_refused: Whether a queue, being full, did not take the last that was sent.
     """
 
     def __init__(self, link: Link, stop: threading.Event) -> None:
         self._link = link
         self._stop = stop
+        self.is_refused = False
 
     def send(self, batch: Sequence[Outgoing]) -> bool:
         """Publish; whether every mandatory message reached a queue, and none was refused.
@@ -32,6 +36,7 @@ class Publisher:
             LinkLost: Told to stop while there was no connection.
         """
         delay = _FIRST_DELAY_SECONDS
+        self.is_refused = False
         while True:
             try:
                 self._link.publish(batch)
@@ -39,6 +44,7 @@ class Publisher:
                 return False
             except PublishRefused as exc:
                 logger.warning("%s", exc)
+                self.is_refused = True
                 return False
             except LinkLost as exc:
                 logger.debug("Publishing again in %.1f s: %s", delay, exc)

@@ -25,6 +25,7 @@ _CLOSED_AT = "closed_at"
 _WORKER = ("round", "worker", "num_examples", "num_test_examples", "seconds")
 _FIXED = frozenset((*_COST, *_PEOPLE, _STOPPED, _CLOSED_AT, *_WORKER))  # columns that are no measure
 _MOST_WORKER_ROWS = 250  #: a row for each worker is kept in the checkpoint, too
+_MOST_BYTES = 192 * 2**20  #: of all rows in a checkpoint, which can be read again up to 256 MiB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +151,19 @@ def with_measures(rows: list[Row], closed: Round, work_out: WorkOut) -> list[Row
         workers=_with_tests(last.workers, told) if len(told) <= _MOST_WORKER_ROWS else last.workers,
     )
     return [*rows[:-1], measured]
+
+
+def within_bounds(rows: list[Row]) -> list[Row]:
+    """The rows as a checkpoint can hold them: of the oldest rounds goes who took part, and how each worker did."""
+    over = sum(len(row.packed) for row in rows) - _MOST_BYTES
+    if over <= 0:
+        return rows
+    kept: list[Row] = []
+    for row in rows[:-1]:
+        slim = replace(row, workers={}, accepted=(), late=(), rejected={}) if over > 0 else row
+        over -= len(row.packed) - len(slim.packed)
+        kept.append(slim)
+    return [*kept, rows[-1]]
 
 
 def _total(answers: Mapping[str, Answer]) -> int:

@@ -9,6 +9,7 @@ from flask import url_for as address_of
 from werkzeug.wrappers import Response as AnyResponse
 
 from broker.allowance import Allowance
+from broker.audit import AuditLog
 from broker.web import pages
 from coordinator.page.access import TOKEN_HEADER, Access, Right
 
@@ -81,6 +82,8 @@ def _judged(access: Access, token: str) -> Right:
     notes: Allowance = current_app.config["NOTES"]
     if right is Right.NOTHING and notes.take("a guess"):
         logger.warning("A wrong token came from %s.", request.remote_addr)
+        audit_log: AuditLog = current_app.config["AUDIT"]
+        audit_log.note("token-refused", address=request.remote_addr)
     return right
 
 
@@ -124,7 +127,7 @@ def show_form() -> str | AnyResponse:
 
 
 def _form(error: str) -> str:
-    return render_template("login.html", error=error, has_read_token=_access().read_token is not None)
+    return render_template("login.html", error=error, access=_access())
 
 
 @LOGIN.post("/login")

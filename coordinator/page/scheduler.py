@@ -27,6 +27,7 @@ from coordinator.page.snapshot import LatestSnapshot
 from coordinator.page.tally import Tally
 from coordinator.play.run import Run
 from coordinator.play.run_view import RunView, describe
+from coordinator.presence.broker_room import BrokerRoom
 from coordinator.presence.session import Session
 from coordinator.starting.launching import as_texts, make_options, read_options
 from coordinator.status import BrokerStatus, EndedRun, ServingStatus, TaskStatus, status_json
@@ -62,6 +63,7 @@ class Scheduler:
 
     Args:
         at: The broker, as the page shows it.
+        room: What it has room for, where workers were invited.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Scheduler:
         *,
         stop: threading.Event,
         log: LogContext,
+        room: BrokerRoom | None = None,
     ) -> None:
         self.run_index = run_index
         self.latest = LatestSnapshot()
@@ -80,6 +83,7 @@ class Scheduler:
         self._at = at
         self._stop = stop
         self._log = log
+        self._room = room
         self.audit = AuditLog(run_index.folder / AUDIT_FILE)
         self._session = Session(link, stop=stop, is_lasting=True, audit_log=self.audit)
         self._session.errand = self._between
@@ -190,6 +194,7 @@ class Scheduler:
                     stop=self._stop,
                     log=self._log,
                     session=self._session,
+                    room=self._room,
                 )
                 try:
                     summary = self._run.play()

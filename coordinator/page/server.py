@@ -18,6 +18,7 @@ from coordinator.page.access import Access
 from coordinator.page.app import CAPS, create_app
 from coordinator.page.scheduler import Scheduler
 from coordinator.page.serve_options import ServeOptions
+from coordinator.presence.broker_room import BrokerRoom
 from coordinator.status import BrokerStatus
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ def serve_page(
     stop: threading.Event,
     log: LogContext,
     announce: Callable[[str], None],
+    room: BrokerRoom | None = None,
 ) -> None:
     """Serve until told to stop; everything is let go of in the reverse order.
 
@@ -40,6 +42,7 @@ def serve_page(
         stop: The wish to end.
         log: What this process is busy with.
         announce: Told the address once the page is there.
+        room: What the broker has room for, where workers were invited.
 
     Raises:
         UsageError: The address can't be used, or another coordinator has this folder or virtual host.
@@ -51,7 +54,7 @@ def serve_page(
     with listen(asked.host, asked.port) as listener, _locked(asked.runs, stop):
         link.open()
         try:
-            scheduler = Scheduler(link, run_index, at, stop=stop, log=log)
+            scheduler = Scheduler(link, run_index, at, stop=stop, log=log, room=room)
             app = create_app(scheduler, access=access, stop=stop, audit_log=scheduler.audit)
             with PageServer(app, listener, CAPS):
                 _announce(announce, address_of(listener, asked.host), asked, access)
@@ -77,7 +80,7 @@ def _locked(runs: Path, stop: threading.Event) -> Iterator[None]:
 def _announce(announce: Callable[[str], None], address: str, asked: ServeOptions, access: Access) -> None:
     """Say where the page is, and how it is opened; a token that somebody chose is not printed."""
     announce(f"The network's page is open at {_public_address(address, access)}")
-    if access.trusts_loopback and asked.is_local:
+    if access.trusts_loopback and asked.is_local and not access.is_behind_proxy:
         return
     if access.trusts_loopback:
         logger.warning("From this machine no token is needed, nor through a proxy on it that adds no header.")

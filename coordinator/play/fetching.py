@@ -19,6 +19,7 @@ _PATIENCE_SECONDS = 1.0  #: without any part: the rest is not there
 _EMPTY_SECONDS = 0.25  #: after a reconnect the broker needs a moment to put held parts back
 _MOST_FOREIGN = 64  #: messages that are no part of this upload, besides a few whole uploads of before
 _MOST_OLDER = 4
+_MOST_LOOKED_AT = 32  #: more than make a flood
 _MOST_OTHER_BYTES = 32 * 1024 * 1024
 _MOST_BROKEN = (
     10  #: connections lost while one worker's queue was read: a queue of some kinds ends the connection
@@ -228,6 +229,19 @@ class Fetcher:
         except ProtocolError as exc:
             flaw = str(exc)
         return self._fetched(flaw=flaw, digest=digest)
+
+
+def empty_upload_queue(link: Link, validator: Validator, worker: str) -> None:
+    """Take out what a worker could not announce; whoever else fills its queue, as RabbitMQ 3 lets it, is named.
+
+    Raises:
+        BrokerError: It can't be read.
+    """
+    queue = names.upload_queue(worker)
+    for delivery in link.fetch(queue, most=_MOST_LOOKED_AT):
+        if validator.open(delivery, uploader=worker) is not None:
+            link.ack([delivery])
+    link.purge(queue)
 
 
 def _place(part: Part, assembly: Assembly) -> str | None:

@@ -15,7 +15,7 @@ from broker.wire.settings import Precision, TrainingSettings
 from broker.wire.tensors import FLOAT32, Layout, sections_of
 from broker.wire.transfer import Digest
 from coordinator.folder.checkpoint import Checkpoint
-from coordinator.folder.history import row_of, with_measures
+from coordinator.folder.history import row_of, with_measures, within_bounds
 from coordinator.folder.run_folder import RunFolder
 from coordinator.learning.aggregation import capacity, examine
 from coordinator.learning.measures import WorkOut
@@ -27,12 +27,17 @@ from coordinator.play.fetching import Fetcher
 from coordinator.play.log_text import listed
 from coordinator.play.round_start import Invitation, each_addressed
 from coordinator.play.unacknowledged import Unacknowledged
+from coordinator.presence.broker_room import BrokerRoom
 from coordinator.presence.session import Session
 
 logger = logging.getLogger(__name__)
 
 _PRESENCE_SECONDS = 5.0
 _REASON_LENGTH = 2000
+_REASONS_LENGTH = (
+    4 * 2**20
+)  #: of all in a round: a swarm that declines with long ones must not fill the checkpoint
+_LEAST_REASON = 100
 _MOST_SENT = 5  #: round starts to one worker that says it has none, at once
 _SENT_AGAIN_SECONDS = 30.0
 _MOST_TORN = 4  #: uploads of one worker in an attempt that were announced and not all there
@@ -41,13 +46,14 @@ _ITEM_BYTES: dict[Precision, int] = {"float32": 4, "float16": 2, "int8": 1}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tools:
-    """What every round of a run is played with."""
+    """What every round of a run is played with; the room is None where nobody was invited."""
 
     session: Session
     folder: RunFolder
     unacknowledged: Unacknowledged
     strategy: Strategy
     spares: Spares
+    room: BrokerRoom | None = None
 
 
 class LiveRound:
@@ -208,7 +214,7 @@ class LiveRound:
         if declined.attempt < self.record.attempt or not self.round.waits_for(declined.worker):
             self._put_away(delivery, declined.worker)
             return
-        reason = declined.reason[:_REASON_LENGTH]
+        reason = shortened(declined.reason, len(self.record.invited))
         logger.warning("%s can't answer: %s", declined.worker, reason)
         sender = {"worker": declined.worker, "account": delivery.user_id}
         self._tools.folder.audit.hold("declined", **self._told, **sender, reason=reason)
@@ -305,10 +311,14 @@ class LiveRound:
         logger.info("Round %d is sent to %s.", self.record.round_number, listed(workers))
         self._invite(workers)
 
-    def _invite(self, workers: Sequence[str]) -> None:
-        session = self._tools.session
+    def _invite(self, workers: Iterable[str]) -> None:
+        """Let the round start go out, once the broker has room for it and for what comes back."""
+        session, room, record = self._tools.session, self._tools.room, self.record
         readers = session.roster.by_reader(workers)
-        self._invitation.send(session.publisher, readers, session.number, len(self.record.selected))
+        if room is not None:
+            processes = {reader: session.roster.num_of_reader(them[0]) for reader, them in readers.items()}
+            room.make(self._base.layout, record.part_bytes, processes)
+        self._invitation.send(session.publisher, readers, session.number, len(record.selected))
 
     # --- looking after it ----------------------------------------------------------------------------------
 
@@ -369,7 +379,7 @@ class LiveRound:
             next_attempt=1,
             vector=self.aggregate.next_weights(base.vector, state, self._staging),
             strategy_state=state,
-            history=[*history, row],
+            history=within_bounds([*history, row]),
         )
 
     def end(self) -> None:
@@ -394,6 +404,12 @@ class LiveRound:
         for reader in readers:
             with self._tools.session.until_link_is_back():
                 self._tools.session.link.purge(names.worker_queue(reader))
+
+
+def shortened(reason: str, num_invited: int) -> str:
+    """Why one of so many can't answer, as it is kept and told."""
+    share = max(_LEAST_REASON, _REASONS_LENGTH // num_invited)
+    return reason[: min(_REASON_LENGTH, share)]
 
 
 def _travelled(precision: Precision, layout: Layout) -> int:

@@ -25,6 +25,7 @@ from coordinator.options import RunOptions
 from coordinator.play.admission import Admission
 from coordinator.play.attempts import Attempts
 from coordinator.play.committed import Committed
+from coordinator.play.fetching import empty_upload_queue
 from coordinator.play.gathering import Gathering
 from coordinator.play.inviting import fewest_present
 from coordinator.play.live_round import LiveRound, Tools
@@ -33,6 +34,7 @@ from coordinator.play.round_start import addressed, groups_of
 from coordinator.play.run_view import Phase, RunView, describe
 from coordinator.play.story import tell_closed, tell_enough
 from coordinator.play.unacknowledged import Unacknowledged
+from coordinator.presence.broker_room import BrokerRoom
 from coordinator.presence.session import DeclineCame, Event, Session, UpdateCame
 from coordinator.status import status_json
 
@@ -70,6 +72,7 @@ class Run:
     Args:
         session: The place at the broker where to play, if it lasts longer than this run.
         folder: Where what is committed is kept; the folder of the options, unless another is given.
+        room: What the broker has room for, where workers were invited.
         audit_log: Told what happens, unless the session has one.
     """
 
@@ -83,6 +86,7 @@ class Run:
         log: LogContext,
         session: Session | None = None,
         folder: RunFolder | None = None,
+        room: BrokerRoom | None = None,
         audit_log: audit.AuditLog = audit.OFF,
     ) -> None:
         self._session = session or Session(link, stop=stop, standby=options.standby, audit_log=audit_log)
@@ -98,6 +102,7 @@ class Run:
             unacknowledged=Unacknowledged(link),
             strategy=options.make_strategy(),
             spares=Spares(),
+            room=room,
         )
         self._admission = Admission(self._session.roster, options.task.name)
         self._committed = Committed(options, folder, models, log)
@@ -329,9 +334,12 @@ class Run:
                 return
             logger.debug("Discarded an update of %s for round %d.", update.worker, update.round_number)
             self._session.link.ack([event.delivery])
-            if update.parts and self._is_alone(update.worker) and self._purges.take(update.worker):
+            if update.parts and self._may_empty(update.worker):
                 # Left there, the parts of late updates would fill its queue up to its limit.
                 self._session.link.purge(names.upload_queue(update.worker))
+
+    def _may_empty(self, worker: str) -> bool:
+        return self._is_alone(worker) and self._purges.take(worker)
 
     def _is_alone(self, worker: str) -> bool:
         """Whether nothing but its own updates is in its upload queue; what a swarm's holds is read past instead."""
@@ -342,6 +350,9 @@ class Run:
         key = (declined.run_id, declined.round_number)
         if live is not None and key == (live.record.run_id, live.record.round_number):
             live.decline(event.delivery, declined)
+            with self._session.until_link_is_back():
+                if self._may_empty(declined.worker):
+                    empty_upload_queue(self._session.link, self._session.validator, declined.worker)
         else:
             self._session.link.ack([event.delivery])
 

@@ -28,6 +28,7 @@ from coordinator.keras.process import ModelProcess
 from coordinator.learning.strategies import STRATEGIES, Strategy
 from coordinator.options import RunOptions
 from coordinator.play.run import Run, Summary
+from coordinator.presence.broker_room import room_at
 from coordinator.starting.launching import make_options, read_values
 from coordinator.terminal.console import Console
 
@@ -152,6 +153,7 @@ def play(
     log: LogContext,
     link: Link | None = None,
     trusted_modules: Sequence[str] = (),
+    management_url: str | None = None,
 ) -> RunResult:
     """Play one run, for a command or a caller: hold the folder, connect, play; all is let go of in the reverse order.
 
@@ -169,7 +171,8 @@ def play(
         audit_log.note(
             "launched", task=asked.task.name, folder=asked.out.name, user=user(), version=release()
         )
-        playing = Run(at, asked, models, stop=stop, log=log, audit_log=audit_log)
+        room = None if link else room_at(access, management_url)
+        playing = Run(at, asked, models, stop=stop, log=log, audit_log=audit_log, room=room)
         console = Console(playing.view)
         playing.each_turn(console.draw)
         try:

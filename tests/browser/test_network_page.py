@@ -179,6 +179,7 @@ def test_a_broker_that_goes_away_is_a_state_of_the_page(page: Page, tmp_path: Pa
         page.until(lambda: "away" in page.text("broker-state"), 30, "word of the loss")
         assert page.browser.find_element(By.ID, "broker-away").is_displayed()
         assert not page.can_launch()
+        assert [lab.code(path) for path in ("/livez", "/readyz", "/healthz")] == [200, 503, 503]
         page.browser.refresh()
         page.until(lambda: "away" in page.text("broker-state"), 10, "the same after a reload")
         assert lab.post("/api/launch", {"task": TASK, "options": {"workers": "1"}})[0] in (400, 503)
@@ -186,6 +187,7 @@ def test_a_broker_that_goes_away_is_a_state_of_the_page(page: Page, tmp_path: Pa
         broker.start()
         page.until(lambda: "connected" in page.text("broker-state"), 60, "the connection again")
         assert console_errors(page.browser) == []
+        wait_until(lambda: lab.code("/healthz") == 200, 30, what="a healthy coordinator")
 
 
 def test_a_broker_that_dies_in_mid_run_holds_it_up_and_no_more(page: Page, tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ from coordinator.learning.aggregation import UpdateSum, scale_exponent
 from coordinator.learning.strategies.averages import FedAvg
 from coordinator.options import RunOptions
 from coordinator.play.run import Run
+from coordinator.presence.broker_room import room_at
 from coordinator.tasks import Task, TaskDefaults, resolve
 from tests.steps import next_weights
 from worker.data.data_set import open_data
@@ -119,6 +120,7 @@ class Options:
         crashes: So many trainings raise what nobody expects.
         classes: Of its data.
         data: What a worker trains on with Keras; for a coordinator: its model is Keras's, a small one.
+        management_url: Where a coordinator asks for room at the broker; by default it doesn't.
         example: In place of the stand-ins a task of arrays, and the trainer of one's own in the same module.
     """
 
@@ -143,6 +145,7 @@ class Options:
     data: str = ""
     state: str = ""
     example: str = ""
+    management_url: str = ""
     trainings: str = ""
     audit: str = ""
     claim_seconds: float = 20.0
@@ -417,6 +420,8 @@ def play_coordinator(options: Options, link: RabbitLink, stop: Stop, log: logs.L
     make_models: Any = lambda: nullcontext(StandInModels(options.size))  # noqa: E731
     if options.data or options.example:
         make_models = lambda: ModelProcess(is_warm=asked.task.is_surely_keras)  # noqa: E731
+    access = Access(amqp_url=options.amqp_url, management_url=options.management_url or None)
+    room = room_at(access) if options.management_url else None
     try:
         make_folder(asked.out)
         with lock_folder(asked.out, wait=asked.standby, stop=stop.event):
@@ -424,7 +429,10 @@ def play_coordinator(options: Options, link: RabbitLink, stop: Stop, log: logs.L
             try:
                 with make_models() as models:
                     audit_log = AuditLog(asked.out / AUDIT_FILE)
-                    summary = Run(link, asked, models, stop=stop.event, log=log, audit_log=audit_log).play()
+                    playing = Run(
+                        link, asked, models, stop=stop.event, log=log, audit_log=audit_log, room=room
+                    )
+                    summary = playing.play()
             finally:
                 link.close()
     except Interrupted as exc:

@@ -16,11 +16,11 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel as Channel
 
 from broker.audit import AUDIT_FILE, user
-from broker.errors import UsageError
+from broker.errors import LoginRefused, UsageError
 from broker.hosting import accounts
 from broker.hosting.management import Management, Rights
 from broker.hosting.private import PrivateBroker
-from broker.hosting.probe import vhost_of
+from broker.hosting.probe import login_of, vhost_of
 from broker.link.validator import may_send_to_coordinator
 from broker.wire.messages import Left, Message, SwarmLeft, decode
 from broker.wire.names import COORDINATOR, EXCHANGE
@@ -253,6 +253,31 @@ def test_again_keeps_the_password_and_mends_the_rest(
         "x-queue-type": found["type"],
     }
     assert limits_on(management, virtual, f"worker.{name}")["max-length-bytes"] == 5 * 2**20
+
+
+def test_the_coordinator_may_set_policies_and_administer_nothing(
+    vhost: str, broker: PrivateBroker, invited: Invite, management: Management
+) -> None:
+    """It sizes by the model what may wait of each worker. An account of an older Warren has no say there, and gets it
+    again with the same password; no other account has it."""
+    url = invited(COORDINATOR)
+    virtual, (user, password) = vhost_of(vhost), login_of(url)
+    management.put_user(user, password)  # as it was made before
+    page = Management(f"http://{user}:{password}@localhost:{broker.management_port}")
+    with pytest.raises(LoginRefused):
+        page.api.get("policies", virtual)
+    again = run("invite", COORDINATOR, "--again", amqp_url=vhost, broker=broker)
+    assert again.returncode == 0, again.stderr
+    page.put_policy(virtual, "x", pattern="^upload", definition={"max-length": 5})
+    assert "x" in [policy["name"] for policy in page.api.get("policies", virtual)]
+    for forbidden in (page.users, lambda: page.put_user("evil", "x", tags="administrator")):
+        with pytest.raises(LoginRefused):
+            forbidden()
+    with channel_to(url) as coordinator:
+        coordinator.queue_declare(COORDINATOR, durable=True)
+    worker_user, worker_password = login_of(invited("site-1"))
+    with pytest.raises(LoginRefused):
+        Management(f"http://{worker_user}:{worker_password}@localhost:{broker.management_port}").overview()
 
 
 def test_again_is_for_accounts_that_invite_made(vhost: str, broker: PrivateBroker, name: str) -> None:

@@ -85,6 +85,14 @@ def test_one_coordinator_plays_many_runs_however_they_are_launched(
         lambda: any("no-such-task" in each for each in dead_reasons(broker, vhost)), 10, what="the reason"
     )
     assert [run["task"] for run in lab.get("/api/runs")["runs"]] == [TASK, TASK, TASK, "mnist"]
+    metrics = lab.metrics()
+    assert metrics["warren_closed_rounds_total"] == 4
+    assert [metrics[f'warren_runs_total{{outcome="{name}"}}'] for name in ("done", "failed")] == [3, 1]
+    for number in range(2):
+        worker = f'{{worker="site-{number}"}}'
+        assert metrics[f"warren_worker_present{worker}"] == 1
+        assert metrics[f"warren_worker_training_seconds{worker}"] > 0
+        assert metrics[f"warren_worker_update_bytes_total{worker}"] > 0
     assert serving.terminate() == 0
 
 
@@ -100,6 +108,9 @@ def test_a_killed_coordinator_goes_on_with_its_run_and_a_run_can_be_stopped(lab:
     again = lab.serve()
     again.says("is unfinished: it goes on")
     lab.wait_for(lambda state: state["run"] and state["run"]["closed_rounds"] >= 3, 60, "another round")
+    wait_until(
+        lambda: lab.metrics()["warren_closed_rounds_total"] >= 1, 10, what="a round that this process closed"
+    )
     code, said = lab.run("status")
     assert code == 0
     assert answer["run"] in said
@@ -108,6 +119,7 @@ def test_a_killed_coordinator_goes_on_with_its_run_and_a_run_can_be_stopped(lab:
     assert state["last_run"]["outcome"] == "stopped"
     run = lab.get(f"/api/runs/{answer['run']}")
     assert [row["round"] for row in run["history"]] == list(range(run["closed_rounds"] + 1))
+    assert 1 <= lab.metrics()["warren_closed_rounds_total"] <= run["closed_rounds"] - 2
     assert again.terminate() == 0
 
 

@@ -42,6 +42,7 @@ COMMANDS: list[tuple[click.Group, list[str]]] = [
     (coordinator_cli.main, ["status"]),
     (coordinator_cli.main, ["statistics"]),
     (worker_cli.main, ["run", "--name", "a", "--data", "data"]),
+    (worker_cli.main, ["check", "--name", "a", "--data", "data"]),
     (worker_cli.main, ["swarm", "--count", "2", "--data", "data"]),
 ]
 each_command = pytest.mark.parametrize(("group", "words"), COMMANDS, ids=lambda value: str(value)[:40])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import xxhash
 
+from broker.audit import AuditLog
 from broker.errors import CheckpointError, ModelError
 from broker.wire import codec
 from broker.wire.tensors import InputFacts, Layout, TensorSpec
@@ -21,6 +22,7 @@ from coordinator.folder.checkpoint import (
     write_open_round,
 )
 from coordinator.folder.history import Row
+from coordinator.folder.run_folder import RunFolder
 from coordinator.learning.rounds import Answer, Round, Verdict
 from coordinator.learning.spares import Spares
 from coordinator.learning.strategies import Aggregate, make_strategy
@@ -163,6 +165,22 @@ def test_a_model_that_is_found_wanting_leaves_the_former_one(tmp_path: Path) -> 
         write_checkpoint(tmp_path, replace(STATE, round_number=3), refuse)
     assert read_checkpoint(tmp_path).round_number == 2
     assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT_FILE]
+
+
+def test_what_a_round_rests_on_stands_in_the_audit_log_before_it_is_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And on the disk: after a power cut there is no model of which nobody knows whose updates it is made of."""
+    log, synced = tmp_path / "audit.jsonl", list[str]()
+    folder = RunFolder(tmp_path, AuditLog(log))
+    monkeypatch.setattr("broker.audit.os.fsync", lambda _descriptor: synced.append(log.read_text()))
+    folder.audit.hold("update-accepted")
+    folder.commit(STATE, lambda _aside: synced.append("about to be committed"))
+    assert "update-accepted" in synced[0]
+    assert "about to be committed" in synced[1:]
+    folder.audit.hold("round-opened")
+    folder.keep_open(RECORD, {}, [])
+    assert "round-opened" in log.read_text()
 
 
 def test_a_file_of_another_version_is_refused_with_its_version(tmp_path: Path) -> None:

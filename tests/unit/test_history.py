@@ -5,20 +5,26 @@ import io
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from broker.wire.fields import from_plain
 from broker.wire.plain_json import json_text, read_json
+from coordinator.folder import history
 from coordinator.folder.history import (
     Row,
+    WorkerRow,
     columns_of_measures,
     history_text,
     names_of_measures,
     row_in,
     row_of,
     with_measures,
+    within_bounds,
     workers_text,
 )
 from coordinator.folder.run_index import read_rows
 from coordinator.learning.rounds import Answer, Round, Verdict
+from coordinator.play.live_round import shortened
 from tests.unit.test_rounds import RECORD
 
 
@@ -112,3 +118,30 @@ def test_when_each_round_was_closed_is_the_last_column(tmp_path: Path) -> None:
     older = {name: value for name, value in rows[1].plain.items() if name != "closed_at"}
     assert from_plain(Row, older, "row") == Row(round=1), "of a checkpoint without it"
     assert "closed_at" not in columns_of_measures([rows[1].flat])
+
+
+def test_of_the_oldest_rounds_the_workers_go_before_a_checkpoint_is_too_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """250 workers would fill it in 2,700 rounds, and the run could never go on. How good each model was stays."""
+    workers = {f"site-{number}": WorkerRow(metrics={"loss": 0.5}) for number in range(10)}
+    rows = [
+        Row(round=number, test={"loss": 0.25}, workers=workers, accepted=tuple(workers))
+        for number in range(5)
+    ]
+    size = sum(len(row.packed) for row in rows)
+    assert within_bounds(rows) is rows
+    monkeypatch.setattr(history, "_MOST_BYTES", size - 1)
+    kept = within_bounds(rows)
+    assert [len(row.workers) for row in kept] == [0, 10, 10, 10, 10]
+    assert [row.test for row in kept] == [{"loss": 0.25}] * 5
+    monkeypatch.setattr(history, "_MOST_BYTES", 1)
+    assert [len(row.accepted) for row in within_bounds(rows)] == [0, 0, 0, 0, 10]
+
+
+def test_the_reasons_of_a_whole_swarm_fit_a_checkpoint() -> None:
+    """Of a hundred thousand that decline with 2,000 letters each a round would be 200 MB. Of few each is kept whole."""
+    reason = "x" * 2500
+    assert len(shortened(reason, 3)) == len(shortened(reason, 2000)) == 2000
+    assert len(shortened(reason, 10_000)) == 419
+    assert len(shortened(reason, 100_000)) == 100

@@ -283,8 +283,9 @@ def test_who_takes_a_model_or_launches_stands_in_the_audit_log(
     assert client.get("/runs/a/model.keras", environ_base=ELSEWHERE).status_code != 200
     assert launch(client, LOCAL) == 202
     assert launch(client, ELSEWHERE) == 403
+    assert launch(client, ELSEWHERE, X_Warren_Token="wrong") == 403
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [line["event"] for line in lines] == ["downloaded", "launched"]
+    assert [line["event"] for line in lines] == ["downloaded", "launched", "token-refused"]
     assert lines[0]["sha256"] == hashlib.sha256(b"a model").hexdigest()
     assert (lines[0]["address"], lines[0]["bytes"], lines[0]["folder"]) == ("192.0.2.7", 7, "a")
     assert lines[1]["address"] == "127.0.0.1"

@@ -1,5 +1,6 @@
 """Who may look and who may change something at the network's page, and how a browser shows a token."""
 
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from broker.errors import UsageError
+from coordinator.page import server
 from coordinator.page.access import TOKEN_HEADER, Access
 from coordinator.page.app import create_app
 from coordinator.page.serve_options import ServeOptions
@@ -168,6 +170,21 @@ def test_only_the_login_page_may_send_a_form(client: FlaskClient) -> None:
     assert "form-action 'none'" in signed.headers["Content-Security-Policy"]
 
 
+@pytest.mark.parametrize(
+    ("access", "says"),
+    [
+        (BEYOND, "The one to look"),
+        (Access(host="0.0.0.0", token=TOKEN, trusts_loopback=False), "was given, or printed"),
+        (Access(host="127.0.0.1", token=TOKEN), "serve --token"),  # its own token is printed nowhere
+    ],
+)
+def test_the_form_says_which_token_it_means(scheduler: FakeScheduler, access: Access, says: str) -> None:
+    """And tells none."""
+    text = app_of(scheduler, access).test_client().get("/login", environ_base=ELSEWHERE).text
+    assert says in text.replace("<code>", "").replace("</code>", "")
+    assert not {TOKEN, READ_TOKEN} & set(re.findall(r"[\w-]+", text))
+
+
 def test_whoever_needs_no_token_is_led_to_the_page(scheduler: FakeScheduler) -> None:
     """A person on this machine never meets the form."""
     client = app_of(scheduler, Access(host="127.0.0.1", token=TOKEN)).test_client()
@@ -265,3 +282,29 @@ def test_a_coordinator_that_waits_behind_another_is_not_ready(scheduler: FakeSch
     scheduler.latest.show(serving([], {}, None, is_ready=False), None, [])
     assert status(client, "/readyz") == 503
     assert status(app_of(FakeScheduler(scheduler.run_index.folder)).test_client(), "/readyz") == 503
+
+
+@pytest.mark.parametrize(
+    ("asked", "address", "says"),
+    [
+        ({}, "http://127.0.0.1:5000", None),
+        ({"public_name": "fl.example.org"}, "https://fl.example.org", "looking, launching and stopping need"),
+        ({"public_name": "fl.example.org", "read_token": READ_TOKEN}, "https://fl.example.org",
+         "machines, launching and stopping need"),
+        ({"public_name": "fl.example.org:8443", "token": TOKEN}, "https://fl.example.org:8443", None),
+        ({"host": "0.0.0.0", "public_name": "lab"}, "http://lab:5000", "need the token"),
+        ({"host": "0.0.0.0"}, "http://127.0.0.1:5000", "need the token"),
+        ({"behind_proxy": True, "trust_loopback": True}, "http://127.0.0.1:5000", "need the token"),
+    ],
+)  # fmt: skip
+def test_what_is_printed_opens_the_page_and_tells_no_token_that_was_given(
+    asked: dict[str, Any], address: str, says: str | None
+) -> None:
+    """The address that others type, and the token if nobody chose one; on a laptop the address alone."""
+    options = ServeOptions(**{"host": "127.0.0.1", "port": 0, "runs": Path(), "token": None, **asked})
+    said: list[str] = []
+    server._announce(said.append, "http://127.0.0.1:5000", options, options.access)
+    assert said[0] == f"The network's page is open at {address}"
+    assert not {TOKEN, READ_TOKEN} & set(" ".join(said).split())
+    assert len(said) == (1 if says is None else 2)
+    assert says is None or says in said[1]

@@ -59,8 +59,9 @@ def test_a_time_is_within_hours_or_not(
 def test_who_comes_outside_is_told_when_it_would_be_taken() -> None:
     """A coordinator elsewhere can make something of it: the zone stands there, too."""
     reason = Resting(hours=parse_hours("20-6"), clock=lambda: at(12)).reason
-    assert "from 20:00 to 06:00 (UTC" in reason
-    assert reason.endswith("the next at 20:00")
+    assert reason.startswith("outside its hours, 20:00 to 06:00 (UTC")
+    assert reason.endswith("it takes rounds again at 20:00")
+    assert len(reason) <= 80  # or `coordinator status` cuts it off
 
 
 def test_a_pause_survives_whoever_set_it_and_is_another_workers_no_more_than_its_name(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from worker.learning.results import Report, TrainingProgress
 from worker.rounds.failures import told
 from worker.rounds.hand_over import RoundJob
 from worker.rounds.participant import Participant, Trained
+from worker.rounds.site_rules import SiteRules
 from worker.rounds.uploading import KeptUpdate, Measured
 from worker.rounds.worker_loop import WorkerLoop
 
@@ -72,7 +73,9 @@ class Working:
         )
 
     def answer(self, start: RoundStart = START, worker: str = "w") -> None:
-        job = RoundJob(worker=worker, start=start, weights=np.zeros(2, FLOAT32), key=start.held)
+        job = RoundJob(
+            worker=worker, start=start, weights=np.zeros(2, FLOAT32), key=start.held, account="university"
+        )
         self.worker_loop._hand_over.begin(job)
         self.worker_loop._turn()
 
@@ -189,3 +192,73 @@ def test_a_process_that_ends_by_a_bug_says_left() -> None:
     said = list(working.heard())
     assert [each.worker for each in said if isinstance(each, Left)] == ["w"]
     assert isinstance(said[-1], Left)  # nothing is said after it
+
+
+def told_as_sent(story: str) -> list[str]:
+    """Those lines of the log, without the time."""
+    return [line[line.index("Sent for round") :] for line in story.splitlines() if "Sent for round" in line]
+
+
+@pytest.mark.parametrize("size", [2, 20_000])
+def test_the_log_says_what_was_sent(capsys: pytest.CaptureFixture[str], size: int) -> None:
+    """How many bytes really left, in how many messages, and the digest by which the coordinator knows them; and who
+    asked for it."""
+    working = Working(vector=(1.0,) * size)
+    layout = (replace(START.layout[0], shape=(size,)),)
+    working.answer(replace(START, layout=layout, part_bytes=64 * 1024, participants=7))
+    story = capsys.readouterr().err
+    parts = list(working.coordinator.fetch("upload.w", 9))
+    announced = working.coordinator.receive(0)
+    while isinstance(announced, Delivery) and announced.message_type != UpdateAnnounced.TYPE:
+        announced = working.coordinator.receive(0)
+    assert isinstance(announced, Delivery)
+    message = decode(announced.body)
+    assert isinstance(message, UpdateAnnounced)
+    num_bytes = sum(len(each.body) for each in (*parts, announced))
+    assert told_as_sent(story) == [
+        "Sent for round 1, and confirmed by the broker: the update of 3 examples, no figures; "
+        f"{num_bytes:,} bytes in {1 + len(parts)} messages, digest {message.digest}.  [run=r round=1]"
+    ]
+    assert len(parts) == (2 if size > 2 else 0)
+    assert "launched by the account university, 7 workers take part" in story
+
+
+def test_what_was_only_measured_is_told_with_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    """An evaluation has no update, and so no digest."""
+    working = Working()
+    measured = Measured(
+        num_examples=0, metrics={}, global_metrics={"loss": 1.0, "auc": 0.5}, num_test_examples=3, seconds=1.0
+    )
+    answer: Any = lambda *_: Trained(vector=None, measured=measured)  # noqa: E731 - in the place of a method
+    working.trainer.answer = answer  # type: ignore[method-assign]
+    working.answer(replace(START, mode="evaluate"))
+    (line,) = told_as_sent(capsys.readouterr().err)
+    assert "nothing trained, the figures auc, loss;" in line
+    assert "digest" not in line
+
+
+def test_nothing_is_said_to_be_sent_that_the_broker_has_not_confirmed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line is for whoever answers for the data: it is no intention."""
+    working = Working()
+    monkeypatch.setattr(
+        working.worker_loop._publisher, "send", lambda _batch: working.worker_loop._stop.set()
+    )
+    working.answer()
+    assert told_as_sent(capsys.readouterr().err) == []
+
+
+def test_where_no_more_than_must_is_shared_the_reason_has_no_words_of_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """They may quote an example; the worker's own log has them."""
+    working = Working(ValueError("could not convert 'Jane Doe'"))
+    participant = working.worker_loop._participants["w"]
+    working.worker_loop._participants["w"] = replace(participant, rules=SiteRules(share="weights"))
+    working.answer()
+    (declined,) = working.heard()
+    assert isinstance(declined, Declined)
+    assert declined.reason.startswith("ValueError;")
+    assert "Doe" not in declined.reason
+    assert "Doe" in capsys.readouterr().err

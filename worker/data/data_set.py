@@ -14,9 +14,9 @@ from worker.data.arrays import read_values
 from worker.data.classes import Declared
 from worker.data.finding import find_listing
 from worker.data.images import Shape
-from worker.data.listing import Labels, Listing, Subset, Tables, count_per_class, patient_of
+from worker.data.listing import Labels, Listing, Skipped, Subset, Tables, count_per_class, patient_of
 from worker.data.partition import deal_examples, partition
-from worker.data.sources import Excerpt, Pixels, Source, open_sources
+from worker.data.sources import Excerpt, Pixels, Size, Source, open_sources
 from worker.tables.fitted import Rows, fitted
 from worker.tables.table import Table, table_of
 from worker.tables.table_set import TableSet, table_set_of
@@ -61,6 +61,7 @@ class Dataset:
         num_train_examples: Images that can't be decoded are not counted.
         num_test_examples: The same.
         inputs: What the examples are like, of both subsets together; logical sites share the whole set's.
+        skipped: What lies there and was not taken.
     """
 
     def __init__(
@@ -71,8 +72,10 @@ class Dataset:
         *,
         inputs: InputFacts,
         is_held_out: bool,
+        skipped: tuple[Skipped, ...] = (),
     ) -> None:
         self.classes = classes
+        self.skipped = skipped
         self.inputs = inputs
         self.is_held_out = is_held_out
         self._train = train
@@ -96,8 +99,16 @@ class Dataset:
     @property
     def examples_per_class(self) -> dict[str, int]:
         """Training examples of each class, by name."""
-        counts = count_per_class(self._train.labels, len(self.classes))
-        return {name: int(count) for name, count in zip(self.classes, counts, strict=True)}
+        return _counted(self._train, self.classes)
+
+    @property
+    def test_examples_per_class(self) -> dict[str, int]:
+        """Test examples of each class, by name."""
+        return _counted(self._test, self.classes)
+
+    def sizes(self) -> list[Size]:
+        """How large the pictures are as they are stored: each file is looked into. Empty of arrays."""
+        return [*self._train.sizes(), *self._test.sizes()]
 
     def train(self, shape: Shape) -> Examples:
         """The training subset for a model that takes `shape`.
@@ -145,9 +156,10 @@ class Dataset:
             return self.train(shape)
         for name, count in self.examples_per_class.items():
             if count < examples_per_class:
+                # Travels as the reason of a worker that declines: how many there are is for --share counts to tell.
                 raise DataError(
-                    f"The run trains on {examples_per_class} examples per class; {name!r} has {count} here. "
-                    f"Bring more, or start the run with --examples-per-class {count} or less."
+                    f"The run trains on {examples_per_class} examples per class; {name!r} has fewer here. "
+                    "Bring more, or start the run with a smaller --examples-per-class."
                 )
         return _sample(self._train, shape, examples_per_class, rng)
 
@@ -187,6 +199,11 @@ class Dataset:
             )
             for mine, its in zip(train, test, strict=True)
         ]
+
+
+def _counted(source: Source, classes: tuple[str, ...]) -> dict[str, int]:
+    counts = count_per_class(source.labels, len(classes))
+    return {name: int(count) for name, count in zip(classes, counts, strict=True)}
 
 
 def open_data(
@@ -248,8 +265,10 @@ def _opened(
     if isinstance(listing, Tables):
         return table_set_of(listing.train, listing.test, for_training=for_training, seed=seed)
     train, test, is_held_out = _choose_subsets(listing, spec, for_training=for_training, seed=seed)
-    sources, inputs = open_sources(train, test, listing.classes, shape)
-    return Dataset(listing.classes, *sources, inputs=inputs, is_held_out=is_held_out)
+    sources, inputs, skipped = open_sources(train, test, listing.classes, shape)
+    return Dataset(
+        listing.classes, *sources, inputs=inputs, is_held_out=is_held_out, skipped=listing.skipped + skipped
+    )
 
 
 def _choose_subsets(

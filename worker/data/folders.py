@@ -13,7 +13,7 @@ from broker.errors import DataError
 from worker.data.classes import Declared, agree, check_names, normalise, read_classes_file
 from worker.data.dicom import patient_of_dicom
 from worker.data.images import KINDS, is_image_file
-from worker.data.listing import ImageFiles, Listing, patient_of
+from worker.data.listing import ImageFiles, Listing, Skipped, patient_of
 
 FOLDERS_HELP = "Expected a folder with one sub-folder of images per class (optionally under train/ and test/)"
 
@@ -54,6 +54,17 @@ class _LeftOut:
         if clauses:
             _log.warning("Left out %s", "; ".join(clauses))
 
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """The same for whoever asks later."""
+        found = [Skipped(count=count, what=f"images in {place}") for place, count in self.elsewhere.items()]
+        if self.no_images:
+            types = dict(self.no_images.most_common())
+            found.insert(
+                0, Skipped(count=self.no_images.total(), what="files that are no images", types=types)
+            )
+        return tuple(found)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _SubsetFolder:
@@ -85,7 +96,14 @@ def find_folders(root: Path, given: Declared | None) -> Listing:
     has_subfolders = first.root != root
     grouped = dict(zip(found, _group(list(found.values()), classes), strict=True))
     train, test = grouped.get("train"), grouped.get("test")
-    return Listing(classes=classes, train=train, test=test, has_subfolders=has_subfolders, declared=declared)
+    return Listing(
+        classes=classes,
+        train=train,
+        test=test,
+        has_subfolders=has_subfolders,
+        declared=declared,
+        skipped=left_out.skipped,
+    )
 
 
 def by_suffix(counts: Counter[str]) -> str:

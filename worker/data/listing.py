@@ -1,7 +1,7 @@
 """What a data set is before anything is decoded: files or arrays with their labels, in subsets."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,23 @@ Labels = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
 
 _PATIENT = re.compile(r"(person\d+|(?:NORMAL\d*-)?IM-\d+)(?=[-_.]|$)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """What lies there and is not taken.
+
+    Attributes:
+        count: How many files.
+        what: In words, e.g. "files that are no images".
+        types: How many of them have which suffix, as far as that is why; the most first.
+        reasons: Of the first few, with their names: for this site's own eyes.
+    """
+
+    count: int
+    what: str
+    types: dict[str, int] = field(default_factory=dict)
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -91,6 +108,7 @@ class Listing:
         test: The test subset, if there is one.
         has_subfolders: Whether folders of images lie under train/ and test/.
         declared: The classes as somebody said them, if so: sites may lack some, and keep names and order.
+        skipped: What was left out.
     """
 
     classes: tuple[str, ...]
@@ -98,6 +116,7 @@ class Listing:
     test: Subset | None
     has_subfolders: bool = False
     declared: Declared | None = None
+    skipped: tuple[Skipped, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -3,6 +3,7 @@
 import logging
 import os
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,8 +14,8 @@ import numpy.typing as npt
 
 from broker.errors import DataError
 from broker.wire.tensors import InputFacts
-from worker.data.images import KINDS, Shape, check_image_shape, facts_of, read_image
-from worker.data.listing import ImageFiles, LabelledArrays, Labels, Subset
+from worker.data.images import KINDS, Shape, check_image_shape, facts_of, read_image, size_of
+from worker.data.listing import ImageFiles, LabelledArrays, Labels, Skipped, Subset
 
 _NAMES_SHOWN = 3
 _STRANGE_RATIO = (
@@ -26,6 +27,7 @@ _IMAGE_INPUTS = InputFacts(shape=None, dtype="uint8", low=0.0, high=255.0)
 log = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[Any]
+Size = tuple[int, int]  #: width and height of a picture as it is stored
 
 
 class Source(Protocol):
@@ -49,6 +51,10 @@ class Source(Protocol):
     @property
     def groups(self) -> Sequence[str] | None:
         """Whose examples they are, n names, if that is known."""
+        ...
+
+    def sizes(self) -> list[Size]:
+        """How large the pictures are as they are stored; empty of what are none."""
         ...
 
     def read(self, shape: Shape, index: Labels | None = None) -> Pixels:
@@ -82,6 +88,10 @@ class _Arrays:
         """The least and the largest value."""
         return float(self._x.min()), float(self._x.max())
 
+    def sizes(self) -> list[Size]:
+        """None: what examples in arrays show isn't known."""
+        return []
+
     def read(self, shape: Shape, index: Labels | None = None) -> Pixels:
         x = self._x if index is None else self._x[index]
         given = x.shape[1:]
@@ -105,6 +115,11 @@ class _Images:
         self._decoded = decoded
         self._lock = threading.Lock()  # a swarm's workers ask from several threads
 
+    def sizes(self) -> list[Size]:
+        """From the files' headers."""
+        found = map(size_of, self._files.paths)
+        return [(size.width, size.height) for size in found]
+
     def read(self, shape: Shape, index: Labels | None = None) -> Pixels:
         with self._lock:
             if shape != self._shape and index is not None:
@@ -127,6 +142,10 @@ class Excerpt:
         self._source = source
         self._index = index
 
+    def sizes(self) -> list[Size]:
+        """Those of the other source, which all who share it have in common."""
+        return self._source.sizes()
+
     def read(self, shape: Shape, index: Labels | None = None) -> Pixels:
         """As the other source gives them."""
         if index is not None:
@@ -146,8 +165,8 @@ def _compact(x: npt.NDArray[Any]) -> Pixels:
 
 def open_sources(
     train: Subset, test: Subset, classes: tuple[str, ...], shape: Shape
-) -> tuple[tuple[Source, Source], InputFacts]:
-    """Open the two subsets of a data set, and say what the examples of both are like.
+) -> tuple[tuple[Source, Source], InputFacts, tuple[Skipped, ...]]:
+    """Open the two subsets of a data set, and say what the examples of both are like, and what was skipped.
 
     Args:
         train: What is trained on.
@@ -159,8 +178,9 @@ def open_sources(
         DataError: No image of a class can be decoded.
     """
     if isinstance(train, ImageFiles) and isinstance(test, ImageFiles):
-        return _open_images(train, test, classes, shape), _IMAGE_INPUTS
-    return _open_arrays(train, test)
+        sources, skipped = _open_images(train, test, classes, shape)
+        return sources, _IMAGE_INPUTS, skipped
+    return *_open_arrays(train, test), ()
 
 
 def _open_arrays(train: Subset, test: Subset) -> tuple[tuple[Source, Source], InputFacts]:
@@ -186,7 +206,7 @@ def _tell_ranges(ends: Sequence[tuple[float, float]]) -> None:
 
 def _open_images(
     train: ImageFiles, test: ImageFiles, classes: tuple[str, ...], shape: Shape
-) -> tuple[Source, Source]:
+) -> tuple[tuple[Source, Source], tuple[Skipped, ...]]:
     """Decode both subsets in one go, so that there is one progress bar and one warning."""
     pixels, reasons = _decode((*train.paths, *test.paths), shape)
     if reasons:
@@ -202,7 +222,16 @@ def _open_images(
     )
     for before, after in zip((train, test), sources, strict=True):
         _check_left(before.labels, after.labels, classes)
-    return sources
+    return sources, _unreadable((*train.paths, *test.paths), reasons)
+
+
+def _unreadable(paths: Sequence[Path], reasons: dict[int, DataError]) -> tuple[Skipped, ...]:
+    if not reasons:
+        return ()
+    types = Counter(paths[i].suffix.lower() or "without suffix" for i in reasons)
+    first = tuple(str(reason) for reason in list(reasons.values())[:_NAMES_SHOWN])
+    what = "images that can't be read"
+    return (Skipped(count=len(reasons), what=what, types=dict(types.most_common()), reasons=first),)
 
 
 def _check_left(before: Labels, after: Labels, classes: tuple[str, ...]) -> None:

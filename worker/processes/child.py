@@ -22,7 +22,7 @@ from broker.errors import WarrenError
 from broker.wire.messages import RoundStart
 from worker.learning.results import TrainingProgress
 from worker.processes.sharing import map_array, read_frame, take_shared, write_frame
-from worker.rounds.failures import told
+from worker.rounds.failures import kind_withheld, told
 from worker.rounds.participant import Participant, Trained, Trainer
 
 logger = logging.getLogger(__name__)
@@ -77,11 +77,16 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Child to pool: why there is none, and the name of the error if it is one of ours."""
+    """Child to pool: why there is none, and the name of the error if it is one of ours.
+
+    Attributes:
+        withheld: The kind of another library's error whose words are in the reason; empty where they are Warren's own.
+    """
 
     number: int
     kind: str
     reason: str
+    withheld: str = ""
 
 
 class Child:
@@ -138,10 +143,10 @@ class Child:
             )
             return Answered(ask.number, trained)
         except WarrenError as exc:
-            return Failed(ask.number, type(exc).__name__, str(exc))
+            return Failed(ask.number, type(exc).__name__, str(exc), kind_withheld(exc) or "")
         except Exception as exc:
             logger.exception("%s could not be trained.", ask.worker)
-            return Failed(ask.number, "", told(exc))
+            return Failed(ask.number, "", told(exc), type(exc).__name__)
 
     def _report(self, number: int, progress: TrainingProgress) -> None:
         self._say(Said(number, progress))

@@ -21,6 +21,7 @@ from broker.wire.tensors import Vector
 from worker.learning.results import Report
 from worker.processes.child import Answered, Ask, Failed, Round, Said, Shared, Stop
 from worker.processes.sharing import make_folder, read_frame, share, write_frame, write_vector
+from worker.rounds.failures import ElsewhereError
 from worker.rounds.participant import Participant, Trained, Trainer
 from worker.site.memory import resident_bytes
 
@@ -163,6 +164,13 @@ class TrainingPool:
         return path
 
 
+def raised_by(failed: Failed) -> WarrenError:
+    """The error of a child as one of ours; of what nobody expected the traceback is in the log, written there."""
+    error = _ERRORS.get(failed.kind, ModelError)(failed.reason)
+    error.__cause__ = ElsewhereError(failed.withheld) if failed.withheld else None
+    return error
+
+
 class _Process:
     """One child, and what was told to it."""
 
@@ -249,8 +257,7 @@ class _Process:
             if isinstance(word, Said):
                 report(word.progress)
             elif isinstance(word, Failed):
-                # Of what nobody expected the traceback is in the log, written there.
-                raise _ERRORS.get(word.kind, ModelError)(word.reason)
+                raise raised_by(word)
             else:
                 return word.trained
 

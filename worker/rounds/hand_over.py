@@ -21,6 +21,7 @@ class RoundJob:
     Attributes:
         key: The newest attempt at this round that was received; the answer names it.
         session: The coordinator's, that sent it.
+        account: The coordinator's, as the broker says.
         stop: Set when the round has closed, or a newer one has come.
     """
 
@@ -29,6 +30,7 @@ class RoundJob:
     weights: Vector
     key: RoundKey
     session: int = 0
+    account: str = ""
     stop: threading.Event = field(default_factory=threading.Event)
 
 
@@ -268,6 +270,12 @@ class HandOver:
                     return
                 self._let_go[oldest.worker] = oldest.announced or ""
                 self._forget(oldest.worker)
+
+    def is_alone(self, update: KeptUpdate) -> bool:
+        """Whether no other worker of this process has an update with the broker: nobody empties the upload queue."""
+        with self.lock:
+            others = (each for each in self.updates.values() if each is not update)
+            return not (self._let_go or any(each.announced for each in others))
 
     def begin_upload(self, update: KeptUpdate) -> bool:
         """Whether this update's round is still open; its memory is then not given away before it is announced."""

@@ -182,7 +182,7 @@ class Listener(threading.Thread):
             task=self._task,
             held=self._hand_over.held(worker),
             announced=self._hand_over.announced(worker),
-            inputs=data.inputs,
+            inputs=participant.rules.inputs(data),
             token=self._token,
             holds=data.holds,
             trusts=participant.trusts,
@@ -359,6 +359,7 @@ class Listener(threading.Thread):
             self._let_go()
             incoming = self._known(start) or Incoming(start, self._hand_over.take_spare())
             self._incoming = incoming
+        incoming.account = delivery.user_id or ""
         incoming.workers.update(dict.fromkeys(workers))
         return self._advance(incoming, delivery)
 
@@ -408,6 +409,7 @@ class Listener(threading.Thread):
                     weights=incoming.vector,
                     key=start.held,
                     session=start.session,
+                    account=incoming.account,
                 )
             )
 

@@ -48,7 +48,10 @@ class Incoming:
         workers: Whom it is for.
         vector: The global weights, float32 of shape (P,); whole once `is_complete`.
         deliveries: To be acknowledged once it is complete.
+        account: Who sent it, by the broker's word.
     """
+
+    account = ""
 
     def __init__(self, start: RoundStart, spare: Vector | None = None) -> None:
         self.start = start
@@ -99,6 +102,18 @@ class Incoming:
     def _check_digest(self, digest: Digest) -> None:
         if digest.hex() != self.start.digest:
             raise ProtocolError("The weights do not have the digest that the round start announced.")
+
+
+def described(start: RoundStart, account: str) -> str:
+    """Which round it is, whose, and how it is trained, for the log."""
+    settings = start.settings
+    asked = f", {start.participants} workers take part" if start.participants else ""
+    rate = "the model's own" if settings.learning_rate is None else f"{settings.learning_rate:g}"
+    return (
+        f"Round {start.round_number} of {start.last_round} ({start.task}), launched by the account {account}{asked}; "
+        f"global weights received. Training started: learning rate {rate}, epochs {settings.epochs}, "
+        f"batch size {settings.batch_size}."
+    )
 
 
 def _reserved(size: int) -> Vector:

@@ -7,9 +7,12 @@ from typing import Literal, get_args
 
 from broker.wire.messages import RoundStart
 from broker.wire.settings import TrainingSettings
+from broker.wire.tensors import InputFacts
 from worker.data.data_set import Dataset
+from worker.rounds.failures import told, told_without_words
 from worker.rounds.own_site import OwnSite
 from worker.rounds.uploading import Measured
+from worker.site.telling import outward
 from worker.tables.table_set import TableSet
 
 Share = Literal["weights", "metrics", "counts", "statistics"]
@@ -26,10 +29,11 @@ class SiteRules:
     Attributes:
         least_examples: An update rests on at least so many different examples.
         least_steps: And on so many steps of the optimizer.
-        share: *weights*: the update and how many examples it rests on. *metrics*: also loss and metrics, of training
-            and on the site's test examples, and how these were answered class by class. *counts*: also how many
-            training examples there are of each class. *statistics*: also mean, spread, range and histogram of each
-            feature, when a coordinator asks for them; they rest on `least_examples`, too.
+        share: *weights*: the update and how many examples it rests on; the range of the inputs is rounded outwards, and
+            of another library's error only its kind is told. *metrics*: also these, loss and metrics, of training and
+            on the site's test examples, and how these were answered class by class. *counts*: also how many training
+            examples there are of each class. *statistics*: also mean, spread, range and histogram of each feature, when
+            a coordinator asks for them; they rest on `least_examples`, too. deploy/what-leaves.md lists every field.
         allow_tasks: Patterns of the names of tasks, as of files (`chest-*`); none allows all.
         least_participants: The next model rests on so many workers' updates at least, as the coordinator tells it.
     """
@@ -107,3 +111,15 @@ class SiteRules:
     def num_test_examples(self, data: Dataset | TableSet | OwnSite) -> int:
         """How many test examples are told of."""
         return 0 if self.share == "weights" else data.num_test_examples
+
+    def inputs(self, data: Dataset | TableSet | OwnSite) -> InputFacts | None:
+        """What is told of the examples' form and range: their scale must be known, an extreme value need not."""
+        facts = data.inputs
+        if facts is None or facts.shape is None or self.share != "weights":
+            return facts
+        low, high = outward(facts.low, facts.high)
+        return replace(facts, low=low, high=high)
+
+    def reason(self, error: BaseException) -> str:
+        """What is told of why a round, or a question, can't be answered."""
+        return told_without_words(error) if self.share == "weights" else told(error)

@@ -33,6 +33,47 @@ class Measured:
     counts: AnswerCounts | None = None
 
 
+_REFUSED_SECONDS = 30.0  #: that a full upload queue is tried again
+_MEGABYTE = 2**20
+_ROOM = 4  #: updates that an upload queue has room for when the coordinator sizes it
+
+
+class Refusals:
+    """For how long the broker has refused the parts of one update, time and again.
+
+    Args:
+        account: What this process is called at the broker.
+    """
+
+    def __init__(self, account: str) -> None:
+        self._account = account
+        self._since: float | None = None
+
+    def note(self, update: "KeptUpdate", *, is_refused: bool, is_alone: bool, now: float) -> None:
+        """The parts were not taken.
+
+        Args:
+            update: Whose.
+            is_refused: The queue was full, rather than gone.
+            is_alone: Nobody else's parts are in it, which the coordinator will take out.
+            now: In seconds.
+
+        Raises:
+            ModelError: It has been so for long: there is no room for this update, and waiting makes none.
+        """
+        if not (is_refused and is_alone):
+            self._since = None
+        elif self._since is None:
+            self._since = now
+        elif now - self._since >= _REFUSED_SECONDS:
+            size = -(-update.num_bytes // _MEGABYTE)
+            raise ModelError(
+                f"The broker refuses this update of {size} MB again and again: its upload queue is full. Whoever "
+                f"administers the broker makes room with `broker invite {names.invitation(self._account)} "
+                f"--upload-limit {_ROOM * size + 16}M --again`."
+            )
+
+
 class KeptUpdate:
     """An update that can be uploaded as often as it takes; each upload has an id of its own.
 
@@ -82,6 +123,9 @@ class KeptUpdate:
         self._slices = [] if vector is None or is_inline else list(transfer.slices(vector.size, part_bytes))
         self._is_audited = is_audited
         self._digest = Digest(is_audited=is_audited)
+        self._sizes: dict[
+            int, int
+        ] = {}  # of this upload's messages, by index; the announcement's after all parts
         self._upload_id = ""
         self._is_announced = False
 
@@ -98,7 +142,7 @@ class KeptUpdate:
     def note_uploading(self) -> None:
         """A new upload begins, with an id of its own; what was announced before no longer counts."""
         self._upload_id, self._is_announced = secrets.token_hex(8), False
-        self._digest = Digest(is_audited=self._is_audited)
+        self._digest, self._sizes = Digest(is_audited=self._is_audited), {}
 
     def note_announced(self) -> None:
         """The broker confirmed the announcement."""
@@ -123,6 +167,11 @@ class KeptUpdate:
         """How many parts it travels in; 0 when it rides inside its announcement."""
         return len(self._slices)
 
+    @property
+    def num_bytes(self) -> int:
+        """What its values take, as float32."""
+        return 0 if self.vector is None else self.vector.nbytes
+
     def parts(self) -> Iterator[Outgoing]:
         """The parts of the upload that was begun, encoded one by one as they are published."""
         queue = names.upload_queue(self._reader)
@@ -135,7 +184,7 @@ class KeptUpdate:
         """One part's body."""
         data = self._encoded(index)
         self._digest.add(index, data)
-        return encode_message(
+        body = encode_message(
             Part(
                 run_id=self.key.run_id,
                 round_number=self.key.round_number,
@@ -146,6 +195,8 @@ class KeptUpdate:
                 data=data,
             )
         )
+        self._sizes[index] = len(body)
+        return body
 
     def _encoded(self, index: int) -> Binary:
         assert self.vector is not None  # noqa: S101 - an update without a vector has no parts
@@ -156,6 +207,19 @@ class KeptUpdate:
         """What tells the coordinator, once the parts are confirmed; encoded when it is published, as they are."""
         return Outgoing(
             key=names.COORDINATOR, body=self._announcement_body, message_type=UpdateAnnounced.TYPE
+        )
+
+    @property
+    def sent(self) -> str:
+        """What this upload was, for the log of the site that it has left."""
+        measured = self.measured
+        names_of = sorted({*measured.metrics, *measured.global_metrics})
+        figures = f"the figures {', '.join(names_of)}" if names_of else "no figures"
+        what = "nothing trained" if self.vector is None else f"the update of {measured.num_examples} examples"
+        return (
+            f"Sent for round {self.key.round_number}, and confirmed by the broker: {what}, {figures}; "
+            f"{sum(self._sizes.values()):,} bytes in {len(self._sizes)} messages"
+            f"{'' if self.vector is None else f', digest {self._digest.hex()}'}."
         )
 
     def _announcement_body(self) -> bytes:
@@ -185,6 +249,7 @@ class KeptUpdate:
             self._digest.add(0, data)
             message = replace(message, update=bytes(data), digest=self._digest.hex())
         body = encode_message(message)
+        self._sizes[len(self._slices)] = len(body)
         if len(body) > MOST_WORD_BYTES:
             raise ModelError(
                 f"What the model's metrics keep is larger than the {MOST_WORD_BYTES // 1024} KiB that the coordinator "

@@ -33,7 +33,8 @@ from worker.rounds.hand_over import (
 from worker.rounds.listener import Listener
 from worker.rounds.own_site import OwnSite
 from worker.rounds.participant import Participant, Trained, Trainer, seed_of
-from worker.rounds.uploading import KeptUpdate
+from worker.rounds.round_starts import described
+from worker.rounds.uploading import KeptUpdate, Refusals
 from worker.site.resting import Resting
 from worker.site.telling import SiteStatistics
 from worker.tables.table_set import TableSet
@@ -210,13 +211,13 @@ class WorkerLoop:
     def _take_answer(self, answered: AnsweredJob) -> None:
         job, update, error = answered.job, answered.update, answered.error
         if error is not None:
-            self._decline(job.worker, job.key, told(error), error)
+            self._decline_for(job.worker, job.key, error)
         elif update is not None and self._hand_over.keep(job, update):
             self._upload_first(update)
 
     def _trained(self, job: RoundJob) -> KeptUpdate | None:
         participant = self._participants[job.worker]
-        self._tell_start(participant, job.start)
+        self._tell_start(participant, job)
         trained = self._trainer.answer(
             participant, job.start, job.weights, job.stop, lambda progress: self._report(job, progress)
         )
@@ -274,23 +275,28 @@ class WorkerLoop:
                 for update in updates:
                     self._upload([update])
             else:
-                self._decline(updates[0].worker, updates[0].key, told(exc), exc)
+                self._decline_for(updates[0].worker, updates[0].key, exc)
 
     def _publish(self, updates: list[KeptUpdate]) -> None:
         """Publish the parts, then announce them; an upload queue that is gone is made again.
 
         A full one is tried again with growing pauses: the coordinator may empty it.
+
+        Raises:
+            ModelError: It stays full.
         """
-        pause = _WAIT_SECONDS
+        pause, refusals = _WAIT_SECONDS, Refusals(self._link.account)
         while not self._stop.is_set():
             updates = [update for update in updates if self._hand_over.begin_upload(update)]
             if not updates:
                 return
             if not self._publisher.send([part for update in updates for part in update.parts()]):
+                is_refused, is_alone = self._publisher.is_refused, self._hand_over.is_alone(updates[0])
+                refusals.note(updates[0], is_refused=is_refused, is_alone=is_alone, now=time.monotonic())
                 self._redeclare([upload_queue(self._reader)])
             elif self._publisher.send([update.announcement() for update in updates]):
                 self._hand_over.note_announced(updates)
-                logger.debug("The coordinator's queue has %d updates.", len(updates))
+                self._tell_sent(updates)
                 return
             self._stop.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
@@ -301,10 +307,17 @@ class WorkerLoop:
         except BrokerError as exc:
             logger.debug("Declared again in a moment: %s", exc)
 
-    def _decline(self, worker: str, key: RoundKey, reason: str, error: Exception | None = None) -> None:
-        """Tell the coordinator; the traceback of what nobody expected stays in this log."""
+    def _decline_for(self, worker: str, key: RoundKey, error: Exception) -> None:
+        """Tell the coordinator what may be told of an error; a traceback of the unexpected stays in this log."""
         bug = None if isinstance(error, WarrenError) else error
-        logger.error("Can't answer round %d: %s", key.round_number, reason, exc_info=bug)
+        logger.error("Can't answer round %d: %s", key.round_number, told(error), exc_info=bug)
+        self._send_declined(worker, key, self._participants[worker].rules.reason(error))
+
+    def _decline(self, worker: str, key: RoundKey, reason: str) -> None:
+        logger.error("Can't answer round %d: %s", key.round_number, reason)
+        self._send_declined(worker, key, reason)
+
+    def _send_declined(self, worker: str, key: RoundKey, reason: str) -> None:
         self._audit.note("declined", worker=worker, run=key.run_id, round=key.round_number, reason=reason)
         declined = Declined(
             worker=worker,
@@ -330,7 +343,8 @@ class WorkerLoop:
             answer = self._sites[job.worker].answer(asked)
         except Exception as exc:  # also a bug is told, and not waited for until the deadline
             logger.warning("Told no statistics: %s", exc, exc_info=not isinstance(exc, WarrenError))
-            return StatisticsRefused(worker=job.worker, asked=asked.asked, reason=told(exc)[:_MOST_SAID])
+            reason = participant.rules.reason(exc)[:_MOST_SAID]
+            return StatisticsRefused(worker=job.worker, asked=asked.asked, reason=reason)
         logger.info("Told the %s of %d examples.", WORDS[asked.step], answer.num_examples)
         number = answer.num_examples
         self._audit.note("statistics-told", worker=job.worker, step=asked.step, num_examples=number)
@@ -338,7 +352,8 @@ class WorkerLoop:
 
     # --- the story -----------------------------------------------------------------------------------------
 
-    def _tell_start(self, participant: Participant, start: RoundStart) -> None:
+    def _tell_start(self, participant: Participant, job: RoundJob) -> None:
+        start = job.start
         self._log.update(run=start.run_id, round=start.round_number)
         self._tell_oddity(participant, start)
         if self._is_swarm:
@@ -346,18 +361,7 @@ class WorkerLoop:
         if not participant.trains_in(start):
             logger.info("Measuring the model of round %d.", start.round_number - 1)
             return
-        settings = start.settings
-        rate = "the model's own" if settings.learning_rate is None else f"{settings.learning_rate:g}"
-        logger.info(
-            "Round %d of %d (%s), global weights received. Training started: learning rate %s, epochs %d, "
-            "batch size %d.",
-            start.round_number,
-            start.last_round,
-            start.task,
-            rate,
-            settings.epochs,
-            settings.batch_size,
-        )
+        logger.info("%s", described(start, job.account))
 
     def _tell_oddity(self, participant: Participant, start: RoundStart) -> None:
         """Say once a run where this site's values are of another scale than those of most sites."""
@@ -379,6 +383,11 @@ class WorkerLoop:
             trained.measured.seconds,
             trained.measured.num_examples,
         )
+
+    def _tell_sent(self, updates: list[KeptUpdate]) -> None:
+        """What has left this site, for whoever answers for it; of a swarm in the detailed log alone."""
+        for update in updates:
+            logger.log(logging.DEBUG if self._is_swarm else logging.INFO, "%s", update.sent)
 
     def _report(self, job: RoundJob, progress: TrainingProgress) -> None:
         """Tell how far a training is; that this fails is no reason to lose the training."""

@@ -36,7 +36,7 @@ class Hours:
         if self.holds(60 * now.tm_hour + now.tm_min):
             return ""
         zone = time.strftime("UTC%z", now)
-        return f"outside its hours: it takes rounds from {self} ({zone}), the next at {_shown(self.begin)}"
+        return f"outside its hours, {self} ({zone}); it takes rounds again at {_shown(self.begin)}"
 
 
 def _shown(minute: int) -> str:

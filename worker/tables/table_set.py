@@ -11,6 +11,8 @@ from worker.tables.fitted import Rows, fitted
 from worker.tables.stream import Stream
 from worker.tables.table import Table
 
+Ends = tuple[float, float]  #: the least and the largest number of an array
+
 _HELD_OUT = 0.1  # of the training subset, when there is no test subset
 
 
@@ -57,6 +59,17 @@ class TableSet:
         """What there is, as it is told."""
         data = self._train or self._test
         return () if data is None else data.holds
+
+    def ends(self) -> dict[str, Ends]:
+        """Of each array of numbers, by "input NAME" and "target NAME", but of no stream: every value is looked at."""
+        tables = [each for each in (self._train, self._test) if isinstance(each, Table)]
+        found: dict[str, Ends] = {}
+        for held in self.holds:
+            arrays = [(each.inputs if held.role == "input" else each.targets)[held.name] for each in tables]
+            if arrays and all(each.dtype.kind in "biuf" and each.size for each in arrays):
+                low, high = min(each.min() for each in arrays), max(each.max() for each in arrays)
+                found[f"{held.role} {held.name}"] = float(low), float(high)
+        return found
 
     def train_rows(self, needs: Needs) -> Rows:
         """The training subset as a model takes it.
