@@ -113,8 +113,10 @@ audit: install  ## known vulnerabilities in requirements-runtime.lock; fails whe
 # This one is tested by `make test`; another is tried where its interpreter is.
 test-pythons:  ## the unit tests on each of Python 3.11 to 3.13 that is here
 	@for python in python3.11 python3.12 python3.13; do \
-	  if ! command -v $$python >/dev/null; then echo "$$python is not here: not tried"; \
-	  else $(MAKE) PYTHON=$$python VENV=build/$$python test-unit || exit 1; fi; \
+	  found=$$($$python -c 'import sys; print(sys.executable)' 2>/dev/null || ls ~/.pyenv/versions/*/bin/$$python 2>/dev/null | tail -1); \
+	  if [ -z "$$found" ]; then echo "$$python is not here: not tried"; \
+	  elif [ "$$($$found -V)" = "$$($(PYTHON) -V)" ]; then echo "$$python is what make test runs on"; \
+	  else $(MAKE) PYTHON=$$found VENV=build/$$python test-unit || exit 1; fi; \
 	done
 
 sbom: install  ## build/sbom.json: what Warren runs on, in CycloneDX

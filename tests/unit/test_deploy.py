@@ -13,6 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
+from deploy.audit import judge
 from tests.composed import demo, services
 
 ROOT = Path(__file__).parents[2]
@@ -189,6 +190,32 @@ def test_every_package_of_the_runtime_lock_has_its_hashes() -> None:
     for entry in entries:
         assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry), entry.split()[0]
     assert "://" not in text
+
+
+FLAW = {"name": "b", "version": "1", "vulns": [{"id": "CVE-1", "fix_versions": ["2"]}]}
+SOUND = {"name": "a", "version": "1", "vulns": []}
+UNSEEN = {"name": "c", "skip_reason": "Dependency not found and could not be audited"}
+
+
+@pytest.mark.parametrize(
+    ("packages", "code", "word"),
+    [
+        ([SOUND], 0, "1 packages, none"),
+        ([SOUND, FLAW, UNSEEN], 1, "b 1: CVE-1, mended in 2"),
+        ([SOUND, UNSEEN], 3, "could not be reached for 1 of 2"),
+        ([], 3, "this is no audit"),
+    ],
+)
+def test_an_audit_that_saw_nothing_is_none(packages: list[dict[str, Any]], code: int, word: str) -> None:
+    """pip-audit passes over what it could not look up, and ends with 0."""
+    found, said = judge(json.dumps({"dependencies": packages}))
+    assert found == code
+    assert word in said
+
+
+def test_an_audit_without_a_report_is_none() -> None:
+    """Where nothing answers, pip-audit writes none."""
+    assert judge("")[0] == 3
 
 
 @pytest.mark.parametrize("path", ["requirements.lock", "requirements-runtime.lock"])
