@@ -3,11 +3,13 @@
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 import click
+from click.core import ParameterSource
 
 from broker.audit import AUDIT_FILE, AuditLog
 from broker.audit import user as this_user
@@ -21,9 +23,12 @@ from broker.command import (
     read_environment,
 )
 from broker.errors import UsageError
-from broker.hosting import accounts, probe, server
+from broker.hosting import accounts, certs_command, probe, server
+from broker.hosting.certificates import make_client
+from broker.hosting.certs_command import Asked, encryption_options
+from broker.hosting.encryption import SERVER_DAYS, Encryption
 from broker.hosting.management import Fields, Management
-from broker.link.access import Access, with_login
+from broker.link.access import Access, read_pem, with_host, with_login
 from broker.link.address import is_loopback, without_password
 from broker.link.invitation import check_is_new, write_invitation
 from broker.logs import LogContext
@@ -48,8 +53,9 @@ def main() -> None:
       broker down
     \b
     With partners:
-      broker invite coordinator          prints the address that the coordinator uses from then on
-      broker invite hospital-1           prints the address to hand over
+      broker up --tls --listen 0.0.0.0 --admin me --name fl.example.org
+      broker invite coordinator --invitation coordinator.toml
+      broker invite hospital-1 --invitation hospital-1.toml     the file to hand over
       broker revoke hospital-1
     """
 
@@ -77,10 +83,12 @@ def _address_options(function: _Function) -> _Function:
     type=click.IntRange(1, 65535),
     help="Where its management page shall be.  [default: the port + 10000]",
 )
+@encryption_options
 @_address_options
 def up(
     port: int | None,
     management_port: int | None,
+    tls: Asked | None,
     access: Access,
     management_url: str | None,
     home: Path,
@@ -92,11 +100,21 @@ def up(
     else a private rabbitmq-server, on loopback. A port keeps the kind of broker that has data there.
     Prints its AMQP URL and the address of its management page.
 
+    With --tls it is a private one that others reach: by TLS alone, with certificates of its own authority unless
+    --certs gives others, without guest. Of its administrator no password is printed: it is in a file, and the other
+    commands of this home know it.
+
+    Settings of one's own belong into HOME/PORT/conf.d/own.conf, which is never overwritten.
+
     \b
     broker up
     broker up --port 5700 --management-port 15700
+    broker up --tls --listen 0.0.0.0 --admin me --name fl.example.org
     AMQP_URL=amqps://me:secret@broker.example.org/lab broker up
     """
+    if tls is not None:
+        _up_encrypted(tls, port, management_port, home)
+        return
     running = server.up(
         access=access,
         management_url=management_url,
@@ -114,6 +132,22 @@ def up(
     )
     click.echo(running.amqp_url)
     click.echo(Management(running.management_url).address)
+
+
+def _up_encrypted(asked: Asked, port: int | None, management_port: int | None, home: Path) -> None:
+    broker = server.up_encrypted(
+        port=port or certs_command.PORT,
+        management_port=management_port or (port + 10_000 if port else certs_command.MANAGEMENT_PORT),
+        home=home,
+        admin=asked.admin,
+        encryption=asked.encryption,
+    )
+    login = broker.home / f"{broker.user}.toml"
+    login.unlink(missing_ok=True)
+    write_invitation(login, broker.access)
+    logger.info("our encrypted broker is ready; the login of %s is in %s", broker.user, login)
+    click.echo(broker.access.address)
+    click.echo(Management(broker.management_url).address)
 
 
 @main.command()
@@ -183,6 +217,7 @@ def status(as_json: bool, access: Access, management_url: str | None, home: Path
 
     Counts are up to 5 seconds old.
     """
+    access, _ = _known(access, home)
     management = _management(access, management_url, home)
     found = _look(management, probe.vhost_of(access.amqp_url))
     click.echo(json.dumps(found, indent=2) if as_json else _table(found))
@@ -217,8 +252,17 @@ def status(as_json: bool, access: Access, management_url: str | None, home: Path
     metavar="FILE.toml",
     help="Write address, login and --ca into this new file, to hand over; the password is then not printed.",
 )
+@click.option("--by-certificate", is_flag=True,
+              help="Log in by a certificate, which the invitation holds, in place of a password.")  # fmt: skip
+@click.option("--host", "public_host", metavar="HOST",
+              help="What others call the broker's machine.  [default: as its certificate, or the address]")  # fmt: skip
 @click.option(
     "--again", is_flag=True, help="It has an account: set rights, limits and queues; keep the password."
+)
+@click.option(
+    "--new-password",
+    is_flag=True,
+    help="The same with another password (or certificate); the former one ends.",
 )
 @_address_options
 def invite(
@@ -227,7 +271,10 @@ def invite(
     parts: int,
     upload_limit: int | None,
     again: bool,
+    new_password: bool,
     invitation: Path | None,
+    by_certificate: bool,
+    public_host: str | None,
     access: Access,
     management_url: str | None,
     home: Path,
@@ -245,6 +292,7 @@ def invite(
     broker invite hospital-1 --invitation hospital-1.toml
     broker invite lab --swarm 100
     broker invite hospital-1 --upload-limit 4G --again
+    broker invite hospital-1 --new-password --invitation hospital-1-new.toml
     """
     if invitation is not None:
         check_is_new(invitation)
@@ -252,6 +300,12 @@ def invite(
             raise UsageError(
                 "With --again the password stays what it was, and nobody knows it: no invitation."
             )
+    access, own = _known(access, home)
+    if by_certificate and (own is None or not own.takes_clients or invitation is None):
+        raise UsageError(
+            "--by-certificate needs an --invitation to put it into, and a broker of this home that was started with "
+            "--tls --client-certificates."
+        )
     management = _management(access, management_url, home)
     login = accounts.invite(
         management,
@@ -261,12 +315,17 @@ def invite(
         parts=parts,
         upload_bytes=upload_limit,
         again=again,
+        has_password=not by_certificate,
+        new_password=new_password,
     )
-    _audit(home, "invited", access.amqp_url, account=login.user, swarm=swarm, again=again)
-    if login.password is None:
+    _audit(home, "invited", access.amqp_url, account=login.user, swarm=swarm, again=again or new_password)
+    if again and not new_password:
         click.echo(f"{name} has its rights, limits and queues; its password is as it was")
         return
-    url = with_login(access.amqp_url, f"{login.user}:{quote(login.password, safe='')}")
+    secret = f"{login.user}:{quote(login.password, safe='')}" if login.password else None
+    url = with_login(access.amqp_url, secret)
+    if (name_there := public_host or (own.public_name if own else None)) is not None:
+        url = with_host(url, name_there)
     host, _ = probe.host_and_port(url)
     if is_loopback(host):
         logger.info(
@@ -278,11 +337,19 @@ def invite(
         click.echo(url)
         logger.info("%s uses it as AMQP_URL", _user_of(name, swarm))
     else:
-        write_invitation(invitation, Access(amqp_url=url, name=name, ca=access.ca))
+        given = Access(amqp_url=url, name=name, ca=access.ca)
+        write_invitation(invitation, _with_certificate(given, own, login.user) if by_certificate else given)
         click.echo(invitation)
         logger.info(
             "hand it over on a safe way: %s --invitation %s", _command_of(name, swarm), invitation.name
         )
+
+
+def _with_certificate(given: Access, own: Encryption | None, account: str) -> Access:
+    """An invitation whose login is a certificate, signed with the authority of a broker of this home."""
+    assert own is not None  # noqa: S101 - asked before an account was made
+    pair = make_client(Path(own.folder), account, days=SERVER_DAYS)
+    return replace(given, certificate=read_pem(pair.certificate), key=read_pem(pair.key))
 
 
 def _user_of(name: str, swarm: int | None) -> str:
@@ -308,6 +375,7 @@ def revoke(name: str, access: Access, management_url: str | None, home: Path, lo
     \b
     broker revoke hospital-1
     """
+    access, _ = _known(access, home)
     vhost = probe.vhost_of(access.amqp_url)
     revoked = accounts.revoke(_management(access, management_url, home), name, vhost)
     _audit(
@@ -322,6 +390,12 @@ def revoke(name: str, access: Access, management_url: str | None, home: Path, lo
     click.echo(f"{name} is no longer invited; {revoked.connections} of its connections closed")
     if revoked.removed.queues:
         click.echo(f"{revoked.removed.queues} queues deleted, with {revoked.removed.messages} messages")
+
+
+def _known(access: Access, home: Path) -> tuple[Access, Encryption | None]:
+    """What was asked for, completed by what `up` recorded."""
+    source = click.get_current_context().get_parameter_source("amqp_url")
+    return server.known_access(access, home, is_given=source is not ParameterSource.DEFAULT)
 
 
 def _audit(home: Path, event: str, amqp_url: str, **fields: object) -> None:
@@ -389,4 +463,5 @@ def _rows(entries: list[dict[str, Any]], fields: tuple[str, ...], title: str, ot
     ]
 
 
+main.add_command(certs_command.certs_command)
 read_environment(main)

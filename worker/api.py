@@ -65,7 +65,7 @@ def run(
     amqp_url: str = DEFAULT_AMQP_URL,
     insecure: bool = False,
     access: Access | None = None,
-    connect_seconds: float = 10.0,
+    connect_seconds: float | None = 10.0,
     link: Link | None = None,
     task: str | None = None,
     once: bool = False,
@@ -104,7 +104,7 @@ def run(
         insecure: Take an amqp:// address beyond this machine, too.
         access: Address, authority and certificate, such as `broker.link.invitation.read_invitation(path)`, in place of
             the address.
-        connect_seconds: How long the first connection is tried.
+        connect_seconds: How long the first connection is tried; None: until told to stop.
         link: An open link in place of the address; it stays open.
         task: The only one to take part in; None takes part in any.
         once: Leave after one run.

@@ -238,8 +238,8 @@ def participation_options(function: Any) -> Any:
             click.option("--state", type=_FILE, metavar="DIR",
                          help="Keeps the weights that stay here when a run has --private, this worker's own "
                               "model.keras, and whether it is paused.  [default: ~/.local/state/warren/workers]"),
-            click.option("--connect-seconds", type=float, default=10.0, show_default=True,
-                         help="How long the first connection is tried."),
+            click.option("--connect-seconds", type=float,
+                         help="End with 3 unless a broker answers within so long.  [default: wait for it]"),
         )
     ):  # fmt: skip
         function = option(function)
@@ -256,7 +256,7 @@ def participation_options(function: Any) -> Any:
     show_default=True,
     help="What leaves besides the update; weights: nothing that can be kept back; metrics: how good models are here; "
     "counts: also how many examples of each class; statistics: also mean, spread, range and histogram of each feature, "
-    "when a coordinator asks.",
+    "and of numbers to be learned, when a coordinator asks.",
 )
 @click.option(
     "--least-examples",

@@ -2,6 +2,7 @@
 
 Contents:
     server       a broker to work with: found, contained, or private
+    turns        one `up` or `down` at a time
     private      a rabbitmq-server of one's own
     container    a broker in a container
     api          one request to RabbitMQ's management API
@@ -9,5 +10,8 @@ Contents:
     policies     how much may wait at the broker, and for how long
     queues       queues that the admin side makes
     accounts     least-privilege accounts for workers
+    certificates an authority of one's own, and what it signs
+    encryption   a private broker that others reach, by TLS alone
+    certs_command  `broker certs`, and how `broker up` is reached by others
     probe        what answers at an AMQP address
 """

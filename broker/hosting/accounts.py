@@ -62,6 +62,8 @@ def invite(
     parts: int = 1,
     upload_bytes: int | None = None,
     again: bool = False,
+    has_password: bool = True,
+    new_password: bool = False,
 ) -> Login:
     """Create the account of a worker, or of the coordinator, with its queues and its limits.
 
@@ -73,6 +75,8 @@ def invite(
         parts: Over how many processes these may be spread, each of which has queues of its own.
         upload_bytes: How much may wait in each of its queues, whatever a run's model is; None has each run size it.
         again: It is there: its rights, limits and queues are set as they should be, its password stays.
+        has_password: Without one, only a certificate of its name logs in.
+        new_password: It is there, and gets another password; whoever is connected with the former one is cut off.
 
     Raises:
         UsageError: The name can't be a worker's, or has an account already.
@@ -80,6 +84,7 @@ def invite(
     """
     is_coordinator = name == names.COORDINATOR and swarm is None
     user = name if is_coordinator else _user(name, swarm)
+    again = again or new_password
     _check_free(management, name, user, again=again)
     management.api.put("exchanges", vhost, names.EXCHANGE, body={"type": "topic", "durable": True})
     policies.set_policies(management, vhost)
@@ -88,11 +93,14 @@ def invite(
         readers = names.readers_of(user, parts)
         queues.make(management, vhost, [*map(worker_queue, readers), *map(upload_queue, readers)])
     # The account comes last: whoever can log in finds all of it, and no moment without limits.
-    password = None if again else secrets.token_urlsafe(_PASSWORD_BYTES)
-    if password is not None:
+    is_to_set = new_password or not again
+    password = secrets.token_urlsafe(_PASSWORD_BYTES) if has_password and is_to_set else None
+    if is_to_set:
         management.put_user(user, password, tags=_tags_of(user))
     else:
         management.set_tags(user, _tags_of(user))
+    if new_password:
+        management.close_connections(user=user)
     if not is_coordinator:
         _limit(management, user, is_swarm=swarm is not None)
         _restrict(management, vhost, user)

@@ -116,7 +116,7 @@ class Api:
     def _unreachable(self, exc: Exception) -> BrokerError:
         reason = exc.reason if isinstance(exc, urllib.error.URLError) else exc
         if isinstance(reason, ssl.SSLCertVerificationError):
-            return BrokerUnreachable(not_trusted(self.address, reason.verify_message))
+            return BrokerUnreachable(not_trusted(self.address, reason))
         return BrokerUnreachable(
             f"The management API at {self.address} does not answer ({exc}). "
             "Try `broker up`, or give --management-url."

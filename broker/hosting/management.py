@@ -103,9 +103,10 @@ class Management:
         }
         self.api.put("policies", vhost, name, body=body)
 
-    def put_user(self, user: str, password: str, *, tags: str = "") -> None:
-        """Create an account, or give it this password."""
-        self.api.put("users", user, body={"password": password, "tags": tags})
+    def put_user(self, user: str, password: str | None, *, tags: str = "") -> None:
+        """Create an account, or give it this password; None: no password logs in, only a certificate."""
+        secret = {"password_hash": ""} if password is None else {"password": password}
+        self.api.put("users", user, body={**secret, "tags": tags})
 
     def tags(self, user: str) -> tuple[str, ...]:
         """What an account may do at the management API, e.g. ("administrator",)."""

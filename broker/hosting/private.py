@@ -1,6 +1,7 @@
 """A rabbitmq-server of one's own: own node name, ports, data and log; nothing of the system's is touched."""
 
 import json
+import logging
 import os
 import random
 import re
@@ -20,9 +21,15 @@ from urllib.parse import quote
 
 from broker.errors import BrokerError, BrokerUnreachable
 from broker.hosting import probe
+from broker.hosting.encryption import Encryption
 from broker.hosting.management import Management
+from broker.link.access import Access
+
+logger = logging.getLogger(__name__)
 
 _RECORD = "broker.json"
+_SETTINGS, _OWN_SETTINGS = "rabbitmq.conf", "conf.d/own.conf"
+_HEADER = f"# Written by `broker up`. Put settings of your own into {_OWN_SETTINGS}: read last, and never overwritten."
 _CONSOLE = "console.log"
 _MARK = "-warren_home"  # Erlang ignores this flag; by it our processes are found again, and no others
 _PROC = Path("/proc")
@@ -34,13 +41,14 @@ _PROGRAMS = (
     Path("/home/linuxbrew/.linuxbrew/sbin/rabbitmq-server"),
 )
 _LOWEST_PORT = 10_000
+_PORTS = ("listeners.tcp.1 = 127.0.0.1:", "management.tcp.port = ")  #: of the settings that are ours
 _TAKEN = re.compile(r'could_not_start_listener,"[^"]*",(\d+),[^\n]*eaddrinuse')
 _KILL_EPMD = b"\x00\x01k"  # epmd's own protocol: KILL_REQ; it refuses while a node is registered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrivateBroker:
-    """One rabbitmq-server of our own, on loopback; it outlives the process that starts it.
+    """One rabbitmq-server of our own, on loopback or encrypted; it outlives the process that starts it.
 
     Attributes:
         home: Absolute folder of its data, log, settings, cookie and record.
@@ -51,6 +59,7 @@ class PrivateBroker:
         vhost: The virtual host that its first start creates.
         conf: More lines for rabbitmq.conf, such as "consumer_timeout = 1000".
         erlang: More arguments for Erlang, such as "-rabbit channel_tick_interval 1000".
+        encryption: TLS and what it listens on; None: loopback alone, without.
     """
 
     home: Path
@@ -61,6 +70,7 @@ class PrivateBroker:
     vhost: str = "/"
     conf: tuple[str, ...] = ()
     erlang: tuple[str, ...] = ()
+    encryption: Encryption | None = None
 
     def __post_init__(self) -> None:
         if not self.home.is_absolute():
@@ -74,15 +84,29 @@ class PrivateBroker:
     @property
     def amqp_url(self) -> str:
         """Its address, with the login."""
-        return f"amqp://{self._login}@localhost:{self.port}/{quote(self.vhost, safe='')}"
+        scheme = "amqps" if self.encryption else "amqp"
+        return f"{scheme}://{self.login}@{self._host}:{self.port}/{quote(self.vhost, safe='')}"
 
     @property
     def management_url(self) -> str:
         """Its management API's address, with the login."""
-        return f"http://{self._login}@localhost:{self.management_port}"
+        scheme = "https" if self.encryption else "http"
+        return f"{scheme}://{self.login}@{self._host}:{self.management_port}"
 
     @property
-    def _login(self) -> str:
+    def access(self) -> Access:
+        """How its administrator reaches it from this machine."""
+        ca = self.encryption.ca if self.encryption else None
+        return Access(amqp_url=self.amqp_url, ca=ca, management_url=self.management_url)
+
+    @property
+    def _host(self) -> str:
+        name = self.encryption.local_name if self.encryption else "localhost"
+        return f"[{name}]" if ":" in name else name
+
+    @property
+    def login(self) -> str:
+        """Its administrator's, percent-encoded, as an address has it."""
         return f"{quote(self.user, safe='')}:{quote(self.password, safe='')}"
 
     def start(self, *, seconds: float = 60) -> None:
@@ -123,9 +147,10 @@ class PrivateBroker:
 
     def is_ready(self) -> bool:
         """Whether it takes the login, and its management API answers."""
-        if probe.ask(self.amqp_url, seconds=2) is not probe.Answer.READY:
+        tls = self.access.tls()
+        if probe.ask(self.amqp_url, seconds=2, tls=tls) is not probe.Answer.READY:
             return False
-        return Management(self.management_url, timeout_seconds=2).is_ready()
+        return Management(self.management_url, timeout_seconds=2, tls=tls).is_ready()
 
     def last_lines(self, count: int = 15) -> str:
         """The end of what it said, for an error message."""
@@ -141,23 +166,41 @@ class PrivateBroker:
         fields = _read_record(home).get("broker")
         if fields is None:
             return None
-        return cls(
-            **{**fields, "home": home, "conf": tuple(fields["conf"]), "erlang": tuple(fields["erlang"])}
-        )
+        lists = {name: tuple(fields[name]) for name in ("conf", "erlang")}
+        if given := fields.get("encryption"):
+            given = Encryption(**{**given, "names": tuple(given["names"])})
+        return cls(**{**fields, "home": home, **lists, "encryption": given})
 
     def _prepare(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
         self.home.chmod(0o700)  # the cookie and the record are secrets
-        listeners = [
+        shared = resources.files("deploy").joinpath("rabbitmq.conf").read_text()
+        self._write_settings("\n".join([_HEADER, shared, *self._listeners(), *self.conf, ""]))
+        plugins = ["rabbitmq_management", *(self.encryption.plugins if self.encryption else [])]
+        self._write("enabled_plugins", f"[{','.join(plugins)}].\n")
+        self._write("env.conf", "")
+        self._write(_CONSOLE, "")  # each start has its own
+
+    def _listeners(self) -> list[str]:
+        if self.encryption is not None:
+            return self.encryption.lines(self.port, self.management_port)
+        return [
             f"listeners.tcp.1 = 127.0.0.1:{self.port}",
             "management.tcp.ip = 127.0.0.1",
             f"management.tcp.port = {self.management_port}",
         ]
-        shared = resources.files("deploy").joinpath("rabbitmq.conf").read_text()
-        self._write("rabbitmq.conf", "\n".join([shared, *listeners, *self.conf, ""]))
-        self._write("enabled_plugins", "[rabbitmq_management].\n")
-        self._write("env.conf", "")
-        self._write(_CONSOLE, "")  # each start has its own
+
+    def _write_settings(self, text: str) -> None:
+        """Write rabbitmq.conf; lines that somebody put there by hand move to a file that counts more, and stays."""
+        path, copy, own = self.home / _SETTINGS, self.home / f"{_SETTINGS}.written", self.home / _OWN_SETTINGS
+        own.parent.mkdir(exist_ok=True)
+        ours = copy.read_text() if copy.exists() else text
+        if path.exists() and (edits := _added(path.read_text(), ours)):
+            with own.open("a") as file:
+                file.writelines(f"{line}\n" for line in edits)
+            logger.warning("%s was edited by hand: what was added is kept in %s", path, own)
+        for each in (path, copy):
+            each.write_text(text)
 
     def _write(self, name: str, text: str) -> None:
         (self.home / name).write_text(text)
@@ -241,6 +284,13 @@ class PrivateBroker:
         if port is not None:
             wait_until(lambda: not _asked_to_end(port), 5)
             self._write(_RECORD, json.dumps(record, indent=2))
+
+
+def _added(text: str, ours: str) -> list[str]:
+    """The lines of settings that are not ours; where Warren wrote them without a copy, ports are."""
+    known = set(ours.splitlines())
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    return [line for line in lines if line not in known and not line.startswith(_PORTS)]
 
 
 def find_program() -> Path:

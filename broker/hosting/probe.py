@@ -6,7 +6,10 @@ import struct
 from enum import Enum
 from urllib.parse import unquote, urlsplit
 
-_AMQP_PORTS = {"amqp": 5672, "amqps": 5671}
+from broker.link.address import host_and_port
+
+__all__ = ["Answer", "ask", "host_and_port", "is_free", "login_of", "vhost_of"]
+
 _HEADER = b"AMQP\x00\x00\x09\x01"
 _FRAME_END = b"\xce"
 _MOST_BYTES = 131_072  # no frame of a handshake is larger
@@ -54,12 +57,6 @@ def ask(amqp_url: str, *, seconds: float = 5, tls: ssl.SSLContext | None = None)
             return _log_in(stream, amqp_url)
         except (OSError, _NotAmqpError):
             return Answer.REFUSED  # a broker that hangs up during the login
-
-
-def host_and_port(amqp_url: str) -> tuple[str, int]:
-    """The host and port that an AMQP URL names."""
-    parts = urlsplit(amqp_url)
-    return parts.hostname or "localhost", parts.port or _AMQP_PORTS.get(parts.scheme, _AMQP_PORTS["amqp"])
 
 
 def login_of(amqp_url: str) -> tuple[str, str]:

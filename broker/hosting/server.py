@@ -1,26 +1,28 @@
 """A broker to work with: one that is reachable, else a container, else a private process; and its end."""
 
-import fcntl
 import logging
 import os
+import secrets
 import shutil
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
 from broker.command import management_url_for
-from broker.errors import BrokerError, BrokerUnreachable, LoginRefused
+from broker.errors import BrokerError, BrokerUnreachable, LoginRefused, UsageError
 from broker.hosting import probe
 from broker.hosting.container import Container, running_engine
+from broker.hosting.encryption import Encryption
 from broker.hosting.management import Management
 from broker.hosting.policies import set_policies
 from broker.hosting.private import PrivateBroker, find_program, free_ports, is_installed, wait_until
 from broker.hosting.probe import Answer
-from broker.link.access import Access
+from broker.hosting.turns import in_turn
+from broker.link.access import Access, login_in, with_login
 from broker.link.address import LOCAL_HOSTS, not_trusted, without_password
 
 __all__ = [
@@ -30,17 +32,19 @@ __all__ = [
     "can_be_up",
     "down",
     "is_running",
+    "known_access",
     "known_management_url",
     "ours",
     "recorded",
     "up",
+    "up_encrypted",
 ]
 
 logger = logging.getLogger(__name__)
 
 _MANAGEMENT_OFFSET = 10_000  # RabbitMQ's own: 5672 and 15672
 _OTHER_PORTS = range(5673, 5700)  # tried in turn when the standard port is taken
-_TURN_SECONDS = 120.0
+_PASSWORD_BYTES = 24
 _READY_SECONDS = 60.0
 _REFUSED_SECONDS = 5.0  #: how long a login is refused until that is believed
 
@@ -78,13 +82,78 @@ def up(
     Raises:
         BrokerError: There is none, and none can be started; the message says what to do.
     """
-    with _in_turn(home):
+    with in_turn(home):
         if port is not None:
             running = _private(_on_port(access.amqp_url, port, management_port, home))
         else:
             running = _reachable_or_new(access, management_url, management_port, home)
     _set_policies_on(running, access.tls())
     return running
+
+
+def up_encrypted(
+    *,
+    port: int,
+    management_port: int,
+    home: Path,
+    admin: str,
+    encryption: Callable[[Path], Encryption],
+) -> PrivateBroker:
+    """Have a private broker that others reach, by TLS alone, and wait until it is ready.
+
+    Args:
+        port: Where it speaks AMQP.
+        management_port: Where its management page is.
+        home: The folder of everything that `up` starts.
+        admin: The account that its first start creates, with a password that is made; there is no guest.
+        encryption: Has the certificates in its own folder, which is passed in.
+
+    Raises:
+        UsageError: On this port is, or was, one of another kind; the certificates can't be used.
+        BrokerError: It could not be started.
+    """
+    folder = home / str(port)
+    with in_turn(home):
+        broker = PrivateBroker.recorded(folder)
+        if broker is None and not probe.is_free(port):
+            raise BrokerError(f"Port {port} is taken by {_who_is_at(port)}. Try another --port.")
+        if broker is not None and (broker.encryption is None or broker.user != admin):
+            raise UsageError(
+                f"On port {port} there is a broker of another kind, with data of its own: its administrator is "
+                f"{broker.user!r}, {'with' if broker.encryption else 'without'} TLS. Try another --port, or end it "
+                "with its data: broker down --delete-data"
+            )
+        if broker is None:
+            password = secrets.token_urlsafe(_PASSWORD_BYTES)
+            broker = PrivateBroker(
+                home=folder, port=port, management_port=management_port, user=admin, password=password
+            )
+        if not broker.is_running():
+            broker = replace(
+                broker, management_port=management_port, encryption=encryption(folder / "certificates")
+            )
+            logger.info("starting an encrypted rabbitmq-server on port %d; its files are in %s", port, folder)
+        broker.start(seconds=_READY_SECONDS)
+    set_policies(Management(broker.management_url, tls=broker.access.tls()), broker.vhost)
+    return broker
+
+
+def known_access(access: Access, home: Path, *, is_given: bool) -> tuple[Access, Encryption | None]:
+    """How an administrator reaches a broker: as asked, and as `up` recorded it where that says less.
+
+    Args:
+        access: What was asked for.
+        home: The folder of everything that `up` starts.
+        is_given: Whether a person said an address; if not, an encrypted broker that runs here alone is meant.
+    """
+    if not is_given and _own_at(access.amqp_url, home) is None:
+        running = [each for each in recorded(home) if each.encryption and each.is_running()]
+        return (running[0].access, running[0].encryption) if len(running) == 1 else (access, None)
+    own = _own_at(access.amqp_url, home)
+    if not isinstance(own, PrivateBroker) or own.encryption is None:
+        return access, None
+    url = access.amqp_url if login_in(access.amqp_url) else with_login(access.amqp_url, own.login)
+    return replace(access, amqp_url=url, ca=access.ca or own.encryption.ca), own.encryption
 
 
 def can_be_up(amqp_url: str) -> bool:
@@ -104,7 +173,7 @@ def down(home: Path, *, amqp_url: str | None, with_data: bool = False) -> list[s
     Raises:
         BrokerError: The container engine could not take its container down.
     """
-    with _in_turn(home):
+    with in_turn(home):
         chosen = ours(home, amqp_url)
         ended = [without_password(broker.amqp_url) for broker in chosen if is_running(broker, home)]
         for broker in chosen:
@@ -195,12 +264,13 @@ def _found(access: Access, management_url: str | None, home: Path) -> Running:
 def _own_at(amqp_url: str, home: Path) -> Ours | None:
     """The broker at this address, if `up` started it."""
     host, port = probe.host_and_port(amqp_url)
-    if host not in LOCAL_HOSTS:
+    private = PrivateBroker.recorded(home / str(port))
+    is_here = private is not None and private.encryption is not None and host in private.encryption.names
+    if host not in LOCAL_HOSTS and not is_here:
         return None
     container = Container.recorded(home)
     if container is not None and container.port == port:
         return container
-    private = PrivateBroker.recorded(home / str(port))
     return private if private is not None and private.is_running() else None
 
 
@@ -337,28 +407,8 @@ def _unusable(amqp_url: str, answer: Answer) -> BrokerError:
             f"the virtual host {probe.vhost_of(amqp_url)!r}. Try another AMQP_URL."
         )
     if answer is Answer.UNTRUSTED:
-        return BrokerUnreachable(not_trusted(where, "it failed the check"))
+        return BrokerUnreachable(not_trusted(where))
     return BrokerUnreachable(
         f"At {where} is {answer.value}. Expected a RabbitMQ broker; only one on this machine can be started. "
         "Try another AMQP_URL, or none."
     )
-
-
-@contextmanager
-def _in_turn(home: Path) -> Iterator[None]:
-    """Let one `up` or `down` at a time work in this home, so that two of them start one broker."""
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (home / "lock").open("w") as lock:
-        if not wait_until(lambda: _is_locked(lock.fileno()), _TURN_SECONDS):
-            raise BrokerError(
-                f"Another `broker up` or `broker down` is busy in {home}. Try again, or another --home."
-            )
-        yield
-
-
-def _is_locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

@@ -1,6 +1,7 @@
 """How the broker is reached, and as whom: its address, whose certificate is believed, and what this side shows."""
 
 import os
+import socket
 import ssl
 import stat
 import tempfile
@@ -9,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from broker.errors import UsageError
-from broker.link.address import check_amqp_url, without_password
+from broker.link.address import check_amqp_url, host_and_port, without_password
 
 _PRIVATE = stat.S_IRUSR | stat.S_IWUSR
 
@@ -103,6 +104,18 @@ def _show(context: ssl.SSLContext, certificate: str, key: str) -> None:
         context.load_cert_chain(path, password=lambda: "")
 
 
+def speaks_tls(amqp_url: str, *, seconds: float = 2.0) -> bool:
+    """Whether what is at an address begins with TLS; nothing is believed of it, and nothing is sent."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with socket.create_connection(host_and_port(amqp_url), timeout=seconds) as stream:
+            context.wrap_socket(stream).close()
+    except OSError:
+        return False
+    return True
+
+
 def common_name(certificate: str) -> str:
     """Whom a certificate is for; RabbitMQ takes that as the account's name.
 
@@ -154,10 +167,19 @@ def read_pem(path: Path) -> str:
     return text
 
 
-def with_login(url: str, login: str) -> str:
-    """An address with this login, USER:PASSWORD percent-encoded, in the place of its own."""
+def with_login(url: str, login: str | None) -> str:
+    """An address with this login, USER:PASSWORD percent-encoded, in the place of its own; None: without any."""
     parts = urlsplit(url)
-    return parts._replace(netloc=f"{login}@{parts.netloc.rpartition('@')[2]}").geturl()
+    place = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=place if login is None else f"{login}@{place}").geturl()
+
+
+def with_host(url: str, host: str) -> str:
+    """An address at another host."""
+    parts = urlsplit(url)
+    login, at, _ = parts.netloc.rpartition("@")
+    port = f":{parts.port}" if parts.port else ""
+    return parts._replace(netloc=f"{login}{at}{f'[{host}]' if ':' in host else host}{port}").geturl()
 
 
 def login_in(url: str) -> str | None:

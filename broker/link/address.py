@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+import ssl
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -13,6 +14,9 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _SAFE = re.compile(r"(?:[^\s\x00-\x1f\x7f/?#\[\]@%]|%[0-9A-Fa-f]{2})*")  #: needs no percent-encoding
 _PLACE = re.compile(r"(?P<host>\[[^\]]*\]|[^:/?#]*)(?P<port>:[^/?#]*)?(?P<path>[^?#]*)(?P<query>\?[^#]*)?")
 _LAST_PORT = 65535
+_OTHER_NAMES = (62, 64)  #: OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and …_IP_ADDRESS_MISMATCH
+_OTHER_TIMES = (9, 10)  #: X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED
+_PORTS = {"amqp": 5672, "amqps": 5671}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,12 @@ def check_not_in_clear(url: str) -> str:
     return url
 
 
+def host_and_port(amqp_url: str) -> tuple[str, int]:
+    """The host and port that an AMQP URL names."""
+    parts = urlsplit(amqp_url)
+    return parts.hostname or "localhost", parts.port or _PORTS.get(parts.scheme, _PORTS["amqp"])
+
+
 def is_loopback(host: str) -> bool:
     """Whether this names the machine itself, so that what is sent there travels over no network."""
     try:
@@ -75,10 +85,23 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def not_trusted(where: str, reason: str) -> str:
+def not_trusted(where: str, error: ssl.SSLCertVerificationError | None = None) -> str:
     """What to say of a certificate that is not believed, and so of nothing that was sent there."""
+    said = error.verify_message if error else "it failed the check"
+    code = error.verify_code if error else 0
+    if code in _OTHER_NAMES:
+        return (
+            f"The certificate at {where} is for another name ({said}); nothing was sent there. Expected the host in "
+            "the address to be one of the certificate's names. Give such a name, or have the broker's certificate "
+            "made for this one, too: broker certs --name HOST"
+        )
+    if code in _OTHER_TIMES:
+        return (
+            f"The certificate at {where} is not valid now ({said}); nothing was sent there. Expected one that is. "
+            "Check this machine's clock; if that is right, the broker needs a new certificate."
+        )
     return (
-        f"The certificate at {where} is not trusted ({reason}); nothing was sent there. Expected one for this host, "
+        f"The certificate at {where} is not trusted ({said}); nothing was sent there. Expected one for this host, "
         "signed by an authority that this machine knows. If it is signed by one of your own, give the authority's "
         "certificate: --ca /path/to/ca.pem, or SSL_CERT_FILE"
     )

@@ -207,7 +207,11 @@ class Link(Protocol):
         """Receive no longer from these queues."""
 
     def receive(self, seconds: float) -> Delivery | Connection | None:
-        """The next delivery or change of the connection; None when there was none for so long."""
+        """The next delivery or change of the connection; None when there was none for so long.
+
+        Raises:
+            LoginRefused: The broker takes the login no longer, and has said so for a while: there is no way on.
+        """
 
     def fetch(self, queue: str, most: int = 1) -> Iterator[Delivery]:
         """Take up to `most` messages out of a queue that isn't consumed, until it is empty or missing.

@@ -19,6 +19,7 @@ from broker.wire.messages import (
     Ping,
     StatusAsked,
     StatusTold,
+    SwarmDeclined,
     SwarmJoined,
     SwarmLeft,
 )
@@ -150,8 +151,8 @@ def may_send_to_coordinator(message: Message | Envelope, account: str) -> bool:
     A swarm's process speaks for the workers that its account was invited for.
     """
     worker = getattr(message, "worker", None)
-    if isinstance(message, SwarmJoined | SwarmLeft):
-        most = names.numbered(message.worker, [message.most] if isinstance(message, SwarmJoined) else [1])
+    if isinstance(message, SwarmJoined | SwarmLeft | SwarmDeclined):
+        most = names.numbered(message.worker, [1] if isinstance(message, SwarmLeft) else [message.most])
         return names.reads_for(account, message.worker) and names.is_of(account, most[0])
     if isinstance(message, Envelope) and isinstance(worker, str) and names.reads_for(account, worker):
         return True

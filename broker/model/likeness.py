@@ -48,7 +48,7 @@ def shape_difference(site: InputFacts, shape: Shape) -> str | None:
 PIXELS = InputFacts(shape=None, dtype="uint8", low=0.0, high=255.0)
 
 
-def is_other_scale(site: InputFacts, run: InputFacts, shape: Sequence[int]) -> bool:
+def is_other_scale(site: InputFacts, run: InputFacts, shape: Sequence[int | None]) -> bool:
     """Whether a site's images can't be of this run: features in columns may well differ between sites."""
     is_image = len(shape) >= 2
     return is_image and _ratio(site, run) >= _OTHER_SCALE

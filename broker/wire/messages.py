@@ -281,8 +281,7 @@ class JoinedAlike:
     announced: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        count = len(names.unpack_numbers(self.numbers[: names.MOST_IN_A_SWARM // 8]))
-        require(count > 0 and len(self.numbers) <= names.MOST_IN_A_SWARM // 8, "some numbers", count)
+        count = require_numbers(self.numbers)
         require(len(self.announced) in (0, count), "an upload for each", len(self.announced))
         for column, dimensions in (
             (self.num_examples, 1),
@@ -421,6 +420,55 @@ class Declined(Message):
     def __post_init__(self) -> None:
         require_short(run_id=self.run_id)
 
+    @property
+    def workers(self) -> tuple[str, ...]:
+        """Of whom it is said."""
+        return (self.worker,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwarmDeclined(Message):
+    """A swarm's process to coordinator, in the place of a `Declined` of each of those that say the same.
+
+    Attributes:
+        worker: As in `SwarmJoined`.
+        numbers: Of whom it is said, see `names.pack_numbers`.
+    """
+
+    TYPE: ClassVar[str] = "swarm-declined"
+    worker: str
+    numbers: bytes
+    run_id: str
+    round_number: int
+    attempt: int
+    reason: str
+
+    def __post_init__(self) -> None:
+        require_short(run_id=self.run_id)
+        require(names.is_worker(self.worker), "a name", self.worker)
+        require_numbers(self.numbers)
+
+    @property
+    def workers(self) -> tuple[str, ...]:
+        """Of whom it is said."""
+        return tuple(names.numbered(self.worker, names.unpack_numbers(self.numbers)))
+
+    @property
+    def most(self) -> int:
+        """The highest number among them."""
+        return names.unpack_numbers(self.numbers)[-1]
+
+
+def require_numbers(numbers: bytes) -> int:
+    """How many numbers of a swarm's workers these are.
+
+    Raises:
+        ProtocolError: None, or more than a swarm has.
+    """
+    count = len(names.unpack_numbers(numbers[: names.MOST_IN_A_SWARM // 8]))
+    require(count > 0 and len(numbers) <= names.MOST_IN_A_SWARM // 8, "some numbers", count)
+    return count
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch(Message):
@@ -477,7 +525,7 @@ _MESSAGES: dict[str, type[Message]] = {
     kind.TYPE: kind
     for kind in (
         RollCall, Ping, RoundStart, Part, RoundClosed, UploadAgain, Refused, RunFinished,
-        Joined, Left, SwarmJoined, SwarmLeft, Progress, UpdateAnnounced, Declined,
+        Joined, Left, SwarmJoined, SwarmLeft, Progress, UpdateAnnounced, Declined, SwarmDeclined,
         Launch, LaunchAnswered, StatusAsked, StatusTold, StatisticsAsked, StatisticsTold, StatisticsRefused,
     )
 }  # fmt: skip

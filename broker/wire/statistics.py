@@ -5,6 +5,7 @@ coordinator has made of their ranges. A feature is a place on the last axis: a c
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from broker.envelope import Message
 from broker.wire.fields import require
 from broker.wire.limits import require_amount, require_short
+from broker.wire.settings import TEXT, Held, Role
 from broker.wire.tensors import Array
 
 MOST_FEATURES = 2_000
@@ -136,6 +138,57 @@ def _require_end(end: float) -> None:
 def _require_shape(shape: tuple[int, ...]) -> None:
     fits = len(shape) <= _MOST_AXES and all(0 < size <= _LONGEST_AXIS for size in shape)
     require(fits, "the shape of an example", shape[: 2 * _MOST_AXES])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """A feature of data without classes: one number of one of its arrays.
+
+    Attributes:
+        role: Whether it is known beforehand, or learned.
+        array: The array's name.
+        name: What a person calls it.
+    """
+
+    role: Role
+    array: str
+    name: str
+
+
+def columns_of(holds: Sequence[Held]) -> tuple[Column, ...]:
+    """What is told of data without classes: each number of each array of rows, inputs first; of texts nothing is.
+
+    Args:
+        holds: What a site has, as it joins with it; of more than `MOST_FEATURES` numbers there are no columns.
+    """
+    rows = sorted(filter(is_row, holds), key=lambda each: each.role)
+    if sum(_size(each) for each in rows) > MOST_FEATURES:
+        return ()
+    roles = [each.role for each in holds]
+    return tuple(
+        Column(role=each.role, array=each.name, name=name)
+        for each in rows
+        for name in _names_of(each, has_name=roles.count(each.role) > 1 or each.name != "0")
+    )
+
+
+def is_row(held: Held) -> bool:
+    """Whether an array is one of numbers, one or some an example."""
+    return held.dtype != TEXT and len(held.shape) <= 1
+
+
+def _size(held: Held) -> int:
+    return math.prod(size or 0 for size in held.shape)
+
+
+def _names_of(held: Held, *, has_name: bool) -> list[str]:
+    """Those of an array's numbers: age.0 and "target price", or "feature 1" and "target" where it has no name."""
+    is_target = held.role == "target"
+    if has_name:
+        stem, joint, first = f"target {held.name}" if is_target else held.name, ".", 0
+    else:
+        stem, joint, first = "target" if is_target else "feature", " ", 1
+    return [f"{stem}{joint}{first + place}" for place in range(_size(held))] if held.shape else [stem]
 
 
 def edges_of(low: float, high: float, bins: int) -> npt.NDArray[np.float64]:

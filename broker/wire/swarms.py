@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from broker.wire import names
-from broker.wire.messages import Joined, JoinedAlike, SwarmJoined, encode
+from broker.wire.messages import Declined, Joined, JoinedAlike, SwarmDeclined, SwarmJoined, encode
 
 _MOST_BYTES = 400 * 1024  #: in one word: well below `limits.MOST_WORD_BYTES`, and enough for 20,000 workers
 _UPLOAD_BYTES = 20  #: the id of one, as text
@@ -36,6 +36,29 @@ def swarm_words(reader: str, workers: Sequence[Joined]) -> list[SwarmJoined]:
             left -= size
             words[-1].append(_together(some, reader))
     return [SwarmJoined(worker=reader, groups=tuple(groups)) for groups in words]
+
+
+def declined_together(reader: str, declined: Iterable[Declined]) -> list[SwarmDeclined]:
+    """What workers of a swarm's process can't answer: one word for all that say the same.
+
+    Args:
+        reader: The process's name.
+        declined: What each would say for itself.
+    """
+    alike: dict[Declined, list[int]] = {}
+    for each in declined:
+        alike.setdefault(replace(each, worker=reader), []).append(names.number_of(each.worker))
+    return [
+        SwarmDeclined(
+            worker=reader,
+            numbers=names.pack_numbers(numbers),
+            run_id=word.run_id,
+            round_number=word.round_number,
+            attempt=word.attempt,
+            reason=word.reason,
+        )
+        for word, numbers in alike.items()
+    ]
 
 
 def _bytes_of(joined: Joined) -> int:

@@ -142,7 +142,8 @@ class ModelProcess:
     """One child process with Keras in it; started at once, so that its slow import overlaps with connecting.
 
     `build` waits for its answer. `save` does not: a thread hands over the newest state of each file, and a state that
-    was overtaken before its turn is dropped. Should the child die, the next request starts another.
+    was overtaken before its turn is dropped. What the run waits for goes before all saves but the one under way. Should
+    the child die, the next request starts another.
 
     Args:
         trusted_modules: What these register may occur in a model.
@@ -154,9 +155,10 @@ class ModelProcess:
         self._is_warm = is_warm
         self._child = Child(self._trusted_modules, is_warm=is_warm)
         self._talking = threading.Lock()  # one request at a time
-        self._changed = threading.Condition()  # guards the four below
+        self._changed = threading.Condition()  # guards the five below
         self._waiting: dict[Path, _Later] = {}  # by the file
         self._is_saving = False
+        self._num_waited_for = 0  # requests whose answer the run waits for
         self._is_closed = False
         self._errors: dict[Path, WarrenError] = {}  # of the last save of each file
         self._saver = threading.Thread(target=self._save_newest, name="model-saver", daemon=True)
@@ -194,7 +196,7 @@ class ModelProcess:
         """
         with tempfile.TemporaryDirectory(prefix="warren-") as folder:
             weights_path = Path(folder) / "weights.npz"
-            answer = self._ask(
+            answer = self._ask_first(
                 {
                     "op": "build",
                     "kind": task.kind,
@@ -223,14 +225,14 @@ class ModelProcess:
             ModelError: The process that would try it died.
         """
         facts = None if inputs is None else to_plain(inputs)
-        answer = self._ask({"op": "check", "checkpoint": str(candidate.resolve()), "inputs": facts})
+        answer = self._ask_first({"op": "check", "checkpoint": str(candidate.resolve()), "inputs": facts})
         reason: str | None = answer["reason"]
         return reason
 
     def work_out(self, model_json: str, sums: Mapping[str, Array]) -> dict[str, float]:
         """The results of compiled metrics from the sums that they keep, float64 of shape (k,) each, by name."""
         states = {name: [float(value) for value in state] for name, state in sums.items()}
-        answer = self._ask({"op": "work-out", "model_json": model_json, "states": states})
+        answer = self._ask_first({"op": "work-out", "model_json": model_json, "states": states})
         return {str(name): float(value) for name, value in answer["metrics"].items()}
 
     def save(
@@ -303,6 +305,17 @@ class ModelProcess:
         self._saver.join(CLOSE_SECONDS)
         self._child.close()
 
+    def _ask_first(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Ask what the run waits for: of all saves only the one under way goes before it."""
+        with self._changed:
+            self._num_waited_for += 1
+        try:
+            return self._ask(request)
+        finally:
+            with self._changed:
+                self._num_waited_for -= 1
+                self._changed.notify_all()
+
     def _save_newest(self) -> None:
         while (wanted := self._take()) is not None:
             error = self._try(wanted)
@@ -315,7 +328,9 @@ class ModelProcess:
 
     def _take(self) -> _Later | None:
         with self._changed:
-            self._changed.wait_for(lambda: bool(self._waiting) or self._is_closed)
+            self._changed.wait_for(
+                lambda: (bool(self._waiting) and not self._num_waited_for) or self._is_closed
+            )
             target = next(iter(self._waiting), None)
             self._is_saving = target is not None
             return self._waiting.pop(target) if target is not None else None
@@ -346,12 +361,14 @@ class ModelProcess:
 
 
 def normalization_in(path: Path) -> dict[str, list[float]]:
-    """The means and variances that `coordinator statistics` has found.
+    """The means and variances that `coordinator statistics` has found, of the inputs.
 
     Raises:
-        DataError: The file can't be read.
+        DataError: The file can't be read, or is of several inputs: no layer says which of them it normalises.
     """
-    features = read_statistics(path).features
+    features = [each for each in read_statistics(path).features if each.role == "input"]
+    if len({each.array for each in features}) != 1:
+        raise DataError(f"{str(path)!r} is of several inputs, or none. --normalize takes statistics of one.")
     return {"means": [each.mean for each in features], "variances": [each.variance for each in features]}
 
 

@@ -4,23 +4,27 @@ Mean and variance are worked out from the sums as fractions, and rounded once: t
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 
+from broker.wire.settings import Held, Role
 from broker.wire.statistics import (
     FRACTION_BITS,
     MOST_BINS,
     MOST_COUNTS,
+    Column,
     StatisticsAsked,
     StatisticsTold,
+    columns_of,
     from_bytes,
     values_per_example,
 )
 
 Edges = tuple[int, tuple[float, ...], tuple[float, ...]]
+Form = tuple[tuple[int, ...], tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,12 +32,14 @@ class Feature:
     """One feature of all sites together.
 
     Attributes:
-        name: "feature 1" in rows, "channel 1" in images.
+        name: "feature 1" in rows, "channel 1" in images; of data without classes see `columns_of`.
         low: All values lie from here to `high`; both are rounded outwards by the sites.
         edges_low: The histogram's lower end; its bins have one width.
         edges_high: Its upper end.
         counts: Values in each bin, as far as they are told.
         untold: Values that no bin tells of, for too few examples of one site were in theirs.
+        role: Whether it is known beforehand, or learned.
+        array: Of data without classes the array that it is of.
     """
 
     name: str
@@ -46,6 +52,8 @@ class Feature:
     edges_high: float
     counts: tuple[int, ...]
     untold: int
+    role: Role = "input"
+    array: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +113,13 @@ def flaw_in(told: StatisticsTold, asked: StatisticsAsked, most_examples: int) ->
     return _flaw_in_sums(told) if told.step == "range" else _flaw_in_counts(told, asked)
 
 
+def flaw_in_columns(told: StatisticsTold, holds: Sequence[Held]) -> str | None:
+    """Why an answer is none of the arrays that its worker joined with; None if it is, or these are not named."""
+    if not holds or told.shape == (len(columns_of(holds)),):
+        return None
+    return f"examples of shape {told.shape}, of arrays with {len(columns_of(holds))} numbers"
+
+
 def _num_values(told: StatisticsTold) -> int:
     return told.num_examples * values_per_example(told.shape)
 
@@ -137,10 +152,15 @@ def _flaw_in_counts(told: StatisticsTold, asked: StatisticsAsked) -> str | None:
     return None
 
 
-def common_shape(ranges: Mapping[str, StatisticsTold]) -> tuple[int, ...]:
-    """The shape that most sites' examples have; of two that as many have the lesser one."""
-    shapes = [told.shape for told in ranges.values()]
-    return min(set(shapes), key=lambda shape: (-shapes.count(shape), shape))
+def form_of(told: StatisticsTold, columns: Sequence[Column]) -> Form:
+    """What a site's features are: the shape of an example, and of data without classes the names of its columns."""
+    return told.shape, tuple(column.name for column in columns)
+
+
+def commonest(forms: Iterable[Form]) -> Form:
+    """The form that most sites' examples have; of two that as many have the lesser one."""
+    every = list(forms)
+    return min(set(every), key=lambda form: (-every.count(form), form))
 
 
 def common_edges(ranges: Sequence[StatisticsTold], bins: int) -> Edges:
@@ -160,6 +180,7 @@ def put_together(
     asked: StatisticsAsked,
     sites: Sequence[Site],
     left_out: Mapping[str, str],
+    columns: Sequence[Column] = (),
 ) -> Statistics:
     """The figures of all sites together.
 
@@ -169,11 +190,12 @@ def put_together(
         asked: The second question.
         sites: What each holds.
         left_out: Who was there and has no part in it, and why.
+        columns: Of data without classes, the same at every site.
     """
     told = list(ranges.values())
     shape, number = told[0].shape, sum(map(_num_values, told))
     counts = sum(np.asarray(each.counts) for each in histograms.values())
-    word = "channel" if len(shape) > 1 else "feature"
+    named = columns or _numbered(shape)
     features = []
     for index in range(shape[-1]):
         total = sum(from_bytes(each.sums[index]) for each in told)
@@ -182,7 +204,9 @@ def put_together(
         its = tuple(map(int, np.atleast_2d(counts)[index]))
         features.append(
             Feature(
-                name=f"{word} {index + 1}",
+                name=named[index].name,
+                role=named[index].role,
+                array=named[index].array,
                 mean=total / (number << FRACTION_BITS),
                 variance=variance,
                 std=math.sqrt(variance),
@@ -203,3 +227,9 @@ def put_together(
         sites=tuple(sites),
         left_out=dict(left_out),
     )
+
+
+def _numbered(shape: tuple[int, ...]) -> list[Column]:
+    """The features of labelled examples."""
+    word = "channel" if len(shape) > 1 else "feature"
+    return [Column(role="input", array="", name=f"{word} {index + 1}") for index in range(shape[-1])]

@@ -100,7 +100,7 @@ class Admission:
                 f"it does not trust {listed(missing)}: start it with --trust-module and the module of these"
             )
         if state.is_general:
-            return _general_flaw(member, state)
+            return _general_flaw(member, state) or self._scale_flaw(member, state)
         flaw = self._flaw_as_classes(member, state)
         if flaw is None or state.classes or state.is_arrays:
             return flaw
@@ -128,7 +128,7 @@ class Admission:
         if member.inputs is None or state.inputs is None:
             return None
         difference = scale_difference(member.inputs, state.inputs)
-        if difference and is_other_scale(member.inputs, state.inputs, state.input_shape):
+        if difference and is_other_scale(member.inputs, state.inputs, _shape_taken(state)):
             return f"{difference}. Bring them to one scale at every site"
         if difference and member.worker not in self._odd:
             self._odd.add(member.worker)
@@ -155,6 +155,13 @@ class Admission:
 def learns_numbers(needs: Needs | None) -> bool:
     """Whether a model has one target of any numbers: whole ones at a site need be no classes then."""
     return needs is not None and [target.kind for target in needs.targets] == ["numbers"]
+
+
+def _shape_taken(state: Checkpoint) -> tuple[int | None, ...]:
+    """Of an example, where the run's model has one input."""
+    if not state.is_general or state.needs is None:
+        return state.input_shape
+    return state.needs.inputs[0].shape if len(state.needs.inputs) == 1 else ()
 
 
 def _general_flaw(member: Member, state: Checkpoint) -> str | None:

@@ -104,16 +104,21 @@ class Gathering:
             trained_on: What the model to start from was trained on.
         """
         state = self._committed.present
-        if state.classes or state.is_arrays or state.is_general:
+        if state.classes or state.is_arrays or (state.is_general and state.inputs is not None):
             return
-        if self._admission.wants_numbers(state):
-            self._committed.settle_as_general()
+        if not state.is_general:
+            if self._admission.wants_numbers(state):
+                self._committed.settle_as_general()
+            else:
+                self._committed.settle_classes(self._admission.commonest_classes())
             self.admit_again()
-            return
-        self._committed.settle_classes(self._admission.commonest_classes())
-        self.admit_again()
+        self._settle_inputs(trained_on)
+
+    def _settle_inputs(self, trained_on: InputFacts | None) -> None:
         common = self._admission.common_inputs()
-        if common and trained_on:
+        if common is None:
+            return
+        if trained_on:
             words = "the workers' values", "the model was trained on ones"
             difference = scale_difference(common, trained_on, *words)
             if difference:

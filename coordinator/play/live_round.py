@@ -10,7 +10,7 @@ from broker.allowance import Allowance
 from broker.audit import named
 from broker.link.seam import Delivery, outgoing
 from broker.wire import names
-from broker.wire.messages import Declined, RoundClosed, UpdateAnnounced, UploadAgain
+from broker.wire.messages import Declined, RoundClosed, SwarmDeclined, UpdateAnnounced, UploadAgain
 from broker.wire.settings import Precision, TrainingSettings
 from broker.wire.tensors import FLOAT32, Layout, sections_of
 from broker.wire.transfer import Digest
@@ -168,9 +168,9 @@ class LiveRound:
         self._note(delivery, update, verdict, reason, fetched.digest)
         self._settle(update, verdict, reason, largest)
 
-    def _put_away(self, delivery: Delivery, worker: str) -> None:
+    def _put_away(self, delivery: Delivery, *workers: str) -> None:
         """Acknowledge what changes nothing; but a repeat of an answer that is not on disk yet may be all there is."""
-        if worker in self._unsaved:
+        if not self._unsaved.isdisjoint(workers):
             self._tools.unacknowledged.hold(delivery)
         else:
             self._tools.session.link.ack([delivery])
@@ -209,17 +209,21 @@ class LiveRound:
         session.roster.set_present(update.worker, is_present=True)
         logger.debug("%s: %s after %.1f s.", update.worker, verdict.value, update.seconds)
 
-    def decline(self, delivery: Delivery, declined: Declined) -> None:
-        """Go on without a worker that can't answer."""
-        if declined.attempt < self.record.attempt or not self.round.waits_for(declined.worker):
-            self._put_away(delivery, declined.worker)
+    def decline(self, delivery: Delivery, declined: Declined | SwarmDeclined) -> None:
+        """Go on without workers that can't answer."""
+        is_old = declined.attempt < self.record.attempt
+        workers = [] if is_old else list(filter(self.round.waits_for, declined.workers))
+        if not workers:
+            self._put_away(delivery, *declined.workers)
             return
         reason = shortened(declined.reason, len(self.record.invited))
-        logger.warning("%s can't answer: %s", declined.worker, reason)
+        logger.warning("%s can't answer: %s", listed(workers), reason)
         sender = {"worker": declined.worker, "account": delivery.user_id}
         self._tools.folder.audit.hold("declined", **self._told, **sender, reason=reason)
-        self.round.decline(declined.worker, reason, self._tools.session.clock.now())
-        self._unsaved.add(declined.worker)
+        now = self._tools.session.clock.now()
+        for worker in workers:
+            self.round.decline(worker, reason, now)
+        self._unsaved.update(workers)
         self._tools.unacknowledged.hold(delivery)
 
     def _may_ask_again(self, worker: str) -> bool:

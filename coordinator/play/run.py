@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from broker import audit
 from broker.allowance import Allowance
-from broker.errors import Interrupted, LinkLost, ModelDiverged, QuorumNotReached, RunStopped
+from broker.errors import Interrupted, LinkLost, LoginRefused, ModelDiverged, QuorumNotReached, RunStopped
 from broker.link.seam import Link
 from broker.logs import LogContext
 from broker.wire import names
@@ -139,6 +139,9 @@ class Run:
         except RunStopped:
             outcome = "stopped"
         except Interrupted:
+            outcome = None
+            raise
+        except LoginRefused:
             outcome = None
             raise
         except LinkLost as exc:

@@ -28,6 +28,7 @@ from broker.wire.messages import (
     RollCall,
     StatusAsked,
     StatusTold,
+    SwarmDeclined,
     SwarmJoined,
     SwarmLeft,
     UpdateAnnounced,
@@ -61,7 +62,7 @@ class DeclineCame:
     """A worker can't answer; whoever plays acknowledges it."""
 
     delivery: Delivery
-    declined: Declined
+    declined: Declined | SwarmDeclined
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,7 +318,7 @@ class Session:
     def _act_on(self, delivery: Delivery, message: Message) -> Event | None:
         if isinstance(message, UpdateAnnounced):
             return UpdateCame(delivery, message)
-        if isinstance(message, Declined):
+        if isinstance(message, Declined | SwarmDeclined):
             return DeclineCame(delivery, message)
         event = self._on_word(delivery, message)
         self.link.ack([delivery])

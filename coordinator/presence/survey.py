@@ -12,17 +12,21 @@ from broker.wire import names
 from broker.wire.statistics import (
     LEAST_FLOOR,
     WORDS,
+    Column,
     StatisticsAsked,
     StatisticsRefused,
     StatisticsTold,
     Step,
+    columns_of,
 )
 from coordinator.learning.statistics import (
     Site,
     Statistics,
     common_edges,
-    common_shape,
+    commonest,
     flaw_in,
+    flaw_in_columns,
+    form_of,
     put_together,
 )
 from coordinator.presence.session import Session
@@ -31,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 _TURN_SECONDS = 0.1
 _REPEAT_SECONDS = 10.0
+_MOST_SAID = 200  # characters of names
 
 Answers = dict[str, StatisticsTold]
 
@@ -90,7 +95,14 @@ class Survey:
         histograms = self._ask(lambda: list(ranges), "histogram", bins=bins, lows=lows, highs=highs)
         ranges = {worker: ranges[worker] for worker in histograms}
         assert self._asked is not None  # noqa: S101 - by `_ask`
-        return put_together(ranges, histograms, self._asked, list(self._sites(ranges)), self._left_out)
+        return put_together(
+            ranges,
+            histograms,
+            self._asked,
+            list(self._sites(ranges)),
+            self._left_out,
+            self._columns(next(iter(ranges))),
+        )
 
     def _gather(self) -> None:
         """Wait until enough of those who train are there, and nobody else's word waits."""
@@ -116,14 +128,22 @@ class Survey:
         return sorted(each.worker for each in able if each.worker == each.reader)
 
     def _alike(self, ranges: Answers) -> Answers:
-        """Those whose examples have the shape that most have; the others are named."""
-        shape = common_shape(ranges)
-        for worker, told in ranges.items():
-            if told.shape != shape:
+        """Those whose examples have the shape and the columns that most have; the others are named."""
+        forms = {worker: form_of(told, self._columns(worker)) for worker, told in ranges.items()}
+        common = commonest(forms.values())
+        for worker, form in forms.items():
+            if form[0] != common[0]:
                 self._leave_out(
-                    worker, f"its examples have the shape {told.shape}, most sites' have {shape}."
+                    worker, f"its examples have the shape {form[0]}, most sites' have {common[0]}."
                 )
-        return self._enough({worker: told for worker, told in ranges.items() if told.shape == shape})
+            elif form != common:
+                ours, theirs = (", ".join(each)[:_MOST_SAID] for each in (form[1], common[1]))
+                self._leave_out(worker, f"it has {ours}; most sites have {theirs}.")
+        return self._enough({worker: told for worker, told in ranges.items() if forms[worker] == common})
+
+    def _columns(self, worker: str) -> tuple[Column, ...]:
+        """What a worker's features are; none of labelled examples, whose features have numbers."""
+        return columns_of(self._session.roster.members[worker].holds)
 
     def _ask(
         self,
@@ -208,7 +228,7 @@ class Survey:
             return
         if isinstance(told, StatisticsRefused):
             self._leave_out(told.worker, told.reason)
-        elif flaw := flaw_in(told, self._asked, member.num_examples):
+        elif flaw := flaw_in(told, self._asked, member.num_examples) or flaw_in_columns(told, member.holds):
             self._session.validator.bury(delivery, flaw)
             self._leave_out(told.worker, f"it told {flaw}.")
         else:

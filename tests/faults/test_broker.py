@@ -214,5 +214,5 @@ def test_the_first_connection_is_given_up_the_next_never(own_stage: Stage, own_b
     actors = [own_stage.worker("w1", connect_seconds=1), own_stage.coordinator(connect_seconds=1)]
     assert [actor.ended(20) for actor in actors] == [3, 3]
     for actor in actors:
-        actor.says("No broker answers at")
+        actor.says("Nothing listens at")
     wait_until(lambda: not own_broker.is_running(), 5)

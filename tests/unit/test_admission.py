@@ -98,6 +98,23 @@ def test_what_fits_neither_way_is_refused_with_what_is_needed(
     assert named in flaw(worker, state)
 
 
+def test_a_general_models_inputs_are_held_against_those_of_most_sites(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As a classifier's are: pictures of another scale are refused, columns are worth a word; who has several inputs
+    says nothing of a range."""
+    pixels = InputFacts(shape=(3,), dtype="float32", low=0, high=255)
+    state = replace(GENERAL, inputs=pixels)
+    unit = replace(member(y=(1,)), inputs=InputFacts(shape=(3,), dtype="float32", low=0, high=1))
+    assert flaw(unit, state) == ""
+    assert "takes part, but its values lie from 0 to 1" in caplog.text
+    assert flaw(member(y=(1,)), state) == ""
+    assert state.needs is not None
+    pictures = replace(state.needs, inputs=(InputSpec(name="x", shape=(3, 3), dtype="float32"),))
+    small = replace(member(shape=(3, 3), y=(1,)), inputs=replace(pixels, shape=(3, 3), high=1))
+    assert "Bring them to one scale" in flaw(small, replace(state, needs=pictures))
+
+
 def test_whoever_trusts_a_models_parts_takes_part() -> None:
     """By their registered names."""
     state = replace(CLASSIFIER, parts=("my>Gate",))

@@ -1,5 +1,6 @@
 """What a worker hears: refusals of its own, and messages that can't be taken; over the in-memory link."""
 
+import json
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from broker.audit import AuditLog
 from broker.errors import DataError
 from broker.link.memory import MemoryBroker, MemoryLink
 from broker.link.seam import coordinator_queue, dead_queue, outgoing, upload_queue, worker_queue
@@ -275,6 +277,7 @@ def test_a_pause_ends_what_is_under_way_and_is_told_until_it_is_taken_back(tmp_p
     """The round that is trained is declined, so is the next; resumed, the worker takes the same attempt again."""
     switch = PauseSwitch(tmp_path, "w")
     hearing = Hearing(resting=Resting(switch))
+    hearing.hand_over.audit = AuditLog(tmp_path / "audit.jsonl")
     hearing.say(START)
     hearing.take_all()
     job = hearing.hand_over.jobs.get_nowait()
@@ -289,6 +292,9 @@ def test_a_pause_ends_what_is_under_way_and_is_told_until_it_is_taken_back(tmp_p
     assert declined(hearing).reason == "paused by its operator"
     switch.clear()
     assert hearing.joined().pause == ""
+    lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    told = [(each["event"], each.get("reason")) for each in lines if each["event"] in ("paused", "resumed")]
+    assert told == [("paused", "paused by its operator"), ("resumed", None)]
     hearing.say(replace(START, attempt=3))
     hearing.take_all()
     assert isinstance(hearing.hand_over.jobs.get_nowait(), RoundJob)

@@ -76,6 +76,9 @@ EXAMPLES: list[Message] = [
         seconds=1.5,
     ),
     messages.Declined(worker="w", run_id="r", round_number=1, attempt=1, reason="no"),
+    messages.SwarmDeclined(
+        worker="s", numbers=b"\x05", run_id="r", round_number=1, attempt=1, reason="no"
+    ),
     messages.Launch(task="mnist", options={"rounds": "3"}, reply_to="reply.0123456789abcdef"),
     messages.LaunchAnswered(run="mnist-1", reason=None),
     messages.StatusAsked(reply_to="reply.0123456789abcdef"),
@@ -151,6 +154,7 @@ NEEDED: dict[str, set[str]] = {
         "worker", "run_id", "round_number", "attempt", "upload_id", "num_examples", "digest", "seconds",
     },
     "declined": {"worker", "run_id", "round_number", "attempt", "reason"},
+    "swarm-declined": {"worker", "numbers", "run_id", "round_number", "attempt", "reason"},
     "launch": {"task"},
     "launch-answered": {"run"},
     "status-asked": {"reply_to"},

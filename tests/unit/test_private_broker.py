@@ -1,7 +1,9 @@
 """How a private broker is set up, before any process starts."""
 
+import json
 import os
 import stat
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from broker.errors import BrokerError, BrokerUnreachable, UsageError
 from broker.hosting import container, private, probe
 from broker.hosting.container import Container
+from broker.hosting.encryption import encrypted
 from broker.hosting.management import Management
 from broker.hosting.private import PrivateBroker
 
@@ -34,6 +37,47 @@ def test_more_settings_come_after_the_shared_ones(tmp_path: Path) -> None:
     a_broker(tmp_path, conf=("cluster_name = other",))._prepare()
     text = (tmp_path / "rabbitmq.conf").read_text()
     assert text.index("cluster_name = warren") < text.index("cluster_name = other")
+
+
+def test_what_somebody_put_into_the_settings_by_hand_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It moves, with a word, to a file that RabbitMQ reads last and nobody overwrites, whatever ports come later."""
+    a_broker(tmp_path)._prepare()
+    settings, own = tmp_path / "rabbitmq.conf", tmp_path / "conf.d" / "own.conf"
+    assert not own.exists()
+    edited = settings.read_text().replace("disk_free_limit.absolute = 1GB", "disk_free_limit.absolute = 5GB")
+    settings.write_text(edited + "heartbeat = 20\n")
+    for page in (15700, 15701):
+        a_broker(tmp_path, management_port=page)._prepare()
+    assert own.read_text() == "disk_free_limit.absolute = 5GB\nheartbeat = 20\n"
+    assert "management.tcp.port = 15701" in settings.read_text().splitlines()
+    assert caplog.text.count("edited by hand") == 1
+
+
+def test_settings_of_an_earlier_version_are_not_taken_for_edits(tmp_path: Path) -> None:
+    """It kept no copy of what it wrote; its ports are no person's either."""
+    a_broker(tmp_path)._prepare()
+    (tmp_path / "rabbitmq.conf.written").unlink()
+    a_broker(tmp_path, management_port=15701)._prepare()
+    assert not (tmp_path / "conf.d" / "own.conf").exists()
+
+
+def test_an_encrypted_broker_listens_without_tls_nowhere(tmp_path: Path) -> None:
+    """Neither AMQP nor the management page; and it is found again as it was started."""
+    folder = tmp_path / "certificates"
+    encryption = encrypted(folder, ("fl.example.org",), listen="0.0.0.0", takes_clients=True, is_given=False)
+    broker = a_broker(tmp_path, encryption=encryption, user="me", password="secret")
+    broker._prepare()
+    lines = (tmp_path / "rabbitmq.conf").read_text().splitlines()
+    assert "listeners.tcp = none" in lines
+    assert "listeners.ssl.1 = 0.0.0.0:5700" in lines
+    assert not any(line.startswith(("listeners.tcp.", "management.tcp.")) for line in lines)
+    assert "rabbitmq_auth_mechanism_ssl" in (tmp_path / "enabled_plugins").read_text()
+    assert broker.access.ca == (folder / "ca.pem").read_text()
+    record = {"broker": {**asdict(broker), "home": str(tmp_path)}}
+    (tmp_path / "broker.json").write_text(json.dumps(record))
+    assert PrivateBroker.recorded(tmp_path) == broker
 
 
 def test_more_arguments_reach_erlang(tmp_path: Path) -> None:

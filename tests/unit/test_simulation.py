@@ -18,6 +18,7 @@ import coordinator
 from broker.errors import DataError, Interrupted, ModelError, QuorumNotReached, UsageError
 from broker.wire.tensors import Array
 from tests.brokers import wait_until
+from worker.rounds import failures, worker_loop
 from worker.trainer import Evaluated, FitSettings, Fitted, Weights
 
 SIZE = 20
@@ -190,6 +191,18 @@ def test_a_run_that_fails_leaves_no_file(empty: Path) -> None:
     with pytest.raises(QuorumNotReached):
         simulate(make, strategy="median", fraction=1.0, retries=0)
     assert list(empty.iterdir()) == []
+
+
+def test_a_reason_that_holds_for_a_whole_swarm_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A line at the process and one at the coordinator, and no thousand; each of its workers has answered."""
+    monkeypatch.setattr(failures, "_GATHERED_SECONDS", 60.0)
+    monkeypatch.setattr(worker_loop, "_OUTBOX_SECONDS", 2.0)
+    with pytest.raises(QuorumNotReached, match="a bug"):
+        simulate(Broken, workers=80, fraction=1.0, retries=0, rounds=1)
+    assert caplog.text.count("Can't answer round 1: ") == 1
+    assert caplog.text.count("swarm.1, swarm.2") == caplog.text.count(" and 72 more can't answer: ") == 1
 
 
 def waiting(act: Callable[[], None]) -> type[Mean]:

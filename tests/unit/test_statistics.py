@@ -4,6 +4,7 @@ import itertools
 import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,27 @@ from broker.wire.statistics import (
     MOST_FEATURES,
     StatisticsAsked,
     StatisticsTold,
+    columns_of,
     from_bytes,
     to_bytes,
 )
 from broker.wire.tensors import InputFacts
-from coordinator.learning.statistics import Statistics, common_edges, flaw_in, put_together
+from coordinator.folder.statistics_file import write_statistics
+from coordinator.keras.process import normalization_in
+from coordinator.learning.statistics import (
+    Statistics,
+    common_edges,
+    flaw_in,
+    flaw_in_columns,
+    put_together,
+)
 from worker.data.data_set import Examples
 from worker.site.bins import count, tellable
 from worker.site.sums import exact_sums
 from worker.site.telling import SiteStatistics, outward
+from worker.tables.stream import Stream
+from worker.tables.table import table_of
+from worker.tables.table_set import TableSet
 
 RANGE = StatisticsAsked(asked="a", step="range")
 HISTOGRAM = StatisticsAsked(asked="b", step="histogram", bins=4, lows=(0.0,), highs=(4.0,))
@@ -83,6 +96,82 @@ def rows(number: int, seed: int = 0) -> Matrix:
     rng = np.random.default_rng(seed)
     columns = (rng.normal(60, 14, number), rng.normal(-3e-5, 1e-6, number), rng.integers(0, 2, number) * 1e30)
     return np.stack(columns, axis=1).astype(np.float32)
+
+
+def table(number: int, seed: int = 0) -> TableSet:
+    """Rows of a regression: two named inputs, one of texts among them, and a target."""
+    x = {
+        "age": rows(number, seed)[:, 0],
+        "ward": np.resize(["a", "b"], number),
+        "values": rows(number, seed)[:, 1:],
+    }
+    return TableSet(table_of(x, {"price": rows(number, seed)[:, :1] * 2}, None, "t"), None)
+
+
+# --- data without classes ------------------------------------------------------------------------------------------
+
+
+def test_data_without_classes_is_told_of_by_its_columns() -> None:
+    """Inputs and targets, each number by its name; of texts nothing; exact as everything here is."""
+    sites = [table(200), table(90, 1)]
+    columns = columns_of(sites[0].holds)
+    assert [(each.role, each.name) for each in columns] == [
+        ("input", "age"), ("input", "values.0"), ("input", "values.1"), ("target", "target price.0"),
+    ]  # fmt: skip
+    told = [SiteStatistics("w", each, 1).answer(RANGE) for each in sites]
+    together = np.concatenate([each.columns() for each in sites]).astype(np.float64)
+    number, lows, highs = common_edges(told, 10)
+    asked = StatisticsAsked(asked="b", step="histogram", bins=number, lows=lows, highs=highs)
+    histograms = [SiteStatistics("w", each, 1).answer(asked) for each in sites]
+    for site, *answers in zip(sites, told, histograms, strict=True):
+        for question, its in zip((RANGE, asked), answers, strict=True):
+            assert flaw_in(its, question, 200) is None
+            assert flaw_in_columns(its, site.holds) is None
+            assert flaw_in_columns(its, table(20).holds[:1]) is not None
+    found = put_together(
+        dict(enumerate(told)), dict(enumerate(histograms)), asked, [], {}, columns  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert [each.name for each in found.features] == [each.name for each in columns]
+    np.testing.assert_allclose([each.mean for each in found.features], together.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose([each.std for each in found.features], together.std(axis=0), rtol=1e-12)
+
+
+def test_arrays_without_names_are_features_and_a_target() -> None:
+    """As in the table of labelled examples."""
+    x, y = rows(20), rows(20)[:, 0]
+    names = [each.name for each in columns_of(TableSet(table_of(x, y, None, "t"), None).holds)]
+    assert names == ["feature 1", "feature 2", "feature 3", "target"]
+
+
+def test_what_is_no_table_of_rows_is_refused_in_one_sentence() -> None:
+    """Streams, pictures without classes, and a shape that was asked for."""
+    stream = TableSet(Stream(lambda: [(rows(20), rows(20)[:, :1])], "a stream"), None)
+    pictures = TableSet(table_of(np.zeros((20, 4, 4, 1)), rows(20), None, "t"), None)
+    for data, asked, said in (
+        (stream, RANGE, "is streamed; statistics are told of tables"),
+        (pictures, RANGE, r"input '0' has the shape \(4, 4, 1\)"),
+        (table(20), replace(RANGE, shape=(2,)), "has 4 numbers an example. Ask without a shape"),
+        (table(9), RANGE, "fewer than the 10 examples"),
+    ):
+        with pytest.raises(DataError, match=said):
+            SiteStatistics("w", data, 1).answer(asked)
+
+
+def test_a_layer_is_set_from_the_inputs_alone(tmp_path: Path) -> None:
+    """What is learned is no input; of several inputs nobody knows which the layer normalises."""
+    data = TableSet(table_of(rows(50), rows(50)[:, 0], None, "t"), None)
+    for held, number in ((data, 3), (table(50), None)):
+        found = SiteStatistics("w", held, 1)
+        told = found.answer(RANGE)
+        bins, lows, highs = common_edges([told], 4)
+        asked = StatisticsAsked(asked="b", step="histogram", bins=bins, lows=lows, highs=highs)
+        every = put_together({"w": told}, {"w": found.answer(asked)}, asked, [], {}, columns_of(held.holds))
+        write_statistics(tmp_path / "s.json", every)
+        if number:
+            assert len(normalization_in(tmp_path / "s.json")["means"]) == number
+        else:
+            with pytest.raises(DataError, match="of several inputs"):
+                normalization_in(tmp_path / "s.json")
 
 
 # --- exact ---------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,13 +22,16 @@ from coordinator.learning.statistics import Statistics
 from coordinator.presence import survey
 from coordinator.presence.session import Session
 from coordinator.presence.survey import Survey, SurveyOptions
-from tests.unit.test_statistics import Matrix, range_of, rows, site
+from coordinator.terminal.statistics_text import statistics_text
+from tests.unit.test_statistics import Matrix, range_of, rows, site, table
 from tests.unit.test_statistics import Site as Rows
 from tests.unit.test_worker_loop import Trainer
 from worker.learning.console import Console
 from worker.rounds.participant import Participant
 from worker.rounds.site_rules import Share, SiteRules
 from worker.rounds.worker_loop import WorkerLoop
+from worker.tables.table import table_of
+from worker.tables.table_set import TableSet
 
 Lie = Callable[[StatisticsAsked, StatisticsTold], Message]
 
@@ -54,10 +58,11 @@ class Federation:
         self.session = Session(self.link, stop=self.stop)
 
     @contextmanager
-    def worker(self, name: str, x: Matrix, share: Share = "statistics") -> Iterator[None]:
+    def worker(self, name: str, x: Matrix | TableSet, share: Share = "statistics") -> Iterator[None]:
         """A real one with these examples."""
         stop, link = threading.Event(), MemoryLink(self.broker, name)
-        participant = Participant(name=name, data=Labelled(x), rules=SiteRules(share=share))  # type: ignore[arg-type]
+        data: Any = x if isinstance(x, TableSet) else Labelled(x)
+        participant = Participant(name=name, data=data, rules=SiteRules(share=share))
         loop = WorkerLoop(
             link, [participant], Trainer([], []), stop=stop, log=logs.configure(), console=Console()
         )
@@ -121,6 +126,25 @@ def test_three_sites_are_put_together_and_who_does_not_fit_is_named() -> None:
     assert found.sites[1].examples_per_class == {"no": 3, "yes": 47}
     assert "shape (2,), most sites' have (3,)" in found.left_out["odd"]
     assert "--share statistics" in found.left_out["shy"]
+
+
+def test_tables_without_classes_are_put_together_by_the_names_of_their_columns() -> None:
+    """Features and the target; a site whose columns are called otherwise has no part in it."""
+    federation, odd = Federation(), table_of({"years": rows(40)[:, 0]}, rows(40), None, "t")
+    with (
+        federation.worker("one", table(60)),
+        federation.worker("other", table(50, 1)),
+        federation.worker("odd", TableSet(odd, None)),
+    ):
+        found = federation.survey(2)
+        while "odd" not in found.left_out:  # it had come late
+            found = federation.survey(2)
+    together = np.concatenate([table(60).columns(), table(50, 1).columns()]).astype(np.float64)
+    np.testing.assert_allclose([each.mean for each in found.features], together.mean(axis=0), rtol=1e-12)
+    assert [each.role for each in found.features] == ["input", "input", "input", "target"]
+    assert found.features[-1].name == "target price.0"
+    assert "it has years, target 1, target 2, target 3; most sites have age" in found.left_out["odd"]
+    assert "target price.0" in statistics_text(found)
 
 
 def test_who_does_not_answer_is_named_at_the_deadline() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from broker.errors import DataError, UsageError
 from broker.wire.settings import InputSpec, Needs, TargetSpec
+from broker.wire.tensors import InputFacts
 from worker.data.classes import parse_classes
 from worker.data.data_set import Dataset, open_data
 from worker.tables.fitted import fitted
@@ -205,6 +206,16 @@ def test_class_numbers_out_of_range_are_refused_but_for_those_that_the_loss_pass
     assert next(iter(fitted(table_of(X[:4], y, None, "t"), needs).batches(4)))[1].tolist() == y.tolist()
     with pytest.raises(DataError, match=r"class numbers from 0 to 2\. Received 3"):
         next(iter(fitted(table_of(X[:4], [0, 1, 2, 3], None, "t"), needs).batches(4)))
+
+
+def test_one_input_of_numbers_has_a_range_and_parts_of_a_set_have_that_of_the_whole() -> None:
+    """By which sites of another scale are found; of several inputs, of texts and of streams no one range would tell."""
+    whole = TableSet(table_of(X, Y, None, "t"), table_of(-X, Y, None, "t"))
+    assert whole.inputs == InputFacts(shape=(2,), dtype="float32", low=-19, high=19)
+    assert {each.inputs for each in whole.divide(3, "iid", 0)} == {whole.inputs}
+    for x in ({"a": X, "b": X}, ["u"] * 10):
+        assert TableSet(table_of(x, Y, None, "t"), None).inputs is None
+    assert TableSet(Stream(batches, "a stream"), None).inputs is None
 
 
 def test_a_table_is_cut_into_sites_at_random_and_each_example_goes_to_one() -> None:

@@ -5,7 +5,8 @@ import pytest
 from broker.link.memory import MemoryBroker, MemoryLink
 from broker.link.seam import Delivery, Queue, dead_queue, outgoing
 from broker.link.validator import MaySend, Validator, may_send_to_coordinator, may_send_to_worker
-from broker.wire.messages import Left, Message, RollCall
+from broker.wire import names
+from broker.wire.messages import Left, Message, RollCall, SwarmDeclined
 
 
 def heard(message: Message, *, of: str, by: str, may_send: MaySend) -> tuple[int, Message | None]:
@@ -54,6 +55,25 @@ def test_a_worker_hears_its_own_account_or_the_coordinators(of: str, by: str, is
     """Rounds come from the coordinator alone, or on a laptop from the account that all share."""
     _, found = heard(RollCall(), of=of, by=by, may_send=may_send_to_worker)
     assert (found is not None) == is_heard
+
+
+@pytest.mark.parametrize(
+    ("account", "reader", "numbers", "may"),
+    [
+        ("lab.1-2", "lab", [1, 2], True),
+        ("lab.1-2", "lab", [1, 3], False),
+        ("lab.1-2", "evil", [1], False),
+        ("evil", "lab", [1], False),
+    ],
+)
+def test_a_swarms_process_declines_for_its_own_workers_alone(
+    account: str, reader: str, numbers: list[int], may: bool
+) -> None:
+    """One word for many would else end the rounds of others."""
+    word = SwarmDeclined(
+        worker=reader, numbers=names.pack_numbers(numbers), run_id="r", round_number=1, attempt=1, reason="no"
+    )
+    assert may_send_to_coordinator(word, account) is may
 
 
 @pytest.mark.parametrize(

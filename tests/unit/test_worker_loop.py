@@ -9,17 +9,26 @@ import numpy as np
 import pytest
 
 from broker import logs
-from broker.errors import DataError
+from broker.errors import DataError, ModelError
 from broker.hosting.private import wait_until
 from broker.link.memory import MemoryBroker, MemoryLink
 from broker.link.seam import Delivery, coordinator_queue, upload_queue, worker_queue
 from broker.wire import names
-from broker.wire.messages import Declined, Left, Message, RoundStart, UpdateAnnounced, decode
+from broker.wire.messages import (
+    Declined,
+    Left,
+    Message,
+    RoundStart,
+    SwarmDeclined,
+    UpdateAnnounced,
+    decode,
+)
 from broker.wire.tensors import FLOAT32
 from tests.faults.actors import StandInData
 from tests.unit.test_messages import EXAMPLES
 from worker.learning.console import Console
 from worker.learning.results import Report, TrainingProgress
+from worker.rounds import failures, participant
 from worker.rounds.failures import told
 from worker.rounds.hand_over import RoundJob
 from worker.rounds.participant import Participant, Trained
@@ -64,7 +73,7 @@ class Working:
         data: Any = StandInData(10)
         self.worker_loop = WorkerLoop(
             self.link,
-            [Participant(name=name, data=data) for name in ("w", "v")],
+            [Participant(name=name, data=data) for name in (("w.1", "w.2") if is_swarm else ("w", "v"))],
             self.trainer,
             stop=threading.Event(),
             log=logs.configure(),
@@ -149,16 +158,39 @@ def test_one_update_that_can_not_be_sent_holds_up_no_other(monkeypatch: pytest.M
     announcement = KeptUpdate.announcement
 
     def broken(update: KeptUpdate) -> object:
-        if update.worker == "v":
+        if update.worker == "w.2":
             raise OverflowError("too large")
         return announcement(update)
 
     monkeypatch.setattr(KeptUpdate, "announcement", broken)
-    working.answer(worker="v")
-    working.answer(worker="w")
+    working.answer(worker="w.2")
+    working.answer(worker="w.1")
     working.worker_loop._turn()
-    said = {type(each): each.worker for each in working.heard()}  # type: ignore[attr-defined]
-    assert said == {Declined: "v", UpdateAnnounced: "w"}
+    said = {type(each): each for each in working.heard()}
+    assert said.keys() == {SwarmDeclined, UpdateAnnounced}
+    assert said[SwarmDeclined].workers == ("w.2",)  # type: ignore[attr-defined]
+    assert said[UpdateAnnounced].worker == "w.1"  # type: ignore[attr-defined]
+
+
+def test_what_holds_for_many_workers_of_a_swarm_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A refused model is refused for all of them: one word, and one line; who has another reason has another word."""
+    monkeypatch.setattr(failures, "_GATHERED_SECONDS", 60.0)
+    errors = [ModelError("no Lambda"), ModelError("no Lambda"), DataError("no such class")]
+    working = Working(*errors, is_swarm=True)
+    for worker in ("w.1", "w.2"):
+        working.answer(worker=worker)
+    working.worker_loop._turn()
+    (declined,) = working.heard()
+    assert isinstance(declined, SwarmDeclined)
+    assert (declined.worker, declined.workers, declined.reason) == ("w", ("w.1", "w.2"), "no Lambda")
+    assert capsys.readouterr().err.count("no Lambda") == 1
+    working.answer(worker="w.1")
+    working.worker_loop._turn()
+    (declined,) = working.heard()
+    assert isinstance(declined, SwarmDeclined)
+    assert (declined.workers, declined.reason) == (("w.1",), "no such class")
 
 
 def test_progress_that_can_not_be_told_does_not_cost_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +237,7 @@ def test_the_log_says_what_was_sent(capsys: pytest.CaptureFixture[str], size: in
     asked for it."""
     working = Working(vector=(1.0,) * size)
     layout = (replace(START.layout[0], shape=(size,)),)
-    working.answer(replace(START, layout=layout, part_bytes=64 * 1024, participants=7))
+    working.answer(replace(START, layout=layout, part_bytes=64 * 1024, participants=3, quorum=2))
     story = capsys.readouterr().err
     parts = list(working.coordinator.fetch("upload.w", 9))
     announced = working.coordinator.receive(0)
@@ -220,7 +252,7 @@ def test_the_log_says_what_was_sent(capsys: pytest.CaptureFixture[str], size: in
         f"{num_bytes:,} bytes in {1 + len(parts)} messages, digest {message.digest}.  [run=r round=1]"
     ]
     assert len(parts) == (2 if size > 2 else 0)
-    assert "launched by the account university, 7 workers take part" in story
+    assert "(mnist) among 3 with a quorum of 2, launched by the account university" in story
 
 
 def test_what_was_only_measured_is_told_with_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,3 +294,24 @@ def test_where_no_more_than_must_is_shared_the_reason_has_no_words_of_others(
     assert declined.reason.startswith("ValueError;")
     assert "Doe" not in declined.reason
     assert "Doe" in capsys.readouterr().err
+
+
+def test_a_refused_model_is_looked_at_once_a_round_and_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a thousand workers of a swarm it is the same; another attempt tries anew."""
+    looked: list[str] = []
+
+    def refuse(text: str, *_args: object, **_more: object) -> None:
+        looked.append(text)
+        raise ModelError("no Lambda")
+
+    monkeypatch.setattr(participant, "LocalModel", refuse)
+    trainer = participant.KerasTrainer()
+    data: Any = StandInData(10)
+    for start in (START, START, replace(START, attempt=START.attempt + 1)):
+        for name in ("w.1", "w.2"):
+            with pytest.raises(ModelError, match="no Lambda"):
+                trainer.answer(
+                    Participant(name=name, data=data), start, np.zeros(2, FLOAT32), threading.Event(), print
+                )
+    trainer.close()
+    assert len(looked) == 2

@@ -5,7 +5,7 @@ Contents:
     uploading      an update on its way
     time_limit     work that may never end, and is then left behind
     site_rules     what this site's operator allows
-    failures       what of an exception is told to the coordinator
+    failures       what can't be answered, and what of an exception is told to the coordinator
     own_site       a site with a trainer of its own
     private_parts  weights that stay at this site, on its disk
     participant    the answer to one round start

@@ -131,6 +131,8 @@ class Listener(threading.Thread):
             return
         self._pause = reason
         logger.info("%s.", f"Takes no rounds: {reason}" if reason else "Takes rounds again")
+        event = "paused" if reason else "resumed"
+        self._hand_over.audit.note(event, worker=self._reader, reason=reason or None)
         if self._resting.is_paused:
             incoming = self._incoming
             self._let_go()

@@ -13,7 +13,7 @@ import numpy as np
 
 from broker.errors import DataError, ModelError
 from broker.model.card import write_card
-from broker.wire.messages import RoundStart
+from broker.wire.messages import RoundKey, RoundStart
 from broker.wire.tensors import Array, Vector, flatten_first, sections_of, unflatten
 from worker.data.data_set import Dataset, Examples
 from worker.learning.results import Report
@@ -60,8 +60,6 @@ class Participant:
                 if self.has_trainer
                 else "This site trains on nothing."
             )
-        if isinstance(self.data, TableSet):
-            return "This site's data names no classes; statistics are told of labelled examples alone."
         return self.rules.statistics_refusal
 
     def trains_in(self, start: RoundStart) -> bool:
@@ -148,6 +146,7 @@ class KerasTrainer:
         self._model: LocalModel | None = None
         self._model_of = ("", False)  # its JSON, and whether it is trained on whatever it needs
         self._given_up: dict[str, str] = {}  # the last model that took too long, and why
+        self._refused: tuple[RoundKey, str] | None = None  # the last round whose model is refused, and why
 
     num_at_once = 1
 
@@ -180,7 +179,13 @@ class KerasTrainer:
             require_known(start.settings.terms)
         if start.model in self._given_up:
             raise ModelError(self._given_up[start.model])
-        model = self._model_for(start)
+        if self._refused is not None and self._refused[0] == start.held:
+            raise ModelError(self._refused[1])  # the same for everybody in this process
+        try:
+            model = self._model_for(start)
+        except ModelError as exc:
+            self._refused = start.held, str(exc)
+            raise
         if model is None:
             return None
         seed = seed_of(start, participant.name)

@@ -107,10 +107,10 @@ class Incoming:
 def described(start: RoundStart, account: str) -> str:
     """Which round it is, whose, and how it is trained, for the log."""
     settings = start.settings
-    asked = f", {start.participants} workers take part" if start.participants else ""
     rate = "the model's own" if settings.learning_rate is None else f"{settings.learning_rate:g}"
+    among = f" among {start.participants} with a quorum of {start.quorum}" if start.participants else ""
     return (
-        f"Round {start.round_number} of {start.last_round} ({start.task}), launched by the account {account}{asked}; "
+        f"Round {start.round_number} of {start.last_round} ({start.task}){among}, launched by the account {account}; "
         f"global weights received. Training started: learning rate {rate}, epochs {settings.epochs}, "
         f"batch size {settings.batch_size}."
     )

@@ -62,7 +62,7 @@ def take_part(
     task: str | None,
     once: bool,
     deterministic: bool,
-    connect_seconds: float,
+    connect_seconds: float | None,
     state: Path | None = None,
     is_swarm: bool = False,
     trusted_modules: tuple[str, ...] = (),
@@ -79,7 +79,7 @@ def take_part(
         task: The only one to take part in; None takes part in any.
         once: Leave after one run.
         deterministic: Same seed, same bits.
-        connect_seconds: How long the first connection is tried.
+        connect_seconds: How long the first connection is tried; None: until told to stop.
         state: Where weights are kept that stay at this site; None takes this user's own folder.
         is_swarm: Whether the participants are a swarm's.
         trusted_modules: A model may hold what these register.
@@ -137,7 +137,7 @@ def trainer_of(
 
 
 @contextmanager
-def connected(link_to: LinkTo, connect_seconds: float, stop: threading.Event) -> Iterator[Link | None]:
+def connected(link_to: LinkTo, connect_seconds: float | None, stop: threading.Event) -> Iterator[Link | None]:
     """A link that is closed at the end; None when told to stop before the broker answered.
 
     Raises:

@@ -15,12 +15,12 @@ from broker.link.seam import Link, Queue, outgoing, upload_queue, worker_queue
 from broker.logs import LogContext
 from broker.model.likeness import scale_difference
 from broker.wire import names
-from broker.wire.messages import Declined, Left, Progress, RoundKey, RoundStart, SwarmLeft
+from broker.wire.messages import Left, Progress, RoundKey, RoundStart, SwarmLeft
 from broker.wire.statistics import WORDS, StatisticsRefused, StatisticsTold
 from broker.wire.tensors import Vector
 from worker.learning.console import Console
 from worker.learning.results import TrainingProgress
-from worker.rounds.failures import told
+from worker.rounds.failures import Declines, told
 from worker.rounds.hand_over import (
     AnsweredJob,
     DeclineJob,
@@ -37,7 +37,6 @@ from worker.rounds.round_starts import described
 from worker.rounds.uploading import KeptUpdate, Refusals
 from worker.site.resting import Resting
 from worker.site.telling import SiteStatistics
-from worker.tables.table_set import TableSet
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +96,7 @@ class WorkerLoop:
         first = next(iter(self._participants))
         self._reader = reader or (names.swarm_of(first) if is_swarm else first)
         self._publisher = Publisher(link, stop)
+        self._declines = Declines(self._publisher, audit_log, self._reader if is_swarm else None)
         self._hand_over = HandOver(audit_log)
         self._listener = Listener(
             link,
@@ -147,13 +147,18 @@ class WorkerLoop:
 
     def _turn(self) -> None:
         try:
-            job = self._hand_over.jobs.get(timeout=0 if self._outbox else _WAIT_SECONDS)
+            job = self._hand_over.jobs.get(timeout=self._patience())
         except queue.Empty:
             job = None
         try:
             self._do(job)
         except LinkLost as exc:
             logger.debug("Left unsent: %s", exc)
+
+    def _patience(self) -> float:
+        if self._outbox:
+            return 0
+        return _OUTBOX_SECONDS if self._declines else _WAIT_SECONDS
 
     def _do(self, job: Job | None) -> None:
         if isinstance(job, UploadJob):
@@ -169,6 +174,8 @@ class WorkerLoop:
         if self._outbox and (job is None or time.monotonic() - self._outbox_at > _OUTBOX_SECONDS):
             updates, self._outbox = self._outbox, []
             self._upload(updates)
+        if self._declines:
+            self._declines.send(is_idle=job is None)
 
     def _leave(self) -> None:
         left = SwarmLeft(worker=self._reader) if self._is_swarm else Left(worker=self._reader)
@@ -310,23 +317,12 @@ class WorkerLoop:
     def _decline_for(self, worker: str, key: RoundKey, error: Exception) -> None:
         """Tell the coordinator what may be told of an error; a traceback of the unexpected stays in this log."""
         bug = None if isinstance(error, WarrenError) else error
-        logger.error("Can't answer round %d: %s", key.round_number, told(error), exc_info=bug)
-        self._send_declined(worker, key, self._participants[worker].rules.reason(error))
+        self._decline(worker, key, self._participants[worker].rules.reason(error), told(error), bug)
 
-    def _decline(self, worker: str, key: RoundKey, reason: str) -> None:
-        logger.error("Can't answer round %d: %s", key.round_number, reason)
-        self._send_declined(worker, key, reason)
-
-    def _send_declined(self, worker: str, key: RoundKey, reason: str) -> None:
-        self._audit.note("declined", worker=worker, run=key.run_id, round=key.round_number, reason=reason)
-        declined = Declined(
-            worker=worker,
-            run_id=key.run_id,
-            round_number=key.round_number,
-            attempt=key.attempt,
-            reason=reason[:_MOST_SAID],
-        )
-        self._publisher.send([outgoing(declined, names.COORDINATOR)])
+    def _decline(
+        self, worker: str, key: RoundKey, reason: str, words: str = "", bug: Exception | None = None
+    ) -> None:
+        self._declines.add(worker, key, reason, words, bug)
         # Should the word be lost, or another attempt come, the round start is new to this worker.
         self._hand_over.close(worker, key.run_id, key.round_number)
 
@@ -335,7 +331,7 @@ class WorkerLoop:
         participant, asked = self._participants[job.worker], job.asked
         refusal = self._resting.reason or participant.statistics_refusal
         try:
-            if refusal is not None or isinstance(participant.data, OwnSite | TableSet):
+            if refusal is not None or isinstance(participant.data, OwnSite):
                 raise DataError(refusal or "")
             if job.worker not in self._sites:
                 least = participant.rules.least_examples

@@ -6,6 +6,7 @@ first edges that are asked for stay the only ones, until the operator starts the
 
 import math
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from broker.wire.statistics import (
 from worker.data.data_set import Dataset
 from worker.site.bins import count, tellable
 from worker.site.sums import Values, exact_sums
+from worker.tables.table_set import TableSet
 
 _STEPS = 4  #: a told end of a range is 1, 1.25, 1.5 or 1.75 times a power of two
 
@@ -37,7 +39,7 @@ class SiteStatistics:
         least_examples: What its operator wants everything to rest on; never fewer than `LEAST_FLOOR`.
     """
 
-    def __init__(self, worker: str, data: Dataset, least_examples: int) -> None:
+    def __init__(self, worker: str, data: Dataset | TableSet, least_examples: int) -> None:
         self._worker = worker
         self._data = data
         self._least = max(LEAST_FLOOR, least_examples)
@@ -65,8 +67,7 @@ class SiteStatistics:
         return replace(told, asked=asked.asked)
 
     def _shape_for(self, asked: StatisticsAsked) -> Shape:
-        inputs = self._data.inputs
-        shape = asked.shape or inputs.shape
+        shape = self._own_shape(asked)
         if not shape:
             raise DataError(
                 "The examples are images of many sizes. Ask with a shape, e.g. --shape 224,224,1."
@@ -77,6 +78,22 @@ class SiteStatistics:
             )
         return tuple(shape)
 
+    def _own_shape(self, asked: StatisticsAsked) -> Shape | None:
+        """That of the examples, or of what is asked for; None where both say nothing."""
+        if not isinstance(self._data, TableSet):
+            return asked.shape or self._data.inputs.shape
+        shape: Shape = self._columns.shape[1:]
+        if asked.shape not in ((), shape):
+            raise DataError(
+                f"This site's data names no classes and has {shape[0]} numbers an example. Ask without a shape."
+            )
+        return shape
+
+    @cached_property
+    def _columns(self) -> Values:
+        assert isinstance(self._data, TableSet)  # noqa: S101 - its caller has looked
+        return self._data.columns()
+
     def _told_already(self, what: str) -> DataError:
         return DataError(
             f"This site has told statistics by {what}, and tells no others: their difference could show single "
@@ -85,7 +102,7 @@ class SiteStatistics:
 
     def _values(self, shape: Shape) -> Values:
         """All examples to train on, shape (n, values of an example, features)."""
-        x = self._data.train(shape).x
+        x = self._columns if isinstance(self._data, TableSet) else self._data.train(shape).x
         values: Values = x.reshape(len(x), -1, shape[-1])
         return values
 

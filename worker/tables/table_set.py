@@ -1,13 +1,17 @@
 """A participant's data set of any form; beside `worker.data.data_set.Dataset`, which is of labelled examples."""
 
+from collections.abc import Sequence
 from typing import NoReturn
 
 import numpy as np
+import numpy.typing as npt
 
 from broker.errors import DataError, UsageError
-from broker.wire.settings import Held, Needs
+from broker.wire.settings import TEXT, Held, Needs
+from broker.wire.statistics import is_row
 from broker.wire.tensors import InputFacts
 from worker.tables.fitted import Rows, fitted
+from worker.tables.naming import Array, dtype_of
 from worker.tables.stream import Stream
 from worker.tables.table import Table
 
@@ -23,21 +27,27 @@ class TableSet:
         train: What is trained on; None for one that is only measured on.
         test: What is tested on; None measures nothing.
         is_held_out: Whether the test subset was taken out of the training subset, for want of one.
+        inputs: What the examples are like, if that is known of more than these.
 
     Attributes:
         classes: None: whatever is learned here has no class names.
-        inputs: Nothing that one range of values would tell.
+        inputs: What the examples of both subsets are like; None of several inputs, of texts, and of what is streamed.
     """
 
     classes: tuple[str, ...] = ()
-    inputs: InputFacts | None = None
 
     def __init__(
-        self, train: Table | Stream | None, test: Table | Stream | None, *, is_held_out: bool = False
+        self,
+        train: Table | Stream | None,
+        test: Table | Stream | None,
+        *,
+        is_held_out: bool = False,
+        inputs: InputFacts | None = None,
     ) -> None:
         self._train = train
         self._test = test
         self.is_held_out = is_held_out
+        self.inputs = inputs or _facts_of([each for each in (train, test) if each is not None])
 
     @property
     def num_train_examples(self) -> int:
@@ -70,6 +80,26 @@ class TableSet:
                 low, high = min(each.min() for each in arrays), max(each.max() for each in arrays)
                 found[f"{held.role} {held.name}"] = float(low), float(high)
         return found
+
+    def columns(self) -> npt.NDArray[np.float32]:
+        """The training subset as `broker.wire.statistics.columns_of` names it, float32 of shape (n, columns).
+
+        Raises:
+            DataError: It is streamed, or holds what is no row of numbers.
+        """
+        if not isinstance(self._train, Table):
+            raise DataError("This site's data is streamed; statistics are told of tables in memory alone.")
+        for each in self.holds:
+            if not is_row(each) and each.dtype != TEXT:
+                raise DataError(
+                    f"This site's {each.role} {each.name!r} has the shape {each.shape} an example, and it names no "
+                    "classes; statistics are told of rows of numbers then."
+                )
+        held = [self._train.inputs, self._train.targets]
+        arrays = [array for part in held for array in part.values() if dtype_of(array) != TEXT]
+        return np.concatenate(
+            [array.reshape(len(self._train), -1) for array in arrays], axis=1, dtype=np.float32
+        )
 
     def train_rows(self, needs: Needs) -> Rows:
         """The training subset as a model takes it.
@@ -112,8 +142,26 @@ class TableSet:
             raise DataError(f"There are too few examples for {into} sites. Try fewer.")
         tests = _dealt(self._test, into, seed)
         return [
-            TableSet(mine, its, is_held_out=self.is_held_out) for mine, its in zip(train, tests, strict=True)
+            TableSet(mine, its, is_held_out=self.is_held_out, inputs=self.inputs)
+            for mine, its in zip(train, tests, strict=True)
         ]
+
+
+def _facts_of(subsets: Sequence[Table | Stream]) -> InputFacts | None:
+    """What the examples of tables are like that have one input of numbers."""
+    arrays: list[Array] = []
+    for each in subsets:
+        if not isinstance(each, Table) or len(each.inputs) != 1:
+            return None
+        arrays += each.inputs.values()
+    if not arrays or any(dtype_of(array) == TEXT or not array.size for array in arrays):
+        return None
+    return InputFacts(
+        shape=tuple(arrays[0].shape[1:]),
+        dtype=dtype_of(arrays[0]),
+        low=float(min(array.min() for array in arrays)),
+        high=float(max(array.max() for array in arrays)),
+    )
 
 
 def _dealt(data: Table | Stream | None, into: int, seed: int) -> list[Table | None]:

@@ -11,11 +11,12 @@ from typing import Any
 import pika.exceptions
 
 from broker.errors import BrokerError, LinkLost, LoginRefused
+from broker.link.access import speaks_tls
 from broker.link.rabbitmq.alarm import Alarm
 from broker.link.rabbitmq.calls import Calls
 from broker.link.rabbitmq.pika_stand_ins import LeanConnection
 from broker.link.rabbitmq.settings import LinkSettings, Role
-from broker.link.rabbitmq.translation import translate
+from broker.link.rabbitmq.translation import speaks_tls_instead, translate
 from broker.link.standstill import Standstill
 
 logger = logging.getLogger(__name__)
@@ -24,12 +25,40 @@ _CLOSE_SECONDS = 3.0
 _FIRST_DELAY_SECONDS = 0.2
 _LONGEST_DELAY_SECONDS = 10.0
 _REFUSALS = 3  #: refused logins in a row that are believed
+_REFUSED_SECONDS = 30.0  #: how long they must go on where the login was taken, or nothing answered, before
 _LOOP_ENDED = (
     pika.exceptions.AMQPError,
     OSError,
     AttributeError,
     RuntimeError,
 )  #: what a loop that is over raises
+
+
+class Refusals:
+    """Refused logins in a row, and whether they are believed; time is passed in.
+
+    A connection that is cut in the middle of the login looks like a refused one, but not time and again. And a broker
+    that has just started, or is being restored, may not know its accounts yet: where anything else was met at the
+    address before, a no counts only once it has lasted.
+    """
+
+    def __init__(self) -> None:
+        self.num = 0
+        self._since = float("inf")
+        self._has_met_other = False
+
+    def note(self, error: BrokerError | None, now: float) -> None:
+        """A connection failed, or (None) is there."""
+        if not isinstance(error, LoginRefused):
+            self.num, self._since, self._has_met_other = 0, float("inf"), True
+            return
+        self.num += 1
+        self._since = min(self._since, now)
+
+    def are_believed(self, now: float) -> bool:
+        """Whether it is no use to try any longer."""
+        needed = _REFUSED_SECONDS if self._has_met_other else 0.0
+        return self.num >= _REFUSALS and now - self._since >= needed
 
 
 class ConnectionThread(threading.Thread):
@@ -60,7 +89,7 @@ class ConnectionThread(threading.Thread):
         self.channel: Any = None
         self.generation = 0
         self.last_error: BrokerError | None = None
-        self.num_refused = 0
+        self._refusals = Refusals()
         self.ready, self.was_ready = threading.Event(), False
         self.alarm = Alarm(f"an alarm at {role}", standstill)
         self.calls = Calls(settings, self.alarm, self._run_soon, self.restart)
@@ -75,12 +104,11 @@ class ConnectionThread(threading.Thread):
 
     @property
     def login_refusal(self) -> LoginRefused | None:
-        """The broker's no to the login, once it is believed.
-
-        A connection that is cut in the middle of the login looks like a refused one, but not time and again.
-        """
+        """The broker's no to the login, once it is believed."""
         error = self.last_error
-        return error if isinstance(error, LoginRefused) and self.num_refused >= _REFUSALS else None
+        if isinstance(error, LoginRefused) and self._refusals.are_believed(time.monotonic()):
+            return error
+        return None
 
     def run(self) -> None:
         """Connect, talk until the connection ends, and again until closed."""
@@ -104,7 +132,7 @@ class ConnectionThread(threading.Thread):
             self._connection.ioloop.start()
         except Exception as exc:
             logger.debug("The connection's loop ended.", exc_info=exc)
-            self._note_end(translate(exc, self._settings.amqp_url))
+            self._note_end(self._translated(exc))
         finally:
             self._forget_connection()
 
@@ -130,6 +158,7 @@ class ConnectionThread(threading.Thread):
         """All is restored: take calls from now on."""
         self._ready_at = time.monotonic()
         self.was_ready = True
+        self._refusals.note(None, self._ready_at)
         self._refusal = ""
         self._standstill.end(self._outage)
         self.ready.set()
@@ -181,8 +210,16 @@ class ConnectionThread(threading.Thread):
 
     def _on_end(self, connection: Any, error: BaseException | str) -> None:
         cause = error if isinstance(error, BaseException) else pika.exceptions.AMQPConnectionError(error)
-        self._note_end(translate(cause, self._settings.amqp_url))
+        self._note_end(self._translated(cause))
         connection.ioloop.stop()
+
+    def _translated(self, error: BaseException) -> BrokerError:
+        """An end as ours; whether a port that does not answer AMQP is one for TLS has to be tried."""
+        url = self._settings.amqp_url
+        is_silent = isinstance(error, pika.exceptions.IncompatibleProtocolError)
+        if is_silent and self._parameters.ssl_options is None and speaks_tls(url):
+            return speaks_tls_instead(url)
+        return translate(error, url)
 
     def _note_end(self, error: BrokerError) -> None:
         was_connected = self.ready.is_set()
@@ -190,19 +227,35 @@ class ConnectionThread(threading.Thread):
         self.ready.clear()
         self.alarm.forget()
         self.last_error = error
-        self.num_refused = self.num_refused + 1 if isinstance(error, LoginRefused) else 0
-        if self.num_refused == _REFUSALS and self.was_ready:
-            logger.warning("Not connected again, but trying until it works: %s", error)
+        self._refusals.note(error, time.monotonic())
+        if self.was_ready and not was_connected:
+            self._tell_why(error)
         self.calls.fail_all(LinkLost(str(error)))
         if was_connected and not self._closing.is_set():
             self._on_lost(error)
+
+    def _tell_why(self, error: BrokerError) -> None:
+        """Say why there is no connection again, where that is more than an outage; the same is said once."""
+        is_doubtful = isinstance(error, LoginRefused) and self._refusals.num < _REFUSALS
+        if isinstance(error, LinkLost) or is_doubtful or str(error) == self._refusal:
+            return
+        self._refusal = str(error)
+        if isinstance(error, LoginRefused):
+            logger.warning(
+                "Not connected again; ending unless this changes within %.0f s: %s", _REFUSED_SECONDS, error
+            )
+        else:
+            logger.warning("Not connected again, but trying until it works: %s", error)
 
     def _run_soon(self, act: Callable[[], None]) -> None:
         """Have something done in this thread, from any other.
 
         Raises:
             LinkLost: There is no connection, or it ended meanwhile.
+            LoginRefused: There will be none.
         """
+        if refusal := self.login_refusal:
+            raise refusal
         connection = self._connection
         if connection is None or not self.ready.is_set():
             raise LinkLost("There is no connection to the broker now.")

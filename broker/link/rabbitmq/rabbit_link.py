@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 
 from broker.errors import BrokerError, BrokerUnreachable, Unroutable
-from broker.link.address import without_password
 from broker.link.rabbitmq import pika_stand_ins
 from broker.link.rabbitmq.allocator import keep_freed_memory
 from broker.link.rabbitmq.connection import ConnectionThread
@@ -25,6 +24,8 @@ from broker.wire import names
 logger = logging.getLogger(__name__)
 
 _DEAD_BYTES = 64 * 1024
+_TOLD_AFTER_SECONDS = 2.0  #: a broker that is just starting is not worth a line
+_TOLD_EVERY_SECONDS = 10.0
 
 
 class RabbitLink:
@@ -57,35 +58,41 @@ class RabbitLink:
         return self._standstill.seconds()
 
     def open(self) -> None:
-        """Connect; afterwards the link reconnects by itself for ever.
+        """Connect; afterwards the link reconnects by itself, for ever unless the login is refused for good.
 
         Raises:
-            BrokerUnreachable: Nothing answered for `connect_seconds`.
+            BrokerUnreachable: Nothing answered for `connect_seconds`, or what answers can't be used.
             LoginRefused: The broker refused the login.
         """
         keep_freed_memory()
         pika_stand_ins.stand_in()
-        deadline = time.monotonic() + self._settings.connect_seconds
+        began = time.monotonic()
         for connection in (self._publishing.connection, self._consuming.connection):
             connection.start()
             try:
-                self._await_first(connection, deadline)
+                self._await_first(connection, began)
             except BrokerError:
                 self.close()
                 raise
 
-    def _await_first(self, connection: ConnectionThread, deadline: float) -> None:
+    def _await_first(self, connection: ConnectionThread, began: float) -> None:
+        limit = self._settings.connect_seconds
+        tell_after = _TOLD_AFTER_SECONDS
         while not connection.ready.wait(0.02):
             if refusal := connection.login_refusal:
                 raise refusal
             if isinstance(connection.last_error, BrokerUnreachable):
                 raise connection.last_error  # a certificate is no better the next time
-            if time.monotonic() > deadline or self._settings.stop.is_set():
-                raise BrokerUnreachable(
-                    f"No broker answers at {without_password(self._settings.amqp_url)} "
-                    f"(tried for {self._settings.connect_seconds:g} s). Start one with `broker up`, or "
-                    "check --amqp-url."
-                ) from connection.last_error
+            waited = time.monotonic() - began
+            if self._settings.stop.is_set() or (limit is not None and waited > limit):
+                raise BrokerUnreachable(self._not_there(connection, waited)) from connection.last_error
+            if waited > tell_after:
+                logger.warning("%s Waiting for it.", self._not_there(connection, waited))
+                tell_after = waited + _TOLD_EVERY_SECONDS
+
+    def _not_there(self, connection: ConnectionThread, waited: float) -> str:
+        cause = connection.last_error or "It does not answer, or not as RabbitMQ does."
+        return f"No broker at {self._settings.access.address} for {waited:.0f} s. {cause}"
 
     def publish(self, batch: Sequence[Outgoing]) -> None:
         """Publish in order, a window of them under way at once; returns once the broker has them all."""
@@ -117,7 +124,14 @@ class RabbitLink:
         self._consuming.cancel(queues)
 
     def receive(self, seconds: float) -> Delivery | Connection | None:
-        """The next delivery or change of the connection; None when there was none for so long."""
+        """The next delivery or change of the connection; None when there was none for so long.
+
+        Raises:
+            LoginRefused: The broker takes the login no longer.
+        """
+        for side in (self._consuming, self._publishing):
+            if refusal := side.connection.login_refusal:
+                raise refusal
         return self._consuming.receive(seconds)
 
     def fetch(self, queue: str, most: int = 1) -> Iterator[Delivery]:

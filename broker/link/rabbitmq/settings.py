@@ -22,13 +22,13 @@ class LinkSettings:
     Attributes:
         access: Its address, and what is shown and believed there.
         name: Shown at the management page, e.g. "worker hospital-1".
-        connect_seconds: How long the first connection is tried.
+        connect_seconds: How long the first connection is tried; None: until told to stop.
         stop: The process's wish to end: every wait then ends within about a second.
     """
 
     access: Access
     name: str
-    connect_seconds: float = 10.0
+    connect_seconds: float | None = 10.0
     stop: threading.Event = field(default_factory=threading.Event)
 
     @property

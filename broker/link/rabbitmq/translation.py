@@ -1,30 +1,42 @@
 """pika's errors and deliveries become ours here, and nowhere else."""
 
+import socket
 import ssl
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import pika.exceptions
 
 from broker.errors import BrokerError, BrokerUnreachable, LinkLost, LoginRefused, PublishRefused, Unroutable
-from broker.link.address import not_trusted, without_password
+from broker.link.address import host_and_port, not_trusted, without_password
 from broker.link.seam import Delivery
 
 _NOT_EQUIVALENT = 406  #: AMQP's PRECONDITION_FAILED
 _NOT_FOUND = 404
 _ACCESS_REFUSED = 403
 
+_Cause = TypeVar("_Cause", bound=BaseException)
+
 
 def translate(error: BaseException, amqp_url: str) -> BrokerError:
-    """Turn an error of pika or of the socket into ours; every pika error has its place here."""
+    """Turn an error of pika or of the socket into ours; every pika error has its place here.
+
+    What time does not mend is BrokerUnreachable: nothing there is worth another try.
+    """
     where = without_password(amqp_url)
     reason = str(error) or type(error).__name__
-    untrusted = _untrusted(error)
-    if untrusted is not None:
-        return BrokerUnreachable(not_trusted(where, untrusted.verify_message))
+    if (unreachable := _unreachable(error, amqp_url)) is not None:
+        return unreachable
     if isinstance(error, pika.exceptions.ProbableAuthenticationError | pika.exceptions.AuthenticationError):
-        return LoginRefused(f"The broker at {where} refused the user or the password. Check --amqp-url.")
+        return LoginRefused(
+            f"The broker at {where} refused the user or the password. Check --amqp-url or the invitation; an account "
+            "may have been revoked, or its password changed."
+        )
     if isinstance(error, pika.exceptions.ProbableAccessDeniedError):
-        return LoginRefused(f"The broker at {where} refused the virtual host in the address: {reason}")
+        return LoginRefused(
+            f"The broker at {where} has no virtual host {_vhost(amqp_url)!r}, or this account no right to it: {reason}"
+        )
     if isinstance(error, pika.exceptions.UnroutableError):
         return Unroutable(f"No queue takes the message: {reason}")
     if isinstance(error, pika.exceptions.NackError):
@@ -42,10 +54,56 @@ def translate(error: BaseException, amqp_url: str) -> BrokerError:
     return LinkLost(f"The connection to the broker at {where} failed: {reason}")
 
 
-def _untrusted(error: BaseException) -> ssl.SSLCertVerificationError | None:
-    """The certificate that failed the check, inside what pika tells of all its attempts to connect."""
-    causes = [getattr(attempt, "exception", attempt) for attempt in getattr(error, "exceptions", [error])]
-    return next((cause for cause in causes if isinstance(cause, ssl.SSLCertVerificationError)), None)
+def _vhost(amqp_url: str) -> str:
+    return unquote(urlsplit(amqp_url).path.removeprefix("/")) or "/"
+
+
+def _unreachable(error: BaseException, amqp_url: str) -> BrokerError | None:
+    """Why there was no connection at all, if that is what went wrong: the plainest cause, of whatever address."""
+    where, (host, port) = without_password(amqp_url), host_and_port(amqp_url)
+    causes = [*_causes(error)]
+    if untrusted := _first(causes, ssl.SSLCertVerificationError):
+        return BrokerUnreachable(not_trusted(where, untrusted))
+    if _first(causes, ssl.SSLEOFError) or _first(causes, ssl.SSLZeroReturnError):
+        return LinkLost(f"What answers at {host}:{port} hung up in the middle of TLS's greeting.")
+    if foreign := _first(causes, ssl.SSLError):
+        return BrokerUnreachable(
+            f"What answers at {host}:{port} does not speak TLS as amqps:// does ({foreign.reason}). Expected the "
+            "broker's port for TLS, usually 5671. Check the port in the address; amqp:// is without TLS."
+        )
+    if unknown := _first(causes, socket.gaierror):
+        return LinkLost(
+            f"The host name {host!r} can't be resolved ({unknown.strerror}). Check the address, and this machine's "
+            "DNS."
+        )
+    if _first(causes, ConnectionRefusedError):
+        return LinkLost(
+            f"Nothing listens at {host}:{port} (connection refused). Start a broker with `broker up`, or check host "
+            "and port in --amqp-url."
+        )
+    return None
+
+
+def _first(causes: Sequence[BaseException], kind: type[_Cause]) -> _Cause | None:
+    return next((cause for cause in causes if isinstance(cause, kind)), None)
+
+
+def speaks_tls_instead(amqp_url: str) -> BrokerUnreachable:
+    """What to say of a port for TLS that was spoken to without."""
+    host, port = host_and_port(amqp_url)
+    return BrokerUnreachable(
+        f"What answers at {host}:{port} speaks TLS, and the address begins with amqp://. Expected amqps:// there. "
+        "If its authority is one of your own, give --ca, too."
+    )
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and all that is inside of what pika tells of its attempts to connect."""
+    yield error
+    inside = [*getattr(error, "exceptions", []), getattr(error, "exception", None), *error.args]
+    for each in inside:
+        if isinstance(each, BaseException):
+            yield from _causes(each)
 
 
 def is_refusal(reason: BaseException) -> bool:

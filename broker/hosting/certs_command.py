@@ -1,0 +1,114 @@
+"""The command `broker certs`, and the options of `broker up` that say how others reach it."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from broker.command import log_options
+from broker.errors import UsageError
+from broker.hosting.certificates import end_of, make_authority, make_client, make_server
+from broker.hosting.encryption import SERVER_DAYS, Encryption, encrypted
+from broker.logs import LogContext
+from broker.wire.names import check_name
+
+logger = logging.getLogger(__name__)
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+
+PORT, MANAGEMENT_PORT = 5671, 15671  #: RabbitMQ's own for TLS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What `broker up --tls` asks for."""
+
+    listen: str
+    admin: str
+    names: tuple[str, ...]
+    folder: Path | None
+    takes_clients: bool
+
+    def encryption(self, own: Path) -> Encryption:
+        """The certificates, a person's or the broker's own."""
+        return encrypted(
+            (self.folder or own).absolute(),
+            self.names,
+            listen=self.listen,
+            takes_clients=self.takes_clients,
+            is_given=self.folder is not None,
+        )
+
+
+def encryption_options(function: _Function) -> _Function:
+    """Add --tls and what belongs to it; the command then takes `tls`, an `Asked` or None."""
+
+    def gathered(ctx: click.Context, _param: click.Parameter, is_tls: bool) -> Asked | None:
+        given = {
+            name: ctx.params.pop(name) for name in ("listen", "admin", "names", "folder", "takes_clients")
+        }
+        if not is_tls and any(given.values()):
+            raise UsageError("--listen, --admin, --name, --certs and --client-certificates belong to --tls.")
+        return (
+            Asked(**given | {"listen": given["listen"] or "127.0.0.1", "admin": given["admin"] or "admin"})
+            if is_tls
+            else None
+        )
+
+    options = (
+        click.option("--tls", is_flag=True, callback=gathered,
+                     help="A broker that others reach: by TLS alone, for AMQP and management page, without guest."),
+        click.option("--listen", is_eager=True, metavar="ADDRESS",
+                     help="Where it listens; 0.0.0.0: everywhere.  [default: 127.0.0.1]"),
+        click.option("--admin", is_eager=True, metavar="NAME",
+                     help="Its administrator, whose password is made and kept in a file.  [default: admin]"),
+        click.option("--name", "names", is_eager=True, multiple=True, metavar="HOST",
+                     help="A host name or address that sites reach it by; may be repeated, the first is the one that "
+                          "invitations say.  [default: this machine's]"),
+        click.option("--certs", "folder", is_eager=True, type=_FOLDER, metavar="DIR",
+                     help="Take the certificates in DIR: server.pem, server-key.pem, ca.pem.  [default: made]"),
+        click.option("--client-certificates", "takes_clients", is_eager=True, is_flag=True,
+                     help="A certificate that the authority signed logs in as whom it names, without a password."),
+    )  # fmt: skip
+    for option in options:
+        function = option(function)
+    return function
+
+
+@click.command(name="certs", short_help="Make certificates.")
+@click.option(
+    "--out", type=_FOLDER, required=True, metavar="DIR", help="Where; an authority that is there signs."
+)
+@click.option("--name", "names", multiple=True, metavar="HOST",
+              help="A host name or address of the broker; may be repeated.")  # fmt: skip
+@click.option("--client", "clients", multiple=True, metavar="NAME",
+              help="A site that logs in by certificate; may be repeated.")  # fmt: skip
+@click.option("--days", type=click.IntRange(1, 3650), default=SERVER_DAYS, show_default=True,
+              help="How long they are valid; the authority is for 10 years.")  # fmt: skip
+@log_options
+def certs_command(
+    out: Path, names: tuple[str, ...], clients: tuple[str, ...], days: int, log: LogContext
+) -> None:
+    """Make an authority of one's own in DIR, and what it signs: the broker's certificate, and sites' of their own.
+
+    DIR then holds ca.pem (to hand out), ca-key.pem (to lock away), server.pem, server-key.pem, and client-NAME.pem with
+    client-NAME-key.pem. The authority is never made anew; a certificate is, whenever its name is given again.
+
+    \b
+    broker certs --out certs --name fl.example.org --name 192.0.2.7
+    broker certs --out certs --client hospital-1 --client hospital-2
+    broker up --tls --certs certs --listen 0.0.0.0
+    """
+    if not names and not clients:
+        raise UsageError("Expected a --name of the broker, or a --client.")
+    folder = out.absolute()
+    click.echo(make_authority(folder).certificate)
+    made = [make_server(folder, [*names], days=days)] if names else []
+    made += [make_client(folder, check_name(client), days=days) for client in clients]
+    for pair in made:
+        click.echo(pair.certificate)
+        logger.info("%s is valid until %s", pair.certificate.name, end_of(pair.certificate).date())

@@ -1,0 +1,124 @@
+"""An authority of one's own, and what it signs."""
+
+import ssl
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from broker import cli
+from broker.errors import UsageError
+from broker.hosting.certificates import Pair, make_authority, make_client, make_server, names_in
+from broker.hosting.encryption import encrypted
+from broker.link.access import common_name
+
+
+def handshake(server: Pair, host: str, *, ca: Path, client: Pair | None = None) -> str | None:
+    """A whole handshake in memory; whom the server saw, if anybody."""
+    serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(ca))
+    serving.load_cert_chain(server.certificate, server.key)
+    serving.verify_mode = ssl.CERT_OPTIONAL
+    asking = ssl.create_default_context(cafile=str(ca))
+    asking.verify_flags |= ssl.VERIFY_X509_STRICT  # Python's default from 3.13 on
+    if client is not None:
+        asking.load_cert_chain(client.certificate, client.key)
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    one = asking.wrap_bio(back, there, server_hostname=host)
+    other = serving.wrap_bio(there, back, server_side=True)
+    for _ in range(4):
+        for side in (one, other):
+            try:
+                side.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+    seen = other.getpeercert()
+    return dict(entry[0] for entry in seen["subject"])["commonName"] if seen else None  # type: ignore[misc,index]
+
+
+def test_a_site_believes_the_broker_by_each_of_its_names(tmp_path: Path) -> None:
+    """A host name, an address of either kind; any other name is refused. As strictly as Python 3.13 asks for."""
+    server = make_server(tmp_path, ["fl.example.org", "192.0.2.7", "::1"], days=30)
+    assert names_in(server.certificate) == ("fl.example.org", "192.0.2.7", "::1")
+    for name in names_in(server.certificate):
+        assert handshake(server, name, ca=tmp_path / "ca.pem") is None
+    with pytest.raises(ssl.SSLCertVerificationError):
+        handshake(server, "elsewhere.example.org", ca=tmp_path / "ca.pem")
+
+
+def test_a_client_is_whom_its_certificate_names(tmp_path: Path) -> None:
+    """The broker takes the common name as the account."""
+    server, client = make_server(tmp_path, ["localhost"], days=30), make_client(tmp_path, "site-1", days=30)
+    assert common_name(client.certificate.read_text()) == "site-1"
+    assert handshake(server, "localhost", ca=tmp_path / "ca.pem", client=client) == "site-1"
+
+
+def test_the_authority_is_never_made_anew(tmp_path: Path) -> None:
+    """What was handed out goes on being trusted; a server's certificate is replaced when its name is given again."""
+    authority = make_authority(tmp_path)
+    before = authority.certificate.read_bytes(), make_server(tmp_path, ["a"], days=1).certificate.read_bytes()
+    after = (
+        make_authority(tmp_path).certificate.read_bytes(),
+        make_server(tmp_path, ["a"], days=1).certificate.read_bytes(),
+    )
+    assert (after[0] == before[0], after[1] == before[1]) == (True, False)
+    assert handshake(Pair(tmp_path, "server"), "a", ca=authority.certificate) is None
+
+
+def test_without_the_authoritys_key_nothing_is_signed(tmp_path: Path) -> None:
+    """It may lie in a safe: that is said, and no other authority is made in its place."""
+    authority = make_authority(tmp_path)
+    authority.key.unlink()
+    with pytest.raises(UsageError, match="has to sign"):
+        make_client(tmp_path, "site-1", days=1)
+    assert not authority.key.exists()
+
+
+def test_the_command_makes_all_that_is_asked_for(tmp_path: Path) -> None:
+    """The paths are printed; keys are their owner's alone."""
+    words = [
+        "certs",
+        "--out",
+        str(tmp_path),
+        "--name",
+        "fl.example.org",
+        "--client",
+        "site-1",
+        "--client",
+        "site-2",
+    ]
+    answer = CliRunner().invoke(cli.main, words)
+    assert answer.exit_code == 0
+    made = {path.name for path in tmp_path.iterdir()}
+    assert made == {
+        f"{name}{tail}.pem"
+        for name in ("ca", "server", "client-site-1", "client-site-2")
+        for tail in ("", "-key")
+    }
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("*-key.pem")} == {0o600}
+    nothing = CliRunner().invoke(cli.main, ["certs", "--out", str(tmp_path)])
+    assert (nothing.exit_code, nothing.stderr.count("\n")) == (2, 1)
+
+
+def test_what_belongs_to_tls_is_refused_without(tmp_path: Path) -> None:
+    """Who says --listen, and forgets --tls, is told so before anything is started."""
+    for words in (["--listen", "0.0.0.0"], ["--admin", "me"], ["--name", "x"], ["--client-certificates"]):
+        answer = CliRunner().invoke(cli.main, ["up", *words, "--home", str(tmp_path)])
+        assert (answer.exit_code, "--tls" in answer.stderr) == (2, True)
+
+
+def test_certificates_of_ones_own_are_taken_as_they_are(tmp_path: Path) -> None:
+    """None is made among them; what lacks is named. The broker's own are made anew when a name is missing."""
+    with pytest.raises(UsageError, match=r"server\.pem"):
+        encrypted(tmp_path, (), listen="0.0.0.0", takes_clients=False, is_given=True)
+    server = make_server(tmp_path, ["fl.example.org"], days=30)
+    (tmp_path / "ca.pem").unlink()
+    found = encrypted(tmp_path, ("other",), listen="0.0.0.0", takes_clients=False, is_given=True)
+    assert (found.names, found.local_name, found.ca) == (("fl.example.org",), "fl.example.org", None)
+    assert not any("cacertfile" in line for line in found.lines(1, 2))
+    with pytest.raises(UsageError, match=r"ca\.pem"):
+        encrypted(tmp_path, (), listen="0.0.0.0", takes_clients=True, is_given=True)
+    assert names_in(server.certificate) == ("fl.example.org",)
+    own = tmp_path / "own"
+    for name in ("a.example", "b.example"):
+        made = encrypted(own, (name,), listen="0.0.0.0", takes_clients=False, is_given=False)
+        assert (made.public_name, made.local_name) == (name, "localhost")
