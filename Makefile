@@ -12,7 +12,8 @@ REPEAT  ?= 1
 PYTEST_MANY := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: bench bench-peers help venv install broker needs-broker needs-rabbitmq needs-deployed needs-browser check format test test-browser soak test-unit demo clean
+.PHONY: bench bench-peers help venv install broker needs-broker needs-rabbitmq needs-deployed needs-browser check format test test-browser soak
+.PHONY: test-unit test-pythons demo clean lock wheel wheelhouse audit sbom
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -90,6 +91,39 @@ test-unit: install  ## the tests that need no broker
 demo: needs-broker  ## three workers learn to see pneumonia
 	$(BIN)/python -m deploy.demo
 
+# The versions are those of requirements.lock; the hashes are of every platform's files.
+lock: install  ## requirements-runtime.lock anew: what users install, with hashes and no development tools
+	( echo '# What Warren runs on, and nothing else: pip install --require-hashes -r requirements-runtime.lock'; \
+	  echo '# For Python 3.11 to 3.13; made with `make lock`, of the versions in requirements.lock.'; \
+	  $(BIN)/uv --no-config --quiet pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+	    --no-header --no-annotate --constraint requirements.lock ) >build.lock
+	mv build.lock requirements-runtime.lock
+
+wheel: install  ## Warren itself as a wheel, in build/wheels
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir build/wheels ./
+
+wheelhouse: wheel  ## a folder with all that a machine without a network needs: build/wheels
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --only-binary :all: --require-hashes \
+	  --requirement requirements-runtime.lock --dest build/wheels
+	cp requirements-runtime.lock build/wheels
+
+audit: install  ## known vulnerabilities in requirements-runtime.lock; fails where their database can't be reached
+	$(BIN)/python -m deploy.audit requirements-runtime.lock
+
+# This one is tested by `make test`; another is tried where its interpreter is.
+test-pythons:  ## the unit tests on each of Python 3.11 to 3.13 that is here
+	@for python in python3.11 python3.12 python3.13; do \
+	  found=$$($$python -c 'import sys; print(sys.executable)' 2>/dev/null || ls ~/.pyenv/versions/*/bin/$$python 2>/dev/null | tail -1); \
+	  if [ -z "$$found" ]; then echo "$$python is not here: not tried"; \
+	  elif [ "$$($$found -V)" = "$$($(PYTHON) -V)" ]; then echo "$$python is what make test runs on"; \
+	  else $(MAKE) PYTHON=$$found VENV=build/$$python test-unit || exit 1; fi; \
+	done
+
+sbom: install  ## build/sbom.json: what Warren runs on, in CycloneDX
+	mkdir -p build
+	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON \
+	  --output-file build/sbom.json requirements-runtime.lock
+
 clean:  ## remove what was built; data, runs and brokers stay
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build build.lock *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

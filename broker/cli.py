@@ -370,11 +370,14 @@ def _command_of(name: str, swarm: int | None) -> str:
 def revoke(name: str, access: Access, management_url: str | None, home: Path, log: LogContext) -> None:
     """Delete an invited account with its connections, its limits, and its queues with what is in them.
 
+    The coordinator is told that it left. Of a name without an account the queues are deleted.
+
     \b
     broker revoke hospital-1
     """
     access, _ = _known(access, home)
-    revoked = accounts.revoke(_management(access, management_url, home), name)
+    vhost = probe.vhost_of(access.amqp_url)
+    revoked = accounts.revoke(_management(access, management_url, home), name, vhost)
     _audit(
         home,
         "revoked",

@@ -1,5 +1,10 @@
-"""Made-up pictures that look enough like the real ones to try everything where those can't be had."""
+"""Made-up pictures that look enough like the real ones to try everything where those can't be had.
 
+python -m deploy.synthetic xrays         a folder of chest X-rays
+python -m deploy.synthetic digits.npz    digits, as MNIST's
+"""
+
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,3 +124,15 @@ def _clouds(size: int, cells: int, rng: np.random.Generator) -> Floats:
     """Smooth noise of about unit size, `cells` lumps across."""
     coarse = Image.fromarray(rng.normal(0, 1, (cells, cells)).astype(np.float32))
     return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC), np.float64)
+
+
+def main(path: Path) -> None:
+    """Write what the path's name asks for."""
+    if path.suffix == ".npz":
+        write_digits(path)
+    else:
+        write_xrays(path)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -8,16 +8,22 @@ is the worker's to choose. Where RabbitMQ asks for more than one right:
 - To publish needs write on the exchange and the routing key; the queue that gets it is not asked.
 """
 
+import base64
+import logging
 import re
 import secrets
 from dataclasses import dataclass
 
-from broker.errors import UsageError
+from broker.errors import BrokerError, UsageError
 from broker.hosting import policies, queues
+from broker.hosting.api import Api
 from broker.hosting.management import Management, Rights
 from broker.hosting.queues import Removed
 from broker.link.seam import upload_queue, worker_queue
-from broker.wire import names
+from broker.wire import messages, names
+from broker.wire.messages import Left, SwarmLeft
+
+logger = logging.getLogger(__name__)
 
 _PASSWORD_BYTES = 24
 
@@ -103,24 +109,61 @@ def invite(
     return Login(user=user, password=password)
 
 
-def revoke(management: Management, name: str) -> Revoked:
-    """Delete an account with its limits, its connections and its queues.
+def revoke(management: Management, name: str, vhost: str = "/") -> Revoked:
+    """Delete an account with its limits, its connections and its queues; the coordinator hears that it left.
+
+    Queues that a worker without an account of its own left behind are deleted, too, in `vhost`.
 
     Raises:
-        UsageError: It was never invited.
+        UsageError: It was never invited, and there are no queues of it.
         BrokerError: The management API did not do it.
     """
     if name != names.COORDINATOR:
         names.check_name(name)
     users = _users_of(management, name)
-    if not users:
-        raise UsageError(f"{name} has no account at {management.address}. Try `broker status`.")
     vhosts = {right["vhost"] for user in users for right in management.api.get("users", user, "permissions")}
-    closed = 0
-    for user in users:
-        management.delete_user(user)
-        closed += management.close_connections(user=user)
-    return Revoked(connections=closed, removed=_removed(management, vhosts, name))
+    closed = sum(_shut_out(management, vhosts, name, user) for user in users)
+    removed = _removed(management, vhosts or {vhost}, name)
+    if not users and not removed.queues:
+        raise UsageError(
+            f"{name} has no account at {management.address}, and no queues in {vhost!r}. Try `broker status`."
+        )
+    return Revoked(connections=closed, removed=removed)
+
+
+def _shut_out(management: Management, vhosts: set[str], name: str, user: str) -> int:
+    """End an account; how many connections it had.
+
+    Its last word is said for it, with a password that nobody else knows: the coordinator waits for it no longer.
+    """
+    password = secrets.token_urlsafe(_PASSWORD_BYTES)
+    management.put_user(user, password, tags="management")  # without that tag nobody publishes by the API
+    closed = management.close_connections(user=user)
+    if name != names.COORDINATOR:
+        for vhost in vhosts:
+            _say_left(
+                management.api.logged_in_as(user, password),
+                vhost,
+                user,
+                queues.readers(management, vhost, name),
+            )
+    management.delete_user(user)
+    return closed
+
+
+def _say_left(api: Api, vhost: str, user: str, readers: list[str]) -> None:
+    kind = Left if user == names.invited_name(user) else SwarmLeft
+    for reader in readers:
+        message = {
+            "properties": {"user_id": user, "delivery_mode": 2, "type": kind.TYPE},
+            "routing_key": names.COORDINATOR,
+            "payload": base64.b64encode(messages.encode(kind(worker=reader))).decode(),
+            "payload_encoding": "base64",
+        }
+        try:
+            api.post("exchanges", vhost, names.EXCHANGE, "publish", body=message)
+        except BrokerError as exc:
+            logger.warning("The coordinator will find out by itself that %s is gone: %s", reader, exc)
 
 
 def _removed(management: Management, vhosts: set[str], name: str) -> Removed:

@@ -1,6 +1,7 @@
 """One request to RabbitMQ's management API; the login goes to the address that was given, and to no other."""
 
 import base64
+import copy
 import json
 import ssl
 import urllib.error
@@ -13,6 +14,10 @@ from broker.errors import BrokerError, BrokerUnreachable, LoginRefused
 from broker.link.address import LOCAL_HOSTS, check_management_url, not_trusted
 
 Fields = dict[str, Any]  #: one JSON object of the API, as RabbitMQ documents it
+
+
+def _basic(user: str, password: str) -> str:
+    return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
 
 
 class _StayHere(urllib.request.HTTPRedirectHandler):
@@ -39,17 +44,22 @@ class Api:
 
     def __init__(self, url: str, *, timeout_seconds: float = 10, tls: ssl.SSLContext | None = None) -> None:
         parts = urlsplit(check_management_url(url))
-        login = f"{unquote(parts.username or 'guest')}:{unquote(parts.password or 'guest')}"
         port = f":{parts.port}" if parts.port else ""
         host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
         self.address = f"{parts.scheme}://{host}{port}{parts.path.rstrip('/')}"
-        self._authorization = f"Basic {base64.b64encode(login.encode()).decode()}"
+        self._authorization = _basic(unquote(parts.username or "guest"), unquote(parts.password or "guest"))
         self._timeout_seconds = timeout_seconds
         # A proxy of the network knows nothing of this machine's own ports.
         proxies = [urllib.request.ProxyHandler({})] if parts.hostname in LOCAL_HOSTS else []
         self._opener = urllib.request.build_opener(
             _StayHere(), urllib.request.HTTPSHandler(context=tls), *proxies
         )
+
+    def logged_in_as(self, user: str, password: str) -> "Api":
+        """The same API for another account."""
+        other = copy.copy(self)
+        other._authorization = _basic(user, password)
+        return other
 
     def get(self, *path: str, query: str = "", missing_ok: bool = False) -> Any:
         """What is at a path, each piece of it as it is called; None when it may be missing, and is."""

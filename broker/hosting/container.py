@@ -98,8 +98,8 @@ class Container:
             "WARREN_VHOST": self.vhost,
         }
         with resources.as_file(resources.files("deploy")) as folder:
-            command = [self.engine, "compose", "--file", str(folder / "compose.yaml"), *arguments]
-            _run(command, {**os.environ, **settings})
+            compose = [self.engine, "compose", "--profile", "broker", "--file", str(folder / "compose.yaml")]
+            _run([*compose, *arguments], {**os.environ, **settings})
 
 
 def running_engine() -> str | None:

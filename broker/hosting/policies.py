@@ -17,9 +17,10 @@ UPLOAD_BYTES = 2**30  #: what may wait in each queue of an account until a run's
 
 # A policy's name is the badge that a person sees beside the queue at the management page.
 _EXPIRY = "warren: deleted when nobody reads it for 14 days"
-_WORKER_QUEUES = r"^worker\.[a-z0-9-]{1,48}(\.[0-9]+)?$"
+_WORKER_QUEUES = r"^(worker|upload)\.[a-z0-9-]{1,48}(\.[0-9]+)?$"
 # A laptop may stay closed over a holiday; a worker that never comes back must not fill the disk for ever.
-# Upload queues have no expiry: nobody reads them before the update is announced.
+# An upload queue that nobody looks into for so long holds nothing that a round still waits for, and its worker makes it
+# again when it next uploads. This is for workers without an account of their own: others' queues have another policy.
 _EXPIRES_MILLISECONDS = 14 * 24 * 3600 * 1000
 
 _SIZED = 10  #: the priority of what is said of one account; a number that is left to others is 0
@@ -40,7 +41,7 @@ _DEAD_BYTES = 64 * 2**20  # 1,000 copies, as it may hold
 def set_policies(management: Management, vhost: str) -> None:
     """Set what Warren wants of every federation's queues.
 
-    A worker's queue goes when nobody comes back for it. What everybody may write to is bounded: no account fills the
+    A worker's queues go when nobody comes back for them. What everybody may write to is bounded: no account fills the
     disk by way of the coordinator's queue, or of `dead`. The coordinator's takes nothing more when it is full, so that
     who was told that his word is there can rely on it; of the others' copies the newest are worth most.
     """

@@ -63,6 +63,12 @@ def _make_anew(management: Management, vhost: str, queue: Queue) -> None:
         management.api.delete("connections", name)
 
 
+def readers(management: Management, vhost: str, name: str) -> list[str]:
+    """The processes that have a queue to read: a worker, or the parts of its swarm."""
+    own = [queue["name"] for queue in _listed(management, vhost) if _is_for(queue["name"], name)]
+    return [queue.partition(".")[2] for queue in own if queue.startswith(names.worker_queue(""))]
+
+
 def remove(management: Management, vhost: str, name: str) -> Removed:
     """Delete the queues of a worker, or of its swarm, with what is in them."""
     found = [queue for queue in _listed(management, vhost) if _is_for(queue["name"], name)]

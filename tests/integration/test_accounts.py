@@ -21,6 +21,8 @@ from broker.hosting import accounts
 from broker.hosting.management import Management, Rights
 from broker.hosting.private import PrivateBroker
 from broker.hosting.probe import login_of, vhost_of
+from broker.link.validator import may_send_to_coordinator
+from broker.wire.messages import Left, Message, SwarmLeft, decode
 from broker.wire.names import COORDINATOR, EXCHANGE
 from tests.brokers import wait_until
 
@@ -320,6 +322,35 @@ def test_revoke_ends_account_and_connections(
     with pytest.raises(pika.exceptions.AMQPError):
         pika.BlockingConnection(pika.URLParameters(url))
     assert run("revoke", name, amqp_url=vhost, broker=broker).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "left"), [((), Left(worker="lab-7")), (("--swarm", "3"), SwarmLeft(worker="lab-7"))]
+)
+def test_the_coordinator_hears_at_once_that_a_revoked_worker_left(
+    vhost: str, broker: PrivateBroker, invited: Invite, options: tuple[str, ...], left: Message
+) -> None:
+    """It waits for it no longer, and status shows it as gone: its account says its last word."""
+    invited("lab-7", *options)
+    with channel_to(vhost) as channel:
+        declare(channel, COORDINATOR)
+        assert run("revoke", "lab-7", amqp_url=vhost, broker=broker).returncode == 0
+        _, properties, body = channel.basic_get(COORDINATOR, auto_ack=True)
+    assert body is not None
+    assert decode(body) == left
+    assert may_send_to_coordinator(left, properties.user_id)
+
+
+def test_queues_that_a_worker_without_an_account_left_are_deleted(vhost: str, broker: PrivateBroker) -> None:
+    """Who never was invited can be removed, too; of others nothing goes."""
+    with channel_to(vhost) as channel:
+        for name in ("worker.old", "upload.old", "worker.older"):
+            channel.queue_declare(name, durable=True)
+        answer = run("revoke", "old", amqp_url=vhost, broker=broker)
+        assert answer.returncode == 0, answer.stderr
+        assert "2 queues deleted" in answer.stdout
+        channel.queue_declare("worker.older", passive=True)
+    assert run("revoke", "old", amqp_url=vhost, broker=broker).returncode == 2
 
 
 def test_status_names_queues_and_connections(vhost: str, broker: PrivateBroker) -> None:

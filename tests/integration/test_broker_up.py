@@ -114,12 +114,12 @@ def test_a_second_up_finds_the_first(started: Started) -> None:
     assert by_port.stdout.splitlines() == by_address.stdout.splitlines() == started.lines
 
 
-def test_worker_queues_get_an_expiry_and_upload_queues_none(started: Started) -> None:
-    """`up` sets a policy whose name a person understands; only worker queues are deleted when unused."""
+def test_workers_queues_get_an_expiry(started: Started) -> None:
+    """`up` sets a policy whose name a person understands; what a worker left behind does not stay for ever."""
     management = Management(started.broker.management_url)
     policies = {each["name"]: each for each in management.api.get("policies", "/")}
     policy = policies["warren: deleted when nobody reads it for 14 days"]
-    assert policy["pattern"].startswith(r"^worker\.")
+    assert policy["pattern"].startswith(r"^(worker|upload)\.")
     assert policy["definition"] == {"expires": 14 * 24 * 3600 * 1000}
 
 
