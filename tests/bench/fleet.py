@@ -21,6 +21,7 @@ import click
 from broker import logs
 from broker.audit import AUDIT_FILE, AuditLog
 from broker.command import Stop
+from broker.link.access import Access
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.wire.messages import RoundStart
@@ -135,7 +136,7 @@ def coordinate(
     """Play the rounds in this process and measure them."""
     started, models, log = time.monotonic(), NoModels(weights), logs.configure()
     starts = noted_starts()
-    link = RabbitLink(LinkSettings(amqp_url=amqp_url, name="coordinator"))
+    link = RabbitLink(LinkSettings(access=Access(amqp_url=amqp_url), name="coordinator"))
     with Stop() as stop, tempfile.TemporaryDirectory(dir=".") as folder:
         options = RunOptions(
             task=TASK,
@@ -170,7 +171,7 @@ def coordinate(
 
 def take_part(amqp_url: str, names: list[str], *, is_swarm: bool) -> None:
     """Be one worker, or a swarm, until the run is over."""
-    link = RabbitLink(LinkSettings(amqp_url=amqp_url, name=f"worker {names[0]}"))
+    link = RabbitLink(LinkSettings(access=Access(amqp_url=amqp_url), name=f"worker {names[0]}"))
     log = logs.configure()
     with Stop() as stop:
         link.open()
