@@ -169,6 +169,7 @@ def down(is_all: bool, delete_data: bool, yes: bool, amqp_url: str, home: Path, 
     AMQP_URL=amqp://guest:guest@localhost:5700/ broker down
     broker down --all --delete-data
     """
+    amqp_url = _known(Access(amqp_url=amqp_url), home)[0].amqp_url
     chosen = None if is_all else amqp_url
     if delete_data and not yes:
         _confirm_loss(server.ours(home, chosen))
