@@ -130,7 +130,7 @@ def test_a_straggler_is_told_and_stops(stage: Stage) -> None:
     row = stage.checkpoint.history[1]
     assert row.late == ("w3",)
     assert 1.0 <= row.seconds < 6
-    assert "Late in round 1: w3" in coordinator.said
+    coordinator.says("Late in round 1: w3")
     assert slow.terminate() < 2
     assert [actor.ended() for actor in [coordinator, *workers]] == [0, 0, 0], stage.story
 

@@ -171,7 +171,7 @@ def test_a_login_that_is_refused_at_a_reconnect_is_told_once(
         management.put_user("me", "second")
         cut(link)
         assert link.receive(10) is Connection.LOST
-        wait_until(lambda: link._consuming.connection.num_refused >= 5, 60)
+        wait_until(lambda: link._consuming.connection._refusals.num >= 5, 60)
         assert len(told(caplog)) == 1
         assert "refused the user or the password" in told(caplog)[0]
         management.put_user("me", "first")
