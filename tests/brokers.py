@@ -68,11 +68,15 @@ def need_rabbitmq() -> None:
 
 
 @contextmanager
-def fresh_vhost(broker: PrivateBroker) -> Iterator[str]:
-    """The AMQP URL of a new virtual host; deleted with everything in it at the end."""
+def fresh_vhost(broker: PrivateBroker, queue_type: str | None = None) -> Iterator[str]:
+    """The AMQP URL of a new virtual host; deleted with everything in it at the end.
+
+    Its queues are of this type unless somebody asks for another; None: as WARREN_TEST_QUEUE_TYPE says, or classic.
+    """
     management = Management(broker.management_url)
     name = f"test-{secrets.token_hex(4)}"
-    management.create_vhost(name)
+    queue_type = queue_type or os.environ.get("WARREN_TEST_QUEUE_TYPE", "classic")
+    management.api.put("vhosts", name, body={"defaultqueuetype": queue_type})
     try:
         yield at_vhost(broker.amqp_url, name)
     finally:

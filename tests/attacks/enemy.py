@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain, cycle
+from itertools import chain, cycle, islice
 
 import msgpack
 import pika
@@ -105,10 +105,13 @@ class Enemy(threading.Thread):
         self.say(channel, "joined", classes=["x", "x"], **told)
 
     def listen(self, channel: object) -> None:
-        for _ in range(20):
-            method, properties, body = channel.basic_get(f"worker.{NAME}", auto_ack=True)  # type: ignore[attr-defined]
+        """As a reader that stays for a moment: from a quorum queue with one nobody else gets a message."""
+        channel.basic_qos(prefetch_count=1)  # type: ignore[attr-defined]
+        heard = channel.consume(f"worker.{NAME}", inactivity_timeout=0.1)  # type: ignore[attr-defined]
+        for method, properties, body in islice(heard, 20):
             if method is None:
                 return
+            channel.basic_ack(method.delivery_tag)  # type: ignore[attr-defined]
             if properties.type == "round-start":
                 start = msgpack.unpackb(body)
                 self.run_id, self.round_number, self.attempt = (

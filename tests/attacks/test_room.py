@@ -89,8 +89,12 @@ def test_who_was_given_too_little_says_so_and_holds_nobody_up(
     waiting until the deadline: it declines, with the command that helps, and its upload queue is emptied."""
     as_coordinator = invite("coordinator")
     tight = invite("tight", upload_bytes=MEGABYTE)
+    patches = {
+        "worker.rounds.uploading:_REFUSED_SECONDS": 1.0,
+        "broker.link.rabbitmq.publishing:_WINDOW_MESSAGES": 1,  # a quorum queue takes what is under way, too
+    }
     for name, url in (("tight", tight), ("honest", invite("honest"))):
-        stage.worker(name, amqp_url=url, patches={"worker.rounds.uploading:_REFUSED_SECONDS": 1.0})
+        stage.worker(name, amqp_url=url, patches=patches)
     coordinator = stage.coordinator(
         rounds=1,
         run={"workers": 2, "quorum": 1, "grace_seconds": 50.0},

@@ -16,7 +16,7 @@ from broker.link.access import Access
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.seam import Connection, Delivery, Queue, upload_queue, worker_queue
-from tests.brokers import at_vhost, control, fresh_vhost, wait_until
+from tests.brokers import fresh_vhost, wait_until
 from tests.link_contract import message, next_delivery
 
 
@@ -43,21 +43,16 @@ def link_to(amqp_url: str) -> Iterator[RabbitLink]:
 
 
 @pytest.fixture(params=["classic", "quorum"])
-def typed_vhost(
-    request: pytest.FixtureRequest, broker: PrivateBroker, management: Management
-) -> Iterator[str]:
+def queue_type(request: pytest.FixtureRequest) -> str:
+    """Of the queues of `typed_vhost`."""
+    return str(request.param)
+
+
+@pytest.fixture
+def typed_vhost(queue_type: str, broker: PrivateBroker) -> Iterator[str]:
     """A virtual host whose queues are of this type, unless somebody asks for another."""
-    with fresh_vhost(broker) as amqp_url:
-        if request.param == "classic":
-            yield amqp_url
-            return
-        name = f"{vhost_of(amqp_url)}-quorum"
-        control(broker, "add_vhost", name, "--default-queue-type", "quorum")
-        control(broker, "set_permissions", "-p", name, "guest", ".*", ".*", ".*")
-        try:
-            yield at_vhost(amqp_url, name)
-        finally:
-            management.delete_vhost(name)
+    with fresh_vhost(broker, queue_type) as amqp_url:
+        yield amqp_url
 
 
 def test_an_invited_worker_finds_its_queues_and_finds_them_again(
@@ -87,13 +82,14 @@ def test_an_invited_worker_finds_its_queues_and_finds_them_again(
         assert next_delivery(link).body == b"two"
 
 
-def test_the_queues_are_of_the_virtual_hosts_type(typed_vhost: str, management: Management) -> None:
+def test_the_queues_are_of_the_virtual_hosts_type(
+    typed_vhost: str, queue_type: str, management: Management
+) -> None:
     """A cluster's are quorum queues: neither the admin side names a type nor a laptop that declares them, too."""
     with invited(management, typed_vhost, "site"), link_to(typed_vhost) as laptop:
         laptop.declare([worker_queue("site"), upload_queue("site"), worker_queue("laptop")])
         found = {queue["name"]: queue["type"] for queue in management.queues(vhost_of(typed_vhost))}
-        expected = "quorum" if typed_vhost.endswith("-quorum") else "classic"
-        assert found == dict.fromkeys(("worker.site", "upload.site", "worker.laptop"), expected)
+        assert found == dict.fromkeys(("worker.site", "upload.site", "worker.laptop"), queue_type)
 
 
 def test_a_swarm_finds_its_queues(vhost: str, management: Management) -> None:
