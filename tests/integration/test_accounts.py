@@ -86,6 +86,16 @@ def publish(channel: Channel, key: str, *, user: str | None = None) -> None:
     channel.basic_publish(EXCHANGE, key, b"x", pika.BasicProperties(user_id=user), mandatory=True)
 
 
+def taken(channel: Channel, queue: str) -> tuple[pika.BasicProperties, bytes]:
+    """One message, taken by a reader that stays: from a quorum queue with a single one nobody else gets any."""
+    for method, properties, body in channel.consume(queue, inactivity_timeout=10):
+        assert method is not None, f"nothing in {queue}"
+        channel.basic_ack(method.delivery_tag)
+        channel.cancel()
+        return properties, body
+    raise AssertionError(f"{queue} is gone")
+
+
 def refused(amqp_url: str, action: Callable[[Channel], object], *, codes: tuple[int, ...] = (403,)) -> None:
     """The broker closes the channel with one of these codes."""
     with channel_to(amqp_url) as channel:
@@ -108,10 +118,10 @@ def test_a_worker_can_do_its_work(vhost: str, invited: Invite, name: str) -> Non
         look_for_own(worker, name)
         for key in (COORDINATOR, f"upload.{name}", f"worker.{name}"):
             publish(worker, key, user=name)
-        assert worker.basic_get(f"worker.{name}", auto_ack=True)[2] == b"x"
+        assert taken(worker, f"worker.{name}")[1] == b"x"
         assert worker.queue_purge(f"worker.{name}").method.message_count == 0
-        assert admin.basic_get(f"upload.{name}", auto_ack=True)[1].user_id == name
-        assert admin.basic_get(COORDINATOR, auto_ack=True)[1].user_id == name
+        assert taken(admin, f"upload.{name}")[0].user_id == name
+        assert taken(admin, COORDINATOR)[0].user_id == name
 
 
 @pytest.mark.parametrize(("parts", "suffixes"), [("1", [""]), ("2", [".1", ".2"])])
@@ -127,8 +137,8 @@ def test_a_swarm_has_the_queues_that_it_was_invited_with(
             look_for_own(worker, each)
             publish(worker, f"worker.{each}", user=f"{name}.1-3")
             publish(worker, f"upload.{each}", user=f"{name}.1-3")
-            assert worker.basic_get(f"worker.{each}", auto_ack=True)[2] == b"x"
-            assert admin.basic_get(f"upload.{each}", auto_ack=True)[2] == b"x"
+            assert taken(worker, f"worker.{each}")[1] == b"x"
+            assert taken(admin, f"upload.{each}")[1] == b"x"
     refused(url, lambda channel: look_for_own(channel, f"{name}.3"), codes=(404,))
     refused(url, lambda channel: channel.queue_declare(f"worker.{name}.4", durable=True))
     refused(url, lambda channel: publish(channel, f"upload.{name}x"))
@@ -138,7 +148,7 @@ def test_a_worker_hears_the_roll_call(vhost: str, invited: Invite, name: str) ->
     """What is published to the key `workers` reaches its queue."""
     with channel_to(vhost) as admin, channel_to(invited(name)) as worker:
         publish(admin, "workers")
-        assert worker.basic_get(f"worker.{name}", auto_ack=True)[2] == b"x"
+        assert taken(worker, f"worker.{name}")[1] == b"x"
 
 
 def test_a_worker_can_leave_a_copy_in_dead(vhost: str, invited: Invite, name: str) -> None:
@@ -335,8 +345,7 @@ def test_the_coordinator_hears_at_once_that_a_revoked_worker_left(
     with channel_to(vhost) as channel:
         declare(channel, COORDINATOR)
         assert run("revoke", "lab-7", amqp_url=vhost, broker=broker).returncode == 0
-        _, properties, body = channel.basic_get(COORDINATOR, auto_ack=True)
-    assert body is not None
+        properties, body = taken(channel, COORDINATOR)
     assert decode(body) == left
     assert may_send_to_coordinator(left, properties.user_id)
 
