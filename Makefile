@@ -76,7 +76,7 @@ test-browser: needs-rabbitmq needs-browser  ## the pages in a real browser; scre
 	$(BIN)/python -m pytest tests/browser
 
 soak: needs-rabbitmq  ## all faults at random on real processes, for MINUTES=30 (SEED=1), and the long fault tests
-	$(BIN)/python -m pytest -m soak tests/faults
+	$(BIN)/python -m pytest -m soak tests/faults tests/system
 	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) --seed $(SEED)
 
 bench: needs-rabbitmq  ## what training and transport cost, beside the ideal and the floor

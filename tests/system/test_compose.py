@@ -1,7 +1,9 @@
 """deploy/compose.yaml is a whole system: as plain processes here, and in containers where there are any."""
 
 import csv
+import os
 import re
+import secrets
 import subprocess
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -10,6 +12,7 @@ import pytest
 
 from broker.hosting.container import running_engine
 from broker.hosting.management import Management
+from broker.hosting.private import free_ports
 from broker.hosting.probe import Answer, ask
 from broker.link.invitation import read_invitation
 from tests.brokers import need_rabbitmq, wait_until
@@ -55,18 +58,48 @@ def test_the_demo_s_command_lines_make_a_federation_that_trains(tmp_path: Path) 
 
 @pytest.mark.soak
 def test_the_demo_runs_in_containers(tmp_path: Path) -> None:
-    """`docker compose --profile demo up`, where an engine runs: the same in containers, from the built image."""
+    """`docker compose --profile demo up`, where an engine runs: the same in containers, from the built image.
+
+    A project of its own, on ports of its own: what else runs here of this file stays as it is.
+    """
     engine = running_engine()
     if engine is None:
         pytest.skip("no container engine runs here: the demo was not run in containers")
-    compose = [engine, "compose", "--file", str(FILE), "--profile", "demo"]
-    read = [*compose, "exec", "-T", "coordinator", "sh", "-c", "cat /runs/*/history.csv"]
+    page, management = free_ports(2)
+    ports = {"WARREN_PAGE_PORT": str(page), "WARREN_MANAGEMENT_PORT": str(management)}
+    project = f"warren-test-{secrets.token_hex(4)}"
+    compose = [engine, "compose", "--project-name", project, "--file", str(FILE), "--profile", "demo"]
 
-    def has_closed_a_round() -> bool:
-        return len(subprocess.run(read, capture_output=True, check=False).stdout.splitlines()) > 1
+    def run(*words: str, seconds: float = 60, check: bool = True) -> str:
+        command = [*compose, *words]
+        env = {**os.environ, **ports}
+        return subprocess.run(
+            command, env=env, cwd=tmp_path, stdout=subprocess.PIPE, text=True, timeout=seconds, check=check
+        ).stdout
+
+    def inside(service: str, script: str) -> str:
+        return run("exec", "-T", service, "sh", "-c", script, check=False)
 
     try:
-        subprocess.run([*compose, "up", "--detach", "--build"], check=True, cwd=tmp_path, timeout=1800)
-        wait_until(has_closed_a_round, 600, what="a closed round")
+        run("up", "--detach", "--build", seconds=1800)
+        wait_until(lambda: " is done." in run("logs", "--no-color", "coordinator"), 600, what="the run's end")
+        assert inside("coordinator", "ls /runs/*/model.keras")
+        history = inside("coordinator", "cat /runs/*/history.csv")
+        rows = [row for row in csv.DictReader(history.splitlines()) if row["accepted"]]
+        assert len(rows) == 3, history
+        for row in rows:
+            assert len(set(row["accepted"].split()) - {"test-set"}) >= 2, row  # the quorum
+        assert any("test-set" in row["accepted"] for row in rows), history  # it measures
+        measured = inside("coordinator", "grep ,test-set, /runs/*/workers.csv").splitlines()
+        assert measured, history
+        for line in measured:
+            assert ",test-set,," in line, line  # it trained on nothing
+        sites = ("hospital-1", "hospital-2", "hospital-3", "test-set")
+        for service in ("coordinator", *sites):
+            assert inside(service, "id -u").strip() == "1000", service
+            assert inside(service, "grep ' / ' /proc/mounts | cut -d' ' -f4").startswith("ro,"), service
+        for service in sites:
+            audited = inside(service, "cat /home/warren/.local/state/warren/workers/*/audit.jsonl")
+            assert "update-sent" in audited, service
     finally:
-        subprocess.run([*compose, "down", "--volumes"], check=False, cwd=tmp_path, timeout=120)
+        run("down", "--volumes", seconds=180, check=False)
