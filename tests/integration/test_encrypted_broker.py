@@ -87,7 +87,9 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         broker = PrivateBroker.recorded(home / str(port))
         assert broker is not None
         yield House(home=home, broker=broker, said=said)
-        assert f"ended {broker.access.address}" in run(home, "down")  # found without an address, as by `status`
+        assert f"ended {broker.access.address}" in run(
+            home, "down"
+        )  # found without an address, as by `status`
     finally:
         run(home, "down", "--all")
 
