@@ -30,7 +30,7 @@ from worker.learning.console import Console
 from worker.learning.results import Report, TrainingProgress
 from worker.rounds import failures, participant
 from worker.rounds.failures import told
-from worker.rounds.hand_over import RoundJob
+from worker.rounds.hand_over import AnsweredJob, RoundJob
 from worker.rounds.participant import Participant, Trained
 from worker.rounds.site_rules import SiteRules
 from worker.rounds.uploading import KeptUpdate, Measured
@@ -150,6 +150,66 @@ def test_a_round_start_that_could_not_be_taken_is_declined() -> None:
     (declined,) = working.heard()
     assert isinstance(declined, Declined)
     assert declined.reason == "There is no memory here."
+
+
+@pytest.mark.parametrize("comes", ["while the word is sent", "before it is sent"])
+@pytest.mark.parametrize("fault", ["training", "publishing", "the start"])
+def test_an_attempt_that_comes_while_the_one_before_is_declined_is_answered(
+    monkeypatch: pytest.MonkeyPatch, comes: str, fault: str
+) -> None:
+    """The coordinator tries again as soon as it hears the word, which is before the worker knows that it was heard:
+    the further attempt is not dropped with the one that was declined."""
+    working = Working(*([DataError("the images can't be read")] if fault == "training" else []))
+    hand_over = working.worker_loop._hand_over
+    again = RoundJob(
+        worker="w",
+        start=replace(START, attempt=START.attempt + 1),
+        weights=np.zeros(2, FLOAT32),
+        key=replace(START.held, attempt=START.attempt + 1),
+        account="university",
+    )
+    add, announcement = failures.Declines.add, KeptUpdate.announcement
+
+    def heard_at_once(*told: Any) -> None:
+        if comes == "before it is sent":
+            hand_over.begin(again)
+        add(*told)
+        if comes == "while the word is sent":
+            hand_over.begin(again)
+        monkeypatch.undo()
+
+    monkeypatch.setattr(failures.Declines, "add", heard_at_once)
+    if fault == "publishing":
+        broken = [OverflowError("too large")]
+        monkeypatch.setattr(
+            KeptUpdate,
+            "announcement",
+            lambda update: announcement(update) if not broken else _raised(broken.pop()),
+        )
+    if fault == "the start":
+        hand_over.decline("w", START.held, "There is no memory here.")
+        working.worker_loop._turn()
+    else:
+        working.answer()
+    working.worker_loop._turn()
+    declined, announced = working.heard()
+    assert isinstance(declined, Declined)
+    assert isinstance(announced, UpdateAnnounced)
+    assert (declined.attempt, announced.attempt) == (START.attempt, START.attempt + 1)
+
+
+def test_a_round_that_is_over_is_not_declined_as_well(capsys: pytest.CaptureFixture[str]) -> None:
+    """What its training raised then stays in this log, if nobody expected it."""
+    for error, is_said in [(ValueError("odd"), True), (DataError("no images"), False)]:
+        working = Working()
+        job = RoundJob(worker="w", start=START, weights=np.zeros(2, FLOAT32), key=START.held)
+        working.worker_loop._take_answer(AnsweredJob(job=job, update=None, error=error))
+        assert list(working.heard()) == []
+        assert ("over for w: ValueError: odd" in capsys.readouterr().err) is is_said
+
+
+def _raised(error: Exception) -> Any:
+    raise error
 
 
 def test_one_update_that_can_not_be_sent_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -271,6 +271,28 @@ class HandOver:
                 self._let_go[oldest.worker] = oldest.announced or ""
                 self._forget(oldest.worker)
 
+    def give_up(self, job: RoundJob) -> RoundKey | None:
+        """A round start can't be answered: before that is told, for the coordinator may try again at once.
+
+        From here on a further attempt is new to this worker, also should the word be lost.
+
+        Returns:
+            The newest attempt, which is to be declined; None if the round is over for this worker anyway.
+        """
+        with self.lock:
+            if self.current.get(job.worker) is not job:
+                return None
+            self._drop(job.worker)
+            return job.key
+
+    def give_up_upload(self, update: KeptUpdate) -> RoundKey | None:
+        """The same of a round whose update can't be published."""
+        with self.lock:
+            if self.updates.get(update.worker) is not update:
+                return None
+            self._drop(update.worker)
+            return update.key
+
     def is_alone(self, update: KeptUpdate) -> bool:
         """Whether no other worker of this process has an update with the broker: nobody empties the upload queue."""
         with self.lock:

@@ -164,7 +164,7 @@ class WorkerLoop:
         if isinstance(job, UploadJob):
             self._upload([job.update])
         elif isinstance(job, DeclineJob):
-            self._decline(job.worker, job.key, job.reason)
+            self._declines.add(job.worker, job.key, job.reason)
         elif isinstance(job, StatisticsJob):
             self._publisher.send([outgoing(self._statistics(job), names.COORDINATOR)])
         elif isinstance(job, AnsweredJob):
@@ -218,7 +218,7 @@ class WorkerLoop:
     def _take_answer(self, answered: AnsweredJob) -> None:
         job, update, error = answered.job, answered.update, answered.error
         if error is not None:
-            self._decline_for(job.worker, job.key, error)
+            self._decline(job.worker, self._hand_over.give_up(job), error)
         elif update is not None and self._hand_over.keep(job, update):
             self._upload_first(update)
 
@@ -282,7 +282,7 @@ class WorkerLoop:
                 for update in updates:
                     self._upload([update])
             else:
-                self._decline_for(updates[0].worker, updates[0].key, exc)
+                self._decline(updates[0].worker, self._hand_over.give_up_upload(updates[0]), exc)
 
     def _publish(self, updates: list[KeptUpdate]) -> None:
         """Publish the parts, then announce them; an upload queue that is gone is made again.
@@ -314,17 +314,14 @@ class WorkerLoop:
         except BrokerError as exc:
             logger.debug("Declared again in a moment: %s", exc)
 
-    def _decline_for(self, worker: str, key: RoundKey, error: Exception) -> None:
+    def _decline(self, worker: str, key: RoundKey | None, error: Exception) -> None:
         """Tell the coordinator what may be told of an error; a traceback of the unexpected stays in this log."""
         bug = None if isinstance(error, WarrenError) else error
-        self._decline(worker, key, self._participants[worker].rules.reason(error), told(error), bug)
-
-    def _decline(
-        self, worker: str, key: RoundKey, reason: str, words: str = "", bug: Exception | None = None
-    ) -> None:
-        self._declines.add(worker, key, reason, words, bug)
-        # Should the word be lost, or another attempt come, the round start is new to this worker.
-        self._hand_over.close(worker, key.run_id, key.round_number)
+        if key is not None:
+            reason = self._participants[worker].rules.reason(error)
+            self._declines.add(worker, key, reason, told(error), bug)
+        elif bug is not None:
+            logger.error("Of a round that is over for %s: %s", worker, told(error), exc_info=bug)
 
     def _statistics(self, job: StatisticsJob) -> StatisticsTold | StatisticsRefused:
         """What is told of a worker's examples, or why nothing is."""
