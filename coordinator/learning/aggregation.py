@@ -16,8 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from broker.wire.settings import Summed
 from broker.wire.tensors import Layout, Sections, Vector, sections_of
-from coordinator.learning.exact_sum import Doubles, ExactSum, Integers, two_product
+from coordinator.learning.exact_sum import (
+    LARGEST_PIECES,
+    NUM_PIECES,
+    Doubles,
+    ExactSum,
+    Integers,
+    two_product,
+)
 
 LIMIT = 2.0**16  #: the largest |value| of a trainable weight's update
 #: The largest |statistic|: its square times 2^40 examples is within ExactSum's reach.
@@ -53,6 +61,57 @@ def examine(update: Vector, layout: Layout) -> tuple[float, str | None]:
     return largest, _flaw_in_statistics(statistics, sections)
 
 
+def num_integers(layout: Layout) -> int:
+    """How many integers the sum of a model of this layout holds."""
+    sections = sections_of(layout)
+    return sections.num_trainable + NUM_PIECES * _num_summed(sections)
+
+
+def _num_summed(sections: Sections) -> int:
+    """How many statistics are summed, and squares for their variances."""
+    return sections.num_up - sections.num_trainable + _num_variances(sections)
+
+
+def _num_variances(sections: Sections) -> int:
+    return sum(span.stop - span.start for _, span in sections.variances)
+
+
+def flaw_in_sum(integers: Integers, layout: Layout, exponent: int, summed: Summed) -> str | None:
+    """Why the sum of a relay's workers can't be accepted, or None: no sum of updates that were judged is beyond this.
+
+    Args:
+        integers: int64, shape (`num_integers`,).
+        layout: Of the model.
+        exponent: Of the round's scale.
+        summed: What is said of it.
+    """
+    sections = sections_of(layout)
+    values, pieces = integers[: sections.num_trainable], integers[sections.num_trainable :]
+    most = math.ldexp(LIMIT * summed.weight, exponent) + summed.num_workers
+    low, high = _range(values)
+    if not (low >= -most and high <= most):
+        return f"expected sums within ±{most:g}, got ones from {low:g} to {high:g}"
+    return _flaw_in_pieces(pieces.reshape(NUM_PIECES, -1), sections, summed)
+
+
+def _flaw_in_pieces(pieces: Integers, sections: Sections, summed: Summed) -> str | None:
+    if not pieces.size:
+        return None
+    bounds = np.array([2 * most * summed.num_workers for most in LARGEST_PIECES])
+    if not (np.abs(pieces).max(axis=1) <= bounds).all():
+        return "expected sums of statistics, got numbers beyond them"
+    totals, num_statistics = (
+        ExactSum(pieces.shape[1], pieces).total(),
+        sections.num_up - sections.num_trainable,
+    )
+    most = 2 * STATISTIC_LIMIT * summed.weight  # rounded up: each is checked once more as float32
+    if np.abs(totals[:num_statistics]).max() > most:
+        return f"expected sums of statistics within ±{most:g}, got {np.abs(totals[:num_statistics]).max():g}"
+    positive = [totals[num_statistics:], *(totals[span] for _, span in sections.variances)]
+    lowest = min((float(np.min(each)) for each in positive if each.size), default=0.0)
+    return None if lowest >= 0 else f"expected sums of variances and squares of at least 0, got {lowest:g}"
+
+
 def _flaw_in_statistics(statistics: Vector, sections: Sections) -> str | None:
     low, high = _range(statistics)
     if not (low >= -STATISTIC_LIMIT and high <= STATISTIC_LIMIT):
@@ -61,7 +120,7 @@ def _flaw_in_statistics(statistics: Vector, sections: Sections) -> str | None:
     return None if lowest >= 0 else f"expected variances of at least 0, got {lowest:g}"
 
 
-def _range(values: Vector) -> tuple[float, float]:
+def _range(values: NDArray[Any]) -> tuple[float, float]:
     return (float(np.min(values)), float(np.max(values))) if values.size else (0.0, 0.0)
 
 
@@ -87,12 +146,18 @@ class UpdateSum:
         self.num_examples = 0
         self._sections = sections = sections_of(layout)
         self.values: Integers = np.zeros(sections.num_trainable, np.int64) if values is None else values
-        self.statistics = ExactSum(sections.num_up - sections.num_trainable + self._num_variances)
+        self.statistics = ExactSum(_num_summed(sections))
 
     @property
     def num_integers(self) -> int:
         """How many integers it holds."""
         return self.values.size + self.statistics.pieces.size
+
+    @property
+    def integers(self) -> Integers:
+        """All of them as they are written, int64 of shape (`num_integers`,)."""
+        pieces = self.statistics.pieces
+        return np.concatenate([self.values, pieces.ravel()]) if pieces.size else self.values
 
     def restore(self, integers: Integers, num_examples: int) -> None:
         """Go on with a sum as it was written: its values, and its statistics' pieces behind them."""
@@ -100,17 +165,24 @@ class UpdateSum:
         self.statistics.pieces = integers[self.values.size :].reshape(self.statistics.pieces.shape)
         self.num_examples = num_examples
 
-    @property
-    def _num_variances(self) -> int:
-        return sum(span.stop - span.start for _, span in self._sections.variances)
-
     def add(self, update: Vector, num_examples: int) -> None:
         """Add one judged update, float32 of shape (T + S,), with its weight."""
-        if self.num_examples + num_examples > capacity(self.exponent):
-            raise OverflowError("the sum's bounds were not kept")
+        self._check_room(num_examples)
         self._add_trainable(update[: self.values.size], num_examples)
         self._add_statistics(update[self.values.size :].astype(np.float64), num_examples)
         self.num_examples += num_examples
+
+    def add_sum(self, integers: Integers, num_examples: int) -> None:
+        """Add the judged sum of other updates, of the same scale, with its weight: the bits of adding each of them."""
+        self._check_room(num_examples)
+        values, pieces = integers[: self.values.size], integers[self.values.size :]
+        np.copyto(self.values, values if self.num_examples == 0 else self.values + values)
+        self.statistics.pieces += pieces.reshape(self.statistics.pieces.shape)
+        self.num_examples += num_examples
+
+    def _check_room(self, num_examples: int) -> None:
+        if self.num_examples + num_examples > capacity(self.exponent):
+            raise OverflowError("the sum's bounds were not kept")
 
     def _add_trainable(self, update: Vector, num_examples: int) -> None:
         is_first = self.num_examples == 0
@@ -149,7 +221,7 @@ class UpdateSum:
         if not self.statistics.pieces.size:
             return np.empty(0)  # most models have none
         total, rest = self.statistics.total_and_rest()
-        size = total.size - self._num_variances
+        size = total.size - _num_variances(self._sections)
         result = total[:size] / self.num_examples
         begin = size
         for mean, span in self._sections.variances:

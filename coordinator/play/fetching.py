@@ -6,13 +6,17 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from broker.errors import BrokerError, LinkLost, ProtocolError
 from broker.link.seam import Delivery, Link
 from broker.link.validator import Validator
 from broker.wire import names
 from broker.wire.messages import Part, UpdateAnnounced
-from broker.wire.tensors import Layout, Vector
+from broker.wire.tensors import FLOAT32, Layout, Vector
 from broker.wire.transfer import Assembly, Digest, Encoding
+from coordinator.learning.aggregation import num_integers
+from coordinator.learning.exact_sum import Integers
 from coordinator.learning.membership import Roster
 
 _PATIENCE_SECONDS = 1.0  #: without any part: the rest is not there
@@ -34,7 +38,8 @@ class Fetched:
         deliveries: Every part taken, of this upload or an older one; acknowledge with the next checkpoint.
         is_whole: Whether all parts of this upload were there.
         flaw: Why the update can't be accepted, or None.
-        vector: Its values, float32 of shape (U,), in memory that the next fetch overwrites.
+        vector: Its values, float32 of shape (U,), in memory that the next fetch overwrites; of a relay the bytes of
+            its sum.
         digest: Of the parts that were there.
     """
 
@@ -43,6 +48,11 @@ class Fetched:
     flaw: str | None
     vector: Vector
     digest: Digest
+
+    @property
+    def integers(self) -> Integers:
+        """A relay's sum, int64."""
+        return self.vector.view("<i8")
 
 
 class OtherParts:
@@ -124,7 +134,7 @@ class Fetcher:
         self._is_audited = is_audited
         self._link = link
         self._validator = validator
-        self._out = out
+        self._out = self._into = out
         self._layout = layout
         self._part_bytes = part_bytes
         self._stop = stop
@@ -138,6 +148,8 @@ class Fetcher:
         Raises:
             LinkLost: The connection went away; the broker still has everything.
         """
+        is_sum = update.summed is not None
+        self._into = np.empty(2 * num_integers(self._layout), FLOAT32) if is_sum else self._out
         if update.update is not None:
             return self._inline(update)
         if self._num_broken[update.worker] >= _MOST_BROKEN:
@@ -162,7 +174,7 @@ class Fetcher:
             # Its parts stay where they are: the next upload of this worker is read past them.
             return self._fetched(flaw=str(exc))
         assembly = Assembly(
-            self._out, update.upload_id, self._part_bytes, encoding, is_audited=self._is_audited
+            self._into, update.upload_id, self._part_bytes, encoding, is_audited=self._is_audited
         )
         return self._parts(update, assembly)
 
@@ -204,7 +216,7 @@ class Fetcher:
             deliveries=deliveries or [],
             is_whole=is_whole,
             flaw=flaw,
-            vector=self._out,
+            vector=self._into,
             digest=digest or Digest(),
         )
 
@@ -224,7 +236,7 @@ class Fetcher:
         digest.add(0, data)
         try:
             encoding = Encoding.told(self._layout, update.precision, update.scales)
-            encoding.decode(data, slice(0, self._out.size), self._out)
+            encoding.decode(data, slice(0, self._into.size), self._into)
             flaw = _digest_flaw(update.digest, digest)
         except ProtocolError as exc:
             flaw = str(exc)

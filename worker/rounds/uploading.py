@@ -14,7 +14,7 @@ from broker.wire.limits import MOST_WORD_BYTES
 from broker.wire.messages import Part, RoundKey, UpdateAnnounced
 from broker.wire.messages import encode as encode_message
 from broker.wire.scores import AnswerCounts
-from broker.wire.settings import Precision
+from broker.wire.settings import Precision, Summed
 from broker.wire.tensors import INLINE_BYTES, Array, Layout, Vector
 from broker.wire.transfer import Digest, Encoding
 
@@ -31,6 +31,7 @@ class Measured:
     states: dict[str, Array] = field(default_factory=dict)
     global_states: dict[str, Array] = field(default_factory=dict)
     counts: AnswerCounts | None = None
+    summed: Summed | None = None
 
 
 _REFUSED_SECONDS = 30.0  #: that a full upload queue is tried again
@@ -243,6 +244,7 @@ class KeptUpdate:
             digest=self._digest.hex(),
             seconds=self.measured.seconds,
             base=self.key.digest,
+            summed=self.measured.summed,
         )
         if self.vector is not None and not self._slices:
             data = self._encoded(0)
