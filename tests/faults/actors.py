@@ -80,6 +80,8 @@ POINTS: dict[str, tuple[str, str]] = {
     "closed": ("coordinator.play.live_round", "LiveRound._tell_closed"),
     "save": ("coordinator.play.committed", "Committed.save"),
     "finish": ("coordinator.play.run", "Run._finish"),
+    "keep-start": ("coordinator.starting.relay.region", "keep_start"),
+    "finish-part": ("coordinator.starting.relay.region", "Region._finish"),
     "train": ("tests.faults.actors", "NumpyTrainer.answer"),
     "fit": ("worker.examples.sklearn_logistic", "Trainer.fit"),
     "upload-part": ("worker.rounds.uploading", "KeptUpdate.part"),

@@ -9,7 +9,7 @@ import pytest
 from broker.hosting.private import PrivateBroker
 from tests.brokers import fresh_vhost
 from tests.faults.actors import Break, undisturbed
-from tests.faults.stage import Actor, Stage
+from tests.faults.stage import MANY_PARTS, SMALL_PARTS, Actor, Stage
 
 REGIONS = {
     "north": {f"n{number}": 90 + number for number in range(5)},
@@ -17,6 +17,24 @@ REGIONS = {
 }
 EVERYBODY = {worker: number for region in REGIONS.values() for worker, number in region.items()}
 ROUNDS = 3
+
+
+#: Where the relay of the north is killed. With five workers "settle" comes five times a round.
+STEPS = {
+    "before the round is on disk": Break(point="keep-start", count=2),
+    "with a round on disk that nobody below was told of": Break(point="open-round", when="after", count=2),
+    "with two of five updates accepted": Break(point="settle", when="after", count=7),
+    "with all updates in the sum, none acknowledged": Break(point="settle", when="after", count=10),
+    "between the sum on disk and the acknowledgement": Break(point="release", count=2),
+    "with the sum acknowledged below, not sent": Break(point="announce", count=2),
+    "with the sum announced": Break(point="announce", when="after", count=2),
+    "before its workers are told of the end": Break(point="finish-part"),
+}
+IN_PARTS = {
+    "with 10 of 25 parts of the weights passed on": Break(point="send-part", count=11),
+    "with 10 of 25 parts of an update fetched": Break(point="fetch", count=25 + 11),
+    "with half of its sum sent": Break(point="upload-part", count=25),
+}
 
 
 class Tree:
@@ -30,12 +48,16 @@ class Tree:
         self.relays: dict[str, Actor] = {}
         self.workers: list[Actor] = []
 
-    def start(self, *, rounds: int = ROUNDS, breaks: dict[str, tuple[Break, ...]] | None = None) -> Actor:
+    def start(
+        self, *, breaks: dict[str, tuple[Break, ...]] | None = None, above: tuple[Break, ...] = ()
+    ) -> Actor:
         """Everybody, with the coordinator last."""
         for name, region in self.regions.items():
             self.relay(name, breaks=(breaks or {}).get(name, ()))
-            self.workers += [region.worker(worker, num_examples=number) for worker, number in REGIONS[name].items()]
-        return self.coordinator(rounds=rounds)
+            self.workers += [
+                region.worker(worker, num_examples=number) for worker, number in REGIONS[name].items()
+            ]
+        return self.coordinator(breaks=above)
 
     def coordinator(self, **more: object) -> Actor:
         """The one above."""
@@ -96,3 +118,38 @@ def test_two_regions_give_the_bits_of_one_federation(make_tree: MakeTree) -> Non
     assert (set(last.accepted), last.num_examples) == (set(REGIONS), sum(EVERYBODY.values()))
     assert (last.metrics, last.num_test_examples) == ({"loss": 1.0}, 10 * len(EVERYBODY))
     assert "loss" in last.test, "the last model is measured by all"
+
+
+def assert_goes_on(tree: Tree, wanted: Break) -> None:
+    coordinator = tree.start(breaks={"north": (wanted,)})
+    assert tree.relays["north"].ended() == -signal.SIGKILL, tree.story
+    tree.relay("north")
+    tree.assert_same_bits(coordinator)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_killed_relay_goes_on_and_nobody_trains_twice(make_tree: MakeTree, step: str) -> None:
+    """Killed at this step, and started again with the same command line. What was acknowledged below is in the sum on
+    disk, and what was not comes again; above the first sum counts, and a second one changes nothing."""
+    assert_goes_on(make_tree(), STEPS[step])
+
+
+@pytest.mark.parametrize("step", IN_PARTS)
+def test_a_relay_killed_among_parts_goes_on(make_tree: MakeTree, step: str) -> None:
+    """Killed with a transfer half done, down or up: nothing is mixed, nothing counts twice."""
+    assert_goes_on(make_tree(size=MANY_PARTS, patches=SMALL_PARTS), IN_PARTS[step])
+
+
+COORDINATOR_STEPS = {
+    "with one of two regions accepted": Break(point="settle", when="after", count=3),
+    "between averaging and checkpoint": Break(point="average", when="after", count=2),
+}
+
+
+@pytest.mark.parametrize("step", COORDINATOR_STEPS)
+def test_a_killed_coordinator_above_goes_on_with_relays(make_tree: MakeTree, step: str) -> None:
+    """It restores the sum of the regions that it had accepted, weighed as they were."""
+    tree = make_tree()
+    first = tree.start(above=(COORDINATOR_STEPS[step],))
+    assert first.ended() == -signal.SIGKILL, tree.story
+    tree.assert_same_bits(tree.coordinator())
