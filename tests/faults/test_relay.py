@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from broker.hosting.private import PrivateBroker
-from tests.brokers import fresh_vhost
+from tests.brokers import fresh_vhost, started_broker
 from tests.faults.actors import Break, undisturbed
 from tests.faults.stage import MANY_PARTS, SMALL_PARTS, Actor, Stage
 
@@ -52,17 +52,22 @@ class Tree:
         self, *, breaks: dict[str, tuple[Break, ...]] | None = None, above: tuple[Break, ...] = ()
     ) -> Actor:
         """Everybody, with the coordinator last."""
-        for name, region in self.regions.items():
-            self.relay(name, breaks=(breaks or {}).get(name, ()))
-            self.workers += [
-                region.worker(worker, num_examples=number) for worker, number in REGIONS[name].items()
-            ]
+        for name in self.regions:
+            self.region(name, breaks=(breaks or {}).get(name, ()))
         return self.coordinator(breaks=above)
 
     def coordinator(self, **more: object) -> Actor:
         """The one above."""
         run = {"workers": len(self.regions)} | more.pop("run", {})  # type: ignore[operator]
         return self.top.coordinator(**{"rounds": ROUNDS, **more}, run=run)  # type: ignore[arg-type]
+
+    def region(self, name: str, *, breaks: tuple[Break, ...] = ()) -> None:
+        """A relay and its workers."""
+        self.relay(name, breaks=breaks)
+        stage = self.regions[name]
+        self.workers += [
+            stage.worker(worker, num_examples=number) for worker, number in REGIONS[name].items()
+        ]
 
     def relay(self, name: str, *, breaks: tuple[Break, ...] = ()) -> Actor:
         """One of the relays."""
@@ -75,11 +80,11 @@ class Tree:
         """What everybody said."""
         return "\n".join(stage.story for stage in (self.top, *self.regions.values()))
 
-    def assert_same_bits(self, coordinator: Actor) -> None:
+    def assert_same_bits(self, coordinator: Actor, workers: dict[str, int] = EVERYBODY) -> None:
         """All ended, with the model of the same workers at one broker; nobody trained twice, and nothing is left."""
         everybody = [coordinator, *self.relays.values(), *self.workers]
         assert [actor.ended() for actor in everybody] == [0] * len(everybody), self.story
-        self.top.assert_bits(undisturbed(EVERYBODY, rounds=ROUNDS, size=self.top.size), ROUNDS)
+        self.top.assert_bits(undisturbed(workers, rounds=ROUNDS, size=self.top.size), ROUNDS)
         assert self.top.leftovers(REGIONS) == {}, self.story
         for name, region in self.regions.items():
             region.assert_nobody_trained_twice()
@@ -120,6 +125,23 @@ def test_two_regions_give_the_bits_of_one_federation(make_tree: MakeTree) -> Non
     assert "loss" in last.test, "the last model is measured by all"
 
 
+def test_relays_may_stand_behind_a_relay(make_tree: MakeTree, broker: PrivateBroker) -> None:
+    """A tree of two levels, with a worker beside it at the top: a relay's sum goes into another's, at one scale."""
+    with fresh_vhost(broker) as between:
+        tree = make_tree()
+        middle = Stage(between, tree.top.folder)
+        tree.relays["middle"] = middle.relay("middle", tree.top.amqp_url, workers=2)
+        tree.workers.append(tree.top.worker("w1"))
+        above, tree.top.amqp_url = tree.top.amqp_url, between
+        for name in REGIONS:
+            tree.region(name)
+        tree.top.amqp_url = above
+        coordinator = tree.top.coordinator(rounds=ROUNDS, run={"workers": 2})
+        tree.assert_same_bits(coordinator, EVERYBODY | {"w1": 100})
+        middle.close()
+    assert set(tree.top.checkpoint.history[-1].accepted) == {"middle", "w1"}
+
+
 def assert_goes_on(tree: Tree, wanted: Break) -> None:
     coordinator = tree.start(breaks={"north": (wanted,)})
     assert tree.relays["north"].ended() == -signal.SIGKILL, tree.story
@@ -153,3 +175,63 @@ def test_a_killed_coordinator_above_goes_on_with_relays(make_tree: MakeTree, ste
     first = tree.start(above=(COORDINATOR_STEPS[step],))
     assert first.ended() == -signal.SIGKILL, tree.story
     tree.assert_same_bits(tree.coordinator())
+
+
+@pytest.fixture(scope="module")
+def own_brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[PrivateBroker, PrivateBroker]]:
+    """The one above and that of the north, which the tests of this file may kill."""
+    with (
+        started_broker(tmp_path_factory.mktemp("above")) as above,
+        started_broker(tmp_path_factory.mktemp("north")) as north,
+    ):
+        yield above, north
+
+
+@pytest.fixture
+def own_tree(own_brokers: tuple[PrivateBroker, PrivateBroker], vhost: str, tmp_path: Path) -> Iterator[Tree]:
+    """A tree of three brokers: the south is at the session's."""
+    above, north = own_brokers
+    with fresh_vhost(above) as top, fresh_vhost(north) as below:
+        tree = Tree(top, {"north": below, "south": vhost}, tmp_path, size=MANY_PARTS, patches=SMALL_PARTS)
+        yield tree
+        tree.close()
+
+
+def restarted(*brokers: PrivateBroker) -> None:
+    """Killed as by a power cut, and there again."""
+    for each in brokers:
+        each.kill()
+    for each in brokers:
+        each.start()
+
+
+def test_either_broker_is_killed_in_mid_round(
+    own_tree: Tree, own_brokers: tuple[PrivateBroker, PrivateBroker]
+) -> None:
+    """The broker below with two updates in the sum and half of the third fetched, the one above with half of the sum
+    sent: both sides of the relay reconnect by themselves, each without waiting for the other."""
+    above, north = own_brokers
+    stage = own_tree.regions["north"]
+    breaks = (stage.hold("fetch", count=60), stage.hold("upload-part", count=25))
+    coordinator = own_tree.start(breaks={"north": breaks})
+    stage.reached("fetch")
+    restarted(north)
+    stage.let_go("fetch")
+    stage.reached("upload-part")
+    restarted(above)
+    stage.let_go("upload-part")
+    own_tree.assert_same_bits(coordinator)
+
+
+@pytest.mark.soak
+def test_both_brokers_and_the_relay_are_killed_at_once(
+    own_tree: Tree, own_brokers: tuple[PrivateBroker, PrivateBroker]
+) -> None:
+    """A power cut at a site that has all three, with two updates in the sum and half of the third fetched."""
+    stage = own_tree.regions["north"]
+    coordinator = own_tree.start(breaks={"north": (stage.hold("fetch", count=60),)})
+    stage.reached("fetch")
+    own_tree.relays["north"].kill()
+    restarted(*own_brokers)
+    own_tree.relay("north")
+    own_tree.assert_same_bits(coordinator)
