@@ -98,7 +98,7 @@ def _flaw_in_pieces(pieces: Integers, sections: Sections, summed: Summed) -> str
     if not pieces.size:
         return None
     bounds = np.array([2 * most * summed.num_workers for most in LARGEST_PIECES])
-    if not (np.abs(pieces).max(axis=1) <= bounds).all():
+    if (pieces.max(axis=1) > bounds).any() or (pieces.min(axis=1) < -bounds).any():  # |-2^63| is no int64
         return "expected sums of statistics, got numbers beyond them"
     totals, num_statistics = (
         ExactSum(pieces.shape[1], pieces).total(),
