@@ -337,6 +337,7 @@ class LiveRound:
         readers = session.roster.by_reader(workers)
         if room is not None:
             processes = {reader: session.roster.num_of_reader(them[0]) for reader, them in readers.items()}
+            processes |= dict.fromkeys(readers.keys() & record.relays.keys(), 2)  # eight bytes a value
             room.make(self._base.layout, record.part_bytes, processes)
         self._invitation.send(session.publisher, readers, session.number, record)
 

@@ -41,6 +41,7 @@ COMMANDS: list[tuple[click.Group, list[str]]] = [
     (coordinator_cli.main, ["launch", "mnist"]),
     (coordinator_cli.main, ["status"]),
     (coordinator_cli.main, ["statistics"]),
+    (coordinator_cli.main, ["relay", "--name", "a", "--above", "amqp://a:b@localhost/%2F", "--out", "out"]),
     (worker_cli.main, ["run", "--name", "a", "--data", "data"]),
     (worker_cli.main, ["check", "--name", "a", "--data", "data"]),
     (worker_cli.main, ["swarm", "--count", "2", "--data", "data"]),
