@@ -1,8 +1,11 @@
 """Two regions behind relays: the bits of the same workers at one broker, whoever is killed or away meanwhile."""
 
+import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +38,11 @@ IN_PARTS = {
     "with 10 of 25 parts of an update fetched": Break(point="fetch", count=25 + 11),
     "with half of its sum sent": Break(point="upload-part", count=25),
 }
+
+
+def mostly_soak(steps: Iterable[str], everyday: str = "") -> list[Any]:
+    """All of them, of which `make test` has one or none: each takes seconds."""
+    return [step if step == everyday else pytest.param(step, marks=pytest.mark.soak) for step in steps]
 
 
 class Tree:
@@ -149,14 +157,14 @@ def assert_goes_on(tree: Tree, wanted: Break) -> None:
     tree.assert_same_bits(coordinator)
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", mostly_soak(STEPS, "with all updates in the sum, none acknowledged"))
 def test_a_killed_relay_goes_on_and_nobody_trains_twice(make_tree: MakeTree, step: str) -> None:
     """Killed at this step, and started again with the same command line. What was acknowledged below is in the sum on
     disk, and what was not comes again; above the first sum counts, and a second one changes nothing."""
     assert_goes_on(make_tree(), STEPS[step])
 
 
-@pytest.mark.parametrize("step", IN_PARTS)
+@pytest.mark.parametrize("step", mostly_soak(IN_PARTS))
 def test_a_relay_killed_among_parts_goes_on(make_tree: MakeTree, step: str) -> None:
     """Killed with a transfer half done, down or up: nothing is mixed, nothing counts twice."""
     assert_goes_on(make_tree(size=MANY_PARTS, patches=SMALL_PARTS), IN_PARTS[step])
@@ -168,7 +176,7 @@ COORDINATOR_STEPS = {
 }
 
 
-@pytest.mark.parametrize("step", COORDINATOR_STEPS)
+@pytest.mark.parametrize("step", mostly_soak(COORDINATOR_STEPS, "with one of two regions accepted"))
 def test_a_killed_coordinator_above_goes_on_with_relays(make_tree: MakeTree, step: str) -> None:
     """It restores the sum of the regions that it had accepted, weighed as they were."""
     tree = make_tree()
@@ -187,14 +195,15 @@ def own_brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Priv
         yield above, north
 
 
-@pytest.fixture
-def own_tree(own_brokers: tuple[PrivateBroker, PrivateBroker], vhost: str, tmp_path: Path) -> Iterator[Tree]:
-    """A tree of three brokers: the south is at the session's."""
-    above, north = own_brokers
+@contextmanager
+def planted(above: PrivateBroker, north: PrivateBroker, south: str, folder: Path) -> Iterator[Tree]:
+    """A tree at these brokers, with many parts."""
     with fresh_vhost(above) as top, fresh_vhost(north) as below:
-        tree = Tree(top, {"north": below, "south": vhost}, tmp_path, size=MANY_PARTS, patches=SMALL_PARTS)
-        yield tree
-        tree.close()
+        tree = Tree(top, {"north": below, "south": south}, folder, size=MANY_PARTS, patches=SMALL_PARTS)
+        try:
+            yield tree
+        finally:
+            tree.close()
 
 
 def restarted(*brokers: PrivateBroker) -> None:
@@ -205,33 +214,64 @@ def restarted(*brokers: PrivateBroker) -> None:
         each.start()
 
 
-def test_either_broker_is_killed_in_mid_round(
-    own_tree: Tree, own_brokers: tuple[PrivateBroker, PrivateBroker]
+def test_the_brokers_on_both_sides_of_a_relay_are_killed_in_mid_round(
+    tmp_path_factory: pytest.TempPathFactory, vhost: str, tmp_path: Path
 ) -> None:
-    """The broker below with two updates in the sum and half of the third fetched, the one above with half of the sum
-    sent: both sides of the relay reconnect by themselves, each without waiting for the other."""
+    """One that is both, with two updates in the sum and half of the third fetched: both sides of the relay reconnect by
+    themselves, what was not acknowledged comes again, and nothing counts twice."""
+    with (
+        started_broker(tmp_path_factory.mktemp("own")) as own,
+        planted(own, own, vhost, tmp_path) as tree,
+    ):
+        stage = tree.regions["north"]
+        coordinator = tree.start(breaks={"north": (stage.hold("fetch", count=60),)})
+        stage.reached("fetch")
+        restarted(own)
+        stage.let_go("fetch")
+        tree.assert_same_bits(coordinator)
+
+
+@pytest.mark.soak
+def test_either_broker_is_killed_in_mid_round(
+    own_brokers: tuple[PrivateBroker, PrivateBroker], vhost: str, tmp_path: Path
+) -> None:
+    """The broker below with half of an update fetched, then the one above with half of the sum sent: neither side
+    waits for the other."""
     above, north = own_brokers
-    stage = own_tree.regions["north"]
-    breaks = (stage.hold("fetch", count=60), stage.hold("upload-part", count=25))
-    coordinator = own_tree.start(breaks={"north": breaks})
-    stage.reached("fetch")
-    restarted(north)
-    stage.let_go("fetch")
-    stage.reached("upload-part")
-    restarted(above)
-    stage.let_go("upload-part")
-    own_tree.assert_same_bits(coordinator)
+    with planted(above, north, vhost, tmp_path) as tree:
+        stage = tree.regions["north"]
+        breaks = (stage.hold("fetch", count=60), stage.hold("upload-part", count=25))
+        coordinator = tree.start(breaks={"north": breaks})
+        stage.reached("fetch")
+        restarted(north)
+        stage.let_go("fetch")
+        stage.reached("upload-part")
+        restarted(above)
+        stage.let_go("upload-part")
+        tree.assert_same_bits(coordinator)
 
 
 @pytest.mark.soak
 def test_both_brokers_and_the_relay_are_killed_at_once(
-    own_tree: Tree, own_brokers: tuple[PrivateBroker, PrivateBroker]
+    own_brokers: tuple[PrivateBroker, PrivateBroker], vhost: str, tmp_path: Path
 ) -> None:
-    """A power cut at a site that has all three, with two updates in the sum and half of the third fetched."""
-    stage = own_tree.regions["north"]
-    coordinator = own_tree.start(breaks={"north": (stage.hold("fetch", count=60),)})
-    stage.reached("fetch")
-    own_tree.relays["north"].kill()
-    restarted(*own_brokers)
-    own_tree.relay("north")
-    own_tree.assert_same_bits(coordinator)
+    """A power cut, with two updates in the sum and half of the third fetched."""
+    with planted(*own_brokers, vhost, tmp_path) as tree:
+        stage = tree.regions["north"]
+        coordinator = tree.start(breaks={"north": (stage.hold("fetch", count=60),)})
+        stage.reached("fetch")
+        tree.relays["north"].kill()
+        restarted(*own_brokers)
+        tree.relay("north")
+        tree.assert_same_bits(coordinator)
+
+
+@pytest.mark.soak
+def test_a_relay_that_lost_its_folder_asks_for_the_round_and_its_updates_again(make_tree: MakeTree) -> None:
+    """What it had acknowledged is with its workers still: they keep their updates until the round is closed."""
+    tree = make_tree(patches={"coordinator.presence.session:_ROLL_CALL_SECONDS": 2.0})
+    coordinator = tree.start(breaks={"north": (STEPS["with the sum acknowledged below, not sent"],)})
+    assert tree.relays["north"].ended() == -signal.SIGKILL, tree.story
+    shutil.rmtree(tree.regions["north"].folder / "relay-north")
+    tree.relay("north")
+    tree.assert_same_bits(coordinator)
