@@ -153,8 +153,9 @@ def test_relays_may_stand_behind_a_relay(make_tree: MakeTree, broker: PrivateBro
 def assert_goes_on(tree: Tree, wanted: Break) -> None:
     coordinator = tree.start(breaks={"north": (wanted,)})
     assert tree.relays["north"].ended() == -signal.SIGKILL, tree.story
-    tree.relay("north")
+    again = tree.relay("north")
     tree.assert_same_bits(coordinator)
+    assert "asking for it again" not in again.said, "what was acknowledged is on disk"
 
 
 @pytest.mark.parametrize("step", mostly_soak(STEPS, "with all updates in the sum, none acknowledged"))
