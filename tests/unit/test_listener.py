@@ -235,6 +235,15 @@ def test_the_end_of_a_run_is_heard_at_once() -> None:
     assert hearing.hand_over.is_run_over.is_set()
 
 
+def test_the_end_of_a_run_is_not_forgotten_with_the_start_of_the_next(hearing: Hearing) -> None:
+    """The thread that trains may look up late, and one that takes part in one run alone has to leave then."""
+    hearing.say(RunFinished(run_id="r", rounds=1, outcome="done", session=1))
+    hearing.say(START)
+    hearing.take_all()
+    assert hearing.hand_over.held("w") == START.held
+    assert hearing.hand_over.is_run_over.is_set()
+
+
 # A site's say
 
 LARGE = replace(

@@ -82,6 +82,7 @@ class HandOver:
         jobs: What is to be done next; None only lets the other thread look up.
         current: The round each logical worker is busy with or has answered.
         updates: The update each keeps until its round is closed; of a swarm the newest, see `note_announced`.
+        is_run_over: Whether a run has ended; set for good, for the next may begin before anybody looks.
         audit: Told of each round that is taken, and of each update that the broker has.
     """
 
