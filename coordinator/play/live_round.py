@@ -41,7 +41,7 @@ _LEAST_REASON = 100
 _MOST_SENT = 5  #: round starts to one worker that says it has none, at once
 _SENT_AGAIN_SECONDS = 30.0
 _MOST_TORN = 4  #: uploads of one worker in an attempt that were announced and not all there
-_ITEM_BYTES: dict[Precision, int] = {"float32": 4, "float16": 2, "int8": 1}
+_ITEM_BYTES: dict[Precision, int] = {"float32": 4, "float16": 2, "int8": 1, "local32": 4, "local64": 8}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +96,7 @@ class LiveRound:
             session.link,
             session.validator,
             self._staging[: sections_of(base.layout).num_up],
+            base.vector,
             base.layout,
             the_round.record.part_bytes,
             session.stop,

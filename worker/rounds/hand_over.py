@@ -5,10 +5,12 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from broker.audit import OFF, AuditLog, sha256_aside
 from broker.wire.messages import RoundKey, RoundStart
 from broker.wire.statistics import StatisticsAsked
-from broker.wire.tensors import Vector, as_bytes
+from broker.wire.tensors import FLOAT32, Vector, as_bytes
 from worker.rounds.uploading import KeptUpdate
 
 _MOST_KEPT_BYTES = 2**30  #: of updates that are with the broker
@@ -240,8 +242,8 @@ class HandOver:
         if update is None or update.vector is None:
             return
         self._kept_bytes -= update.vector.nbytes
-        if update.announced:
-            self._spare = update.vector
+        if update.announced and update.vector.dtype == FLOAT32:
+            self._spare = np.asarray(update.vector, FLOAT32)
 
     def keep(self, job: RoundJob, update: KeptUpdate) -> bool:
         """Keep an update until its round closes; False when that has happened already."""
