@@ -324,10 +324,11 @@ def invite(
         click.echo(f"{name} has its rights, limits and queues; its password is as it was")
         return
     secret = f"{login.user}:{quote(login.password, safe='')}" if login.password else None
-    url = with_login(access.amqp_url, secret)
+    urls = [with_login(each, secret) for each in access.amqp_urls]
     if (name_there := public_host or (own.public_name if own else None)) is not None:
-        url = with_host(url, name_there)
-    host, _ = probe.host_and_port(url)
+        urls = [with_host(each, name_there) for each in urls]
+    url = ",".join(dict.fromkeys(urls))
+    host, _ = probe.host_and_port(urls[0])
     if is_loopback(host):
         logger.info(
             "the address says %s: put the name that others know this machine by in its place; they want amqps:// "

@@ -221,22 +221,24 @@ def default_home() -> Path:
 
 def known_management_url(access: Access, management_url: str | None, home: Path) -> str:
     """The management API of the broker at this address: as given, as `up` recorded it, or the usual port."""
-    own = None if management_url else _own_at(access.amqp_url, home)
-    return own.management_url if own else _management_url_of(access, management_url)
+    own = [] if management_url else [_own_at(url, home) for url in access.amqp_urls]
+    found = [each.management_url for each in own if each is not None]
+    return ",".join(found) or _management_url_of(access, management_url)
 
 
 def _management_url_of(access: Access, management_url: str | None) -> str:
-    return management_url_for(access.amqp_url, management_url or access.management_url)
+    return management_url_for(",".join(access.amqp_urls), management_url or access.management_url)
 
 
 def _reachable_or_new(
     access: Access, management_url: str | None, management_port: int | None, home: Path
 ) -> Running:
     amqp_url = access.amqp_url
-    answer = probe.ask(amqp_url, tls=access.tls())
-    if answer is Answer.READY:
-        return _found(access, management_url, home)
-    if urlsplit(amqp_url).hostname not in LOCAL_HOSTS:
+    for url in reversed(access.amqp_urls):
+        answer = probe.ask(url, tls=access.tls())
+        if answer is Answer.READY:
+            return _found(access.at(url), management_url, home)
+    if urlsplit(amqp_url).hostname not in LOCAL_HOSTS or access.others:
         raise _unusable(amqp_url, answer)
     wanted = _somewhere(amqp_url, answer, management_port, home)
     return _contained(wanted, home) or _private(wanted)
