@@ -9,6 +9,7 @@ Contents:
     standstill      since when the broker takes no messages
     address         a broker's address, checked and shown without its password
     access          how the broker is reached, and as whom
+    validity        how long the certificates of a connection are valid
     invitation      the same as one file to hand over
     rabbitmq        the Link over RabbitMQ
 """
