@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -24,7 +24,7 @@ from broker.command import (
 )
 from broker.errors import UsageError
 from broker.hosting import accounts, certs_command, probe, server
-from broker.hosting.certificates import make_client
+from broker.hosting.certificates import check_not_revoked, make_client
 from broker.hosting.certs_command import Asked, encryption_options
 from broker.hosting.encryption import SERVER_DAYS, Encryption
 from broker.hosting.management import Fields, Management
@@ -146,6 +146,8 @@ def _up_encrypted(asked: Asked, port: int | None, management_port: int | None, h
     login.unlink(missing_ok=True)
     write_invitation(login, broker.access)
     logger.info("our encrypted broker is ready; the login of %s is in %s", broker.user, login)
+    if broker.encryption is not None:
+        certs_command.warn_of_short(Path(broker.encryption.folder))
     click.echo(broker.access.address)
     click.echo(Management(broker.management_url).address)
 
@@ -221,6 +223,7 @@ def status(as_json: bool, access: Access, management_url: str | None, home: Path
     access, _ = _known(access, home)
     management = _management(access, management_url, home)
     found = _look(management, probe.vhost_of(access.amqp_url))
+    found["certificates"] = [asdict(each) for each in certs_command.told_validities(access)]
     click.echo(json.dumps(found, indent=2) if as_json else _table(found))
 
 
@@ -263,7 +266,7 @@ def status(as_json: bool, access: Access, management_url: str | None, home: Path
 @click.option(
     "--new-password",
     is_flag=True,
-    help="The same with another password (or certificate); the former one ends.",
+    help="The same with another password, the former one ends; or with another certificate, beside the former one.",
 )
 @_address_options
 def invite(
@@ -308,6 +311,8 @@ def invite(
             "--tls --client-certificates."
         )
     management = _management(access, management_url, home)
+    if own is not None and own.takes_clients and not (again or new_password):
+        check_not_revoked(Path(own.folder), accounts.user_of(name, swarm))
     login = accounts.invite(
         management,
         probe.vhost_of(access.amqp_url),
@@ -377,7 +382,7 @@ def revoke(name: str, access: Access, management_url: str | None, home: Path, lo
     \b
     broker revoke hospital-1
     """
-    access, _ = _known(access, home)
+    access, own = _known(access, home)
     vhost = probe.vhost_of(access.amqp_url)
     revoked = accounts.revoke(_management(access, management_url, home), name, vhost)
     _audit(
@@ -392,6 +397,8 @@ def revoke(name: str, access: Access, management_url: str | None, home: Path, lo
     click.echo(f"{name} is no longer invited; {revoked.connections} of its connections closed")
     if revoked.removed.queues:
         click.echo(f"{revoked.removed.queues} queues deleted, with {revoked.removed.messages} messages")
+    for told in certs_command.revoked(own, revoked.users):
+        click.echo(told)
 
 
 def _known(access: Access, home: Path) -> tuple[Access, Encryption | None]:
@@ -451,6 +458,8 @@ def _table(found: dict[str, Any]) -> str:
         "",
         *_rows(found["connections"], ("name", "user", "state"), "connection", "no connections"),
     ]
+    if found["certificates"]:
+        lines += ["", *_rows(found["certificates"], ("whose", "subject", "days_left"), "certificate", "")]
     return "\n".join(lines)
 
 

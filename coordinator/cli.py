@@ -22,6 +22,7 @@ from broker.hosting.management import Management
 from broker.link.access import Access
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
+from broker.link.validity import CertificateWatch
 from broker.logs import LogContext
 from broker.wire.fields import to_plain
 from broker.wire.plain_json import json_text
@@ -231,7 +232,8 @@ def serve(
     with Stop() as stop:
         link = _link(access, "coordinator", connect_seconds, stop)
         try:
-            serve_page(link, asked, at, stop.event, log, click.echo, room_at(access, management_url))
+            room, watch = room_at(access, management_url), CertificateWatch(access)
+            serve_page(link, asked, at, stop.event, log, click.echo, room, watch)
         except Interrupted as exc:
             click.echo(
                 "Stopped in the middle of a run; the next `coordinator serve` goes on with it.", err=True

@@ -30,6 +30,7 @@ from werkzeug.exceptions import HTTPException
 
 from broker.audit import OFF, AuditLog, sha256_of_file
 from broker.errors import NobodyServes, ProtocolError, UsageError, WarrenError
+from broker.link.validity import CertificateWatch
 from broker.web import pages
 from broker.web.http_server import Caps
 from broker.wire.fields import to_plain
@@ -75,14 +76,22 @@ _pages = Blueprint("network", __name__)
 class _Page:
     """What the requests share."""
 
-    def __init__(self, scheduler: Scheduler, stop: threading.Event) -> None:
+    def __init__(
+        self, scheduler: Scheduler, stop: threading.Event, certificates: CertificateWatch | None
+    ) -> None:
         self.scheduler = scheduler
         self.stop = stop
+        self.certificates = certificates
         self.listeners = threading.BoundedSemaphore(_MOST_LISTENERS)
 
 
 def create_app(
-    scheduler: Scheduler, *, access: Access, stop: threading.Event, audit_log: AuditLog = OFF
+    scheduler: Scheduler,
+    *,
+    access: Access,
+    stop: threading.Event,
+    audit_log: AuditLog = OFF,
+    certificates: CertificateWatch | None = None,
 ) -> Flask:
     """Make the page.
 
@@ -91,9 +100,12 @@ def create_app(
         access: Who may look and who may change something.
         stop: Set when the process ends: open event streams end, too.
         audit_log: Told who launches and stops runs, and who takes which model.
+        certificates: Knows how long those of the broker's connection are valid; None where nobody looks.
     """
     app = Flask(__name__)
-    app.config.update(MAX_CONTENT_LENGTH=_MOST_BODY_BYTES, PAGE=_Page(scheduler, stop), SCHEDULER=scheduler)
+    app.config.update(
+        MAX_CONTENT_LENGTH=_MOST_BODY_BYTES, PAGE=_Page(scheduler, stop, certificates), SCHEDULER=scheduler
+    )
     app.config["AUDIT"] = audit_log
     app.json = pages.PageJson(app)
     app.after_request(_add_headers)
@@ -218,7 +230,7 @@ def _send(run: str, file: str) -> Response:
 
 @_pages.get("/metrics")
 def _show_metrics() -> Response:
-    scheduler = _page().scheduler
+    scheduler, watch = _page().scheduler, _page().certificates
     text, content_type = metrics_text(
         Watched(
             status=scheduler.latest.snapshot.status,
@@ -226,6 +238,7 @@ def _show_metrics() -> Response:
             takes_messages=scheduler.takes_messages,
             tallied=scheduler.tally.told,
             disk=scheduler.run_index.disk,
+            certificates=watch.seen if watch else (),
         )
     )
     return Response(text, content_type=content_type)

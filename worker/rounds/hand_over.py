@@ -84,7 +84,7 @@ class HandOver:
         jobs: What is to be done next; None only lets the other thread look up.
         current: The round each logical worker is busy with or has answered.
         updates: The update each keeps until its round is closed; of a swarm the newest, see `note_announced`.
-        is_run_over: Whether a run has ended; set for good, for the next may begin before anybody looks.
+        is_run_over: Whether a run has ended; the next may begin before anybody looks, and changes nothing in that.
         audit: Told of each round that is taken, and of each update that the broker has.
     """
 

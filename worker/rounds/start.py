@@ -18,6 +18,7 @@ from broker.link.access import Access
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.seam import Link
+from broker.link.validity import CertificateWatch
 from broker.logs import LogContext
 from worker.learning.console import Console
 from worker.rounds.own_trainer import OwnTraining
@@ -152,7 +153,8 @@ def connected(link_to: LinkTo, connect_seconds: float | None, stop: threading.Ev
         return
     try:
         logger.info("Connected to %s; registering %s.", link_to.access.address, link_to.name)
-        yield link
+        with CertificateWatch(link_to.access):
+            yield link
     finally:
         link.close()
 
