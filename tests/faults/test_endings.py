@@ -1,6 +1,5 @@
 """Who is refused, leaves, crashes or is told to stop ends for the right reason, and is not stuck afterwards."""
 
-
 import pytest
 
 from broker.audit import AUDIT_FILE
