@@ -182,7 +182,8 @@ def _given_access(given: dict[str, Any]) -> Access:
 def _invited(path: Path, given: Access) -> Access:
     """What an invitation says, but for what was given beside it."""
     access = read_invitation(path)
-    _safe(click.get_current_context(), access.amqp_url)
+    for url in filter(None, (access.amqp_url, access.management_url)):
+        _safe(click.get_current_context(), url)
     if is_open_to_others(path):
         logger.warning("Others on this machine can read %s, which holds a password: chmod 600 %s", path, path)
     beside = {name: value for name in ("ca", "certificate", "key") if (value := getattr(given, name))}
