@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import click
 from click.core import ParameterSource
@@ -344,12 +344,25 @@ def invite(
         click.echo(url)
         logger.info("%s uses it as AMQP_URL", _user_of(name, swarm))
     else:
-        given = Access(amqp_url=url, name=name, ca=access.ca)
+        page = _page_for_others(management.address, name_there if own else None)
+        given = Access(amqp_url=url, name=name, ca=access.ca, management_url=page)
         write_invitation(invitation, _with_certificate(given, own, login.user) if by_certificate else given)
         click.echo(invitation)
         logger.info(
             "hand it over on a safe way: %s --invitation %s", _command_of(name, swarm), invitation.name
         )
+
+
+def _page_for_others(address: str, host: str | None) -> str | None:
+    """Where others reach the management page, which also tells them the time; None where nobody knows.
+
+    Args:
+        address: Where it is reached from here.
+        host: What others call this machine, if the page listens wherever the broker does.
+    """
+    if host is not None:
+        return with_host(address, host)
+    return None if is_loopback(urlsplit(address).hostname or "") else address
 
 
 def _with_certificate(given: Access, own: Encryption | None, account: str) -> Access:

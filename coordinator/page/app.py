@@ -15,8 +15,8 @@
 
 Options are those of `coordinator launch`, by name. Without `workers` a run is launched with the workers that are
 present. Errors are JSON, {"error": "..."}: 400 not possible, 401 no token to look, 403 a foreign page or no token to
-change something, 404, 415 not JSON, 503 the coordinator waits for the broker. From another machine a request needs the
-header X-Warren-Token, or Authorization: Bearer.
+change something, 404, 415 not JSON, 429 too many wrong tokens, 503 the coordinator waits for the broker. From another
+machine a request needs the header X-Warren-Token, or Authorization: Bearer.
 """
 
 import threading
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from flask import Blueprint, Flask, Response, abort, current_app, jsonify, render_template, request, send_file
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, TooManyRequests
 
 from broker.audit import OFF, AuditLog, sha256_of_file
 from broker.errors import NobodyServes, ProtocolError, UsageError, WarrenError
@@ -304,7 +304,10 @@ def _explain(exc: HTTPException) -> tuple[Response, int]:
     """Any HTTP error as JSON, for the page and for programs."""
     if getattr(exc, "original_exception", None):  # a bug: Flask has logged its traceback
         return jsonify({"error": "A fault in the coordinator; its log tells more."}), exc.code or 500
-    return jsonify({"error": exc.description}), exc.code or 500
+    response = jsonify({"error": exc.description})
+    if isinstance(exc, TooManyRequests):
+        response.headers["Retry-After"] = str(exc.retry_after)
+    return response, exc.code or 500
 
 
 def _explain_ours(exc: WarrenError) -> tuple[Response, int]:

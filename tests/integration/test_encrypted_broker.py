@@ -24,6 +24,7 @@ from broker.link.seam import Connection
 from broker.link.validity import shown_by_brokers, validities_of
 from tests.brokers import control, need_rabbitmq, wait_until
 from tests.servings import Process
+from worker.site.reaching import reach
 
 _SECONDS = 120
 _PARTNER = """
@@ -56,6 +57,12 @@ class House:
     home: Path
     broker: PrivateBroker
     said: str
+
+    @property
+    def public_name(self) -> str:
+        """What sites call its machine."""
+        assert self.broker.encryption is not None
+        return self.broker.encryption.public_name
 
     def invited(self, name: str) -> Path:
         """The file that was handed over."""
@@ -184,6 +191,16 @@ def test_a_password_is_changed_by_a_new_invitation(house: House) -> None:
     former, access = read_invitation(house.invited("site-1")), read_invitation(new)
     assert probe.ask(former.amqp_url, tls=former.tls()) is probe.Answer.REFUSED
     assert probe.ask(access.amqp_url, tls=access.tls()) is probe.Answer.READY
+
+
+def test_an_invitation_leads_to_the_brokers_clock(house: House) -> None:
+    """Its management page is at a port that nobody can guess: the invitation says which, without a login of its own."""
+    access = read_invitation(house.invited("site-1"))
+    assert access.management_url == f"https://{house.public_name}:{house.broker.management_port}"
+    found = reach(access, "site-1", connect_seconds=10)
+    assert found.problem is None
+    assert found.clock_seconds is not None
+    assert abs(found.clock_seconds) < 5
 
 
 def test_a_certificate_that_is_revoked_is_worth_nothing(house: House) -> None:

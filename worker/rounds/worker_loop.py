@@ -97,7 +97,7 @@ class WorkerLoop:
         self._reader = reader or (names.swarm_of(first) if is_swarm else first)
         self._publisher = Publisher(link, stop)
         self._declines = Declines(self._publisher, audit_log, self._reader if is_swarm else None)
-        self._hand_over = HandOver(audit_log)
+        self._hand_over = HandOver(audit_log, self._reader if is_swarm else None)
         self._listener = Listener(
             link,
             self._participants,
@@ -247,7 +247,7 @@ class WorkerLoop:
             precision=settings.precision,
             seed=seed_of(job.start, job.worker) if settings.deterministic else secrets.randbits(32),
             reader=self._reader,
-            is_audited=self._audit.is_kept,
+            is_audited=self._audit.is_kept and not self._is_swarm,
         )
         if not settings.deterministic:
             residual = update.lost_in_encoding()
@@ -337,6 +337,7 @@ class WorkerLoop:
         except Exception as exc:  # also a bug is told, and not waited for until the deadline
             logger.warning("Told no statistics: %s", exc, exc_info=not isinstance(exc, WarrenError))
             reason = participant.rules.reason(exc)[:_MOST_SAID]
+            self._audit.note("statistics-refused", worker=job.worker, step=asked.step, reason=reason)
             return StatisticsRefused(worker=job.worker, asked=asked.asked, reason=reason)
         logger.info("Told the %s of %d examples.", WORDS[asked.step], answer.num_examples)
         number = answer.num_examples
