@@ -13,7 +13,7 @@ PYTEST_MANY := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loa
 
 .DEFAULT_GOAL := help
 .PHONY: bench bench-peers help venv install broker needs-broker needs-rabbitmq needs-deployed needs-browser check format test test-browser soak
-.PHONY: test-unit test-python test-pythons demo clean lock wheel wheelhouse audit sbom
+.PHONY: needs-machines test-walk test-unit test-python test-pythons demo clean lock wheel wheelhouse audit sbom
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -65,6 +65,14 @@ needs-deployed: install
 
 test: needs-rabbitmq needs-deployed  ## all tests: unit, integration, faults, attacks, system
 	$(PYTEST_MANY) tests/attacks tests/faults tests/system tests/integration tests/unit
+
+# Bare Debian machines: systemd-nspawn, each with a systemd of its own. As root; what is fetched is kept in build/walk.
+needs-machines: install
+	@command -v debootstrap >/dev/null || deploy/install-package debootstrap || true
+	@command -v systemd-nspawn >/dev/null || deploy/install-package systemd-container || true
+
+test-walk: needs-machines  ## deploy/README.md on three bare Debian machines: services, backup, move, upgrade; half an hour
+	$(BIN)/python -m pytest -m soak --durations 0 tests/system/test_real_machines.py
 
 # axe-core comes by npm. Where a package can't be installed the tests skip, and fail in CI.
 needs-browser: install

@@ -137,7 +137,7 @@ def up(
 def _up_encrypted(asked: Asked, port: int | None, management_port: int | None, home: Path) -> None:
     broker = server.up_encrypted(
         port=port or certs_command.PORT,
-        management_port=management_port or (port + 10_000 if port else certs_command.MANAGEMENT_PORT),
+        management_port=management_port,
         home=home,
         admin=asked.admin,
         encryption=asked.encryption,

@@ -15,7 +15,7 @@ from broker.errors import BrokerError, BrokerUnreachable, LoginRefused
 from broker.hosting import probe
 from broker.hosting.certificates import make_server
 from broker.hosting.management import Management
-from broker.hosting.private import PrivateBroker, free_ports
+from broker.hosting.private import MAIN_PID, PrivateBroker, free_ports
 from broker.link.access import Access
 from broker.link.invitation import read_invitation
 from broker.link.rabbitmq.rabbit_link import RabbitLink
@@ -295,3 +295,16 @@ def test_a_worker_waits_for_a_broker_and_says_why(tmp_path: Path) -> None:
         assert "Nothing listens at" in waiting.said
         assert "Waiting for it." in waiting.said
         assert "SECRET" not in waiting.said + ending.said
+
+
+def test_the_one_that_was_there_starts_as_it_was(house: House) -> None:
+    """`broker down`, then `broker up --tls` alone: administrator, listener, names and certificates are the former ones,
+    so that every invitation holds on; it was refused for `admin`, and had listened on loopback alone. The process that
+    systemd watches is noted."""
+    run(house.home, "down")
+    run(house.home, "up", "--tls", "--port", str(house.broker.port))
+    assert PrivateBroker.recorded(house.broker.home) == house.broker
+    access = read_invitation(house.invited("coordinator"))
+    assert probe.ask(access.amqp_url, tls=access.tls()) is probe.Answer.READY
+    noted = int((house.broker.home / MAIN_PID).read_text())
+    assert str(house.broker.home).encode() in Path(f"/proc/{noted}/cmdline").read_bytes()
