@@ -414,6 +414,29 @@ def revoke(name: str, access: Access, management_url: str | None, home: Path, lo
         click.echo(told)
 
 
+@main.command()
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@_address_options
+def forget(
+    names: tuple[str, ...], access: Access, management_url: str | None, home: Path, log: LogContext
+) -> None:
+    """Delete what workers without an account left behind for good: their queues, and their lines in the status.
+
+    One that is there is left alone; so is one that was invited, which `broker revoke` ends. Nobody need do this: what
+    nobody reads for 14 days goes by itself. One that joins again is as new.
+
+    \b
+    broker forget laptop-7
+    """
+    access, _ = _known(access, home)
+    management, vhost = _management(access, management_url, home), probe.vhost_of(access.amqp_url)
+    for name in names:
+        removed = accounts.forget(management, name, vhost)
+        counts = {"queues": removed.queues, "messages": removed.messages}
+        _audit(home, "forgotten", access.amqp_url, worker=name, **counts)
+        click.echo(f"{name} is forgotten; {removed.queues} queues deleted, with {removed.messages} messages")
+
+
 def _known(access: Access, home: Path) -> tuple[Access, Encryption | None]:
     """What was asked for, completed by what `up` recorded."""
     source = click.get_current_context().get_parameter_source("amqp_url")
