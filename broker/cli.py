@@ -29,7 +29,7 @@ from broker.hosting.certs_command import Asked, encryption_options
 from broker.hosting.encryption import SERVER_DAYS, Encryption
 from broker.hosting.management import Fields, Management
 from broker.link.access import Access, read_pem, with_host, with_login
-from broker.link.address import is_loopback, without_password
+from broker.link.address import addresses_in, is_loopback, without_password
 from broker.link.invitation import check_is_new, write_invitation
 from broker.logs import LogContext
 from broker.wire.names import COORDINATOR, MOST_IN_A_SWARM
@@ -83,11 +83,18 @@ def _address_options(function: _Function) -> _Function:
     type=click.IntRange(1, 65535),
     help="Where its management page shall be.  [default: the port + 10000]",
 )
+@click.option(
+    "--nodes",
+    type=click.IntRange(3, 9),
+    metavar="N",
+    help="Start a cluster of N private nodes on this machine, with quorum queues: for trying one.",
+)
 @encryption_options
 @_address_options
 def up(
     port: int | None,
     management_port: int | None,
+    nodes: int | None,
     tls: Asked | None,
     access: Access,
     management_url: str | None,
@@ -109,21 +116,29 @@ def up(
     \b
     broker up
     broker up --port 5700 --management-port 15700
+    broker up --nodes 3
     broker up --tls --listen 0.0.0.0 --admin me --name fl.example.org
     AMQP_URL=amqps://me:secret@broker.example.org/lab broker up
     """
+    if tls is not None and nodes is not None:
+        raise UsageError("--nodes is for trying a cluster on this machine alone: without --tls.")
     if tls is not None:
         _up_encrypted(tls, port, management_port, home)
         return
-    running = server.up(
-        access=access,
-        management_url=management_url,
-        port=port,
-        management_port=management_port,
-        home=home,
-    )
+    if nodes is not None:
+        running = server.up_cluster(
+            access=access, num_nodes=nodes, port=port, management_port=management_port, home=home
+        )
+    else:
+        running = server.up(
+            access=access,
+            management_url=management_url,
+            port=port,
+            management_port=management_port,
+            home=home,
+        )
     _audit(home, "up", running.amqp_url, kind=running.kind, version=release())
-    user, password = probe.login_of(running.amqp_url)
+    user, password = probe.login_of(addresses_in(running.amqp_url)[0])
     is_guest = (user, password) == ("guest", "guest")
     logger.info(
         "%s broker is ready; the management page takes %s",
@@ -454,13 +469,24 @@ def _management(access: Access, management_url: str | None, home: Path) -> Manag
 
 def _look(management: Management, vhost: str) -> dict[str, Any]:
     """What `status --json` prints."""
+    nodes = management.nodes()
     return {
         "version": management.overview()["rabbitmq_version"],
         "virtual_host": vhost,
-        "memory_bytes": sum(node.get("mem_used", 0) for node in management.nodes()),
+        "memory_bytes": sum(node.get("mem_used", 0) for node in nodes),
+        "nodes": [_node(node) for node in nodes],
         "alarms": management.alarms(),
         "queues": [_queue(queue) for queue in management.queues(vhost)],
         "connections": [_connection(connection) for connection in management.connections(vhost)],
+    }
+
+
+def _node(node: Fields) -> dict[str, Any]:
+    return {
+        "name": node["name"],
+        "is_running": bool(node.get("running")),
+        "memory_bytes": node.get("mem_used", 0),
+        "cut_off_from": node.get("partitions", []),
     }
 
 
@@ -490,6 +516,7 @@ def _table(found: dict[str, Any]) -> str:
         f"RabbitMQ {found['version']}, virtual host {found['virtual_host']}, "
         f"{found['memory_bytes'] / _MEGABYTE:.0f} MB of memory, alarms: {alarms}",
         "",
+        *_node_lines(found["nodes"]),
         *_rows(found["queues"], ("name", "ready", "unacked", "consumers"), "queue", "no queues yet"),
         "",
         *_rows(found["connections"], ("name", "user", "state"), "connection", "no connections"),
@@ -497,6 +524,22 @@ def _table(found: dict[str, Any]) -> str:
     if found["certificates"]:
         lines += ["", *_rows(found["certificates"], ("whose", "subject", "days_left"), "certificate", "")]
     return "\n".join(lines)
+
+
+def _node_lines(nodes: list[dict[str, Any]]) -> list[str]:
+    """Of a cluster alone."""
+    rows = [
+        {
+            "name": node["name"],
+            "state": "running" if node["is_running"] else "down",
+            "memory": f"{node['memory_bytes'] / _MEGABYTE:.0f} MB",
+            "cut off from": ", ".join(node["cut_off_from"]) or "-",
+        }
+        for node in nodes
+    ]
+    return (
+        [*_rows(rows, ("name", "state", "memory", "cut off from"), "node", ""), ""] if len(nodes) > 1 else []
+    )
 
 
 def _rows(entries: list[dict[str, Any]], fields: tuple[str, ...], title: str, otherwise: str) -> list[str]:
