@@ -13,8 +13,8 @@ from broker.link.seam import Delivery, Link
 from broker.link.validator import Validator
 from broker.wire import names
 from broker.wire.messages import Part, UpdateAnnounced
-from broker.wire.tensors import FLOAT32, Layout, Vector
-from broker.wire.transfer import Assembly, Digest, Encoding
+from broker.wire.tensors import FLOAT32, Layout, Values, Vector
+from broker.wire.transfer import PLAIN, Assembly, Digest, Encoding, is_local
 from coordinator.learning.aggregation import num_integers
 from coordinator.learning.exact_sum import Integers
 from coordinator.learning.membership import Roster
@@ -38,15 +38,15 @@ class Fetched:
         deliveries: Every part taken, of this upload or an older one; acknowledge with the next checkpoint.
         is_whole: Whether all parts of this upload were there.
         flaw: Why the update can't be accepted, or None.
-        vector: Its values, float32 of shape (U,), in memory that the next fetch overwrites; of a relay the bytes of
-            its sum.
+        vector: Its values, float32 of shape (U,), in memory that the next fetch overwrites; where the local values
+            travelled, float64; of a relay the bytes of its sum.
         digest: Of the parts that were there.
     """
 
     deliveries: list[Delivery]
     is_whole: bool
     flaw: str | None
-    vector: Vector
+    vector: Values
     digest: Digest
 
     @property
@@ -113,8 +113,8 @@ class Fetcher:
 
     Args:
         out: The buffer, float32 of shape (U,).
+        base: The weights that the workers began with, of which the first are (U,).
         layout: Of the model.
-        roster: Says in which process's queue the parts of a worker are.
         roster: Says whose upload queue holds a worker's parts, and of how many others.
         is_audited: Whether an audit log is to tell which update each was.
     """
@@ -124,6 +124,7 @@ class Fetcher:
         link: Link,
         validator: Validator,
         out: Vector,
+        base: Vector,
         layout: Layout,
         part_bytes: int,
         stop: threading.Event,
@@ -134,7 +135,10 @@ class Fetcher:
         self._is_audited = is_audited
         self._link = link
         self._validator = validator
-        self._out = self._into = out
+        self._narrow = out
+        self._wide: Values = np.empty(0)  # made when it is needed
+        self._out: Values = out  # the one of them that the update at hand goes to
+        self._base = base
         self._layout = layout
         self._part_bytes = part_bytes
         self._stop = stop
@@ -148,8 +152,6 @@ class Fetcher:
         Raises:
             LinkLost: The connection went away; the broker still has everything.
         """
-        is_sum = update.summed is not None
-        self._into = np.empty(2 * num_integers(self._layout), FLOAT32) if is_sum else self._out
         if update.update is not None:
             return self._inline(update)
         if self._num_broken[update.worker] >= _MOST_BROKEN:
@@ -169,12 +171,12 @@ class Fetcher:
         if readers:
             return self._fetched(flaw="somebody reads its upload queue")
         try:
-            encoding = Encoding.told(self._layout, update.precision, update.scales)
+            encoding = self._encoding(update)
         except ProtocolError as exc:
             # Its parts stay where they are: the next upload of this worker is read past them.
             return self._fetched(flaw=str(exc))
         assembly = Assembly(
-            self._into, update.upload_id, self._part_bytes, encoding, is_audited=self._is_audited
+            self._out, update.upload_id, self._part_bytes, encoding, is_audited=self._is_audited
         )
         return self._parts(update, assembly)
 
@@ -200,6 +202,23 @@ class Fetcher:
         is_whole = assembly.is_complete or patience.is_overrun
         return self._fetched(deliveries, is_whole=is_whole, flaw=flaw, digest=assembly.digest)
 
+    def _encoding(self, update: UpdateAnnounced) -> Encoding:
+        """How it is written down; from now on memory is at hand that takes it as it is.
+
+        Raises:
+            ProtocolError: Nobody may write it down so.
+        """
+        if update.summed is not None:
+            size = num_integers(self._layout, is_fine=update.summed.is_fine)
+            self._out = np.empty(2 * size, FLOAT32)  # eight bytes of an integer in the place of two values
+            return PLAIN
+        self._out = self._narrow
+        encoding = Encoding.told(self._layout, update.precision, update.scales, self._base)
+        if is_local(update.precision):
+            self._wide = self._wide if self._wide.size else np.empty(self._narrow.size)
+            self._out = self._wide
+        return encoding
+
     def _queue_of(self, worker: str) -> str:
         (reader,) = self._roster.by_reader([worker])
         return names.upload_queue(reader)
@@ -216,7 +235,7 @@ class Fetcher:
             deliveries=deliveries or [],
             is_whole=is_whole,
             flaw=flaw,
-            vector=self._into,
+            vector=self._out,
             digest=digest or Digest(),
         )
 
@@ -235,8 +254,8 @@ class Fetcher:
         digest = Digest(is_audited=self._is_audited)
         digest.add(0, data)
         try:
-            encoding = Encoding.told(self._layout, update.precision, update.scales)
-            encoding.decode(data, slice(0, self._into.size), self._into)
+            encoding = self._encoding(update)
+            encoding.decode(data, slice(0, self._out.size), self._out)
             flaw = _digest_flaw(update.digest, digest)
         except ProtocolError as exc:
             flaw = str(exc)

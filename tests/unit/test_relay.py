@@ -61,32 +61,36 @@ updates = st.lists(
 )
 
 
-@given(updates)
+@given(updates, st.booleans())
 def test_a_sum_of_sums_is_the_sum_of_all_to_the_bit(
-    drawn: list[tuple[list[float], list[float], int, int]],
+    drawn: list[tuple[list[float], list[float], int, int]], is_fine: bool
 ) -> None:
-    """However the workers are divided into regions; and no sum of updates that were judged is refused."""
+    """However the workers are divided into regions, of updates in float32 and some in float64; and no sum of updates
+    that were judged is refused."""
     exponent = scale_exponent(sum(number for *_, number, _ in drawn))
     flat, top = UpdateSum(LAYOUT, exponent), UpdateSum(LAYOUT, exponent)
     regions = [UpdateSum(LAYOUT, exponent) for _ in range(3)]
-    for first, last, number, region in drawn:
-        vector = np.array([*first, *last], FLOAT32)
+    for place, (first, last, number, region) in enumerate(drawn):
+        vector: Any = np.array([*first, *last], FLOAT32)
+        if is_fine and place % 2:
+            vector = vector.astype(np.float64) / 3
         flat.add(vector, number)
         regions[region].add(vector, number)
-    for region_number, region in enumerate(regions):
+    for region_number, total in enumerate(regions):
         num_workers = sum(where == region_number for *_, where in drawn)
         if num_workers:
-            summed = Summed(num_workers=num_workers, weight=region.num_examples, largest=1.0)
-            assert flaw_in_sum(region.integers, LAYOUT, exponent, summed) is None
-            top.add_sum(region.integers, region.num_examples)
-    assert np.array_equal(top.integers, flat.integers)
+            summed = Summed(num_workers=num_workers, weight=total.num_examples, largest=1.0)
+            assert flaw_in_sum(total.as_one, LAYOUT, exponent, summed) is None
+            assert total.as_one.size == num_integers(LAYOUT, is_fine=bool(total.lows.size))
+            top.add_sum(total.as_one, total.num_examples)
+    assert np.array_equal(top.as_one, flat.as_one)
     assert top.num_examples == flat.num_examples
 
 
 def sum_of(*vectors: list[float]) -> UpdateSum:
     total = UpdateSum(LAYOUT, 40)
     for vector in vectors:
-        total.add(np.array(vector, FLOAT32), 5)
+        total.add(np.array(vector, np.float64), 5)
     return total
 
 
@@ -96,7 +100,8 @@ def sum_of(*vectors: list[float]) -> UpdateSum:
         (0, 2**62, "sums within"),
         (1, -(2**63), "sums within"),
         (3, 2**40, "numbers beyond"),
-        (num_integers(LAYOUT) - 1, -(2**63), "numbers beyond"),
+        (num_integers(LAYOUT), 2**40, "sums within"),
+        (num_integers(LAYOUT) - 3, -(2**63), "numbers beyond"),
         (3 + 4 * 6, 2**33, "sums of statistics within"),
         (3 + 3 * 6 + 2, -(2**32), "variances and squares"),
         (3 + 3 * 6 + 4, -(2**33), "variances and squares"),
@@ -104,7 +109,7 @@ def sum_of(*vectors: list[float]) -> UpdateSum:
 )
 def test_a_sum_that_no_updates_have_is_refused(place: int, value: int, flaw: str) -> None:
     """Or a relay could let the whole sum wrap: integers say nothing when they do."""
-    integers = sum_of([1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6, 7]).integers.copy()
+    integers = sum_of([1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6, 7]).as_one.copy()
     summed = Summed(num_workers=2, weight=10, largest=3.0)
     assert flaw_in_sum(integers, LAYOUT, 40, summed) is None
     integers[place] = value

@@ -192,11 +192,12 @@ class Part:
         total = aggregate.total if isinstance(aggregate, MeanAggregate) else None
         trained = answers if total else []
         return PartialSum(
-            integers=total.integers if total else None,
+            integers=total.as_one if total else None,
             summed=Summed(
                 num_workers=sum(map(_num_workers, answers)),
                 weight=total.num_examples if total else 0,
                 largest=max((answer.largest for answer in trained), default=0.0),
+                is_fine=total is not None and bool(total.lows.size),
             ),
             num_examples=sum(answer.num_examples for answer in trained),
             training=together(answer.training for answer in trained),
