@@ -93,6 +93,7 @@ class Listener(threading.Thread):
         self._session = 0  # the coordinator's that was heard last
         self._ended: dict[str, int] = {}
         self._is_end_told = False
+        self._has_begun = False
         self._single_reader = SingleReader(link, names.worker_queue(self._reader))
         self.ending = threading.Event()
         self.has_joined = threading.Event()
@@ -404,6 +405,9 @@ class Listener(threading.Thread):
         start = incoming.start
         self._whole = (start.held, incoming.vector) if self._swarm is not None else None
         self._is_end_told = False
+        if not self._has_begun:
+            self._has_begun = True
+            self._hand_over.is_run_over.clear()  # it was a run that this process took no part in
         self._hand_over.close_older(start.run_id, start.round_number)
         for worker in incoming.workers:
             self._hand_over.begin(
