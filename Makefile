@@ -16,7 +16,7 @@ PYTEST_MANY := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loa
 .PHONY: test-unit test-pythons demo clean lock wheel wheelhouse audit sbom
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 venv: $(VENV)/.made  ## the virtual environment
 
