@@ -13,7 +13,7 @@ PYTEST_MANY := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loa
 
 .DEFAULT_GOAL := help
 .PHONY: bench bench-peers help venv install broker needs-broker needs-rabbitmq needs-deployed needs-browser check format test test-4x test-cluster test-browser soak
-.PHONY: test-unit test-pythons demo clean lock wheel wheelhouse audit sbom
+.PHONY: needs-machines test-walk test-unit test-python test-pythons demo clean lock wheel wheelhouse audit sbom
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -65,6 +65,14 @@ needs-deployed: install
 
 test: needs-rabbitmq needs-deployed  ## all tests: unit, integration, faults, attacks, system
 	$(PYTEST_MANY) tests/attacks tests/faults tests/system tests/integration tests/unit
+
+# Bare Debian machines: systemd-nspawn, each with a systemd of its own. As root; what is fetched is kept in build/walk.
+needs-machines: install
+	@command -v debootstrap >/dev/null || deploy/install-package debootstrap || true
+	@command -v systemd-nspawn >/dev/null || deploy/install-package systemd-container || true
+
+test-walk: needs-machines  ## deploy/README.md on three bare Debian machines: services, backup, move, upgrade; half an hour
+	$(BIN)/python -m pytest -m soak --durations 0 tests/system/test_real_machines.py
 
 # axe-core comes by npm. Where a package can't be installed the tests skip, and fail in CI.
 needs-browser: install
@@ -120,13 +128,16 @@ audit: install  ## known vulnerabilities in requirements-runtime.lock; fails whe
 	$(BIN)/python -m deploy.audit requirements-runtime.lock
 
 # This one is tested by `make test`; another is tried where its interpreter is.
-test-pythons:  ## the unit tests on each of Python 3.11 to 3.13 that is here
+test-pythons:  ## the unit tests, and federations that train, on each of Python 3.11 to 3.13 that is here
 	@for python in python3.11 python3.12 python3.13; do \
 	  found=$$($$python -c 'import sys; print(sys.executable)' 2>/dev/null || ls ~/.pyenv/versions/*/bin/$$python 2>/dev/null | tail -1); \
 	  if [ -z "$$found" ]; then echo "$$python is not here: not tried"; \
 	  elif [ "$$($$found -V)" = "$$($(PYTHON) -V)" ]; then echo "$$python is what make test runs on"; \
-	  else $(MAKE) PYTHON=$$found VENV=build/$$python test-unit || exit 1; fi; \
+	  else $(MAKE) PYTHON=$$found VENV=build/$$python test-python || exit 1; fi; \
 	done
+
+test-python: needs-rabbitmq
+	$(PYTEST_MANY) tests/faults/test_real_training.py tests/faults/test_undisturbed.py tests/unit
 
 sbom: install  ## build/sbom.json: what Warren runs on, in CycloneDX
 	mkdir -p build

@@ -3,10 +3,10 @@
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import click
 from click.core import ParameterSource
@@ -24,7 +24,7 @@ from broker.command import (
 )
 from broker.errors import UsageError
 from broker.hosting import accounts, certs_command, probe, server
-from broker.hosting.certificates import make_client
+from broker.hosting.certificates import check_not_revoked, make_client
 from broker.hosting.certs_command import Asked, encryption_options
 from broker.hosting.encryption import SERVER_DAYS, Encryption
 from broker.hosting.management import Fields, Management
@@ -152,7 +152,7 @@ def up(
 def _up_encrypted(asked: Asked, port: int | None, management_port: int | None, home: Path) -> None:
     broker = server.up_encrypted(
         port=port or certs_command.PORT,
-        management_port=management_port or (port + 10_000 if port else certs_command.MANAGEMENT_PORT),
+        management_port=management_port,
         home=home,
         admin=asked.admin,
         encryption=asked.encryption,
@@ -161,6 +161,8 @@ def _up_encrypted(asked: Asked, port: int | None, management_port: int | None, h
     login.unlink(missing_ok=True)
     write_invitation(login, broker.access)
     logger.info("our encrypted broker is ready; the login of %s is in %s", broker.user, login)
+    if broker.encryption is not None:
+        certs_command.warn_of_short(Path(broker.encryption.folder))
     click.echo(broker.access.address)
     click.echo(Management(broker.management_url).address)
 
@@ -236,6 +238,7 @@ def status(as_json: bool, access: Access, management_url: str | None, home: Path
     access, _ = _known(access, home)
     management = _management(access, management_url, home)
     found = _look(management, probe.vhost_of(access.amqp_url))
+    found["certificates"] = [asdict(each) for each in certs_command.told_validities(access)]
     click.echo(json.dumps(found, indent=2) if as_json else _table(found))
 
 
@@ -278,7 +281,7 @@ def status(as_json: bool, access: Access, management_url: str | None, home: Path
 @click.option(
     "--new-password",
     is_flag=True,
-    help="The same with another password (or certificate); the former one ends.",
+    help="The same with another password, the former one ends; or with another certificate, beside the former one.",
 )
 @_address_options
 def invite(
@@ -323,6 +326,8 @@ def invite(
             "--tls --client-certificates."
         )
     management = _management(access, management_url, home)
+    if own is not None and own.takes_clients and not (again or new_password):
+        check_not_revoked(Path(own.folder), accounts.user_of(name, swarm))
     login = accounts.invite(
         management,
         probe.vhost_of(access.amqp_url),
@@ -354,12 +359,25 @@ def invite(
         click.echo(url)
         logger.info("%s uses it as AMQP_URL", _user_of(name, swarm))
     else:
-        given = Access(amqp_url=url, name=name, ca=access.ca)
+        page = _page_for_others(management.address, name_there if own else None)
+        given = Access(amqp_url=url, name=name, ca=access.ca, management_url=page)
         write_invitation(invitation, _with_certificate(given, own, login.user) if by_certificate else given)
         click.echo(invitation)
         logger.info(
             "hand it over on a safe way: %s --invitation %s", _command_of(name, swarm), invitation.name
         )
+
+
+def _page_for_others(address: str, host: str | None) -> str | None:
+    """Where others reach the management page, which also tells them the time; None where nobody knows.
+
+    Args:
+        address: Where it is reached from here.
+        host: What others call this machine, if the page listens wherever the broker does.
+    """
+    if host is not None:
+        return with_host(address, host)
+    return None if is_loopback(urlsplit(address).hostname or "") else address
 
 
 def _with_certificate(given: Access, own: Encryption | None, account: str) -> Access:
@@ -392,7 +410,7 @@ def revoke(name: str, access: Access, management_url: str | None, home: Path, lo
     \b
     broker revoke hospital-1
     """
-    access, _ = _known(access, home)
+    access, own = _known(access, home)
     vhost = probe.vhost_of(access.amqp_url)
     revoked = accounts.revoke(_management(access, management_url, home), name, vhost)
     _audit(
@@ -407,6 +425,31 @@ def revoke(name: str, access: Access, management_url: str | None, home: Path, lo
     click.echo(f"{name} is no longer invited; {revoked.connections} of its connections closed")
     if revoked.removed.queues:
         click.echo(f"{revoked.removed.queues} queues deleted, with {revoked.removed.messages} messages")
+    for told in certs_command.revoked(own, revoked.users):
+        click.echo(told)
+
+
+@main.command()
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@_address_options
+def forget(
+    names: tuple[str, ...], access: Access, management_url: str | None, home: Path, log: LogContext
+) -> None:
+    """Delete what workers without an account left behind for good: their queues, and their lines in the status.
+
+    One that is there is left alone; so is one that was invited, which `broker revoke` ends. Nobody need do this: what
+    nobody reads for 14 days goes by itself. One that joins again is as new.
+
+    \b
+    broker forget laptop-7
+    """
+    access, _ = _known(access, home)
+    management, vhost = _management(access, management_url, home), probe.vhost_of(access.amqp_url)
+    for name in names:
+        removed = accounts.forget(management, name, vhost)
+        counts = {"queues": removed.queues, "messages": removed.messages}
+        _audit(home, "forgotten", access.amqp_url, worker=name, **counts)
+        click.echo(f"{name} is forgotten; {removed.queues} queues deleted, with {removed.messages} messages")
 
 
 def _known(access: Access, home: Path) -> tuple[Access, Encryption | None]:
@@ -478,6 +521,8 @@ def _table(found: dict[str, Any]) -> str:
         "",
         *_rows(found["connections"], ("name", "user", "state"), "connection", "no connections"),
     ]
+    if found["certificates"]:
+        lines += ["", *_rows(found["certificates"], ("whose", "subject", "days_left"), "certificate", "")]
     return "\n".join(lines)
 
 

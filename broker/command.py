@@ -194,7 +194,7 @@ def _given_access(given: dict[str, Any]) -> Access:
 def _invited(path: Path, given: Access) -> Access:
     """What an invitation says, but for what was given beside it."""
     access = read_invitation(path)
-    for url in access.amqp_urls:
+    for url in filter(None, (*access.amqp_urls, access.management_url)):
         _safe(click.get_current_context(), url)
     if is_open_to_others(path):
         logger.warning("Others on this machine can read %s, which holds a password: chmod 600 %s", path, path)

@@ -26,6 +26,14 @@ def wait_until(condition: Callable[[], bool], seconds: float, *, what: str = "th
     assert private.wait_until(condition, seconds), f"{what} did not come true within {seconds} seconds"
 
 
+def at_load(seconds: float) -> float:
+    """What takes at most so long where nothing else computes: more on a machine that has more to do than it has cores.
+
+    For what a person waits for, such as the end of a process; a wait for anything else has room enough in its bound.
+    """
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 @contextmanager
 def started_broker(
     home: Path, *, conf: tuple[str, ...] = (), erlang: tuple[str, ...] = ()

@@ -31,6 +31,7 @@ _RECORD = "broker.json"
 _SETTINGS, _OWN_SETTINGS = "rabbitmq.conf", "conf.d/own.conf"
 _HEADER = f"# Written by `broker up`. Put settings of your own into {_OWN_SETTINGS}: read last, and never overwritten."
 _CONSOLE = "console.log"
+MAIN_PID = "main.pid"  #: whose end is the end of it: what systemd watches
 _MARK = "-warren_home"  # Erlang ignores this flag; by it our processes are found again, and no others
 _PROC = Path("/proc")
 _PROGRAMS = (
@@ -223,7 +224,7 @@ class PrivateBroker:
         record = {"broker": {**asdict(self), "home": str(self.home)}, "epmd_port": epmd_port}
         self._write(_RECORD, json.dumps(record, indent=2))
         # The shell lets go of it: no child of this process, no terminal, no open pipe.
-        detached = f'"$@" >>{_CONSOLE} 2>&1 </dev/null &'
+        detached = f'"$@" >>{_CONSOLE} 2>&1 </dev/null & echo $! >{MAIN_PID}'
         subprocess.run(
             ["/bin/sh", "-c", detached, "sh", program, _MARK, self.home],
             cwd=self.home,

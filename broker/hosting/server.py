@@ -128,19 +128,20 @@ def up_cluster(
 def up_encrypted(
     *,
     port: int,
-    management_port: int,
+    management_port: int | None,
     home: Path,
-    admin: str,
-    encryption: Callable[[Path], Encryption],
+    admin: str | None,
+    encryption: Callable[[Path, Encryption | None], Encryption],
 ) -> PrivateBroker:
     """Have a private broker that others reach, by TLS alone, and wait until it is ready.
 
     Args:
         port: Where it speaks AMQP.
-        management_port: Where its management page is.
+        management_port: Where its management page is; None: where it was, or the usual offset above the port.
         home: The folder of everything that `up` starts.
-        admin: The account that its first start creates, with a password that is made; there is no guest.
-        encryption: Has the certificates in its own folder, which is passed in.
+        admin: The account that its first start creates, with a password that is made; there is no guest. None: who it
+            was, or `admin`.
+        encryption: Has the certificates in its own folder, which is passed in, with what it had at its former start.
 
     Raises:
         UsageError: On this port is, or was, one of another kind; the certificates can't be used.
@@ -151,20 +152,25 @@ def up_encrypted(
         broker = PrivateBroker.recorded(folder)
         if broker is None and not probe.is_free(port):
             raise BrokerError(f"Port {port} is taken by {_who_is_at(port)}. Try another --port.")
-        if broker is not None and (broker.encryption is None or broker.user != admin):
+        if broker is not None and (broker.encryption is None or broker.user != (admin or broker.user)):
             raise UsageError(
                 f"On port {port} there is a broker of another kind, with data of its own: its administrator is "
                 f"{broker.user!r}, {'with' if broker.encryption else 'without'} TLS. Try another --port, or end it "
                 "with its data: broker down --delete-data"
             )
         if broker is None:
-            password = secrets.token_urlsafe(_PASSWORD_BYTES)
             broker = PrivateBroker(
-                home=folder, port=port, management_port=management_port, user=admin, password=password
+                home=folder,
+                port=port,
+                management_port=port + _MANAGEMENT_OFFSET,
+                user=admin or "admin",
+                password=secrets.token_urlsafe(_PASSWORD_BYTES),
             )
         if not broker.is_running():
             broker = replace(
-                broker, management_port=management_port, encryption=encryption(folder / "certificates")
+                broker,
+                management_port=management_port or broker.management_port,
+                encryption=encryption(folder / "certificates", broker.encryption),
             )
             logger.info("starting an encrypted rabbitmq-server on port %d; its files are in %s", port, folder)
         broker.start(seconds=_READY_SECONDS)

@@ -10,7 +10,13 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from broker.errors import UsageError
-from broker.link.address import addresses_in, check_amqp_url, host_and_port, without_password
+from broker.link.address import (
+    addresses_in,
+    check_amqp_url,
+    check_management_url,
+    host_and_port,
+    without_password,
+)
 
 _PRIVATE = stat.S_IRUSR | stat.S_IWUSR
 
@@ -42,11 +48,13 @@ class Access:
         """Check what can't be used.
 
         Raises:
-            UsageError: The address can't be understood, or of certificate and key one is missing.
+            UsageError: An address can't be understood, or of certificate and key one is missing.
         """
         first, *others = addresses_in(check_amqp_url(",".join([self.amqp_url, *self.others])))
         object.__setattr__(self, "amqp_url", first)
         object.__setattr__(self, "others", tuple(others))
+        if self.management_url is not None:
+            object.__setattr__(self, "management_url", check_management_url(self.management_url))
         if (self.certificate is None) != (self.key is None):
             raise UsageError("A client certificate and its key belong together: expected both.")
 

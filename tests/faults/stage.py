@@ -80,7 +80,7 @@ class Actor:
         """Ask it to end; the seconds that took."""
         begun = time.monotonic()
         self.process.terminate()
-        self.ended(20)
+        self.ended()
         return time.monotonic() - begun
 
     def says(self, text: str, seconds: float = 20) -> None:

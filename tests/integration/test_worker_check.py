@@ -110,12 +110,12 @@ def test_the_brokers_certificate_is_shown_where_it_is_trusted(certified: tuple[i
     """Whose it is, who signed it, and for how long it is good: what expires stops every site on one day."""
     port, ca = certified
     url = f"amqps://w:p@localhost:{port}/%2F"
-    shown = reaching._tls_of(Access(amqp_url=url, ca=ca))
+    shown = dict(reaching._seen(Access(amqp_url=url, ca=ca)))["tls"]
     assert shown is not None
     assert (shown.subject, shown.issuer, shown.days_left) == ("localhost", "localhost", 1)
     assert shown.version.startswith("TLSv1.")
-    assert reaching._tls_of(Access(amqp_url=url)) is None  # of nobody's authority
-    assert reaching._tls_of(Access(amqp_url=f"amqp://w:p@localhost:{port}/%2F")) is None
+    assert not [*reaching._seen(Access(amqp_url=url))]  # of nobody's authority
+    assert not [*reaching._seen(Access(amqp_url=f"amqp://w:p@localhost:{port}/%2F"))]
 
 
 def test_of_several_addresses_those_that_can_not_be_used_are_told(vhost: str) -> None:

@@ -57,6 +57,20 @@ def test_an_invitation_holds_all_addresses_of_a_cluster(tmp_path: Path) -> None:
     assert 'amqp_url = "amqps://w:x@a/lab,amqps://w:x@b/lab"' in path.read_text()
 
 
+def test_the_management_page_of_an_invitation_is_an_address_that_is_safe(invitation: Path) -> None:
+    """A login is sent there: no file, and nothing in the clear beyond this machine."""
+    whole = invitation.read_text()
+    for address, code in (
+        ("https://broker.example:9", 0),
+        ("http://broker.example:9", 2),
+        ("file:///etc/passwd", 2),
+    ):
+        invitation.write_text(f'{whole}management_url = "{address}"\n')
+        answer = run("--invitation", str(invitation))
+        assert answer.exit_code == code, answer.output
+    assert run("--invitation", str(invitation), WARREN_INSECURE="1").exit_code == 2
+
+
 def test_an_invitation_is_its_owners_alone(invitation: Path) -> None:
     """It holds a password: nobody else on the machine can read it, and what is there already is kept."""
     assert stat.S_IMODE(invitation.stat().st_mode) == 0o600

@@ -15,6 +15,7 @@ from PIL import Image
 
 from broker.errors import DataError
 from broker.link.access import Access
+from broker.link.validity import Validity
 from tests.unit.test_data import write_npz
 from worker.api import site_of
 from worker.site import check, reaching
@@ -200,6 +201,9 @@ def test_what_was_found_at_the_broker_is_told_in_words() -> None:
         reaching.lines_of(replace(FOUND, problems_at={"amqps://w@other/%2F": "nobody is there"}))
     )
     assert "amqps://w@other/%2F: nobody is there" in away
+    short = Validity(whose="broker", subject="host", expires_at=2e9, days_left=29)
+    warned = "\n".join(reaching.lines_of(replace(FOUND, tls=tls, certificates=(short,))))
+    assert "certificate (host) expires in 29 days, on 2033-05-18; afterwards nobody connects" in warned
     refused = "\n".join(reaching.lines_of(replace(FOUND, is_login_accepted=False, problem="refused")))
     assert "refused" in refused
     assert "accepted" not in refused
