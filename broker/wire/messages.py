@@ -325,10 +325,12 @@ class SwarmLeft(Message):
 
     Attributes:
         worker: As in `SwarmJoined`.
+        for_good: As in `Left`.
     """
 
     TYPE: ClassVar[str] = "swarm-left"
     worker: str
+    for_good: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -336,10 +338,14 @@ class Left(Message):
     """Worker to coordinator: it stops on purpose. A repeat is ignored.
 
     As durable as `joined`, which it takes back: a coordinator that starts later finds both, in their order.
+
+    Attributes:
+        for_good: No worker says so: whoever removes its queues does, and it is shown no longer until it joins again.
     """
 
     TYPE: ClassVar[str] = "left"
     worker: str
+    for_good: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

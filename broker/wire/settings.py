@@ -15,7 +15,9 @@ from broker.wire.limits import require_short
 _MAX_TERMS = 16
 
 ClassWeight = Literal["none", "balanced"]
-Precision = Literal["float32", "float16", "int8"]
+#: How an update's trainable values travel. *local*: not as what changed, but as what they have become, float64, or
+#: float32 if that is what they are; *local64* is what is asked for. Of small models alone, see `transfer.is_exact`.
+Precision = Literal["float32", "float16", "int8", "local32", "local64"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.wire.tensors import Layout, Sections, Vector, sections_of
+from broker.wire.tensors import Layout, Sections, Values, sections_of
 from coordinator.learning.exact_sum import Doubles, ExactSum, Integers, two_product
 
 LIMIT = 2.0**16  #: the largest |value| of a trainable weight's update
@@ -24,6 +24,7 @@ LIMIT = 2.0**16  #: the largest |value| of a trainable weight's update
 STATISTIC_LIMIT = 2.0**63
 RESERVE_BITS = 2  #: how much more than the examples invited at first a round can take, as a power of two
 _SUM_BITS = 44
+_LOW_BITS = 32  #: below the sum's last bit, of updates that come in float64
 _CHUNK = 1 << 16  #: values at a time: the scratch arrays stay in the processor's cache
 
 
@@ -40,7 +41,7 @@ def capacity(exponent: int) -> int:
     return 1 << (_SUM_BITS + RESERVE_BITS - exponent)
 
 
-def examine(update: Vector, layout: Layout) -> tuple[float, str | None]:
+def examine(update: Values, layout: Layout) -> tuple[float, str | None]:
     """The largest |Δ| of an update, and why its values can't be accepted, or None. NaN fails every comparison."""
     sections = sections_of(layout)
     trainable, statistics = update[: sections.num_trainable], update[sections.num_trainable :]
@@ -53,7 +54,7 @@ def examine(update: Vector, layout: Layout) -> tuple[float, str | None]:
     return largest, _flaw_in_statistics(statistics, sections)
 
 
-def _flaw_in_statistics(statistics: Vector, sections: Sections) -> str | None:
+def _flaw_in_statistics(statistics: Values, sections: Sections) -> str | None:
     low, high = _range(statistics)
     if not (low >= -STATISTIC_LIMIT and high <= STATISTIC_LIMIT):
         return f"expected finite statistics within ±{STATISTIC_LIMIT:g}, got ones from {low:g} to {high:g}"
@@ -61,15 +62,19 @@ def _flaw_in_statistics(statistics: Vector, sections: Sections) -> str | None:
     return None if lowest >= 0 else f"expected variances of at least 0, got {lowest:g}"
 
 
-def _range(values: Vector) -> tuple[float, float]:
+def _range(values: Values) -> tuple[float, float]:
     return (float(np.min(values)), float(np.max(values))) if values.size else (0.0, 0.0)
 
 
 class UpdateSum:
     """Σ n_k · Δ_k of the trainable weights, scaled by 2^exponent and rounded once per update; Σ n_k · s_k beside it.
 
+    An update in float64 is rounded at 2^-32 of that: what the first rounding cuts off is added up beside it. So a
+    result is as exact as float64 goes, also where weights cancel.
+
     Attributes:
         values: int64, shape (T,), for T trainable values; what they hold before anything was added does not count.
+        lows: int64, shape (T,), of what the first rounding cuts off; (0,) as long as nothing came in float64.
         statistics: The sums of S statistics, and of a square for each of V variances.
         num_examples: Σ n_k of what was added.
     """
@@ -87,33 +92,41 @@ class UpdateSum:
         self.num_examples = 0
         self._sections = sections = sections_of(layout)
         self.values: Integers = np.zeros(sections.num_trainable, np.int64) if values is None else values
+        self.lows: Integers = np.empty(0, np.int64)
         self.statistics = ExactSum(sections.num_up - sections.num_trainable + self._num_variances)
 
     @property
-    def num_integers(self) -> int:
-        """How many integers it holds."""
-        return self.values.size + self.statistics.pieces.size
+    def integers(self) -> list[Integers]:
+        """All that it holds, as it is written."""
+        return [self.values, self.statistics.pieces, self.lows]
 
-    def restore(self, integers: Integers, num_examples: int) -> None:
-        """Go on with a sum as it was written: its values, and its statistics' pieces behind them."""
+    def restore(self, integers: Integers, num_examples: int) -> bool:
+        """Go on with a sum as it was written; False where that is none of this size."""
+        middle = self.values.size + self.statistics.pieces.size
+        if integers.size not in (middle, middle + self.values.size):
+            return False
+        self.lows = integers[middle:]
         self.values = integers[: self.values.size]
-        self.statistics.pieces = integers[self.values.size :].reshape(self.statistics.pieces.shape)
+        self.statistics.pieces = integers[self.values.size : middle].reshape(self.statistics.pieces.shape)
         self.num_examples = num_examples
+        return True
 
     @property
     def _num_variances(self) -> int:
         return sum(span.stop - span.start for _, span in self._sections.variances)
 
-    def add(self, update: Vector, num_examples: int) -> None:
-        """Add one judged update, float32 of shape (T + S,), with its weight."""
+    def add(self, update: Values, num_examples: int) -> None:
+        """Add one judged update, float32 or float64 of shape (T + S,), with its weight."""
         if self.num_examples + num_examples > capacity(self.exponent):
             raise OverflowError("the sum's bounds were not kept")
         self._add_trainable(update[: self.values.size], num_examples)
         self._add_statistics(update[self.values.size :].astype(np.float64), num_examples)
         self.num_examples += num_examples
 
-    def _add_trainable(self, update: Vector, num_examples: int) -> None:
-        is_first = self.num_examples == 0
+    def _add_trainable(self, update: Values, num_examples: int) -> None:
+        is_first, is_fine = self.num_examples == 0, update.dtype == np.float64
+        if is_fine and not self.lows.size:
+            self.lows = np.zeros_like(self.values)
         factor = math.ldexp(num_examples, self.exponent)
         doubles = np.empty(min(_CHUNK, update.size), np.float64)
         integers = np.empty(doubles.shape, np.int64)
@@ -121,6 +134,9 @@ class UpdateSum:
             piece, total = update[begin : begin + _CHUNK], self.values[begin : begin + _CHUNK]
             product, rounded = doubles[: piece.size], integers[: piece.size]
             np.multiply(piece, factor, out=product, dtype=np.float64)
+            if is_fine:
+                rest = np.ldexp(product - np.rint(product), _LOW_BITS)
+                self.lows[begin : begin + _CHUNK] += np.rint(rest).astype(np.int64)
             np.rint(product, out=product)
             np.copyto(total if is_first else rounded, product, casting="unsafe")
             if not is_first:
@@ -139,7 +155,12 @@ class UpdateSum:
         divisor = math.ldexp(self.num_examples, self.exponent)
         for begin in range(0, self.values.size, _CHUNK):
             span = slice(begin, min(begin + _CHUNK, self.values.size))
-            yield span, self.values[span] / divisor
+            yield span, self._scaled(span) / divisor
+
+    def _scaled(self, span: slice) -> Integers | Doubles:
+        return (
+            self.values[span] + np.ldexp(self.lows[span], -_LOW_BITS) if self.lows.size else self.values[span]
+        )
 
     def mean_statistics(self) -> Doubles:
         """The next statistics, float64 of shape (S,).

@@ -28,6 +28,7 @@ class Member:
         pause: Why it takes no round for now; empty: it does.
         release: The Warren that it runs; empty of one that does not say so.
         is_present: It said it is there, and nobody found its queue without a reader since.
+        is_forgotten: It left for good, and what was here for it is removed: it is shown no longer.
     """
 
     worker: str
@@ -42,6 +43,7 @@ class Member:
     announced: str | None = None
     token: str = ""
     is_present: bool = True
+    is_forgotten: bool = False
     inputs: InputFacts | None = None
     holds: tuple[Held, ...] = ()
     trusts: tuple[str, ...] = ()
@@ -104,6 +106,11 @@ class Roster:
         member = self.members.get(worker)
         if member is not None and member.is_present != is_present:
             self.members[worker] = replace(member, is_present=is_present)
+
+    def forget(self, worker: str) -> None:
+        """Note that a worker is gone for good; one that joins again is there again."""
+        if worker in self.members:
+            self.members[worker] = replace(self.members[worker], is_present=False, is_forgotten=True)
 
     def knows(self, joined: Joined) -> bool:
         """Whether this very process of the worker has joined before."""

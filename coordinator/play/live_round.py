@@ -28,11 +28,13 @@ from coordinator.play.log_text import listed
 from coordinator.play.round_start import Invitation, each_addressed
 from coordinator.play.unacknowledged import Unacknowledged
 from coordinator.presence.broker_room import BrokerRoom
+from coordinator.presence.seldom import Seldom
 from coordinator.presence.session import Session
 
 logger = logging.getLogger(__name__)
 
 _PRESENCE_SECONDS = 5.0
+_MOST_LOOKED_AFTER = 500  #: at once: nothing is read while so many queues are asked about
 _REASON_LENGTH = 2000
 _REASONS_LENGTH = (
     4 * 2**20
@@ -41,7 +43,7 @@ _LEAST_REASON = 100
 _MOST_SENT = 5  #: round starts to one worker that says it has none, at once
 _SENT_AGAIN_SECONDS = 30.0
 _MOST_TORN = 4  #: uploads of one worker in an attempt that were announced and not all there
-_ITEM_BYTES: dict[Precision, int] = {"float32": 4, "float16": 2, "int8": 1}
+_ITEM_BYTES: dict[Precision, int] = {"float32": 4, "float16": 2, "int8": 1, "local32": 4, "local64": 8}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +98,7 @@ class LiveRound:
             session.link,
             session.validator,
             self._staging[: sections_of(base.layout).num_up],
+            base.vector,
             base.layout,
             the_round.record.part_bytes,
             session.stop,
@@ -106,7 +109,12 @@ class LiveRound:
         self._unsaved: set[str] = set()  # whose answers the last checkpoint lacks
         self._num_torn: Counter[str] = Counter()
         self._sent = Allowance(_MOST_SENT, _SENT_AGAIN_SECONDS)
-        self._presence_at = time.monotonic()
+        self._presence = Seldom(_PRESENCE_SECONDS)
+        self._presence.put_off()
+        self._unlooked: list[str] = []  # whom this time has not come to yet
+        self._away: set[str] = set()
+        self._newcomers: dict[str, Member] = {}
+        self._inviting = Seldom()
 
     @property
     def record(self) -> RoundRecord:
@@ -119,7 +127,8 @@ class LiveRound:
         self._tools.folder.audit.hold("round-opened", **self._told, mode=self.record.mode, invited=invited)
         self.keep()
         self._invite(self.round.unanswered)
-        self._presence_at = self._tools.session.roll_called_at = time.monotonic()
+        self._presence.put_off()
+        self._tools.session.roll_called_at = time.monotonic()
 
     @property
     def _told(self) -> dict[str, object]:
@@ -279,10 +288,11 @@ class LiveRound:
             self.ask_again(torn)
         if unasked:
             self._ask(unasked)
-        if newcomers and takes_newcomers:
-            without += self._invited_too(newcomers)
         if without:
             self._send_to(without)
+        if takes_newcomers:
+            self._newcomers |= {member.worker: member for member in newcomers}
+            self._invite_newcomers()
 
     def _ask(self, members: Sequence[Member]) -> None:
         """Their word may be older than the round start in their queue: asked now, they answer after that."""
@@ -292,22 +302,32 @@ class LiveRound:
             roll_call = outgoing(session.roll_call(), names.worker_queue(reader), is_transient=True)
             session.publisher.try_send([roll_call])
 
+    def _invite_newcomers(self) -> None:
+        """Let who came meanwhile take part, all together: each time everyone who takes part is written down anew."""
+        if self._newcomers and self._inviting.is_due:
+            with self._inviting.doing():
+                newcomers, self._newcomers = self._newcomers, {}
+                if invited := self._invited_too(list(newcomers.values())):
+                    self._send_to(invited)
+
     def _invited_too(self, members: Sequence[Member]) -> list[str]:
         """Invite more workers, as far as the sum has room for them, and their word had not waited in the queue."""
         record = self.record
         room = capacity(record.scale_exponent) - sum(
             record.weight(record.num_examples[worker]) for worker in record.selected
         )
+        absent = set(self._tools.session.look_for_absent([member.worker for member in members]))
         chosen: list[Member] = []
         for member in members:
+            if member.worker in absent:
+                continue
             more = 0 if member.evaluate_only else record.weight(member.num_examples)
             if more <= room:
                 room -= more
                 chosen.append(member)
-        if not chosen or self._tools.session.look_for_absent([member.worker for member in chosen]):
-            return []
-        self.round.invite(chosen)
-        self.keep()
+        if chosen:
+            self.round.invite(chosen)
+            self.keep()
         return [member.worker for member in chosen]
 
     def _send_to(self, workers: Sequence[str]) -> None:
@@ -332,13 +352,20 @@ class LiveRound:
         if unacknowledged.is_due:
             self.keep()
             unacknowledged.release()
-        now = time.monotonic()
-        if now - self._presence_at >= _PRESENCE_SECONDS:
-            self.round.note_away(frozenset(session.look_for_absent(self.round.unanswered)))
-            # On a slow line with many workers this takes long: it never takes more than a fifth of the time.
-            self._presence_at = time.monotonic() + 4 * (time.monotonic() - now)
+        if self._presence.is_due:
+            self._look_for_away()
+        self._invite_newcomers()
         if not self.round.is_complete:
             session.call_roll_if_due()
+
+    def _look_for_away(self) -> None:
+        """Ask for some of those who have not answered, the others in turn: with many, all at once takes seconds."""
+        left = self._unlooked or self.round.unanswered
+        some, self._unlooked = left[:_MOST_LOOKED_AFTER], left[_MOST_LOOKED_AFTER:]
+        with self._presence.doing(is_last=not self._unlooked):
+            self._away.difference_update(some)
+            self._away.update(self._tools.session.look_for_absent(filter(self.round.waits_for, some)))
+            self.round.note_away(frozenset(self._away))
 
     # --- its end -------------------------------------------------------------------------------------------
 

@@ -92,6 +92,8 @@ class Listener(threading.Thread):
         self._told_versions: set[int] = set()
         self._session = 0  # the coordinator's that was heard last
         self._ended: dict[str, int] = {}
+        self._is_end_told = False
+        self._has_begun = False
         self._single_reader = SingleReader(link, names.worker_queue(self._reader))
         self.ending = threading.Event()
         self.has_joined = threading.Event()
@@ -338,7 +340,8 @@ class Listener(threading.Thread):
         self._whole = None
         if finished.session:
             self._ended = dict([*self._ended.items(), (finished.run_id, finished.session)][-_MOST_ENDED:])
-        if not self._hand_over.is_run_over.is_set():
+        if not self._is_end_told:
+            self._is_end_told = True
             logger.info(
                 "Training finished: the run is %s after %d rounds.", finished.outcome, finished.rounds
             )
@@ -401,7 +404,10 @@ class Listener(threading.Thread):
     def _begin(self, incoming: Incoming) -> None:
         start = incoming.start
         self._whole = (start.held, incoming.vector) if self._swarm is not None else None
-        self._hand_over.is_run_over.clear()
+        self._is_end_told = False
+        if not self._has_begun:
+            self._has_begun = True
+            self._hand_over.is_run_over.clear()  # it was a run that this process took no part in
         self._hand_over.close_older(start.run_id, start.round_number)
         for worker in incoming.workers:
             self._hand_over.begin(

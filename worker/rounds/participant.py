@@ -14,7 +14,7 @@ import numpy as np
 from broker.errors import DataError, ModelError
 from broker.model.card import write_card
 from broker.wire.messages import RoundKey, RoundStart
-from broker.wire.tensors import Array, Vector, flatten_first, sections_of, unflatten
+from broker.wire.tensors import Array, Values, Vector, flatten_first, sections_of, unflatten
 from worker.data.data_set import Dataset, Examples
 from worker.learning.results import Report
 from worker.learning.terms import require_known
@@ -74,7 +74,7 @@ class Trained:
     The vector is given away: once its round is over, the weights of another are received into it.
     """
 
-    vector: Vector | None
+    vector: Values | None
     measured: Measured
 
 

@@ -97,7 +97,7 @@ class WorkerLoop:
         self._reader = reader or (names.swarm_of(first) if is_swarm else first)
         self._publisher = Publisher(link, stop)
         self._declines = Declines(self._publisher, audit_log, self._reader if is_swarm else None)
-        self._hand_over = HandOver(audit_log)
+        self._hand_over = HandOver(audit_log, self._reader if is_swarm else None)
         self._listener = Listener(
             link,
             self._participants,
@@ -115,6 +115,7 @@ class WorkerLoop:
         self._threads = ThreadPoolExecutor(at_once, "answer") if at_once > 1 else None
         self._outbox: list[KeptUpdate] = []
         self._outbox_at = float("-inf")
+        self._has_upload_queue = False
 
     def serve(self) -> None:
         """Take part until told to stop (or, with `once`, until a run is over); then, or after a bug, say so and leave.
@@ -123,7 +124,9 @@ class WorkerLoop:
             NameInUse: Another process reads this name's queue.
             DataError: The coordinator refused this worker.
         """
-        self._link.declare([worker_queue(self._reader), upload_queue(self._reader)])
+        self._link.declare([worker_queue(self._reader)])
+        if names.is_own_queue(self._link.account, names.upload_queue(self._reader)):
+            self._have_upload_queue()  # made at the invitation: it is told at once that it isn't there
         self._link.consume([names.worker_queue(self._reader)], prefetch=0)
         self._listener.start()
         try:
@@ -247,7 +250,7 @@ class WorkerLoop:
             precision=settings.precision,
             seed=seed_of(job.start, job.worker) if settings.deterministic else secrets.randbits(32),
             reader=self._reader,
-            is_audited=self._audit.is_kept,
+            is_audited=self._audit.is_kept and not self._is_swarm,
         )
         if not settings.deterministic:
             residual = update.lost_in_encoding()
@@ -297,6 +300,8 @@ class WorkerLoop:
             updates = [update for update in updates if self._hand_over.begin_upload(update)]
             if not updates:
                 return
+            if any(update.num_parts for update in updates) and not self._has_upload_queue:
+                self._have_upload_queue()
             if not self._publisher.send([part for update in updates for part in update.parts()]):
                 is_refused, is_alone = self._publisher.is_refused, self._hand_over.is_alone(updates[0])
                 refusals.note(updates[0], is_refused=is_refused, is_alone=is_alone, now=time.monotonic())
@@ -307,6 +312,11 @@ class WorkerLoop:
                 return
             self._stop.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    def _have_upload_queue(self) -> None:
+        """Make it once there is something for it: small updates need none, and each costs the broker memory."""
+        self._link.declare([upload_queue(self._reader)])
+        self._has_upload_queue = True
 
     def _redeclare(self, queues: list[Queue]) -> None:
         try:
@@ -337,6 +347,7 @@ class WorkerLoop:
         except Exception as exc:  # also a bug is told, and not waited for until the deadline
             logger.warning("Told no statistics: %s", exc, exc_info=not isinstance(exc, WarrenError))
             reason = participant.rules.reason(exc)[:_MOST_SAID]
+            self._audit.note("statistics-refused", worker=job.worker, step=asked.step, reason=reason)
             return StatisticsRefused(worker=job.worker, asked=asked.asked, reason=reason)
         logger.info("Told the %s of %d examples.", WORDS[asked.step], answer.num_examples)
         number = answer.num_examples
