@@ -29,7 +29,7 @@ from broker.hosting.certs_command import Asked, encryption_options
 from broker.hosting.encryption import SERVER_DAYS, Encryption
 from broker.hosting.management import Fields, Management
 from broker.link.access import Access, read_pem, with_host, with_login
-from broker.link.address import is_loopback, without_password
+from broker.link.address import check_host, is_loopback, without_password
 from broker.link.invitation import check_is_new, write_invitation
 from broker.logs import LogContext
 from broker.wire.names import COORDINATOR, MOST_IN_A_SWARM
@@ -147,6 +147,10 @@ def _up_encrypted(asked: Asked, port: int | None, management_port: int | None, h
     write_invitation(login, broker.access)
     logger.info("our encrypted broker is ready; the login of %s is in %s", broker.user, login)
     if broker.encryption is not None:
+        if ignored := ", ".join(asked.ignored_by(broker.encryption)):
+            logger.warning(
+                "it was running and stays as it was started, without %s: `broker down` first", ignored
+            )
         certs_command.warn_of_short(Path(broker.encryption.folder))
     click.echo(broker.access.address)
     click.echo(Management(broker.management_url).address)
@@ -298,6 +302,10 @@ def invite(
     broker invite hospital-1 --upload-limit 4G --again
     broker invite hospital-1 --new-password --invitation hospital-1-new.toml
     """
+    if parts > 1 and swarm is None:
+        raise UsageError("--parts are of a swarm: expected it with --swarm.")
+    if public_host is not None:
+        check_host(public_host)
     if invitation is not None:
         check_is_new(invitation)
         if again:
