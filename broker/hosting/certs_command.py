@@ -33,25 +33,33 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 
 _HERE = "127.0.0.1"
-PORT, MANAGEMENT_PORT = 5671, 15671  #: RabbitMQ's own for TLS
+PORT = 5671  #: RabbitMQ's own for TLS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What `broker up --tls` asks for."""
+    """What `broker up --tls` asks for; nothing at all: the one that was there, as it was."""
 
     listen: str | None
-    admin: str
+    admin: str | None
     names: tuple[str, ...]
     folder: Path | None
     takes_clients: bool
 
-    def encryption(self, own: Path) -> Encryption:
-        """The certificates, a person's or the broker's own.
+    def encryption(self, own: Path, former: Encryption | None) -> Encryption:
+        """The certificates, a person's or the broker's own, and what it listens on.
 
         Raises:
             UsageError: They can't be used, or nothing can listen there.
         """
+        if former is not None and not any((self.listen, self.names, self.folder, self.takes_clients)):
+            return encrypted(
+                Path(former.folder),
+                former.names,
+                listen=former.listen,
+                takes_clients=former.takes_clients,
+                is_given=Path(former.folder) != own.absolute(),
+            )
         listen = self.listen or _HERE
         _check_listens(listen)
         return encrypted(
@@ -96,18 +104,12 @@ def encryption_options(function: _Function) -> _Function:
         }
         if not is_tls and any(given.values()):
             raise UsageError("--listen, --admin, --name, --certs and --client-certificates belong to --tls.")
-        return (
-            Asked(
-                **given
-                | {"names": tuple(map(check_host, given["names"])), "admin": given["admin"] or "admin"}
-            )
-            if is_tls
-            else None
-        )
+        return Asked(**given | {"names": tuple(map(check_host, given["names"]))}) if is_tls else None
 
     options = (
         click.option("--tls", is_flag=True, callback=gathered,
-                     help="A broker that others reach: by TLS alone, for AMQP and management page, without guest."),
+                     help="A broker that others reach: by TLS alone, for AMQP and management page, without guest. "
+                          "With none of its options one that was there starts as it was."),
         click.option("--listen", is_eager=True, metavar="ADDRESS",
                      help="Where it listens; 0.0.0.0: everywhere.  [default: 127.0.0.1]"),
         click.option("--admin", is_eager=True, metavar="NAME",

@@ -5,7 +5,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -97,16 +97,30 @@ class Shown:
     authority: dict[str, Any] | None
 
 
-def shown_by_broker(access: Access) -> Shown | None:
-    """What a broker with TLS shows; None of an address without. This connects, and sends no login.
+def shown_by_brokers(access: Access) -> list[Shown]:
+    """What a broker with TLS shows, of a cluster each node that is there; nothing of one without.
+
+    This connects, and sends no login.
 
     Raises:
-        OSError: It does not get so far.
+        OSError: It gets so far with none.
     """
-    if urlsplit(access.amqp_url).scheme != "amqps":
-        return None
+    shown: list[Shown] = []
+    for url in access.amqp_urls:
+        try:
+            shown += _shown_at(url, access)
+        except OSError as exc:
+            failure = exc
+    if not shown and urlsplit(access.amqp_url).scheme == "amqps":
+        raise failure
+    return shown
+
+
+def _shown_at(amqp_url: str, access: Access) -> Iterator[Shown]:
+    if urlsplit(amqp_url).scheme != "amqps":
+        return
     context = access.tls() or ssl.create_default_context()
-    host, port = host_and_port(access.amqp_url)
+    host, port = host_and_port(amqp_url)
     with (
         socket.create_connection((host, port), timeout=_SECONDS) as stream,
         context.wrap_socket(stream, server_hostname=host) as secure,
@@ -114,7 +128,7 @@ def shown_by_broker(access: Access) -> Shown | None:
         certificate: dict[str, Any] = dict(secure.getpeercert() or {})
         known: list[dict[str, Any]] = [dict(each) for each in context.get_ca_certs()]
         signers = (each for each in known if each["subject"] == certificate["issuer"])
-        return Shown(version=secure.version() or "", certificate=certificate, authority=next(signers, None))
+        yield Shown(version=secure.version() or "", certificate=certificate, authority=next(signers, None))
 
 
 def validities(access: Access) -> list[Validity]:
@@ -123,17 +137,17 @@ def validities(access: Access) -> list[Validity]:
     Raises:
         OSError: What the broker shows can't be seen.
     """
-    shown = shown_by_broker(access)
-    return [] if shown is None else validities_of(access, shown)
+    return validities_of(access, shown_by_brokers(access))
 
 
-def validities_of(access: Access, shown: Shown) -> list[Validity]:
-    """The same, of what the broker has shown."""
-    return [
-        _validity("broker", shown.certificate),
+def validities_of(access: Access, shown: Sequence[Shown]) -> list[Validity]:
+    """The same, of what the broker has shown: nodes of a cluster may have the same certificate, or one each."""
+    found = [
+        *(_validity("broker", each.certificate) for each in shown),
         *([_validity("own", _own(access.certificate))] if access.certificate else []),
-        *([_validity("authority", shown.authority)] if shown.authority else []),
+        *(_validity("authority", each.authority) for each in shown if each.authority),
     ]
+    return list(dict.fromkeys(found))
 
 
 def _validity(whose: Whose, certificate: Any) -> Validity:

@@ -15,13 +15,13 @@ from broker.errors import BrokerError, BrokerUnreachable, LoginRefused
 from broker.hosting import probe
 from broker.hosting.certificates import make_server
 from broker.hosting.management import Management
-from broker.hosting.private import PrivateBroker, free_ports
+from broker.hosting.private import MAIN_PID, PrivateBroker, free_ports
 from broker.link.access import Access
 from broker.link.invitation import read_invitation
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.seam import Connection
-from broker.link.validity import shown_by_broker, validities_of
+from broker.link.validity import shown_by_brokers, validities_of
 from tests.brokers import control, need_rabbitmq, wait_until
 from tests.servings import Process
 from worker.site.reaching import reach
@@ -225,7 +225,7 @@ def test_a_certificate_that_is_revoked_is_worth_nothing(house: House) -> None:
 def test_sites_go_on_when_the_brokers_certificate_is_renewed(house: House) -> None:
     """By the same authority: the broker takes it without a restart, and an invitation of before connects again."""
     access = read_invitation(house.invited("site-2"))
-    before = shown_by_broker(access)
+    (before,) = shown_by_brokers(access)
     link = RabbitLink(LinkSettings(access=access, name="test", connect_seconds=10))
     link.open()
     try:
@@ -238,11 +238,9 @@ def test_sites_go_on_when_the_brokers_certificate_is_renewed(house: House) -> No
         wait_until(lambda: link.receive(0.1) is Connection.RESTORED, 20)
     finally:
         link.close()
-    after = shown_by_broker(access)
-    assert before is not None
-    assert after is not None
+    (after,) = shown_by_brokers(access)
     assert before.certificate["serialNumber"] != after.certificate["serialNumber"]
-    told = [(each.whose, each.days_left) for each in validities_of(access, after)]
+    told = [(each.whose, each.days_left) for each in validities_of(access, [after])]
     assert told == [("broker", 824), ("own", 824), ("authority", 3649)]
     assert '"whose": "authority"' in run(house.home, "status", "--json")
 
@@ -297,3 +295,16 @@ def test_a_worker_waits_for_a_broker_and_says_why(tmp_path: Path) -> None:
         assert "Nothing listens at" in waiting.said
         assert "Waiting for it." in waiting.said
         assert "SECRET" not in waiting.said + ending.said
+
+
+def test_the_one_that_was_there_starts_as_it_was(house: House) -> None:
+    """`broker down`, then `broker up --tls` alone: administrator, listener, names and certificates are the former ones,
+    so that every invitation holds on; it was refused for `admin`, and had listened on loopback alone. The process that
+    systemd watches is noted."""
+    run(house.home, "down")
+    run(house.home, "up", "--tls", "--port", str(house.broker.port))
+    assert PrivateBroker.recorded(house.broker.home) == house.broker
+    access = read_invitation(house.invited("coordinator"))
+    assert probe.ask(access.amqp_url, tls=access.tls()) is probe.Answer.READY
+    noted = int((house.broker.home / MAIN_PID).read_text())
+    assert str(house.broker.home).encode() in Path(f"/proc/{noted}/cmdline").read_bytes()

@@ -45,6 +45,18 @@ def test_an_invitation_is_read_as_it_was_written(invitation: Path) -> None:
     assert read_invitation(invitation) == INVITED
 
 
+def test_an_invitation_holds_all_addresses_of_a_cluster(tmp_path: Path) -> None:
+    """As one list, with those of its management pages; it is read as it was written."""
+    access = Access(
+        amqp_url="amqps://w:x@a/lab,amqps://w:x@b/lab", name="w", management_url="https://a:1,https://b:1"
+    )
+    path = tmp_path / "w.toml"
+    write_invitation(path, access)
+    assert read_invitation(path) == access
+    assert read_invitation(path).amqp_urls == ("amqps://w:x@a/lab", "amqps://w:x@b/lab")
+    assert 'amqp_url = "amqps://w:x@a/lab,amqps://w:x@b/lab"' in path.read_text()
+
+
 def test_the_management_page_of_an_invitation_is_an_address_that_is_safe(invitation: Path) -> None:
     """A login is sent there: no file, and nothing in the clear beyond this machine."""
     whole = invitation.read_text()

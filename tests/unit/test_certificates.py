@@ -216,7 +216,7 @@ def test_a_broker_that_can_not_listen_there_is_not_started(tmp_path: Path) -> No
     for address in ("999.1.1.1", "192.0.2.1", "no such host"):
         asked = Asked(listen=address, admin="me", names=(), folder=None, takes_clients=False)
         with pytest.raises(UsageError, match="Nothing can listen at"):
-            asked.encryption(tmp_path / "own")
+            asked.encryption(tmp_path / "own", None)
     assert not [*tmp_path.iterdir()]
 
 

@@ -170,15 +170,40 @@ def test_too_few_workers_are_told_at_the_deadline() -> None:
         federation.survey(3, 0.8)
 
 
-def test_a_swarm_is_not_asked() -> None:
-    """Its many workers have parts of one data set: a person has that at hand."""
+@pytest.fixture
+def with_swarm() -> Federation:
+    """Three workers of one process, `lab`."""
     federation = Federation()
     federation.link.declare([coordinator_queue(), worker_queue("lab")])
     counts = {"classes": ("no", "yes"), "examples_per_class": ()}
     each = [Joined(worker=f"lab.{number}", num_examples=60, **counts) for number in (1, 2, 3)]  # type: ignore[arg-type]
     federation.link.publish([outgoing(word, names.COORDINATOR) for word in swarm_words("lab", each)])
-    with pytest.raises(QuorumNotReached, match=r"Only 0 of 2 .* A swarm tells no statistics\."):
-        federation.survey(2, 0.8)
+    return federation
+
+
+def test_swarms_alone_are_refused_and_not_waited_with(
+    with_swarm: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its many workers have parts of one data set, which a person has at hand: once everybody had time to answer the
+    roll call, the command ends with what to do."""
+    monkeypatch.setattr(survey, "_SETTLED_SECONDS", 0.0)
+    with pytest.raises(
+        QuorumNotReached, match=r"Only swarms are there \(lab\).* `worker run --share statistics`"
+    ):
+        with_swarm.survey(2, 600.0)
+
+
+def test_a_swarm_beside_other_sites_is_named_and_left_out(
+    with_swarm: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too few others are still waited for; enough of them are put together without it."""
+    with with_swarm.worker("site", rows(50)):
+        with pytest.raises(QuorumNotReached, match=r"Only 1 of 2 .* A swarm tells no statistics\."):
+            with_swarm.survey(2, 0.8)
+        monkeypatch.setattr(survey, "_SETTLED_SECONDS", 600.0)
+        found = with_swarm.survey(1)
+    assert [each.worker for each in found.sites] == ["site"]
+    assert found.left_out == {"lab": "a swarm tells no statistics."}
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,12 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from broker.audit import OFF, AuditLog, sha256_aside
 from broker.wire.messages import RoundKey, RoundStart
 from broker.wire.statistics import StatisticsAsked
-from broker.wire.tensors import Vector, as_bytes
+from broker.wire.tensors import FLOAT32, Vector, as_bytes
 from worker.rounds.uploading import KeptUpdate, told_of
 
 _MOST_KEPT_BYTES = 2**30  #: of updates that are with the broker
@@ -82,6 +84,7 @@ class HandOver:
         jobs: What is to be done next; None only lets the other thread look up.
         current: The round each logical worker is busy with or has answered.
         updates: The update each keeps until its round is closed; of a swarm the newest, see `note_announced`.
+        is_run_over: Whether a run has ended; the next may begin before anybody looks, and changes nothing in that.
         audit: Told of each round that is taken, and of each update that the broker has; of a swarm's together.
     """
 
@@ -242,8 +245,8 @@ class HandOver:
         if update is None or update.vector is None:
             return
         self._kept_bytes -= update.vector.nbytes
-        if update.announced:
-            self._spare = update.vector
+        if update.announced and update.vector.dtype == FLOAT32:
+            self._spare = np.asarray(update.vector, FLOAT32)
 
     def keep(self, job: RoundJob, update: KeptUpdate) -> bool:
         """Keep an update until its round closes; False when that has happened already."""

@@ -6,17 +6,17 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from broker.command import management_url_for
 from broker.errors import BrokerError
 from broker.link.access import Access
-from broker.link.address import LOCAL_HOSTS
+from broker.link.address import LOCAL_HOSTS, addresses_in
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.validity import (
@@ -25,13 +25,15 @@ from broker.link.validity import (
     common_name_in,
     days_until,
     described,
-    shown_by_broker,
+    shown_by_brokers,
     validities_of,
 )
 from broker.wire import names
 from worker.site.check import line
 
 logger = logging.getLogger(__name__)
+
+_Fact = TypeVar("_Fact")
 
 _SECONDS = 5.0
 _STRANGE_SECONDS = (
@@ -72,6 +74,7 @@ class BrokerFacts:
         num_readers: How many processes read this worker's queue; None where there is no such queue yet.
         has_coordinator: Whether a coordinator reads its queue now; None where that can't be known.
         clock_seconds: This machine's time minus the broker's; None where the broker tells none.
+        problems_at: Of several addresses those that can't be used, and why; the others are tried in turn.
     """
 
     address: str
@@ -83,6 +86,7 @@ class BrokerFacts:
     num_readers: int | None = None
     has_coordinator: bool | None = None
     clock_seconds: float | None = None
+    problems_at: dict[str, str] = field(default_factory=dict)
 
 
 def reach(access: Access, worker: str, *, connect_seconds: float) -> BrokerFacts:
@@ -104,18 +108,46 @@ def reach(access: Access, worker: str, *, connect_seconds: float) -> BrokerFacts
         known["problem"] = str(exc)
     finally:
         link.close()
-    return BrokerFacts(**known, clock_seconds=_clock_seconds(access))
+    return BrokerFacts(
+        **known,
+        clock_seconds=_first(_clock_seconds_at(access, url) for url in _management_urls(access)),
+        problems_at=_problems_at(access, worker, min(connect_seconds, _SECONDS)),
+    )
+
+
+def _first(found: Iterator[_Fact | None]) -> _Fact | None:
+    """Of a cluster's nodes one is as good as another."""
+    return next((each for each in found if each is not None), None)
+
+
+def _management_urls(access: Access) -> list[str]:
+    return addresses_in(management_url_for(",".join(access.amqp_urls), access.management_url))
+
+
+def _problems_at(access: Access, worker: str, seconds: float) -> dict[str, str]:
+    """Of several addresses each by itself."""
+    problems = {}
+    for url in access.amqp_urls if access.others else ():
+        at = access.at(url)
+        link = RabbitLink(LinkSettings(access=at, name=f"check {worker}", connect_seconds=seconds))
+        try:
+            link.open()
+        except BrokerError as exc:
+            problems[at.address] = str(exc)
+        finally:
+            link.close()
+    return problems
 
 
 def _seen(access: Access) -> Iterator[tuple[str, Any]]:
     """What a broker with TLS shows; why it shows nothing, connecting says."""
     try:
-        shown = shown_by_broker(access)
+        shown = shown_by_brokers(access)
     except OSError as exc:
         logger.debug("No TLS at %s: %s", access.address, exc)
         return
-    if shown is not None:
-        yield "tls", _tls(shown)
+    if shown:
+        yield "tls", _tls(shown[0])
         yield "certificates", tuple(validities_of(access, shown))
 
 
@@ -130,12 +162,12 @@ def _tls(shown: Shown) -> Tls:
     )
 
 
-def _clock_seconds(access: Access) -> float | None:
+def _clock_seconds_at(access: Access, management_url: str) -> float | None:
     """How far this machine's clock is ahead of the broker's, by what its management page writes on every answer.
 
     No login is sent: a page that asks for one says what time it is, too.
     """
-    parts = urlsplit(access.management_url or management_url_for(access.amqp_url))
+    parts = urlsplit(management_url)
     url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
     proxies = [urllib.request.ProxyHandler({})] if parts.hostname in LOCAL_HOSTS else []
     opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=access.tls()), *proxies)
@@ -175,6 +207,8 @@ def lines_of(facts: BrokerFacts) -> Iterator[str]:
             yield line("  warning", each.warning)
     if facts.problem is not None:
         yield line("  problem", facts.problem)
+    for address, problem in facts.problems_at.items():
+        yield line("  not at", f"{address}: {problem}")
     if facts.is_login_accepted:
         yield line("  login", f"accepted as {facts.account}")
         yield line("  queue", _queue_text(facts))
