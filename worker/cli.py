@@ -239,6 +239,12 @@ def participation_options(function: Any) -> Any:
         (
             trainer_option,
             trust_option,
+            click.option(
+                "--audit",
+                metavar="FILE|none",
+                help="Gets a line for each round that is taken and each update that leaves, with bytes and SHA-256 (of "
+                "a swarm's together, with bytes).  [default: audit.jsonl in this worker's folder in --state]",
+            ),
             click.option("--task", help="Take part in runs of this task only.  [default: any]"),
             click.option("--once", is_flag=True, help="Leave after one run."),
             click.option("--seed", type=int, default=0, show_default=True, help="Of what is held out for tests."),
@@ -276,9 +282,6 @@ def participation_options(function: Any) -> Any:
 @click.option("--least-steps", type=click.IntRange(min=1), default=1, show_default=True,
               help="Decline a round that would take fewer steps.")  # fmt: skip
 @say_options
-@click.option("--audit", metavar="FILE|none",
-              help="Gets a line for each round that is taken and each update that leaves, with bytes and SHA-256.  "
-              "[default: audit.jsonl in this worker's folder in --state]")  # fmt: skip
 @participation_options
 @access_options
 @log_options
@@ -408,6 +411,7 @@ def swarm_command(
     part_number, _, parts = part.partition("/")
     reader = name if int(parts) == 1 else f"{name}.{int(part_number)}"
     link_to = LinkTo(access, f"swarm {reader}")
+    options["audit"] = audit_file(options["audit"], options["state"], reader)
     private = PrivateParts(state, saves_model=False)
     keras = partial(
         KerasTrainer,

@@ -13,8 +13,10 @@ from broker.link.seam import Delivery, Link
 from broker.link.validator import Validator
 from broker.wire import names
 from broker.wire.messages import Part, UpdateAnnounced
-from broker.wire.tensors import Layout, Values, Vector
-from broker.wire.transfer import Assembly, Digest, Encoding, is_local
+from broker.wire.tensors import FLOAT32, Layout, Values, Vector
+from broker.wire.transfer import PLAIN, Assembly, Digest, Encoding, is_local
+from coordinator.learning.aggregation import num_integers
+from coordinator.learning.exact_sum import Integers
 from coordinator.learning.membership import Roster
 
 _PATIENCE_SECONDS = 1.0  #: without any part: the rest is not there
@@ -37,7 +39,7 @@ class Fetched:
         is_whole: Whether all parts of this upload were there.
         flaw: Why the update can't be accepted, or None.
         vector: Its values, float32 of shape (U,), in memory that the next fetch overwrites; where the local values
-            travelled, float64.
+            travelled, float64; of a relay the bytes of its sum.
         digest: Of the parts that were there.
     """
 
@@ -46,6 +48,11 @@ class Fetched:
     flaw: str | None
     vector: Values
     digest: Digest
+
+    @property
+    def integers(self) -> Integers:
+        """A relay's sum, int64."""
+        return self.vector.view("<i8")
 
 
 class OtherParts:
@@ -201,6 +208,10 @@ class Fetcher:
         Raises:
             ProtocolError: Nobody may write it down so.
         """
+        if update.summed is not None:
+            size = num_integers(self._layout, is_fine=update.summed.is_fine)
+            self._out = np.empty(2 * size, FLOAT32)  # eight bytes of an integer in the place of two values
+            return PLAIN
         self._out = self._narrow
         encoding = Encoding.told(self._layout, update.precision, update.scales, self._base)
         if is_local(update.precision):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from broker.audit import named
 from broker.errors import QuorumNotReached
 from broker.link.seam import Delivery, outgoing
 from broker.wire import names
@@ -212,6 +213,8 @@ class Survey:
         for worker in self._session.look_for_absent(workers):
             self._leave_out(worker, "it went away.")
         there = [worker for worker in workers if worker not in self._left_out]
+        form = {"shape": list(asked.shape) or None, "bins": asked.bins or None, "floor": asked.floor}
+        self._session.audit.note("statistics-asked", step=asked.step, workers=named(there), **form)
         logger.info("Asked for the %s, to answer: %s.", WORDS[asked.step], ", ".join(there) or "nobody")
         self._session.publisher.try_send(
             [outgoing(asked, names.worker_queue(worker), is_transient=True) for worker in there]
@@ -231,6 +234,7 @@ class Survey:
 
     def _leave_out(self, worker: str, reason: str) -> None:
         logger.warning("%s has no part in the statistics: %s", worker, reason)
+        self._session.audit.note("statistics-refused", worker=worker, reason=reason)
         self._left_out[worker] = reason
 
     def _on_answer(self, delivery: Delivery, told: StatisticsTold | StatisticsRefused) -> None:
@@ -247,6 +251,8 @@ class Survey:
             self._leave_out(told.worker, f"it told {flaw}.")
         else:
             self._answers[told.worker] = told
+            its = {"account": delivery.user_id, "num_examples": told.num_examples}
+            self._session.audit.note("statistics-told", worker=told.worker, step=self._asked.step, **its)
 
     def _sites(self, ranges: Mapping[str, StatisticsTold]) -> Iterator[Site]:
         for worker, told in ranges.items():

@@ -1,15 +1,18 @@
 """A survey of sites over the in-memory link: real workers with made-up data; who does not answer is named."""
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from broker import logs
+from broker.audit import OFF, AuditLog
 from broker.errors import Interrupted, QuorumNotReached
 from broker.hosting.private import wait_until
 from broker.link.memory import MemoryBroker, MemoryLink
@@ -51,11 +54,11 @@ class Labelled(Rows):
 class Federation:
     """Workers and a coordinator's place, in this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, audit_log: AuditLog = OFF) -> None:
         self.broker = MemoryBroker()
         self.stop = threading.Event()
         self.link = MemoryLink(self.broker, "coordinator")
-        self.session = Session(self.link, stop=self.stop)
+        self.session = Session(self.link, stop=self.stop, audit_log=audit_log)
 
     @contextmanager
     def worker(self, name: str, x: Matrix | TableSet, share: Share = "statistics") -> Iterator[None]:
@@ -268,3 +271,23 @@ def test_an_answer_to_a_question_of_before_is_ignored() -> None:
     while not federation.session.is_idle:
         federation.session.forget(federation.session.next_event(0.01))
     assert federation.session.validator.num_dead == 0
+
+
+def test_who_was_asked_who_told_and_who_refused_stands_in_the_audit_log(tmp_path: Path) -> None:
+    """What left a site before any training, and by which account."""
+    path = tmp_path / "audit.jsonl"
+    federation = Federation(AuditLog(path))
+    with (
+        federation.worker("open", rows(200)),
+        federation.worker("shy", rows(80), "counts"),
+        pytest.raises(QuorumNotReached),
+    ):
+        federation.survey(2)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    told = [each for each in lines if each["event"].startswith("statistics-")]
+    assert [each["event"] for each in told[:1]] == ["statistics-asked"]
+    assert (told[0]["step"], told[0]["workers"], told[0]["floor"]) == ("range", ["open", "shy"], 10)
+    (answered,) = (each for each in told if each["event"] == "statistics-told")
+    assert (answered["worker"], answered["account"], answered["num_examples"]) == ("open", "open", 200)
+    (refused,) = (each for each in told if each["event"] == "statistics-refused")
+    assert (refused["worker"], "--share statistics" in refused["reason"]) == ("shy", True)

@@ -1,7 +1,7 @@
 """One update, kept from the end of its training to the end of its round: published, and published again if asked."""
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from broker.wire.limits import MOST_WORD_BYTES
 from broker.wire.messages import Part, RoundKey, UpdateAnnounced
 from broker.wire.messages import encode as encode_message
 from broker.wire.scores import AnswerCounts
-from broker.wire.settings import Precision
+from broker.wire.settings import Precision, Summed
 from broker.wire.tensors import FLOAT32, INLINE_BYTES, Array, Layout, Values, Vector
 from broker.wire.transfer import Digest, Encoding, is_local
 
@@ -31,6 +31,7 @@ class Measured:
     states: dict[str, Array] = field(default_factory=dict)
     global_states: dict[str, Array] = field(default_factory=dict)
     counts: AnswerCounts | None = None
+    summed: Summed | None = None
 
 
 _REFUSED_SECONDS = 30.0  #: that a full upload queue is tried again
@@ -72,6 +73,24 @@ class Refusals:
                 f"administers the broker makes room with `broker invite {names.invitation(self._account)} "
                 f"--upload-limit {_ROOM * size + 16}M --again`."
             )
+
+
+def told_of(updates: Sequence["KeptUpdate"], swarm: str | None) -> Iterator[dict[str, object]]:
+    """What the audit log says of uploads that the broker has: each, or of a swarm's all of a round together."""
+    if swarm is None:
+        yield from (update.told for update in updates)
+        return
+    for key in dict.fromkeys(update.key for update in updates):
+        ours = [update for update in updates if update.key == key]
+        yield {
+            "worker": swarm,
+            "number": len(ours),
+            "run": key.run_id,
+            "round": key.round_number,
+            "attempt": key.attempt,
+            "num_examples": sum(update.measured.num_examples for update in ours),
+            "bytes": sum(update.num_sent_bytes for update in ours),
+        }
 
 
 class KeptUpdate:
@@ -152,6 +171,11 @@ class KeptUpdate:
         self._is_announced = True
 
     @property
+    def num_sent_bytes(self) -> int:
+        """What the values of the upload took on the wire."""
+        return self._digest.num_bytes
+
+    @property
     def told(self) -> dict[str, object]:
         """What the audit log says of an upload that the broker has."""
         return {
@@ -161,7 +185,7 @@ class KeptUpdate:
             "attempt": self.key.attempt,
             "upload": self._upload_id,
             "num_examples": self.measured.num_examples,
-            "bytes": self._digest.num_bytes,
+            "bytes": self.num_sent_bytes,
             "sha256": self._digest.sha256,
         }
 
@@ -246,6 +270,7 @@ class KeptUpdate:
             digest=self._digest.hex(),
             seconds=self.measured.seconds,
             base=self.key.digest,
+            summed=self.measured.summed,
         )
         if self.vector is not None and not self._slices:
             data = self._encoded(0)
