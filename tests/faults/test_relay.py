@@ -308,7 +308,7 @@ def test_a_relay_reaches_above_by_its_own_brokers_shovels(
         tree.region(
             "north", above=f"amqp://north:secret@{at_here}", breaks=(stage.hold("upload-part", count=25),)
         )
-        coordinator = tree.coordinator()
+        coordinator = tree.coordinator(run={"relays": ("north",)})
         stage.reached("upload-part")
         restarted(above)
         stage.let_go("upload-part")
