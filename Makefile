@@ -8,8 +8,8 @@ MINUTES ?= 30
 SEED    ?= 1
 REPEAT  ?= 1
 
-# Three at a time, for they mostly wait; each with a broker of its own. Files in this order, so that the long ones come first.
-PYTEST_MANY := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+# Three at a time, for some wait while others compute (tests/conftest.py); each with a broker of its own. The short ones last.
+PYTEST_MANY := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 20
 
 .DEFAULT_GOAL := help
 .PHONY: bench bench-peers help venv install broker needs-broker needs-rabbitmq needs-deployed needs-browser check format test test-4x test-cluster test-browser soak

@@ -46,7 +46,13 @@ class Asked:
     def encryption(self, own: Path, former: Encryption | None) -> Encryption:
         """The certificates, a person's or the broker's own, and what it listens on."""
         if former is not None and not any((self.listen, self.names, self.folder, self.takes_clients)):
-            return former
+            return encrypted(
+                Path(former.folder),
+                former.names,
+                listen=former.listen,
+                takes_clients=former.takes_clients,
+                is_given=Path(former.folder) != own.absolute(),
+            )
         return encrypted(
             (self.folder or own).absolute(),
             self.names,

@@ -400,6 +400,20 @@ def test_a_worker_that_is_there_and_one_that_was_invited_are_not_forgotten(
     assert (refused.returncode, "somebody reads its queue" in refused.stderr) == (2, True)
 
 
+def test_the_queues_of_thousands_of_names_are_asked_for_page_by_page(
+    vhost: str, management: Management, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once the management API gives no answer in time; in pages it tells of each queue, once."""
+    monkeypatch.setattr("broker.hosting.management._PAGE_SIZE", 2)
+    assert management.queues(vhost_of(vhost)) == []
+    with channel_to(vhost) as channel:
+        for number in range(5):
+            channel.queue_declare(f"worker.w{number}", durable=True)
+        found = management.queues(vhost_of(vhost))
+    assert [queue["name"] for queue in found] == [f"worker.w{number}" for number in range(5)]
+    assert found[0]["type"] in ("classic", "quorum")
+
+
 def test_status_names_queues_and_connections(vhost: str, broker: PrivateBroker) -> None:
     """A person sees who is connected by name, and what waits where."""
     parameters = pika.URLParameters(vhost)
