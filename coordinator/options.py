@@ -42,6 +42,7 @@ class RecordedSettings:
     keep_every: int | None
     track: tuple[str, ...]
     private: tuple[str, ...]
+    relays: tuple[str, ...]
     upload_precision: Precision
     deterministic: bool
     initial_model: str | None
@@ -64,6 +65,7 @@ class RunOptions:
         patience: Rounds without a better one before the run ends.
         keep_every: Every so many rounds the model is kept for good.
         private: Patterns of weights that stay at the workers; see `broker.model.kinds.matches`.
+        relays: Invited accounts that may speak for many workers; see `Admission`.
         track: Who is told the figures; see `coordinator.folder.tracking`.
         normalize: What `coordinator statistics` has found, for the model's Normalization layer.
         made_strategy: One that was made by whoever asks, and goes by the name `strategy`; None makes that of the table.
@@ -93,6 +95,7 @@ class RunOptions:
     keep_every: int | None = None
     track: tuple[str, ...] = ()
     private: tuple[str, ...] = ()
+    relays: tuple[str, ...] = ()
     initial_model: Path | None = None
     normalize: Path | None = None
     seed: int = 0
@@ -236,6 +239,7 @@ class RunOptions:
             keep_every=self.keep_every,
             track=self.track,
             private=self.private,
+            relays=self.relays,
             upload_precision=first.precision,
             deterministic=self.deterministic,
             initial_model=None if self.initial_model is None else str(self.initial_model),
