@@ -318,6 +318,7 @@ def main(
         with _told_to_end() as stop:
             take_part(amqp_url, names_of(counts[0])[number::_PROCESSES], _GROUP, stop, is_invited=invited)
     else:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was started is ended
         for count in counts:
             with (
                 tempfile.TemporaryDirectory(prefix="warren-crowd-") as name,
