@@ -47,8 +47,13 @@ class Login:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Revoked:
-    """What went with an account."""
+    """What went with an account.
 
+    Attributes:
+        users: What the account was called at the broker.
+    """
+
+    users: tuple[str, ...]
     connections: int
     removed: Removed
 
@@ -83,7 +88,7 @@ def invite(
         BrokerError: The management API did not do it.
     """
     is_coordinator = name == names.COORDINATOR and swarm is None
-    user = name if is_coordinator else _user(name, swarm)
+    user = user_of(name, swarm)
     again = again or new_password
     _check_free(management, name, user, again=again)
     management.api.put("exchanges", vhost, names.EXCHANGE, body={"type": "topic", "durable": True})
@@ -148,7 +153,7 @@ def revoke(management: Management, name: str, vhost: str = "/") -> Revoked:
         raise UsageError(
             f"{name} has no account at {management.address}, and no queues in {vhost!r}. Try `broker status`."
         )
-    return Revoked(connections=closed, removed=removed)
+    return Revoked(users=tuple(users), connections=closed, removed=removed)
 
 
 def _shut_out(management: Management, vhosts: set[str], name: str, user: str) -> int:
@@ -198,7 +203,14 @@ def _removed(management: Management, vhosts: set[str], name: str) -> Removed:
     return Removed(queues=sum(each.queues for each in found), messages=sum(each.messages for each in found))
 
 
-def _user(name: str, swarm: int | None) -> str:
+def user_of(name: str, swarm: int | None) -> str:
+    """What the account of a worker, a swarm or the coordinator is called at the broker.
+
+    Raises:
+        UsageError: The name can't be a worker's.
+    """
+    if swarm is None and name == names.COORDINATOR:
+        return name
     names.check_name(name)
     return name if swarm is None else names.swarm_account(name, swarm)
 

@@ -33,7 +33,6 @@ class Management:
 
     Attributes:
         api: For what is asked in one place alone.
-        address: The API's, without the login.
 
     Raises:
         UsageError: The address can't be understood.
@@ -41,7 +40,11 @@ class Management:
 
     def __init__(self, url: str, *, timeout_seconds: float = 10, tls: ssl.SSLContext | None = None) -> None:
         self.api = Api(url, timeout_seconds=timeout_seconds, tls=tls)
-        self.address = self.api.address
+
+    @property
+    def address(self) -> str:
+        """The API's, without the login."""
+        return self.api.address
 
     # What there is
 

@@ -1,4 +1,4 @@
-"""A float32 vector on its way: cut into parts, encoded with the precision asked for, and put together again."""
+"""A vector on its way: cut into parts, encoded with the precision asked for, and put together again."""
 
 import hashlib
 import math
@@ -13,13 +13,25 @@ from broker.errors import ProtocolError
 from broker.wire.fields import Binary
 from broker.wire.messages import Part
 from broker.wire.settings import Precision
-from broker.wire.tensors import FLOAT32, PART_BYTES, Layout, Vector, as_bytes, sections_of
+from broker.wire.tensors import FLOAT32, PART_BYTES, Layout, Values, Vector, as_bytes, sections_of
 
-_CODES: dict[Precision, str] = {"float32": "<f4", "float16": "<f2", "int8": "<i1"}
+_CODES: dict[Precision, str] = {
+    "float32": "<f4", "float16": "<f2", "int8": "<i1", "local32": "<f4", "local64": "<f8",
+}  # fmt: skip
 _FLOAT16_LIMIT = 65504.0
 _INT8_LIMIT = 127
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)  #: float32 loses its digits below it, and at last is zero
 _LARGEST_SCALE = 2.0**100  #: a larger one is no float32 any more once multiplied
+
+
+def is_local(precision: Precision) -> bool:
+    """Whether the trainable values travel as they have become, and not as what changed."""
+    return precision in ("local32", "local64")
+
+
+def is_exact(layout: Layout) -> bool:
+    """Whether a model is so small that its local values may travel: what of it is trained is one part at most."""
+    return sections_of(layout).num_trainable * FLOAT32.itemsize <= PART_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +45,17 @@ class Encoding:
         num_trainable: How many values, from the first, travel with that precision; the others as float32.
         tensors: For int8: the span of each trainable tensor.
         scales: For int8: the value of one step in each of these tensors.
+        base: For local values: what they are told as the difference to, once they are read.
     """
 
     precision: Precision = "float32"
     num_trainable: int = 0
     tensors: tuple[slice, ...] = ()
     scales: tuple[float, ...] = ()
+    base: Vector | None = None
 
     @classmethod
-    def of(cls, vector: Vector, layout: Layout, precision: Precision) -> Self:
+    def of(cls, vector: Values, layout: Layout, precision: Precision) -> Self:
         """What an update's sender decides; int8 wants finite trainable values."""
         sections = sections_of(layout)
         tensors = sections.tensors if precision == "int8" else ()
@@ -49,28 +63,38 @@ class Encoding:
         return cls(precision=precision, num_trainable=sections.num_trainable, tensors=tensors, scales=scales)
 
     @classmethod
-    def told(cls, layout: Layout, precision: Precision, scales: tuple[float, ...]) -> Self:
+    def told(
+        cls, layout: Layout, precision: Precision, scales: tuple[float, ...], base: Vector | None = None
+    ) -> Self:
         """What an update's receiver is told.
 
         Raises:
-            ProtocolError: These are no scales of such a model.
+            ProtocolError: These are no scales of such a model, or it is too large for local values.
         """
         sections = sections_of(layout)
+        if is_local(precision) and not is_exact(layout):
+            raise ProtocolError(f"Expected the difference that the training made, got {precision}.")
         tensors = sections.tensors if precision == "int8" else ()
         if len(scales) != len(tensors) or not all(0 < scale <= _LARGEST_SCALE for scale in scales):
             raise ProtocolError(
                 f"Expected {len(tensors)} scales of 0 to {_LARGEST_SCALE:g}, got {len(scales)}"
                 f"{f' from {min(scales)} to {max(scales)}' if scales else ''}."
             )
-        return cls(precision=precision, num_trainable=sections.num_trainable, tensors=tensors, scales=scales)
+        return cls(
+            precision=precision,
+            num_trainable=sections.num_trainable,
+            tensors=tensors,
+            scales=scales,
+            base=base if is_local(precision) else None,
+        )
 
-    def encode(self, vector: Vector, span: slice, generator: np.random.Generator) -> Binary:
+    def encode(self, vector: Values, span: slice, generator: np.random.Generator) -> Binary:
         """Write down one slice of a vector.
 
         int8 rounds stochastically (Alistarh et al. 2017, "QSGD", section 3): v ≈ scale · q with E[scale · q] = v.
 
         Args:
-            vector: float32, shape (P,); as float32 the data is a view of it.
+            vector: float32, of local values also float64, shape (P,); as float32 the data is a view of it.
             span: What of it.
             generator: Draws the rounding of int8.
         """
@@ -79,17 +103,19 @@ class Encoding:
         coarse, exact = self._divided(span)
         return self._encode_coarse(vector, coarse, generator) + bytes(as_bytes(vector[exact]))
 
-    def _encode_coarse(self, vector: Vector, span: slice, generator: np.random.Generator) -> bytes:
+    def _encode_coarse(self, vector: Values, span: slice, generator: np.random.Generator) -> bytes:
         values = vector[span]
         if self.precision == "float16":
             return np.clip(values, -_FLOAT16_LIMIT, _FLOAT16_LIMIT).astype("<f2").tobytes()
+        if is_local(self.precision):
+            return values.astype(_CODES[self.precision]).tobytes()
         steps = generator.random(values.size, np.float32)
         for piece, scale in self._pieces(span):
             steps[piece] += values[piece] / np.float32(scale)
         return np.clip(np.floor(steps), -_INT8_LIMIT, _INT8_LIMIT).astype("<i1").tobytes()
 
-    def decode(self, data: Binary, span: slice, out: Vector) -> None:
-        """Read one slice of a vector into `out`, float32 of the slice's shape.
+    def decode(self, data: Binary, span: slice, out: Values) -> None:
+        """Read one slice of a vector into `out`, float32 of the slice's shape; of local values float64.
 
         Raises:
             ProtocolError: The data is not exactly so many values.
@@ -105,6 +131,8 @@ class Encoding:
         out[:num_coarse] = np.frombuffer(data, code, num_coarse)
         for piece, scale in self._pieces(coarse):
             out[piece] *= np.float32(scale)
+        if self.base is not None:
+            out[:num_coarse] -= self.base[coarse]
         out[num_coarse:] = np.frombuffer(data, FLOAT32, num_exact, cut)
 
     def _divided(self, span: slice) -> tuple[slice, slice]:
@@ -123,7 +151,7 @@ class Encoding:
 PLAIN = Encoding()  #: every value as float32
 
 
-def _scale_of(values: Vector) -> float:
+def _scale_of(values: Values) -> float:
     largest = float(max(np.max(values, initial=0.0), -np.min(values, initial=0.0)))
     return max(largest / _INT8_LIMIT, _SMALLEST_SCALE)
 
@@ -178,7 +206,7 @@ class Assembly:
     """Puts the parts of one transfer together, in whatever order and however often they come.
 
     Args:
-        out: Where the values go, float32 of shape (P,); what it held before is overwritten.
+        out: Where the values go, float32 or float64 of shape (P,); what it held before is overwritten.
         transfer_id: Parts of another transfer are not taken.
         part_bytes: Bytes of float32 values that one part covers.
         encoding: How the values are written down.
@@ -187,7 +215,7 @@ class Assembly:
 
     def __init__(
         self,
-        out: Vector,
+        out: Values,
         transfer_id: str,
         part_bytes: int = PART_BYTES,
         encoding: Encoding = PLAIN,

@@ -17,13 +17,13 @@ from broker.wire.transfer import Digest
 from coordinator.folder.checkpoint import Checkpoint
 from coordinator.folder.history import row_of, with_measures, within_bounds
 from coordinator.folder.run_folder import RunFolder
-from coordinator.learning.aggregation import capacity, examine
+from coordinator.learning.aggregation import capacity, examine, flaw_in_sum
 from coordinator.learning.measures import WorkOut
 from coordinator.learning.membership import Member
 from coordinator.learning.rounds import Round, RoundRecord, Verdict
 from coordinator.learning.spares import Spares
-from coordinator.learning.strategies import Aggregate, Strategy
-from coordinator.play.fetching import Fetcher
+from coordinator.learning.strategies import Aggregate, MeanAggregate, Strategy
+from coordinator.play.fetching import Fetched, Fetcher
 from coordinator.play.log_text import listed
 from coordinator.play.round_start import Invitation, each_addressed
 from coordinator.play.unacknowledged import Unacknowledged
@@ -43,7 +43,7 @@ _LEAST_REASON = 100
 _MOST_SENT = 5  #: round starts to one worker that says it has none, at once
 _SENT_AGAIN_SECONDS = 30.0
 _MOST_TORN = 4  #: uploads of one worker in an attempt that were announced and not all there
-_ITEM_BYTES: dict[Precision, int] = {"float32": 4, "float16": 2, "int8": 1}
+_ITEM_BYTES: dict[Precision, int] = {"float32": 4, "float16": 2, "int8": 1, "local32": 4, "local64": 8}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +98,7 @@ class LiveRound:
             session.link,
             session.validator,
             self._staging[: sections_of(base.layout).num_up],
+            base.vector,
             base.layout,
             the_round.record.part_bytes,
             session.stop,
@@ -165,16 +166,34 @@ class LiveRound:
             self.ask_again({update.worker: update.upload_id})
             unacknowledged.hold(delivery, fetched.deliveries)
             return
-        largest, flaw = examine(fetched.vector, self._base.layout)
+        largest, flaw = self._examined(update, fetched)
         reason = fetched.flaw or flaw if fetched.is_whole else "its parts were not there, time and again"
         verdict = Verdict.REJECTED if reason else Verdict.ACCEPTED
         self._bury_if_wrong(delivery, update, verdict, reason)
         unacknowledged.hold(delivery, fetched.deliveries)
-        if verdict is Verdict.ACCEPTED and self.aggregate is not None:
-            self.aggregate.add(update.worker, fetched.vector, self.record.weight(update.num_examples))
-            self.update_bytes += _travelled(update.precision, self._base.layout)
+        if verdict is Verdict.ACCEPTED:
+            self._add(update, fetched)
         self._note(delivery, update, verdict, reason, fetched.digest)
         self._settle(update, verdict, reason, largest)
+
+    def _examined(self, update: UpdateAnnounced, fetched: Fetched) -> tuple[float, str | None]:
+        """The largest value of an update, and why its values can't be accepted."""
+        layout = self._base.layout
+        if update.summed is None:
+            return examine(fetched.vector, layout)
+        if not isinstance(self.aggregate, MeanAggregate):
+            return 0.0, "expected an update, got a sum"
+        exponent = self.record.scale_exponent
+        return update.summed.largest, flaw_in_sum(fetched.integers, layout, exponent, update.summed)
+
+    def _add(self, update: UpdateAnnounced, fetched: Fetched) -> None:
+        weight, layout = self.record.weight(update), self._base.layout
+        if update.summed is not None and isinstance(self.aggregate, MeanAggregate):
+            self.aggregate.add_sum(fetched.integers, weight)
+            self.update_bytes += fetched.vector.nbytes
+        elif self.aggregate is not None:
+            self.aggregate.add(update.worker, fetched.vector, weight)
+            self.update_bytes += _travelled(update.precision, layout)
 
     def _put_away(self, delivery: Delivery, *workers: str) -> None:
         """Acknowledge what changes nothing; but a repeat of an answer that is not on disk yet may be all there is."""
@@ -312,15 +331,13 @@ class LiveRound:
     def _invited_too(self, members: Sequence[Member]) -> list[str]:
         """Invite more workers, as far as the sum has room for them, and their word had not waited in the queue."""
         record = self.record
-        room = capacity(record.scale_exponent) - sum(
-            record.weight(record.num_examples[worker]) for worker in record.selected
-        )
+        room = capacity(record.scale_exponent) - sum(map(record.reserved, record.selected))
         absent = set(self._tools.session.look_for_absent([member.worker for member in members]))
         chosen: list[Member] = []
         for member in members:
             if member.worker in absent:
                 continue
-            more = 0 if member.evaluate_only else record.weight(member.num_examples)
+            more = 0 if member.evaluate_only else member.weight(record.most_weight)
             if more <= room:
                 room -= more
                 chosen.append(member)
@@ -340,8 +357,9 @@ class LiveRound:
         readers = session.roster.by_reader(workers)
         if room is not None:
             processes = {reader: session.roster.num_of_reader(them[0]) for reader, them in readers.items()}
+            processes |= dict.fromkeys(readers.keys() & record.relays.keys(), 2)  # eight bytes a value
             room.make(self._base.layout, record.part_bytes, processes)
-        self._invitation.send(session.publisher, readers, session.number, len(record.selected))
+        self._invitation.send(session.publisher, readers, session.number, record)
 
     # --- looking after it ----------------------------------------------------------------------------------
 
@@ -417,6 +435,12 @@ class LiveRound:
         if self.aggregate is not None:
             self.aggregate.end(self._tools.spares)
             self._tools.spares.give(self._base.vector)  # the staging memory holds the new weights
+        self._tools.unacknowledged.release()
+        self._tell_closed()
+
+    def end_part(self) -> None:
+        """A relay's part of a round is over: once that is on disk, acknowledge, and tell those who are not in it."""
+        self.keep()
         self._tools.unacknowledged.release()
         self._tell_closed()
 

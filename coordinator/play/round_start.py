@@ -8,7 +8,7 @@ from broker.link.seam import Outgoing, outgoing
 from broker.wire import names, transfer
 from broker.wire.messages import Message, Part, RoundClosed, RoundKey, RoundStart, UploadAgain
 from broker.wire.messages import encode as encode_message
-from broker.wire.settings import TrainingSettings
+from broker.wire.settings import RelayTerms, TrainingSettings
 from broker.wire.tensors import INLINE_BYTES, as_bytes, part_count
 from broker.wire.transfer import Digest
 from coordinator.folder.checkpoint import Checkpoint
@@ -30,6 +30,7 @@ class Invitation:
         last_round: int,
     ) -> None:
         self._record = record
+        self._terms: dict[str, RelayTerms] = {}
         self._vector = base.vector
         self._spans = list(transfer.slices(base.vector.size, record.part_bytes))
         is_inline = base.vector.nbytes <= INLINE_BYTES
@@ -70,21 +71,28 @@ class Invitation:
                 digest.add(index, as_bytes(self._vector[span]))
         return digest.hex()
 
-    def send(self, publisher: Publisher, readers: Readers, session: int, participants: int) -> None:
+    def send(self, publisher: Publisher, readers: Readers, session: int, record: RoundRecord) -> None:
         """Publish it to these workers.
 
         Args:
             publisher: Of the coordinator.
             readers: The workers by the process that each is a worker of.
             session: The coordinator's, which a resumed round was made before.
-            participants: How many are asked for an update by now.
+            record: Of the round, with whoever is asked for an update by now.
         """
-        self._start = replace(self._start, session=session, participants=participants)
+        self._start = replace(self._start, session=session, participants=len(record.selected))
+        self._terms = {
+            relay: RelayTerms(num_examples=record.num_examples[relay], most_weight=record.most_weight)
+            for relay in record.relays
+        }
         for group in groups_of([*readers]):
             publisher.send(list(self._messages({reader: readers[reader] for reader in group})))
 
     def _messages(self, readers: Readers) -> Iterator[Outgoing]:
-        yield from each_addressed(self._start, readers)
+        others_alike = {reader: readers[reader] for reader in readers if reader not in self._terms}
+        yield from each_addressed(self._start, others_alike)
+        for relay in readers.keys() & self._terms.keys():
+            yield outgoing(replace(self._start, relay=self._terms[relay]), names.worker_queue(relay))
         if self._start.weights is None:
             first, *others = map(names.worker_queue, readers)
             for index in range(len(self._spans)):

@@ -21,6 +21,7 @@ from coordinator.folder.run_folder import RunFolder
 from coordinator.keras.process import BuiltModel, Models
 from coordinator.learning.rounds import Step
 from coordinator.learning.spares import Spares
+from coordinator.learning.strategies import OfTheMean
 from coordinator.options import RunOptions
 from coordinator.play.admission import Admission
 from coordinator.play.attempts import Attempts
@@ -104,7 +105,8 @@ class Run:
             spares=Spares(),
             room=room,
         )
-        self._admission = Admission(self._session.roster, options.task.name)
+        takes_sums = isinstance(self._tools.strategy, OfTheMean)
+        self._admission = Admission(self._session.roster, options.task.name, takes_sums=takes_sums)
         self._committed = Committed(options, folder, models, log)
         self._gathering = Gathering(self._session, self._admission, self._committed, options)
         self._attempts = Attempts(self._tools, self._committed, options, self._admission, log)

@@ -131,7 +131,14 @@ def noted_starts() -> list[float]:
 
 
 def coordinate(
-    amqp_url: str, weights: int, workers: list[str], rounds: int, precision: Precision, strategy: str
+    amqp_url: str,
+    weights: int,
+    workers: list[str],
+    rounds: int,
+    precision: Precision,
+    strategy: str,
+    *,
+    is_audited: bool,
 ) -> dict[str, Any]:
     """Play the rounds in this process and measure them."""
     started, models, log = time.monotonic(), NoModels(weights), logs.configure()
@@ -148,7 +155,7 @@ def coordinate(
             strategy=strategy,
         )
         link.open()
-        audit_log = AuditLog(Path(folder) / AUDIT_FILE)
+        audit_log = AuditLog(Path(folder) / AUDIT_FILE if is_audited else None)
         run = Run(link, options, models, stop=stop.event, log=log, audit_log=audit_log)  # type: ignore[arg-type]
         run.play()
         link.close()
@@ -169,11 +176,11 @@ def coordinate(
     }
 
 
-def take_part(amqp_url: str, names: list[str], *, is_swarm: bool) -> None:
+def take_part(amqp_url: str, names: list[str], *, is_swarm: bool, is_audited: bool) -> None:
     """Be one worker, or a swarm, until the run is over."""
     link = RabbitLink(LinkSettings(access=Access(amqp_url=amqp_url), name=f"worker {names[0]}"))
     log = logs.configure()
-    with Stop() as stop:
+    with Stop() as stop, tempfile.TemporaryDirectory(dir=".") as folder:
         link.open()
         WorkerLoop(
             link,
@@ -184,6 +191,7 @@ def take_part(amqp_url: str, names: list[str], *, is_swarm: bool) -> None:
             console=Console(),
             once=True,
             is_swarm=is_swarm,
+            audit_log=AuditLog(Path(folder) / AUDIT_FILE if is_audited else None),
         ).serve()
         link.close()
 
@@ -198,6 +206,9 @@ def take_part(amqp_url: str, names: list[str], *, is_swarm: bool) -> None:
 @click.option(
     "--strategy", default="fedavg", help="Of all but fedavg the result is another than is expected."
 )
+@click.option(
+    "--audit/--no-audit", default=True, show_default=True, help="Keep audit logs, as the commands do."
+)
 @click.option("--be", hidden=True, help="Be this worker (used by this script itself).")
 def main(
     amqp_url: str,
@@ -207,13 +218,14 @@ def main(
     rounds: int,
     precision: Precision,
     strategy: str,
+    audit: bool,
     be: str | None,
 ) -> None:
     """Measure the transport."""
     swarm_names = [f"swarm.{number}" for number in range(1, swarm + 1)]
     names = [f"w{number}" for number in range(1, workers + 1)]
     if be is not None:
-        take_part(amqp_url, swarm_names if be == "swarm" else [be], is_swarm=be == "swarm")
+        take_part(amqp_url, swarm_names if be == "swarm" else [be], is_swarm=be == "swarm", is_audited=audit)
         return
     again = [sys.executable, "-m", "tests.bench.fleet", *sys.argv[1:], "--be"]
     processes = [
@@ -221,7 +233,9 @@ def main(
         for name in names + (["swarm"] if swarm else [])
     ]
     try:
-        print(json.dumps(coordinate(amqp_url, weights, names + swarm_names, rounds, precision, strategy)))
+        every = names + swarm_names
+        measured = coordinate(amqp_url, weights, every, rounds, precision, strategy, is_audited=audit)
+        print(json.dumps(measured))
         for process in processes:
             process.wait(_START_SECONDS)
     finally:

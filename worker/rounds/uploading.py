@@ -1,7 +1,7 @@
 """One update, kept from the end of its training to the end of its round: published, and published again if asked."""
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,9 +14,9 @@ from broker.wire.limits import MOST_WORD_BYTES
 from broker.wire.messages import Part, RoundKey, UpdateAnnounced
 from broker.wire.messages import encode as encode_message
 from broker.wire.scores import AnswerCounts
-from broker.wire.settings import Precision
-from broker.wire.tensors import INLINE_BYTES, Array, Layout, Vector
-from broker.wire.transfer import Digest, Encoding
+from broker.wire.settings import Precision, Summed
+from broker.wire.tensors import FLOAT32, INLINE_BYTES, Array, Layout, Values, Vector
+from broker.wire.transfer import Digest, Encoding, is_local
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +31,7 @@ class Measured:
     states: dict[str, Array] = field(default_factory=dict)
     global_states: dict[str, Array] = field(default_factory=dict)
     counts: AnswerCounts | None = None
+    summed: Summed | None = None
 
 
 _REFUSED_SECONDS = 30.0  #: that a full upload queue is tried again
@@ -74,6 +75,24 @@ class Refusals:
             )
 
 
+def told_of(updates: Sequence["KeptUpdate"], swarm: str | None) -> Iterator[dict[str, object]]:
+    """What the audit log says of uploads that the broker has: each, or of a swarm's all of a round together."""
+    if swarm is None:
+        yield from (update.told for update in updates)
+        return
+    for key in dict.fromkeys(update.key for update in updates):
+        ours = [update for update in updates if update.key == key]
+        yield {
+            "worker": swarm,
+            "number": len(ours),
+            "run": key.run_id,
+            "round": key.round_number,
+            "attempt": key.attempt,
+            "num_examples": sum(update.measured.num_examples for update in ours),
+            "bytes": sum(update.num_sent_bytes for update in ours),
+        }
+
+
 class KeptUpdate:
     """An update that can be uploaded as often as it takes; each upload has an id of its own.
 
@@ -82,10 +101,11 @@ class KeptUpdate:
         key: The attempt at a round that it answers.
         measured: What is announced with it.
         vector: What travels up, float32 of shape (U,): of trainable weights the difference local minus global,
-            statistics as they are; None when the worker only measured.
+            statistics as they are; where local values are asked for, these, float64 if need be. None when the worker
+            only measured.
         layout: Of the model.
         part_bytes: The most that one message carries of it.
-        precision: How its values travel.
+        precision: How its values are asked for.
         seed: Of int8's stochastic rounding: the same part is encoded to the same bytes every time.
         reader: The process whose upload queue takes its parts; the worker's own if it is called like it.
         is_audited: Whether the audit log is to tell which update this was.
@@ -99,7 +119,7 @@ class KeptUpdate:
         worker: str,
         key: RoundKey,
         measured: Measured,
-        vector: Vector | None,
+        vector: Values | None,
         *,
         layout: Layout,
         part_bytes: int,
@@ -117,7 +137,9 @@ class KeptUpdate:
         self.key = key
         self.measured = measured
         self.vector = vector
-        self._encoding = Encoding() if vector is None else Encoding.of(vector, layout, precision)
+        self._encoding = (
+            Encoding() if vector is None else Encoding.of(vector, layout, _written(vector, precision))
+        )
         self._seed = seed
         is_inline = vector is None or vector.nbytes <= INLINE_BYTES
         self._slices = [] if vector is None or is_inline else list(transfer.slices(vector.size, part_bytes))
@@ -149,6 +171,11 @@ class KeptUpdate:
         self._is_announced = True
 
     @property
+    def num_sent_bytes(self) -> int:
+        """What the values of the upload took on the wire."""
+        return self._digest.num_bytes
+
+    @property
     def told(self) -> dict[str, object]:
         """What the audit log says of an upload that the broker has."""
         return {
@@ -158,7 +185,7 @@ class KeptUpdate:
             "attempt": self.key.attempt,
             "upload": self._upload_id,
             "num_examples": self.measured.num_examples,
-            "bytes": self._digest.num_bytes,
+            "bytes": self.num_sent_bytes,
             "sha256": self._digest.sha256,
         }
 
@@ -169,7 +196,7 @@ class KeptUpdate:
 
     @property
     def num_bytes(self) -> int:
-        """What its values take, as float32."""
+        """What its values take before they are encoded."""
         return 0 if self.vector is None else self.vector.nbytes
 
     def parts(self) -> Iterator[Outgoing]:
@@ -243,6 +270,7 @@ class KeptUpdate:
             digest=self._digest.hex(),
             seconds=self.measured.seconds,
             base=self.key.digest,
+            summed=self.measured.summed,
         )
         if self.vector is not None and not self._slices:
             data = self._encoded(0)
@@ -262,12 +290,18 @@ class KeptUpdate:
 
         Karimireddy et al. 2019, "Error Feedback Fixes SignSGD and other Gradient Compression Schemes", algorithm 1.
         """
-        if self.vector is None or self._encoding.precision == "float32":
+        precision = self._encoding.precision
+        if self.vector is None or precision == "float32" or is_local(precision):
             return None
         decoded = np.empty_like(self.vector)
         for index, section in enumerate(self._slices or [slice(0, self.vector.size)]):
             self._encoding.decode(self._encoded(index), section, decoded[section])
         return np.subtract(self.vector, decoded, out=decoded)
+
+
+def _written(vector: Values, asked: Precision) -> Precision:
+    """How an update's values travel: local ones take no more room than they need."""
+    return "local32" if is_local(asked) and vector.dtype == FLOAT32 else asked
 
 
 class _PartBody:

@@ -5,7 +5,7 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from broker.audit import OFF, AuditLog
@@ -15,7 +15,7 @@ from broker.link.seam import Link, Queue, outgoing, upload_queue, worker_queue
 from broker.logs import LogContext
 from broker.model.likeness import scale_difference
 from broker.wire import names
-from broker.wire.messages import Left, Progress, RoundKey, RoundStart, SwarmLeft
+from broker.wire.messages import Left, Progress, RoundKey, RoundStart, RunFinished, SwarmLeft
 from broker.wire.statistics import WORDS, StatisticsRefused, StatisticsTold
 from broker.wire.tensors import Vector
 from worker.learning.console import Console
@@ -64,6 +64,7 @@ class WorkerLoop:
         at_once: How many answers the trainer may be asked for at the same time.
         resting: When no rounds are taken.
         audit_log: Told what this site takes part in, and what leaves it.
+        on_finished: Told of a run's end before that is acknowledged.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class WorkerLoop:
         at_once: int = 1,
         resting: Resting | None = None,
         audit_log: AuditLog = OFF,
+        on_finished: Callable[[RunFinished], None] = lambda _finished: None,
     ) -> None:
         self._audit = audit_log
         self._link = link
@@ -97,7 +99,7 @@ class WorkerLoop:
         self._reader = reader or (names.swarm_of(first) if is_swarm else first)
         self._publisher = Publisher(link, stop)
         self._declines = Declines(self._publisher, audit_log, self._reader if is_swarm else None)
-        self._hand_over = HandOver(audit_log)
+        self._hand_over = HandOver(audit_log, self._reader if is_swarm else None)
         self._listener = Listener(
             link,
             self._participants,
@@ -106,6 +108,7 @@ class WorkerLoop:
             task=task,
             swarm=self._reader if is_swarm else None,
             resting=self._resting,
+            on_finished=on_finished,
         )
         self._sites: dict[str, SiteStatistics] = {}
         self._progress_at = float("-inf")
@@ -142,6 +145,10 @@ class WorkerLoop:
                 self._leave()
             if self._is_swarm:
                 self._delete_queues(names.worker_queue(self._reader), names.upload_queue(self._reader))
+
+    def say_joined(self) -> None:
+        """What is told of who takes part has changed: say it again, from any thread."""
+        self._listener.say_joined()
 
     def _is_over(self) -> bool:
         if self._hand_over.failure is not None:
@@ -247,10 +254,10 @@ class WorkerLoop:
             self._with_residual(job.worker, trained.vector),
             layout=job.start.layout,
             part_bytes=job.start.part_bytes,
-            precision=settings.precision,
+            precision=settings.precision if trained.measured.summed is None else "float32",
             seed=seed_of(job.start, job.worker) if settings.deterministic else secrets.randbits(32),
             reader=self._reader,
-            is_audited=self._audit.is_kept,
+            is_audited=self._audit.is_kept and not self._is_swarm,
         )
         if not settings.deterministic:
             residual = update.lost_in_encoding()
@@ -347,6 +354,7 @@ class WorkerLoop:
         except Exception as exc:  # also a bug is told, and not waited for until the deadline
             logger.warning("Told no statistics: %s", exc, exc_info=not isinstance(exc, WarrenError))
             reason = participant.rules.reason(exc)[:_MOST_SAID]
+            self._audit.note("statistics-refused", worker=job.worker, step=asked.step, reason=reason)
             return StatisticsRefused(worker=job.worker, asked=asked.asked, reason=reason)
         logger.info("Told the %s of %d examples.", WORDS[asked.step], answer.num_examples)
         number = answer.num_examples
