@@ -182,6 +182,7 @@ class Play:
         while True:
             word = self._next_word()
             event, at = word["event"], word["at"]
+            print(f"{at - begun:.1f} s: {event} {word.get('round', '')}", file=sys.stderr, flush=True)
             if event == "opened" and word["round"] == 1:
                 told = {"joining_seconds": round(at - begun, 1), "joining_cpu": _since(cpu, self._cpu())}
             if event == "opened":
