@@ -12,7 +12,7 @@ from broker.link.seam import Delivery, outgoing
 from broker.wire import names
 from broker.wire.messages import Declined, RoundClosed, SwarmDeclined, UpdateAnnounced, UploadAgain
 from broker.wire.settings import Precision, TrainingSettings
-from broker.wire.tensors import FLOAT32, Layout, sections_of
+from broker.wire.tensors import FLOAT32, INLINE_BYTES, Layout, sections_of
 from broker.wire.transfer import Digest
 from coordinator.folder.checkpoint import Checkpoint
 from coordinator.folder.history import row_of, with_measures, within_bounds
@@ -23,7 +23,7 @@ from coordinator.learning.membership import Member
 from coordinator.learning.rounds import Round, RoundRecord, Verdict
 from coordinator.learning.spares import Spares
 from coordinator.learning.strategies import Aggregate, Strategy
-from coordinator.play.fetching import Fetcher
+from coordinator.play.fetching import EarlyParts, Fetcher
 from coordinator.play.log_text import listed
 from coordinator.play.round_start import Invitation, each_addressed
 from coordinator.play.unacknowledged import Unacknowledged
@@ -40,6 +40,7 @@ _REASONS_LENGTH = (
 _LEAST_REASON = 100
 _MOST_SENT = 5  #: round starts to one worker that says it has none, at once
 _SENT_AGAIN_SECONDS = 30.0
+_MOST_LOOKED_AHEAD = 16  #: upload queues at a time
 _MOST_TORN = 4  #: uploads of one worker in an attempt that were announced and not all there
 _ITEM_BYTES: dict[Precision, int] = {"float32": 4, "float16": 2, "int8": 1}
 
@@ -53,6 +54,7 @@ class Tools:
     unacknowledged: Unacknowledged
     strategy: Strategy
     spares: Spares
+    early: EarlyParts
     room: BrokerRoom | None = None
 
 
@@ -100,6 +102,7 @@ class LiveRound:
             the_round.record.part_bytes,
             session.stop,
             session.roster,
+            early=tools.early,
             is_audited=tools.folder.audit.is_kept,
         )
         self._asked: set[str] = set()
@@ -107,6 +110,7 @@ class LiveRound:
         self._num_torn: Counter[str] = Counter()
         self._sent = Allowance(_MOST_SENT, _SENT_AGAIN_SECONDS)
         self._presence_at = time.monotonic()
+        self._next_ahead = 0
 
     @property
     def record(self) -> RoundRecord:
@@ -340,6 +344,20 @@ class LiveRound:
         if not self.round.is_complete:
             session.call_roll_if_due()
 
+    def look_ahead(self) -> None:
+        """Nothing is to be done: take out what has been uploaded so far, of some workers after the other."""
+        session = self._tools.session
+        has_parts = self.aggregate is not None and self._staging.nbytes > INLINE_BYTES
+        if not (has_parts and session.link.takes_messages):
+            return
+        trainers = [worker for worker in self.round.unanswered if self.round.trains(worker)]
+        alone = [worker for worker in trainers if worker in session.roster.by_reader([worker])]
+        first = self._next_ahead if self._next_ahead < len(alone) else 0
+        self._next_ahead = first + _MOST_LOOKED_AHEAD
+        with session.until_link_is_back():
+            for worker in alone[first : self._next_ahead]:
+                self._fetcher.look_ahead(worker)
+
     # --- its end -------------------------------------------------------------------------------------------
 
     def again(self, the_round: Round, aggregate: Aggregate | None) -> "LiveRound":
@@ -392,6 +410,7 @@ class LiveRound:
             self.aggregate.end(self._tools.spares)
             self._tools.spares.give(self._base.vector)  # the staging memory holds the new weights
         self._tools.unacknowledged.release()
+        self._tools.session.link.ack(self._tools.early.end())
         self._tell_closed()
 
     def _tell_closed(self) -> None:

@@ -25,7 +25,7 @@ from coordinator.options import RunOptions
 from coordinator.play.admission import Admission
 from coordinator.play.attempts import Attempts
 from coordinator.play.committed import Committed
-from coordinator.play.fetching import empty_upload_queue
+from coordinator.play.fetching import EarlyParts, empty_upload_queue
 from coordinator.play.gathering import Gathering
 from coordinator.play.inviting import fewest_present
 from coordinator.play.live_round import LiveRound, Tools
@@ -102,6 +102,7 @@ class Run:
             unacknowledged=Unacknowledged(link),
             strategy=options.make_strategy(),
             spares=Spares(),
+            early=EarlyParts(),
             room=room,
         )
         self._admission = Admission(self._session.roster, options.task.name)
@@ -312,6 +313,8 @@ class Run:
         self._decide(event)
         if self._live is not None and self._session.single_reader.is_confirmed:
             self._live.look_after()
+            if self._session.is_idle and patience_seconds is None:
+                self._live.look_ahead()
 
     def _patience(self) -> float:
         if self._live is None:
@@ -382,6 +385,7 @@ class Run:
             session.publisher.send([addressed(message, group)])
         if session.is_lasting:
             self._tools.unacknowledged.release()  # of a round that will never close
+            session.link.ack(self._tools.early.end())
         if (outcome == "done" or session.is_lasting) and state.vector.nbytes > INLINE_BYTES:
             for reader in readers:
                 with session.until_link_is_back():

@@ -16,6 +16,7 @@ from tests.bench.peers.install import python_of
 from tests.brokers import started_broker
 
 _END_SECONDS = 60
+_ITEM_BYTES = {"float32": 4, "int8": 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +31,15 @@ class Script:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """The same work for several systems, by their names."""
+    """The same work for several systems, by their names.
+
+    Attributes:
+        line_seconds: What a thin line needs for a round's bytes alone; None on loopback.
+    """
 
     name: str
     scripts: dict[str, Script]
+    line_seconds: float | None = None
 
 
 def all_cases(*, with_peers: bool, with_many: bool) -> list[Case]:
@@ -62,6 +68,8 @@ def all_cases(*, with_peers: bool, with_many: bool) -> list[Case]:
         _transport("100 MB, 8 processes", large, workers=8, floor=True, peers=3 if with_peers else 0),
         _transport("100 MB, 8 processes, int8", large, workers=8, precision="int8"),
         _transport("100 MB, 16 processes", large, workers=16, floor=True),
+        _thin(large, workers=4, rounds=3),
+        _thin(large, workers=4, rounds=3, precision="int8"),
     ]
 
 
@@ -107,6 +115,19 @@ def _transport(
     if peers:
         scripts |= _peers(weights=weights, clients=workers, rounds=peers)
     return Case(name=name, scripts=scripts)
+
+
+def _thin(weights: int, *, workers: int, rounds: int, precision: str = "float32") -> Case:
+    """Each worker behind a line of its own, which carries the weights down, and then the update up."""
+    megabits, milliseconds = 50.0, 40.0
+    num_bytes = weights * (4 + _ITEM_BYTES[precision])
+    asked: dict[str, object] = {"weights": weights, "workers": workers, "rounds": rounds}
+    asked |= {"precision": precision, "megabits": megabits, "milliseconds": milliseconds}
+    return Case(
+        name=f"100 MB, {workers} lines of {megabits:g} Mbit/s, {precision} up",
+        scripts={"Warren": _ours("fleet", **asked)},
+        line_seconds=8 * num_bytes / (megabits * 1e6),
+    )
 
 
 def _ours(module: str, **options: object) -> Script:

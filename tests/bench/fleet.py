@@ -2,6 +2,7 @@
 
     python -m tests.bench.fleet --amqp-url URL --weights 25000000 --workers 8 --rounds 3
     python -m tests.bench.fleet --amqp-url URL --weights 10000 --swarm 1000 --rounds 5
+    python -m tests.bench.fleet --amqp-url URL --weights 25000000 --workers 4 --megabits 50 --milliseconds 40
 
 Prints one JSON object: seconds a round (the median is of those from the second on), the coordinator's peak memory,
 and how far the result is from the exact one.
@@ -13,8 +14,11 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -188,6 +192,24 @@ def take_part(amqp_url: str, names: list[str], *, is_swarm: bool) -> None:
         link.close()
 
 
+@contextmanager
+def thin_lines(amqp_url: str, count: int, megabits: float, milliseconds: float) -> Iterator[list[str]]:
+    """The broker's address as each process has it: by way of a line of its own, where one is asked for."""
+    if not megabits:
+        yield [amqp_url] * count
+        return
+    parts = urlsplit(amqp_url)
+    shape = ["--count", str(count), "--megabits", str(megabits), "--milliseconds", str(milliseconds)]
+    target = f"{parts.hostname}:{parts.port or 5672}"
+    command = [sys.executable, "-m", "tests.bench.lines", "--target", target, *shape]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as lines:
+        assert lines.stdin and lines.stdout
+        login = f"{parts.username}:{parts.password}"
+        ports = json.loads(lines.stdout.readline())
+        yield [parts._replace(netloc=f"{login}@127.0.0.1:{port}").geturl() for port in ports]
+        lines.stdin.close()
+
+
 @click.command()
 @click.option("--amqp-url", required=True)
 @click.option("--weights", type=int, default=10_000, show_default=True)
@@ -198,7 +220,12 @@ def take_part(amqp_url: str, names: list[str], *, is_swarm: bool) -> None:
 @click.option(
     "--strategy", default="fedavg", help="Of all but fedavg the result is another than is expected."
 )
+@click.option(
+    "--megabits", type=float, default=0.0, help="Of each process's own line, a second; 0: loopback."
+)
+@click.option("--milliseconds", type=float, default=0.0, help="There and back on that line.")
 @click.option("--be", hidden=True, help="Be this worker (used by this script itself).")
+@click.option("--by", hidden=True, help="The broker's address as that worker has it.")
 def main(
     amqp_url: str,
     weights: int,
@@ -207,26 +234,31 @@ def main(
     rounds: int,
     precision: Precision,
     strategy: str,
+    megabits: float,
+    milliseconds: float,
     be: str | None,
+    by: str | None,
 ) -> None:
     """Measure the transport."""
     swarm_names = [f"swarm.{number}" for number in range(1, swarm + 1)]
     names = [f"w{number}" for number in range(1, workers + 1)]
     if be is not None:
-        take_part(amqp_url, swarm_names if be == "swarm" else [be], is_swarm=be == "swarm")
+        take_part(by or amqp_url, swarm_names if be == "swarm" else [be], is_swarm=be == "swarm")
         return
-    again = [sys.executable, "-m", "tests.bench.fleet", *sys.argv[1:], "--be"]
-    processes = [
-        subprocess.Popen([*again, name], stderr=subprocess.DEVNULL)
-        for name in names + (["swarm"] if swarm else [])
-    ]
-    try:
-        print(json.dumps(coordinate(amqp_url, weights, names + swarm_names, rounds, precision, strategy)))
-        for process in processes:
-            process.wait(_START_SECONDS)
-    finally:
-        for process in processes:
-            process.kill()
+    again = [sys.executable, "-m", "tests.bench.fleet", *sys.argv[1:]]
+    who = names + (["swarm"] if swarm else [])
+    with thin_lines(amqp_url, len(who), megabits, milliseconds) as urls:
+        processes = [
+            subprocess.Popen([*again, "--by", url, "--be", name], stderr=subprocess.DEVNULL)
+            for name, url in zip(who, urls, strict=True)
+        ]
+        try:
+            print(json.dumps(coordinate(amqp_url, weights, names + swarm_names, rounds, precision, strategy)))
+            for process in processes:
+                process.wait(_START_SECONDS)
+        finally:
+            for process in processes:
+                process.kill()
 
 
 if __name__ == "__main__":
