@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -18,8 +18,11 @@ from broker.wire.tensors import FLOAT32, PART_BYTES, Layout, Vector, as_bytes, s
 _CODES: dict[Precision, str] = {"float32": "<f4", "float16": "<f2", "int8": "<i1"}
 _FLOAT16_LIMIT = 65504.0
 _INT8_LIMIT = 127
-_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)  #: float32 loses its digits below it, and at last is zero
+_SMALLEST_SCALE = 2.0**-100  #: a smaller one is no float32 any more once it is divided by
 _LARGEST_SCALE = 2.0**100  #: a larger one is no float32 any more once multiplied
+_ROOM = 1 + 2.0**-20  #: so that the largest value is not above 127 steps, however float32 rounds
+_FRACTION_BITS = 16  #: of a step, by which chance decides
+_CHUNK = 1 << 16  #: values at a time: the scratch arrays stay in the processor's cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,12 @@ class Encoding:
             )
         return cls(precision=precision, num_trainable=sections.num_trainable, tensors=tensors, scales=scales)
 
-    def encode(self, vector: Vector, span: slice, generator: np.random.Generator) -> Binary:
+    @property
+    def is_finite(self) -> bool:
+        """Whether int8 can tell the trainable values."""
+        return all(map(math.isfinite, self.scales))
+
+    def encode(self, vector: Vector, span: slice, seed: Sequence[int]) -> Binary:
         """Write down one slice of a vector.
 
         int8 rounds stochastically (Alistarh et al. 2017, "QSGD", section 3): v ≈ scale · q with E[scale · q] = v.
@@ -72,21 +80,35 @@ class Encoding:
         Args:
             vector: float32, shape (P,); as float32 the data is a view of it.
             span: What of it.
-            generator: Draws the rounding of int8.
+            seed: Decides the rounding of int8: the same of the same values gives the same bytes.
         """
         if self.precision == "float32":
             return as_bytes(vector[span])
         coarse, exact = self._divided(span)
-        return self._encode_coarse(vector, coarse, generator) + bytes(as_bytes(vector[exact]))
-
-    def _encode_coarse(self, vector: Vector, span: slice, generator: np.random.Generator) -> bytes:
-        values = vector[span]
         if self.precision == "float16":
-            return np.clip(values, -_FLOAT16_LIMIT, _FLOAT16_LIMIT).astype("<f2").tobytes()
-        steps = generator.random(values.size, np.float32)
+            written = np.clip(vector[coarse], -_FLOAT16_LIMIT, _FLOAT16_LIMIT).astype("<f2").tobytes()
+        else:
+            written = self._in_steps(vector[coarse], coarse, seed)
+        return written + bytes(as_bytes(vector[exact]))
+
+    def _in_steps(self, values: Vector, span: slice, seed: Sequence[int]) -> bytes:
+        """int8: ⌊v / scale + u⌋ with u uniform in [0, 1), both as whole numbers of 2^-16 of a step."""
+        steps, bits = np.empty(values.size, np.int8), np.random.SFC64(seed)
+        size = min(values.size, _CHUNK)
+        scaled, whole = np.empty(size, np.float32), np.empty(size, np.int32)
         for piece, scale in self._pieces(span):
-            steps[piece] += values[piece] / np.float32(scale)
-        return np.clip(np.floor(steps), -_INT8_LIMIT, _INT8_LIMIT).astype("<i1").tobytes()
+            factor = np.float32(2.0**_FRACTION_BITS / scale)
+            for begin in range(piece.start, piece.stop, _CHUNK):
+                chunk = slice(begin, min(begin + _CHUNK, piece.stop))
+                num = chunk.stop - begin
+                chance = bits.random_raw(-(-num // 4)).astype("<u8", copy=False).view("<u2")[:num]
+                np.multiply(values[chunk], factor, out=scaled[:num])
+                np.rint(scaled[:num], out=scaled[:num])
+                np.copyto(whole[:num], scaled[:num], casting="unsafe")
+                whole[:num] += chance
+                whole[:num] >>= _FRACTION_BITS
+                np.copyto(steps[chunk], whole[:num], casting="unsafe")
+        return steps.tobytes()
 
     def decode(self, data: Binary, span: slice, out: Vector) -> None:
         """Read one slice of a vector into `out`, float32 of the slice's shape.
@@ -102,9 +124,12 @@ class Encoding:
             raise ProtocolError(
                 f"Expected {out.size} values of {self.precision}, got {len(data)} bytes. The shapes differ."
             )
-        out[:num_coarse] = np.frombuffer(data, code, num_coarse)
-        for piece, scale in self._pieces(coarse):
-            out[piece] *= np.float32(scale)
+        written = np.frombuffer(data, code, num_coarse)
+        if self.precision == "int8":
+            for piece, scale in self._pieces(coarse):
+                np.multiply(written[piece], np.float32(scale), out=out[piece])
+        else:
+            out[:num_coarse] = written
         out[num_coarse:] = np.frombuffer(data, FLOAT32, num_exact, cut)
 
     def _divided(self, span: slice) -> tuple[slice, slice]:
@@ -125,7 +150,8 @@ PLAIN = Encoding()  #: every value as float32
 
 def _scale_of(values: Vector) -> float:
     largest = float(max(np.max(values, initial=0.0), -np.min(values, initial=0.0)))
-    return max(largest / _INT8_LIMIT, _SMALLEST_SCALE)
+    scale = largest / _INT8_LIMIT * _ROOM
+    return max(scale, _SMALLEST_SCALE)  # NaN stays NaN
 
 
 class Digest:
@@ -166,6 +192,30 @@ def _in_order(parts: Mapping[int, bytes]) -> str:
     for index in sorted(parts):
         whole.update(parts[index])
     return whole.hexdigest()
+
+
+def encoded(
+    vector: Vector, encoding: Encoding, spans: Sequence[slice], seed: int, *, keeps_rest: bool = False
+) -> list[Binary]:
+    """Each slice of a vector as it travels.
+
+    Args:
+        vector: float32, shape (P,).
+        encoding: How its values are written down.
+        spans: The slices.
+        seed: Of int8's rounding.
+        keeps_rest: Put into the vector's place what the precision cut off it; as float32 it stays what it is.
+    """
+    written: list[Binary] = []
+    decoded = np.empty(max((span.stop - span.start for span in spans), default=0), FLOAT32)
+    for index, span in enumerate(spans):
+        data = encoding.encode(vector, span, [seed, index])
+        written.append(data)
+        if keeps_rest and encoding.precision != "float32":
+            out = decoded[: span.stop - span.start]
+            encoding.decode(data, span, out)
+            vector[span] -= out
+    return written
 
 
 def slices(size: int, part_bytes: int) -> Iterator[slice]:

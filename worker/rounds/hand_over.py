@@ -236,10 +236,10 @@ class HandOver:
     def _forget(self, worker: str) -> None:
         """Keep a worker's update no longer; its memory can be received into, unless it is on its way."""
         update = self.updates.pop(worker, None)
-        if update is None or update.vector is None:
+        if update is None:
             return
-        self._kept_bytes -= update.vector.nbytes
-        if update.announced:
+        self._kept_bytes -= update.num_kept_bytes
+        if update.announced and update.vector is not None:
             self._spare = update.vector
 
     def keep(self, job: RoundJob, update: KeptUpdate) -> bool:
@@ -250,7 +250,7 @@ class HandOver:
             update.at_attempt(job.key)
             self._forget(job.worker)
             self.updates[job.worker] = update
-            self._kept_bytes += 0 if update.vector is None else update.vector.nbytes
+            self._kept_bytes += update.num_kept_bytes
             return True
 
     def note_announced(self, updates: Sequence[KeptUpdate]) -> None:
@@ -263,7 +263,7 @@ class HandOver:
                 update.note_announced()
             while self._kept_bytes > _MOST_KEPT_BYTES and len(self.updates) > 1:
                 oldest = next(
-                    (each for each in self.updates.values() if each.announced and each.vector is not None),
+                    (each for each in self.updates.values() if each.announced and each.num_kept_bytes),
                     None,
                 )
                 if oldest is None:

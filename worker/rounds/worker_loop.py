@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+
 from broker.audit import OFF, AuditLog
 from broker.errors import BrokerError, DataError, LinkLost, WarrenError
 from broker.link.publisher import Publisher
@@ -250,7 +252,7 @@ class WorkerLoop:
             is_audited=self._audit.is_kept,
         )
         if not settings.deterministic:
-            residual = update.lost_in_encoding()
+            residual = update.take_rest()
             if residual is not None:
                 self._residuals[job.worker] = residual
         return update
@@ -260,7 +262,7 @@ class WorkerLoop:
         residual = self._residuals.pop(worker, None)
         if vector is None or residual is None or residual.shape != vector.shape:
             return vector
-        return vector + residual
+        return np.add(vector, residual, out=vector)  # given away by the trainer
 
     def _upload_first(self, update: KeptUpdate) -> None:
         """Upload at once; a swarm's small updates are gathered for a moment and published together."""
