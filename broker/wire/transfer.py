@@ -60,7 +60,7 @@ class Encoding:
         """
         sections = sections_of(layout)
         tensors = sections.tensors if precision == "int8" else ()
-        if len(scales) != len(tensors) or not all(0 < scale <= _LARGEST_SCALE for scale in scales):
+        if len(scales) != len(tensors) or not cls(scales=scales).is_tellable:
             raise ProtocolError(
                 f"Expected {len(tensors)} scales of 0 to {_LARGEST_SCALE:g}, got {len(scales)}"
                 f"{f' from {min(scales)} to {max(scales)}' if scales else ''}."
@@ -68,9 +68,9 @@ class Encoding:
         return cls(precision=precision, num_trainable=sections.num_trainable, tensors=tensors, scales=scales)
 
     @property
-    def is_finite(self) -> bool:
-        """Whether int8 can tell the trainable values."""
-        return all(map(math.isfinite, self.scales))
+    def is_tellable(self) -> bool:
+        """Whether its receiver takes the scales: not where values are no numbers, or beyond all bounds."""
+        return all(0 < scale <= _LARGEST_SCALE for scale in self.scales)
 
     def encode(self, vector: Vector, span: slice, seed: Sequence[int]) -> Binary:
         """Write down one slice of a vector.
@@ -131,6 +131,24 @@ class Encoding:
         else:
             out[:num_coarse] = written
         out[num_coarse:] = np.frombuffer(data, FLOAT32, num_exact, cut)
+
+    def follow(self, data: Binary, span: slice, base: Vector, out: Vector) -> None:
+        """Read one slice of a step from a model to the next into `out`: statistics come as they are.
+
+        Both sides do this to the bit alike: a product and a sum of float32, each rounded by itself.
+
+        Args:
+            data: As `encode` wrote it.
+            span: What of the vector.
+            base: The model that it leads on from, float32 of shape (P,).
+            out: float32 of the slice's shape.
+
+        Raises:
+            ProtocolError: The data is not exactly so many values.
+        """
+        self.decode(data, span, out)
+        moved, _ = self._divided(span)
+        out[: moved.stop - moved.start] += base[moved]
 
     def _divided(self, span: slice) -> tuple[slice, slice]:
         """A slice's part with the precision asked for, and the rest."""
@@ -232,6 +250,7 @@ class Assembly:
         transfer_id: Parts of another transfer are not taken.
         part_bytes: Bytes of float32 values that one part covers.
         encoding: How the values are written down.
+        base: The parts are a step on from this model, float32 of shape (P,); None: they are the values themselves.
         is_audited: See `Digest`.
     """
 
@@ -242,12 +261,14 @@ class Assembly:
         part_bytes: int = PART_BYTES,
         encoding: Encoding = PLAIN,
         *,
+        base: Vector | None = None,
         is_audited: bool = False,
     ) -> None:
         self.transfer_id = transfer_id
         self.digest = Digest(is_audited=is_audited)
         self._out = out
         self._encoding = encoding
+        self._base = base
         self._step = part_bytes // FLOAT32.itemsize
         self._count = math.ceil(out.size / self._step)
         self._missing = set(range(self._count))
@@ -276,7 +297,10 @@ class Assembly:
             raise ProtocolError(f"Expected parts of {self._encoding.precision}, got {part.precision}.")
         begin = part.index * self._step
         span = slice(begin, min(begin + self._step, self._out.size))
-        self._encoding.decode(part.data, span, self._out[span])
+        if self._base is None:
+            self._encoding.decode(part.data, span, self._out[span])
+        else:
+            self._encoding.follow(part.data, span, self._base, self._out[span])
         self.digest.add(part.index, part.data)
         self._missing.discard(part.index)
         return True

@@ -22,6 +22,7 @@ from coordinator.learning.measures import WorkOut
 from coordinator.learning.membership import Member
 from coordinator.learning.rounds import Round, RoundRecord, Verdict
 from coordinator.learning.spares import Spares
+from coordinator.learning.squeezing import Squeezing
 from coordinator.learning.strategies import Aggregate, Strategy
 from coordinator.play.fetching import EarlyParts, Fetcher
 from coordinator.play.log_text import listed
@@ -55,6 +56,7 @@ class Tools:
     strategy: Strategy
     spares: Spares
     early: EarlyParts
+    squeezing: Squeezing
     room: BrokerRoom | None = None
 
 
@@ -91,7 +93,9 @@ class LiveRound:
         self._base = base
         self._settings = settings
         self._last_round = last_round
-        self._invitation = Invitation(the_round.record, base, settings, last_round=last_round)
+        self._invitation = Invitation(
+            the_round.record, base, settings, last_round=last_round, squeezing=tools.squeezing
+        )
         self._staging = tools.spares.take(sections_of(base.layout).size if aggregate else 0, FLOAT32)
         session = tools.session
         self._fetcher = Fetcher(
@@ -326,7 +330,8 @@ class LiveRound:
         if room is not None:
             processes = {reader: session.roster.num_of_reader(them[0]) for reader, them in readers.items()}
             room.make(self._base.layout, record.part_bytes, processes)
-        self._invitation.send(session.publisher, readers, session.number, len(record.selected))
+        participants, models = len(record.selected), session.roster.models
+        self._invitation.send(session.publisher, readers, session.number, participants, models)
 
     # --- looking after it ----------------------------------------------------------------------------------
 
@@ -395,11 +400,21 @@ class LiveRound:
             row,
             rejected=row.rejected | {who: why for who, why in shut_out.items() if who not in row.accepted},
         )
+        vector = self.aggregate.next_weights(base.vector, state, self._staging)
+        rest = self._tools.squeezing.squeeze(
+            vector,
+            base.vector,
+            base.rest,
+            base.layout,
+            held_digest=self._invitation.held.digest,
+            round_number=self.record.round_number,
+        )
         return replace(
             base,
             round_number=self.record.round_number,
             next_attempt=1,
-            vector=self.aggregate.next_weights(base.vector, state, self._staging),
+            vector=vector,
+            rest=rest,
             strategy_state=state,
             history=within_bounds([*history, row]),
         )
@@ -409,6 +424,7 @@ class LiveRound:
         if self.aggregate is not None:
             self.aggregate.end(self._tools.spares)
             self._tools.spares.give(self._base.vector)  # the staging memory holds the new weights
+            self._tools.squeezing.give_back(self._base.rest)
         self._tools.unacknowledged.release()
         self._tools.session.link.ack(self._tools.early.end())
         self._tell_closed()
@@ -426,6 +442,7 @@ class LiveRound:
         """So that one that is away for long finds no old rounds."""
         for reader in readers:
             with self._tools.session.until_link_is_back():
+                self._tools.session.roster.models.pop(reader, None)
                 self._tools.session.link.purge(names.worker_queue(reader))
 
 

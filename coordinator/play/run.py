@@ -21,6 +21,7 @@ from coordinator.folder.run_folder import RunFolder
 from coordinator.keras.process import BuiltModel, Models
 from coordinator.learning.rounds import Step
 from coordinator.learning.spares import Spares
+from coordinator.learning.squeezing import Squeezing
 from coordinator.options import RunOptions
 from coordinator.play.admission import Admission
 from coordinator.play.attempts import Attempts
@@ -103,6 +104,7 @@ class Run:
             strategy=options.make_strategy(),
             spares=Spares(),
             early=EarlyParts(),
+            squeezing=Squeezing(options.download_precision, options.seed),
             room=room,
         )
         self._admission = Admission(self._session.roster, options.task.name)
@@ -383,6 +385,7 @@ class Run:
         )
         for group in groups_of(readers):
             session.publisher.send([addressed(message, group)])
+        session.roster.models.clear()  # they keep nothing of a run that is over
         if session.is_lasting:
             self._tools.unacknowledged.release()  # of a round that will never close
             session.link.ack(self._tools.early.end())

@@ -136,7 +136,7 @@ class KeptUpdate:
     def _write(self, vector: Vector, spans: list[slice], num_trainable: int, seed: int) -> None:
         """Write its values down, once for all uploads; as float32 that takes no memory of its own."""
         is_exact = self._encoding.precision == "int8"
-        if is_exact and not (self._encoding.is_finite and np.isfinite(vector[num_trainable:]).all()):
+        if is_exact and not (self._encoding.is_tellable and np.isfinite(vector[num_trainable:]).all()):
             raise ModelError(
                 "Training has diverged: the update has NaN or infinity. Try a lower learning rate."
             )
