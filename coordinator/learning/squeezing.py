@@ -13,7 +13,7 @@ import numpy as np
 from broker.wire import transfer
 from broker.wire.fields import Binary
 from broker.wire.settings import Precision
-from broker.wire.tensors import FLOAT32, INLINE_BYTES, PART_BYTES, Layout, Vector, sections_of
+from broker.wire.tensors import FLOAT32, INLINE_BYTES, Layout, Vector, sections_of
 from broker.wire.transfer import Encoding
 
 
@@ -25,12 +25,14 @@ class Step:
         base: The digest of the model that it leads on from.
         vector: The model that it leads to, float32 of shape (P,).
         encoding: How its values are written down.
+        part_bytes: Bytes of float32 values that one part covers.
         written: Its parts.
     """
 
     base: str
     vector: Vector
     encoding: Encoding
+    part_bytes: int
     written: list[Binary]
 
 
@@ -48,9 +50,11 @@ class Squeezing:
         self._newest: Step | None = None
         self._spare: Vector | None = None
 
-    def step_to(self, vector: Vector) -> Step | None:
-        """The step that leads to this model, if it is the newest."""
-        return self._newest if self._newest is not None and self._newest.vector is vector else None
+    def step_to(self, vector: Vector, part_bytes: int) -> Step | None:
+        """The step that leads to this model in parts of this size, if it is the newest."""
+        newest = self._newest
+        is_it = newest is not None and newest.vector is vector and newest.part_bytes == part_bytes
+        return newest if is_it else None
 
     def squeeze(
         self,
@@ -60,6 +64,7 @@ class Squeezing:
         layout: Layout,
         *,
         held_digest: str,
+        part_bytes: int,
         round_number: int,
     ) -> Vector | None:
         """Turn the next model into one that is a coarse step away from what the workers hold.
@@ -70,6 +75,7 @@ class Squeezing:
             rest: What was not told by then, float32 of shape (U,), U being what travels up; None is zero.
             layout: Of the model.
             held_digest: Of that model.
+            part_bytes: Bytes of float32 values that one part covers.
             round_number: Decides, with the run's seed, the rounding: the same at every try.
 
         Returns:
@@ -86,14 +92,16 @@ class Squeezing:
         encoding = Encoding.of(left, layout, self.precision)
         if not encoding.is_tellable:
             return None  # a step of 10^32: one whole copy tells it
-        spans, seed = list(transfer.slices(sections.num_up, PART_BYTES)), _seed_of(self._seed, round_number)
+        spans, seed = list(transfer.slices(sections.num_up, part_bytes)), _seed_of(self._seed, round_number)
         written = transfer.encoded(left, encoding, spans, seed)
         for span, data in zip(spans, written, strict=True):
             encoding.follow(data, span, held, wanted[span])
             moved = slice(span.start, max(span.start, min(span.stop, sections.num_trainable)))
             left[moved] -= wanted[moved] - held[moved]
         left[sections.num_trainable :] = 0
-        self._newest = Step(base=held_digest, vector=wanted, encoding=encoding, written=written)
+        self._newest = Step(
+            base=held_digest, vector=wanted, encoding=encoding, part_bytes=part_bytes, written=written
+        )
         return left
 
     def give_back(self, rest: Vector | None) -> None:

@@ -407,6 +407,7 @@ class LiveRound:
             base.rest,
             base.layout,
             held_digest=self._invitation.held.digest,
+            part_bytes=self.record.part_bytes,
             round_number=self.record.round_number,
         )
         return replace(

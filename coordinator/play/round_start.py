@@ -33,7 +33,7 @@ class Invitation:
     ) -> None:
         self._record = record
         self._vector = base.vector
-        self._step = squeezing.step_to(base.vector)
+        self._step = squeezing.step_to(base.vector, record.part_bytes)
         self._spans = list(transfer.slices(base.vector.size, record.part_bytes))
         is_inline = base.vector.nbytes <= INLINE_BYTES
         self._start = RoundStart(

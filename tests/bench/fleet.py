@@ -135,7 +135,13 @@ def noted_starts() -> list[float]:
 
 
 def coordinate(
-    amqp_url: str, weights: int, workers: list[str], rounds: int, precision: Precision, strategy: str
+    amqp_url: str,
+    weights: int,
+    workers: list[str],
+    rounds: int,
+    precision: Precision,
+    download_precision: Precision,
+    strategy: str,
 ) -> dict[str, Any]:
     """Play the rounds in this process and measure them."""
     started, models, log = time.monotonic(), NoModels(weights), logs.configure()
@@ -149,6 +155,7 @@ def coordinate(
             rounds=rounds,
             grace_seconds=60,
             precision=precision,
+            download_precision=download_precision,
             strategy=strategy,
         )
         link.open()
@@ -166,6 +173,7 @@ def coordinate(
         "workers": len(workers),
         "megabytes": round(weights * 4 / 1e6, 2),
         "precision": precision,
+        "download_precision": download_precision,
         **tell([started, *starts[1:]]),
         "update_bytes": state.history[-1].update_bytes,
         "coordinator_peak_mb": peak,
@@ -217,6 +225,7 @@ def thin_lines(amqp_url: str, count: int, megabits: float, milliseconds: float) 
 @click.option("--swarm", type=int, default=0, help="Logical workers in one process.")
 @click.option("--rounds", type=int, default=3, show_default=True)
 @click.option("--precision", type=click.Choice(["float32", "float16", "int8"]), default="float32")
+@click.option("--download-precision", type=click.Choice(["float32", "float16", "int8"]), default="float32")
 @click.option(
     "--strategy", default="fedavg", help="Of all but fedavg the result is another than is expected."
 )
@@ -233,6 +242,7 @@ def main(
     swarm: int,
     rounds: int,
     precision: Precision,
+    download_precision: Precision,
     strategy: str,
     megabits: float,
     milliseconds: float,
@@ -253,7 +263,9 @@ def main(
             for name, url in zip(who, urls, strict=True)
         ]
         try:
-            print(json.dumps(coordinate(amqp_url, weights, names + swarm_names, rounds, precision, strategy)))
+            everyone = names + swarm_names
+            told = coordinate(amqp_url, weights, everyone, rounds, precision, download_precision, strategy)
+            print(json.dumps(told))
             for process in processes:
                 process.wait(_START_SECONDS)
         finally:
