@@ -8,15 +8,15 @@ MINUTES ?= 30
 SEED    ?= 1
 REPEAT  ?= 1
 
-# Three at a time, for they mostly wait; each with a broker of its own. Files in this order, so that the long ones come first.
-PYTEST_MANY := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+# Three at a time, for some wait while others compute (tests/conftest.py); each with a broker of its own. The short ones last.
+PYTEST_MANY := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 20
 
 .DEFAULT_GOAL := help
-.PHONY: bench bench-peers help venv install broker needs-broker needs-rabbitmq needs-deployed needs-browser check format test test-browser soak
-.PHONY: test-unit test-pythons demo clean lock wheel wheelhouse audit sbom
+.PHONY: bench bench-peers help venv install broker needs-broker needs-rabbitmq needs-deployed needs-browser check format test test-4x test-cluster test-browser soak
+.PHONY: needs-machines test-walk test-unit test-python test-pythons demo clean lock wheel wheelhouse audit sbom
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 venv: $(VENV)/.made  ## the virtual environment
 
@@ -66,6 +66,14 @@ needs-deployed: install
 test: needs-rabbitmq needs-deployed  ## all tests: unit, integration, faults, attacks, system
 	$(PYTEST_MANY) tests/attacks tests/faults tests/system tests/integration tests/unit
 
+# Bare Debian machines: systemd-nspawn, each with a systemd of its own. As root; what is fetched is kept in build/walk.
+needs-machines: install
+	@command -v debootstrap >/dev/null || deploy/install-package debootstrap || true
+	@command -v systemd-nspawn >/dev/null || deploy/install-package systemd-container || true
+
+test-walk: needs-machines  ## deploy/README.md on three bare Debian machines: services, backup, move, upgrade; half an hour
+	$(BIN)/python -m pytest -m soak --durations 0 tests/system/test_real_machines.py
+
 # axe-core comes by npm. Where a package can't be installed the tests skip, and fail in CI.
 needs-browser: install
 	@command -v chromium >/dev/null || deploy/install-package chromium || true
@@ -78,6 +86,15 @@ test-browser: needs-rabbitmq needs-browser  ## the pages in a real browser; scre
 soak: needs-rabbitmq  ## all faults at random on real processes, for MINUTES=30 (SEED=1), and the long fault tests
 	$(BIN)/python -m pytest -m soak tests/faults tests/system
 	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) --seed $(SEED)
+
+# Debian's own generation first; then 4.x, in a chroot. SOAK=1 adds the long ones: 20 kills, 75 s without a majority.
+test-cluster: needs-rabbitmq  ## three real nodes, killed, restarted, without a majority, without a disk (SOAK=1: for longer)
+	$(BIN)/python -m pytest $(if $(SOAK),-m "soak or not soak") -s tests/cluster
+	tests/on-rabbitmq-4 $(BIN)/python -m pytest $(if $(SOAK),-m "soak or not soak") -s tests/cluster
+
+# The chroot stays in build/rabbitmq-4 (300 MB) until `make clean`; where there can be none, that is said, and fails in CI.
+test-4x: needs-rabbitmq  ## integration and faults on RabbitMQ 4.x, of Debian forky in a chroot (root, debootstrap)
+	tests/on-rabbitmq-4 $(PYTEST_MANY) tests/faults tests/integration
 
 bench: needs-rabbitmq  ## what training and transport cost, beside the ideal and the floor
 	$(BIN)/python -m tests.bench
@@ -111,13 +128,16 @@ audit: install  ## known vulnerabilities in requirements-runtime.lock; fails whe
 	$(BIN)/python -m deploy.audit requirements-runtime.lock
 
 # This one is tested by `make test`; another is tried where its interpreter is.
-test-pythons:  ## the unit tests on each of Python 3.11 to 3.13 that is here
+test-pythons:  ## the unit tests, and federations that train, on each of Python 3.11 to 3.13 that is here
 	@for python in python3.11 python3.12 python3.13; do \
 	  found=$$($$python -c 'import sys; print(sys.executable)' 2>/dev/null || ls ~/.pyenv/versions/*/bin/$$python 2>/dev/null | tail -1); \
 	  if [ -z "$$found" ]; then echo "$$python is not here: not tried"; \
 	  elif [ "$$($$found -V)" = "$$($(PYTHON) -V)" ]; then echo "$$python is what make test runs on"; \
-	  else $(MAKE) PYTHON=$$found VENV=build/$$python test-unit || exit 1; fi; \
+	  else $(MAKE) PYTHON=$$found VENV=build/$$python test-python || exit 1; fi; \
 	done
+
+test-python: needs-rabbitmq
+	$(PYTEST_MANY) tests/faults/test_real_training.py tests/faults/test_undisturbed.py tests/unit
 
 sbom: install  ## build/sbom.json: what Warren runs on, in CycloneDX
 	mkdir -p build

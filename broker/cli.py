@@ -3,10 +3,10 @@
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import click
 from click.core import ParameterSource
@@ -24,12 +24,12 @@ from broker.command import (
 )
 from broker.errors import UsageError
 from broker.hosting import accounts, certs_command, probe, server
-from broker.hosting.certificates import make_client
+from broker.hosting.certificates import check_not_revoked, make_client
 from broker.hosting.certs_command import Asked, encryption_options
 from broker.hosting.encryption import SERVER_DAYS, Encryption
 from broker.hosting.management import Fields, Management
 from broker.link.access import Access, read_pem, with_host, with_login
-from broker.link.address import is_loopback, without_password
+from broker.link.address import addresses_in, is_loopback, without_password
 from broker.link.invitation import check_is_new, write_invitation
 from broker.logs import LogContext
 from broker.wire.names import COORDINATOR, MOST_IN_A_SWARM
@@ -83,11 +83,18 @@ def _address_options(function: _Function) -> _Function:
     type=click.IntRange(1, 65535),
     help="Where its management page shall be.  [default: the port + 10000]",
 )
+@click.option(
+    "--nodes",
+    type=click.IntRange(3, 9),
+    metavar="N",
+    help="Start a cluster of N private nodes on this machine, with quorum queues: for trying one.",
+)
 @encryption_options
 @_address_options
 def up(
     port: int | None,
     management_port: int | None,
+    nodes: int | None,
     tls: Asked | None,
     access: Access,
     management_url: str | None,
@@ -109,21 +116,29 @@ def up(
     \b
     broker up
     broker up --port 5700 --management-port 15700
+    broker up --nodes 3
     broker up --tls --listen 0.0.0.0 --admin me --name fl.example.org
     AMQP_URL=amqps://me:secret@broker.example.org/lab broker up
     """
+    if tls is not None and nodes is not None:
+        raise UsageError("--nodes is for trying a cluster on this machine alone: without --tls.")
     if tls is not None:
         _up_encrypted(tls, port, management_port, home)
         return
-    running = server.up(
-        access=access,
-        management_url=management_url,
-        port=port,
-        management_port=management_port,
-        home=home,
-    )
+    if nodes is not None:
+        running = server.up_cluster(
+            access=access, num_nodes=nodes, port=port, management_port=management_port, home=home
+        )
+    else:
+        running = server.up(
+            access=access,
+            management_url=management_url,
+            port=port,
+            management_port=management_port,
+            home=home,
+        )
     _audit(home, "up", running.amqp_url, kind=running.kind, version=release())
-    user, password = probe.login_of(running.amqp_url)
+    user, password = probe.login_of(addresses_in(running.amqp_url)[0])
     is_guest = (user, password) == ("guest", "guest")
     logger.info(
         "%s broker is ready; the management page takes %s",
@@ -137,7 +152,7 @@ def up(
 def _up_encrypted(asked: Asked, port: int | None, management_port: int | None, home: Path) -> None:
     broker = server.up_encrypted(
         port=port or certs_command.PORT,
-        management_port=management_port or (port + 10_000 if port else certs_command.MANAGEMENT_PORT),
+        management_port=management_port,
         home=home,
         admin=asked.admin,
         encryption=asked.encryption,
@@ -146,6 +161,8 @@ def _up_encrypted(asked: Asked, port: int | None, management_port: int | None, h
     login.unlink(missing_ok=True)
     write_invitation(login, broker.access)
     logger.info("our encrypted broker is ready; the login of %s is in %s", broker.user, login)
+    if broker.encryption is not None:
+        certs_command.warn_of_short(Path(broker.encryption.folder))
     click.echo(broker.access.address)
     click.echo(Management(broker.management_url).address)
 
@@ -221,6 +238,7 @@ def status(as_json: bool, access: Access, management_url: str | None, home: Path
     access, _ = _known(access, home)
     management = _management(access, management_url, home)
     found = _look(management, probe.vhost_of(access.amqp_url))
+    found["certificates"] = [asdict(each) for each in certs_command.told_validities(access)]
     click.echo(json.dumps(found, indent=2) if as_json else _table(found))
 
 
@@ -263,7 +281,7 @@ def status(as_json: bool, access: Access, management_url: str | None, home: Path
 @click.option(
     "--new-password",
     is_flag=True,
-    help="The same with another password (or certificate); the former one ends.",
+    help="The same with another password, the former one ends; or with another certificate, beside the former one.",
 )
 @_address_options
 def invite(
@@ -308,6 +326,8 @@ def invite(
             "--tls --client-certificates."
         )
     management = _management(access, management_url, home)
+    if own is not None and own.takes_clients and not (again or new_password):
+        check_not_revoked(Path(own.folder), accounts.user_of(name, swarm))
     login = accounts.invite(
         management,
         probe.vhost_of(access.amqp_url),
@@ -324,10 +344,11 @@ def invite(
         click.echo(f"{name} has its rights, limits and queues; its password is as it was")
         return
     secret = f"{login.user}:{quote(login.password, safe='')}" if login.password else None
-    url = with_login(access.amqp_url, secret)
+    urls = [with_login(each, secret) for each in access.amqp_urls]
     if (name_there := public_host or (own.public_name if own else None)) is not None:
-        url = with_host(url, name_there)
-    host, _ = probe.host_and_port(url)
+        urls = [with_host(each, name_there) for each in urls]
+    url = ",".join(dict.fromkeys(urls))
+    host, _ = probe.host_and_port(urls[0])
     if is_loopback(host):
         logger.info(
             "the address says %s: put the name that others know this machine by in its place; they want amqps:// "
@@ -338,12 +359,25 @@ def invite(
         click.echo(url)
         logger.info("%s uses it as AMQP_URL", _user_of(name, swarm))
     else:
-        given = Access(amqp_url=url, name=name, ca=access.ca)
+        page = _page_for_others(management.address, name_there if own else None)
+        given = Access(amqp_url=url, name=name, ca=access.ca, management_url=page)
         write_invitation(invitation, _with_certificate(given, own, login.user) if by_certificate else given)
         click.echo(invitation)
         logger.info(
             "hand it over on a safe way: %s --invitation %s", _command_of(name, swarm), invitation.name
         )
+
+
+def _page_for_others(address: str, host: str | None) -> str | None:
+    """Where others reach the management page, which also tells them the time; None where nobody knows.
+
+    Args:
+        address: Where it is reached from here.
+        host: What others call this machine, if the page listens wherever the broker does.
+    """
+    if host is not None:
+        return with_host(address, host)
+    return None if is_loopback(urlsplit(address).hostname or "") else address
 
 
 def _with_certificate(given: Access, own: Encryption | None, account: str) -> Access:
@@ -376,7 +410,7 @@ def revoke(name: str, access: Access, management_url: str | None, home: Path, lo
     \b
     broker revoke hospital-1
     """
-    access, _ = _known(access, home)
+    access, own = _known(access, home)
     vhost = probe.vhost_of(access.amqp_url)
     revoked = accounts.revoke(_management(access, management_url, home), name, vhost)
     _audit(
@@ -391,6 +425,31 @@ def revoke(name: str, access: Access, management_url: str | None, home: Path, lo
     click.echo(f"{name} is no longer invited; {revoked.connections} of its connections closed")
     if revoked.removed.queues:
         click.echo(f"{revoked.removed.queues} queues deleted, with {revoked.removed.messages} messages")
+    for told in certs_command.revoked(own, revoked.users):
+        click.echo(told)
+
+
+@main.command()
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@_address_options
+def forget(
+    names: tuple[str, ...], access: Access, management_url: str | None, home: Path, log: LogContext
+) -> None:
+    """Delete what workers without an account left behind for good: their queues, and their lines in the status.
+
+    One that is there is left alone; so is one that was invited, which `broker revoke` ends. Nobody need do this: what
+    nobody reads for 14 days goes by itself. One that joins again is as new.
+
+    \b
+    broker forget laptop-7
+    """
+    access, _ = _known(access, home)
+    management, vhost = _management(access, management_url, home), probe.vhost_of(access.amqp_url)
+    for name in names:
+        removed = accounts.forget(management, name, vhost)
+        counts = {"queues": removed.queues, "messages": removed.messages}
+        _audit(home, "forgotten", access.amqp_url, worker=name, **counts)
+        click.echo(f"{name} is forgotten; {removed.queues} queues deleted, with {removed.messages} messages")
 
 
 def _known(access: Access, home: Path) -> tuple[Access, Encryption | None]:
@@ -410,13 +469,24 @@ def _management(access: Access, management_url: str | None, home: Path) -> Manag
 
 def _look(management: Management, vhost: str) -> dict[str, Any]:
     """What `status --json` prints."""
+    nodes = management.nodes()
     return {
         "version": management.overview()["rabbitmq_version"],
         "virtual_host": vhost,
-        "memory_bytes": sum(node.get("mem_used", 0) for node in management.nodes()),
+        "memory_bytes": sum(node.get("mem_used", 0) for node in nodes),
+        "nodes": [_node(node) for node in nodes],
         "alarms": management.alarms(),
         "queues": [_queue(queue) for queue in management.queues(vhost)],
         "connections": [_connection(connection) for connection in management.connections(vhost)],
+    }
+
+
+def _node(node: Fields) -> dict[str, Any]:
+    return {
+        "name": node["name"],
+        "is_running": bool(node.get("running")),
+        "memory_bytes": node.get("mem_used", 0),
+        "cut_off_from": node.get("partitions", []),
     }
 
 
@@ -446,11 +516,30 @@ def _table(found: dict[str, Any]) -> str:
         f"RabbitMQ {found['version']}, virtual host {found['virtual_host']}, "
         f"{found['memory_bytes'] / _MEGABYTE:.0f} MB of memory, alarms: {alarms}",
         "",
+        *_node_lines(found["nodes"]),
         *_rows(found["queues"], ("name", "ready", "unacked", "consumers"), "queue", "no queues yet"),
         "",
         *_rows(found["connections"], ("name", "user", "state"), "connection", "no connections"),
     ]
+    if found["certificates"]:
+        lines += ["", *_rows(found["certificates"], ("whose", "subject", "days_left"), "certificate", "")]
     return "\n".join(lines)
+
+
+def _node_lines(nodes: list[dict[str, Any]]) -> list[str]:
+    """Of a cluster alone."""
+    rows = [
+        {
+            "name": node["name"],
+            "state": "running" if node["is_running"] else "down",
+            "memory": f"{node['memory_bytes'] / _MEGABYTE:.0f} MB",
+            "cut off from": ", ".join(node["cut_off_from"]) or "-",
+        }
+        for node in nodes
+    ]
+    return (
+        [*_rows(rows, ("name", "state", "memory", "cut off from"), "node", ""), ""] if len(nodes) > 1 else []
+    )
 
 
 def _rows(entries: list[dict[str, Any]], fields: tuple[str, ...], title: str, otherwise: str) -> list[str]:

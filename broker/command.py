@@ -23,7 +23,7 @@ from click.core import ParameterSource
 from broker import logs
 from broker.errors import EXIT_DONE, EXIT_SIGNAL, Interrupted, UsageError, WarrenError
 from broker.link.access import Access, login_in, read_pem, with_login
-from broker.link.address import check_amqp_url, check_management_url, check_not_in_clear
+from broker.link.address import addresses_in, check_amqp_url, check_management_url, check_not_in_clear
 from broker.link.invitation import is_open_to_others, read_invitation
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,16 @@ class ByteSize(click.ParamType):  # type: ignore[type-arg] # generic from click 
         if found is None:
             self.fail(f"{value!r} is no size. Expected a number with K, M or G, such as 500M.", param, ctx)
         return int(found[1]) * self._UNITS[found[2]]
+
+
+class _Address(click.ParamType):  # type: ignore[type-arg] # generic from click 8.3 on
+    """An address, which may be one of several; a variable is one text, whatever blanks are in a password."""
+
+    name = "text"
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        """The variable as it is: it may hold a list with commas."""
+        return [rv]
 
 
 def read_environment(group: click.Group) -> None:
@@ -106,12 +116,14 @@ def amqp_url_option(function: _Function) -> _Function:
     return click.option(
         "--amqp-url",
         envvar="AMQP_URL",
-        default=DEFAULT_AMQP_URL,
-        show_default=True,
-        callback=lambda ctx, _param, url: _safe(ctx, check_amqp_url(url)),
+        type=_Address(),
+        multiple=True,
+        default=(DEFAULT_AMQP_URL,),
+        show_default=DEFAULT_AMQP_URL,
+        callback=lambda ctx, _param, urls: _safe(ctx, check_amqp_url(",".join(urls))),
         help="The broker's address: amqps://USER:PASSWORD@HOST:PORT/VHOST (amqp:// without TLS, on this machine), "
         "each part percent-encoded. Others on this machine see what a command line holds: a password is better in "
-        "the variable AMQP_URL.",
+        "the variable AMQP_URL. Of a cluster's nodes give several, or a list with commas: they are tried in turn.",
     )(function)
 
 
@@ -175,18 +187,30 @@ def _trust_options(function: _Function) -> _Function:
 def _given_access(given: dict[str, Any]) -> Access:
     """What the options say; they are taken out of what the command gets."""
     pems = {name: given.pop(name) for name in ("ca", "certificate", "key")}
-    texts = {name: None if path is None else read_pem(path) for name, path in pems.items()}
+    texts: dict[str, Any] = {name: None if path is None else read_pem(path) for name, path in pems.items()}
     return Access(amqp_url=given.pop("amqp_url"), **texts)
 
 
 def _invited(path: Path, given: Access) -> Access:
     """What an invitation says, but for what was given beside it."""
     access = read_invitation(path)
-    _safe(click.get_current_context(), access.amqp_url)
+    for url in filter(None, (*access.amqp_urls, access.management_url)):
+        _safe(click.get_current_context(), url)
     if is_open_to_others(path):
         logger.warning("Others on this machine can read %s, which holds a password: chmod 600 %s", path, path)
     beside = {name: value for name in ("ca", "certificate", "key") if (value := getattr(given, name))}
     return replace(access, **beside)
+
+
+def access_in(text: str) -> Access:
+    """How another broker is reached: by an address as --amqp-url takes it, or by the file of an invitation.
+
+    Raises:
+        UsageError: It is neither, or sends a password in the clear beyond this machine without --insecure.
+    """
+    if "://" in text:
+        return Access(amqp_url=_safe(click.get_current_context(), check_amqp_url(text)))
+    return _invited(Path(text), Access(amqp_url=DEFAULT_AMQP_URL))
 
 
 def _overrides(name: str, other: str) -> bool:
@@ -216,7 +240,8 @@ def management_url_option(function: _Function) -> _Function:
     return click.option(
         "--management-url",
         callback=lambda ctx, _param, url: _safe(ctx, check_management_url(url)) if url else None,
-        help="RabbitMQ's management page, as https://HOST:PORT, or with another login than the broker's.  "
+        help="RabbitMQ's management page, as https://HOST:PORT, or with another login than the broker's; of a cluster "
+        "a list with commas.  "
         "[default: the broker's host and login; with amqps:// by https, port 15671, else by http, port 15672]",
     )(function)
 
@@ -249,11 +274,20 @@ def log_options(function: _Function) -> _Function:
 
 
 def management_url_for(amqp_url: str, management_url: str | None = None) -> str:
-    """The management API's address, as safe as the AMQP URL and with its user and password, unless given."""
+    """The management API's address, as safe as the AMQP URL and with its user and password, unless given.
+
+    Of several addresses, each with a comma between, there are several.
+    """
+    amqp_urls = addresses_in(amqp_url)
+    if not management_url:
+        return ",".join(_usual_management_url(each) for each in amqp_urls)
+    login = login_in(amqp_urls[0])
+    urls = [each.rstrip("/") for each in addresses_in(management_url)]
+    return ",".join(url if login is None or login_in(url) else with_login(url, login) for url in urls)
+
+
+def _usual_management_url(amqp_url: str) -> str:
     login = login_in(amqp_url)
-    if management_url:
-        url = management_url.rstrip("/")
-        return url if login is None or login_in(url) else with_login(url, login)
     parts = urlsplit(amqp_url)
     host = parts.hostname or "localhost"
     scheme, port = _MANAGEMENT[parts.scheme]

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from broker.audit import AUDIT_FILE, AuditLog, sha256_of_file, user
 from broker.command import (
     CommandGroup,
     Stop,
@@ -22,10 +23,12 @@ from broker.hosting.management import Management
 from broker.link.access import Access
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
+from broker.link.validity import CertificateWatch
 from broker.logs import LogContext
 from broker.wire.fields import to_plain
 from broker.wire.plain_json import json_text
 from broker.wire.statistics import LEAST_FLOOR, MOST_BINS
+from broker.wire.versions import release
 from coordinator.folder.pruning import OldRun, delete_old, find_old
 from coordinator.folder.run_index import RunIndex
 from coordinator.folder.statistics_file import check_out, read_shape, read_statistics, write_statistics
@@ -37,6 +40,7 @@ from coordinator.presence.session import Session
 from coordinator.presence.survey import Survey, SurveyOptions
 from coordinator.starting.api import RunResult, opened, play
 from coordinator.starting.launching import as_texts, check_texts, launch_options, make_options, run_options
+from coordinator.starting.relay.command import relay_command
 from coordinator.status import BrokerStatus, read_status, status_json
 from coordinator.terminal.client import Asker, asking
 from coordinator.terminal.compare import compare, compared_text, read_runs
@@ -136,7 +140,7 @@ def _print_result(result: RunResult) -> None:
 @main.command(name="statistics", short_help="What the sites' data are like, before any training.")
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="How many must answer.")
 @click.option("--out", type=_FILE, default=Path("statistics.json"), show_default=True, metavar="FILE.json",
-              help="The figures; two pictures are put beside it.")  # fmt: skip
+              help="The figures; two pictures and audit.jsonl are put beside it.")  # fmt: skip
 @click.option(
     "--bins", type=click.IntRange(1, MOST_BINS), default=20, show_default=True, help="Of each histogram."
 )
@@ -171,10 +175,12 @@ def statistics_command(
     """
     check_out(out)
     asked = SurveyOptions(**options, like=None if earlier is None else read_statistics(earlier))
+    audit_log = AuditLog(out.parent / AUDIT_FILE)
     with Stop() as stop:
         try:
             with opened(None, access, "coordinator", connect_seconds, stop.event) as link:
-                session = Session(link, stop=stop.event)
+                audit_log.note("statistics-started", file=out.name, user=user(), version=release())
+                session = Session(link, stop=stop.event, audit_log=audit_log)
                 session.tell = lambda: status_json(
                     describe(session.roster.members.values(), session.sightings, None)
                 )
@@ -183,6 +189,7 @@ def statistics_command(
             click.echo("Stopped before all sites had answered.", err=True)
             raise SystemExit(EXIT_SIGNAL + (stop.signal_number or 0)) from exc
     write_statistics(out, found)
+    audit_log.note("statistics-written", file=out.name, sha256=sha256_of_file(out))
     draw_statistics(found, out)
     click.echo(statistics_text(found))
 
@@ -231,7 +238,8 @@ def serve(
     with Stop() as stop:
         link = _link(access, "coordinator", connect_seconds, stop)
         try:
-            serve_page(link, asked, at, stop.event, log, click.echo, room_at(access, management_url))
+            room, watch = room_at(access, management_url), CertificateWatch(access)
+            serve_page(link, asked, at, stop.event, log, click.echo, room, watch)
         except Interrupted as exc:
             click.echo(
                 "Stopped in the middle of a run; the next `coordinator serve` goes on with it.", err=True
@@ -398,4 +406,5 @@ def _asker(access: Access, connect_seconds: float) -> Iterator[tuple[Asker, Stop
             link.close()
 
 
+main.add_command(relay_command)
 read_environment(main)  # at the end: it goes through the commands above

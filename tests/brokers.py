@@ -6,6 +6,7 @@ import secrets
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -15,11 +16,22 @@ from broker.errors import BrokerUnreachable
 from broker.hosting import private
 from broker.hosting.management import Management
 from broker.hosting.private import PrivateBroker, free_ports
+from broker.hosting.starting import cluster
+
+CLUSTER_SECONDS = 300.0  #: that the nodes of a cluster are given to start
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, *, what: str = "the condition") -> None:
     """Return as soon as the condition holds; fail the test when it does not within this many seconds."""
     assert private.wait_until(condition, seconds), f"{what} did not come true within {seconds} seconds"
+
+
+def at_load(seconds: float) -> float:
+    """What takes at most so long where nothing else computes: more on a machine that has more to do than it has cores.
+
+    For what a person waits for, such as the end of a process; a wait for anything else has room enough in its bound.
+    """
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 @contextmanager
@@ -40,6 +52,22 @@ def started_broker(
         broker.kill()
 
 
+@contextmanager
+def started_cluster(folder: Path, *, erlang: tuple[str, ...] = ()) -> Iterator[list[PrivateBroker]]:
+    """Three private nodes on free ports, with quorum queues; gone at the end, whichever of them run then."""
+    need_rabbitmq()
+    ports = free_ports(4)
+    first = PrivateBroker(home=folder / str(ports[0]), port=ports[0], management_port=ports[3])
+    nodes = [replace(node, erlang=erlang) for node in cluster.new_nodes(first, ports[:3])]
+    try:
+        cluster.start(nodes, seconds=CLUSTER_SECONDS)
+        yield nodes
+    finally:
+        for node in nodes:
+            node.kill()
+        nodes[0].end_epmd()
+
+
 #: What rabbitmqctl is told to raise an alarm, and to clear it.
 ALARMS = {
     "memory": (("set_vm_memory_high_watermark", "0.00001"), ("set_vm_memory_high_watermark", "0.6")),
@@ -47,11 +75,11 @@ ALARMS = {
 }
 
 
-def control(broker: PrivateBroker, *words: str) -> None:
-    """Run rabbitmqctl against a private broker; it lies beside the server's program."""
+def control(broker: PrivateBroker, *words: str, program: str = "rabbitmqctl") -> None:
+    """Run rabbitmqctl, or another one, against a private broker; it lies beside the server's program."""
     epmd_port = json.loads((broker.home / "broker.json").read_text())["epmd_port"]
     subprocess.run(
-        [private.find_program().with_name("rabbitmqctl"), *words],
+        [private.find_program().with_name(program), *words],
         env=broker._environment(epmd_port, 0) | {"RABBITMQ_DIST_PORT": ""},
         check=True,
         capture_output=True,

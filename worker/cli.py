@@ -22,7 +22,7 @@ from worker.data.partition import parse_share
 from worker.data.split import format_table, split
 from worker.learning.evaluation import Evaluation, check_classes, format_evaluation
 from worker.learning.prediction import predict
-from worker.learning.saved_model import LoadedModel, check_scale, load_model, suited_to
+from worker.learning.saved_model import LoadedModel, as_it_says, check_scale, load_model, suited_to
 from worker.learning.values import Measures, format_answer, format_measures, predict_rows
 from worker.processes.pool import TrainingPool
 from worker.rounds.own_site import OwnSite, open_trainer
@@ -32,7 +32,7 @@ from worker.rounds.private_parts import PrivateParts
 from worker.rounds.site_rules import SHARES, SiteRules
 from worker.rounds.start import LAST_SECONDS, LinkTo, audit_file, end_process_if_left, take_part
 from worker.site.check_command import check_command
-from worker.site.data_options import classes_option, data_option, trainer_option, trust_option
+from worker.site.data_options import classes_option, data_option, meaning_option, trainer_option, trust_option
 from worker.site.options import common_say_options, say_options
 from worker.site.pausing import pause_command, resume_command
 from worker.site.resting import PauseSwitch, Resting, default_folder, parse_hours
@@ -120,7 +120,7 @@ def evaluate_command(
     declared = parse_classes(classes)
     loaded = load_model(model, trusted_by(trusted_modules))
     dataset = open_data(data, for_training=False, shape=loaded.shape or DEFAULT_SHAPE, classes=declared)
-    loaded = suited_to(loaded, dataset.classes)
+    loaded = suited_to(loaded, dataset.classes, declared)
     if loaded.needs is not None:
         result = measured_by(loaded, dataset.test_rows(loaded.needs), ())
     else:
@@ -144,11 +144,17 @@ def _warn_of_scale(loaded: LoadedModel, dataset: Dataset | TableSet) -> None:
 @main.command(name="predict", short_help="Classify images.")
 @click.argument("model", type=_FILE)
 @click.argument("images", metavar="IMAGE...|ROWS", nargs=-1, required=True, type=_FILE)
+@meaning_option
 @trust_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list, with every class's probability.")
 @log_options
 def predict_command(
-    model: Path, images: tuple[Path, ...], trusted_modules: tuple[str, ...], as_json: bool, log: LogContext
+    model: Path,
+    images: tuple[Path, ...],
+    classes: str | None,
+    trusted_modules: tuple[str, ...],
+    as_json: bool,
+    log: LogContext,
 ) -> None:
     """Say for each IMAGE which class MODEL sees, and how probable it finds that; or what it says of each row of ROWS.
 
@@ -162,7 +168,8 @@ def predict_command(
     worker predict runs/demo/model.keras ward/*.png --json
     worker predict runs/price/model.keras houses.csv
     """
-    loaded = load_model(model, trusted_by(trusted_modules))
+    declared = parse_classes(classes)
+    loaded = as_it_says(load_model(model, trusted_by(trusted_modules)), declared, model)
     if images[0].suffix in SUFFIXES:
         _predict_rows(loaded, images, as_json=as_json)
         return
@@ -209,8 +216,9 @@ def _predict_rows(loaded: LoadedModel, paths: tuple[Path, ...], *, as_json: bool
     show_default=True,
     help="The address to listen on; 0.0.0.0 lets other machines in.",
 )
+@meaning_option
 @log_options
-def clinic_command(model: Path, port: int, host: str, log: LogContext) -> None:
+def clinic_command(model: Path, port: int, host: str, classes: str | None, log: LogContext) -> None:
     """Show a page that reads X-rays: class, probability, and where the model looked. Not for clinical use.
 
     Images are read on this machine only and never stored. Programs send them to /predict.
@@ -222,7 +230,7 @@ def clinic_command(model: Path, port: int, host: str, log: LogContext) -> None:
     """
     from worker.clinic.app import run_clinic  # late: Flask comes with it, and no other command needs that
 
-    run_clinic(model, host, port, click.echo)
+    run_clinic(model, host, port, click.echo, parse_classes(classes))
 
 
 def participation_options(function: Any) -> Any:
@@ -231,6 +239,12 @@ def participation_options(function: Any) -> Any:
         (
             trainer_option,
             trust_option,
+            click.option(
+                "--audit",
+                metavar="FILE|none",
+                help="Gets a line for each round that is taken and each update that leaves, with bytes and SHA-256 (of "
+                "a swarm's together, with bytes).  [default: audit.jsonl in this worker's folder in --state]",
+            ),
             click.option("--task", help="Take part in runs of this task only.  [default: any]"),
             click.option("--once", is_flag=True, help="Leave after one run."),
             click.option("--seed", type=int, default=0, show_default=True, help="Of what is held out for tests."),
@@ -268,9 +282,6 @@ def participation_options(function: Any) -> Any:
 @click.option("--least-steps", type=click.IntRange(min=1), default=1, show_default=True,
               help="Decline a round that would take fewer steps.")  # fmt: skip
 @say_options
-@click.option("--audit", metavar="FILE|none",
-              help="Gets a line for each round that is taken and each update that leaves, with bytes and SHA-256.  "
-              "[default: audit.jsonl in this worker's folder in --state]")  # fmt: skip
 @participation_options
 @access_options
 @log_options
@@ -400,6 +411,7 @@ def swarm_command(
     part_number, _, parts = part.partition("/")
     reader = name if int(parts) == 1 else f"{name}.{int(part_number)}"
     link_to = LinkTo(access, f"swarm {reader}")
+    options["audit"] = audit_file(options["audit"], options["state"], reader)
     private = PrivateParts(state, saves_model=False)
     keras = partial(
         KerasTrainer,
@@ -471,7 +483,7 @@ def train_alone_command(
     trusted = trusted_by(trusted_modules)
     loaded = load_model(model, trusted)
     dataset = open_data(data, shape=loaded.shape or DEFAULT_SHAPE, classes=declared)
-    loaded = suited_to(loaded, dataset.classes)
+    loaded = suited_to(loaded, dataset.classes, declared)
     _warn_of_scale(loaded, dataset)
     with Stop(limit_seconds=_LAST_SECONDS) as stop:
         result = train_alone(loaded, dataset, BaselineOptions(**options), stop.event, trusted)

@@ -11,7 +11,7 @@ from types import ModuleType
 
 from broker.errors import ModelError
 from broker.logs import is_chatter
-from broker.model.trust import NOTHING, Trusted, trust
+from broker.model.trust import NOTHING, Trusted, trust, without_unused
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def load_keras() -> ModuleType:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # oneDNN, CPU features
         for name in ("absl", "tensorflow"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        with _without_chatter(), _without_matplotlib():
+        with _without_chatter(), without_unused():
             _import_all()
     import keras
 
@@ -63,19 +63,6 @@ def trusted_by(modules: tuple[str, ...]) -> Trusted:
     trusted = trust(modules)
     logger.info("Trusted parts of %s: %s.", ", ".join(modules), ", ".join(sorted(trusted)))
     return trusted
-
-
-@contextmanager
-def _without_matplotlib() -> Iterator[None]:
-    """Keep Keras from importing matplotlib for its galleries: an eighth of the whole import."""
-    if "matplotlib" in sys.modules:
-        yield
-        return
-    sys.modules["matplotlib"] = None  # type: ignore[assignment]  # the documented way to refuse an import
-    try:
-        yield
-    finally:
-        sys.modules.pop("matplotlib", None)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 Contents:
     server       a broker to work with: found, contained, or private
-    turns        one `up` or `down` at a time
+    starting     how they are started: one at a time, or several as one
     private      a rabbitmq-server of one's own
     container    a broker in a container
     api          one request to RabbitMQ's management API

@@ -47,8 +47,13 @@ class Login:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Revoked:
-    """What went with an account."""
+    """What went with an account.
 
+    Attributes:
+        users: What the account was called at the broker.
+    """
+
+    users: tuple[str, ...]
     connections: int
     removed: Removed
 
@@ -83,7 +88,7 @@ def invite(
         BrokerError: The management API did not do it.
     """
     is_coordinator = name == names.COORDINATOR and swarm is None
-    user = name if is_coordinator else _user(name, swarm)
+    user = user_of(name, swarm)
     again = again or new_password
     _check_free(management, name, user, again=again)
     management.api.put("exchanges", vhost, names.EXCHANGE, body={"type": "topic", "durable": True})
@@ -109,8 +114,28 @@ def invite(
     return Login(user=user, password=password)
 
 
+def forget(management: Management, name: str, vhost: str) -> Removed:
+    """Delete what a worker without an account of its own left behind; the coordinator hears that it left for good.
+
+    Raises:
+        UsageError: It has an account, it is there, or there are no queues of it.
+        BrokerError: The management API did not do it.
+    """
+    names.check_name(name)
+    if _users_of(management, name):
+        raise UsageError(f"{name} was invited, and may come back. To end that: `broker revoke {name}`.")
+    if queues.are_read(management, vhost, name):
+        raise UsageError(f"{name} is there: somebody reads its queue. End it first, or leave it as it is.")
+    readers = queues.readers(management, vhost, name)
+    removed = _removed(management, {vhost}, name)
+    if not removed.queues:
+        raise UsageError(f"There are no queues of {name} in {vhost!r}. Try `broker status`.")
+    _say_left(management.api, vhost, management.api.get("whoami")["name"], SwarmLeft, readers)
+    return removed
+
+
 def revoke(management: Management, name: str, vhost: str = "/") -> Revoked:
-    """Delete an account with its limits, its connections and its queues; the coordinator hears that it left.
+    """Delete an account with its limits, its connections and its queues; the coordinator hears that it left for good.
 
     Queues that a worker without an account of its own left behind are deleted, too, in `vhost`.
 
@@ -128,7 +153,7 @@ def revoke(management: Management, name: str, vhost: str = "/") -> Revoked:
         raise UsageError(
             f"{name} has no account at {management.address}, and no queues in {vhost!r}. Try `broker status`."
         )
-    return Revoked(connections=closed, removed=removed)
+    return Revoked(users=tuple(users), connections=closed, removed=removed)
 
 
 def _shut_out(management: Management, vhosts: set[str], name: str, user: str) -> int:
@@ -145,19 +170,20 @@ def _shut_out(management: Management, vhosts: set[str], name: str, user: str) ->
                 management.api.logged_in_as(user, password),
                 vhost,
                 user,
+                Left if user == names.invited_name(user) else SwarmLeft,
                 queues.readers(management, vhost, name),
             )
     management.delete_user(user)
     return closed
 
 
-def _say_left(api: Api, vhost: str, user: str, readers: list[str]) -> None:
-    kind = Left if user == names.invited_name(user) else SwarmLeft
+def _say_left(api: Api, vhost: str, user: str, kind: type[Left | SwarmLeft], readers: list[str]) -> None:
+    """Say of these processes that they left for good: of a swarm's, or of any where nobody knows, as of a swarm's."""
     for reader in readers:
         message = {
             "properties": {"user_id": user, "delivery_mode": 2, "type": kind.TYPE},
             "routing_key": names.COORDINATOR,
-            "payload": base64.b64encode(messages.encode(kind(worker=reader))).decode(),
+            "payload": base64.b64encode(messages.encode(kind(worker=reader, for_good=True))).decode(),
             "payload_encoding": "base64",
         }
         try:
@@ -177,7 +203,14 @@ def _removed(management: Management, vhosts: set[str], name: str) -> Removed:
     return Removed(queues=sum(each.queues for each in found), messages=sum(each.messages for each in found))
 
 
-def _user(name: str, swarm: int | None) -> str:
+def user_of(name: str, swarm: int | None) -> str:
+    """What the account of a worker, a swarm or the coordinator is called at the broker.
+
+    Raises:
+        UsageError: The name can't be a worker's.
+    """
+    if swarm is None and name == names.COORDINATOR:
+        return name
     names.check_name(name)
     return name if swarm is None else names.swarm_account(name, swarm)
 

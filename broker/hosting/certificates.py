@@ -21,6 +21,7 @@ _AUTHORITY_DAYS = 3650
 _SKEW = timedelta(hours=1)  #: a site's clock may be late
 
 CA, SERVER = "ca", "server"  #: what the authority's and the broker's files are called
+_CLIENT, _REVOKED = "client", "revoked"  #: how those of sites begin, and of sites that are no longer invited
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,65 @@ def make_client(folder: Path, account: str, *, days: int) -> Pair:
     Raises:
         UsageError: The authority's key is not in this folder.
     """
-    return _signed(Pair(folder, f"client-{account}"), account, ExtendedKeyUsageOID.CLIENT_AUTH, days)
+    return _signed(Pair(folder, f"{_CLIENT}-{account}"), account, ExtendedKeyUsageOID.CLIENT_AUTH, days)
+
+
+def renew_server(folder: Path, *, days: int) -> Pair:
+    """The broker's certificate anew, for the names that it has, signed by the same authority.
+
+    Raises:
+        UsageError: There is none, or the authority's key is not in this folder.
+    """
+    names = [*names_in(Pair(folder, SERVER).certificate)]
+    if not Pair(folder, CA).certificate.exists():
+        raise UsageError(
+            f"There is no {CA}.pem in {folder}: whoever signed that certificate makes the next one, too."
+        )
+    return make_server(folder, names, days=days)
+
+
+def certificates_in(folder: Path) -> list[Path]:
+    """Those that count: the authority's, the broker's, and the sites'."""
+    sites = sorted(path for path in folder.glob(f"{_CLIENT}-*.pem") if not path.name.endswith("-key.pem"))
+    its = (Pair(folder, name).certificate for name in (CA, SERVER))
+    return [*(path for path in its if path.exists()), *sites]
+
+
+def note_revoked(folder: Path, account: str) -> datetime | None:
+    """Keep in mind that a site's certificate must never be let in again.
+
+    Nothing that was signed can be called back: who has it is let in as soon as an account has its name.
+
+    Returns:
+        Until when it is valid; None: there was none here.
+    """
+    pair = Pair(folder, f"{_CLIENT}-{account}")
+    if not pair.certificate.exists():
+        return None
+    pair.key.unlink(missing_ok=True)
+    noted = _noted(folder, account)
+    if not noted.exists() or end_of(noted) < end_of(pair.certificate):
+        pair.certificate.replace(noted)
+    return end_of(noted)
+
+
+def check_not_revoked(folder: Path, account: str) -> None:
+    """Judge whether an account of this name may be made where certificates log in.
+
+    Raises:
+        UsageError: A certificate of that name was revoked and is still valid: its holder would be let in again.
+    """
+    noted = _noted(folder, account)
+    if noted.exists() and end_of(noted) > datetime.now(UTC):
+        raise UsageError(
+            f"The certificate of {account!r} was revoked and is valid until {end_of(noted).date()}: with an account of "
+            "that name, whoever has it would be let in again. Choose another name; or, if nobody else can have it, "
+            f"delete {noted}."
+        )
+
+
+def _noted(folder: Path, account: str) -> Path:
+    return Pair(folder, f"{_REVOKED}-{account}").certificate
 
 
 def names_in(certificate: Path) -> tuple[str, ...]:
@@ -200,7 +259,11 @@ def _write(pair: Pair, certificate: x509.Certificate, key: ec.EllipticCurvePriva
     encoded = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    for path in (pair.key, pair.certificate):
+    aside = Pair(pair.folder, f".{pair.name}")
+    for path in (aside.key, aside.certificate):
         path.unlink(missing_ok=True)
-    write_private(pair.key, encoded.decode())
-    pair.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    write_private(aside.key, encoded.decode())
+    aside.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    # A broker that is running reads them at any moment: both change at once, as nearly as that can be.
+    aside.key.replace(pair.key)
+    aside.certificate.replace(pair.certificate)

@@ -31,6 +31,7 @@ _AROUND_BYTES = 16 * 2**20  # round starts without their weights, roll calls
 # what is published again begins anew, and the worker can't take back what is there.
 _UPDATES = 4
 _STARTS = 2  # an older one may wait unread while the next comes
+_LIMITS_DELIVERIES = 4  # RabbitMQ's major version
 _COORDINATOR = "warren: at most 512 MiB, then nothing more is taken"
 _COORDINATOR_BYTES = 512 * 2**20  # updates of 64 KiB of 8,000 workers, while no coordinator is there
 _COORDINATOR_WAITING = 100_000
@@ -45,8 +46,12 @@ def set_policies(management: Management, vhost: str) -> None:
     disk by way of the coordinator's queue, or of `dead`. The coordinator's takes nothing more when it is full, so that
     who was told that his word is there can rely on it; of the others' copies the newest are worth most.
     """
+    deliveries = _deliveries(management, vhost)
     management.put_policy(
-        vhost, _EXPIRY, pattern=_WORKER_QUEUES, definition={"expires": _EXPIRES_MILLISECONDS}
+        vhost,
+        _EXPIRY,
+        pattern=_WORKER_QUEUES,
+        definition={"expires": _EXPIRES_MILLISECONDS, **deliveries},
     )
     management.put_policy(
         vhost,
@@ -56,11 +61,25 @@ def set_policies(management: Management, vhost: str) -> None:
             "max-length-bytes": _COORDINATOR_BYTES,
             "max-length": _COORDINATOR_WAITING,
             "overflow": "reject-publish",
+            **deliveries,
         },
     )
     management.put_policy(
         vhost, _DEAD, pattern=f"^{names.DEAD}$", definition={"max-length-bytes": _DEAD_BYTES}
     )
+
+
+def _deliveries(management: Management, vhost: str) -> dict[str, int]:
+    """What keeps quorum queues from deleting an update that was delivered more than 20 times, as RabbitMQ 4 does.
+
+    Until a checkpoint holds it an update is not acknowledged, and each connection that ends counts: 21 restarts or
+    reconnects of a coordinator between two checkpoints would cost it. It has to stand in the one policy that a queue
+    has. Where it does not belong it must be missing: RabbitMQ 3 refuses it, and a classic queue of RabbitMQ 4 then gets
+    nothing of the policy.
+    """
+    is_new = int(str(management.overview()["rabbitmq_version"]).partition(".")[0]) >= _LIMITS_DELIVERIES
+    is_quorum = is_new and management.api.get("vhosts", vhost).get("default_queue_type") == "quorum"
+    return {"delivery-limit": -1} if is_quorum else {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +127,11 @@ def limit_account(management: Management, vhost: str, name: str, *, most_bytes: 
     A quorum queue takes some more than this, of what is under way while it becomes full (measured with 50 channels at
     once: 60 MB where the bound was 4), and takes again when it is down to four fifths.
     """
-    bounds = {"max-length": MOST_WAITING, "max-length-bytes": most_bytes or UPLOAD_BYTES}
+    bounds = {
+        "max-length": MOST_WAITING,
+        "max-length-bytes": most_bytes or UPLOAD_BYTES,
+        **_deliveries(management, vhost),
+    }
     workers = rf"{re.escape(name)}(\.[1-9][0-9]*)?"
     for badge, queue, overflow in (
         (_reading(name), names.worker_queue, "drop-head"),

@@ -31,6 +31,7 @@ _RECORD = "broker.json"
 _SETTINGS, _OWN_SETTINGS = "rabbitmq.conf", "conf.d/own.conf"
 _HEADER = f"# Written by `broker up`. Put settings of your own into {_OWN_SETTINGS}: read last, and never overwritten."
 _CONSOLE = "console.log"
+MAIN_PID = "main.pid"  #: whose end is the end of it: what systemd watches
 _MARK = "-warren_home"  # Erlang ignores this flag; by it our processes are found again, and no others
 _PROC = Path("/proc")
 _PROGRAMS = (
@@ -60,6 +61,8 @@ class PrivateBroker:
         conf: More lines for rabbitmq.conf, such as "consumer_timeout = 1000".
         erlang: More arguments for Erlang, such as "-rabbit channel_tick_interval 1000".
         encryption: TLS and what it listens on; None: loopback alone, without.
+        cluster: The ports of all nodes of its cluster, this one's among them; empty: it is alone.
+        epmd_port: Where the nodes of its cluster share Erlang's name server; None: it has one of its own.
     """
 
     home: Path
@@ -71,6 +74,8 @@ class PrivateBroker:
     conf: tuple[str, ...] = ()
     erlang: tuple[str, ...] = ()
     encryption: Encryption | None = None
+    cluster: tuple[int, ...] = ()
+    epmd_port: int | None = None
 
     def __post_init__(self) -> None:
         if not self.home.is_absolute():
@@ -115,18 +120,26 @@ class PrivateBroker:
         Raises:
             BrokerUnreachable: No rabbitmq-server is installed, or it was not ready in time.
         """
+        self.launch()
+        self.await_ready(seconds)
+
+    def launch(self) -> None:
+        """Start it unless it runs, and don't wait.
+
+        Raises:
+            BrokerUnreachable: No rabbitmq-server is installed.
+        """
         if not self.is_running():
             program = find_program()
-            self._end_epmd()  # left behind by a broker that was killed
+            self._end_own_epmd()  # left behind by a broker that was killed
             self._prepare()
             self._launch(program)
-        self._wait_until_ready(seconds)
 
     def stop(self, *, seconds: float = 30) -> None:
         """End it as RabbitMQ wants to be ended, by force after `seconds`; nothing is left behind."""
         self._signal(signal.SIGTERM)
         if wait_until(lambda: not self.is_running(), seconds):
-            self._end_epmd()
+            self._end_own_epmd()
         else:
             self.kill()
 
@@ -134,7 +147,7 @@ class PrivateBroker:
         """End it at once, as a power cut would; the data stay as they are."""
         self._signal(signal.SIGKILL)
         wait_until(lambda: not self.is_running(), 10)
-        self._end_epmd()
+        self._end_own_epmd()
 
     @property
     def has_data(self) -> bool:
@@ -166,7 +179,7 @@ class PrivateBroker:
         fields = _read_record(home).get("broker")
         if fields is None:
             return None
-        lists = {name: tuple(fields[name]) for name in ("conf", "erlang")}
+        lists = {name: tuple(fields.get(name, ())) for name in ("conf", "erlang", "cluster")}
         if given := fields.get("encryption"):
             given = Encryption(**{**given, "names": tuple(given["names"])})
         return cls(**{**fields, "home": home, **lists, "encryption": given})
@@ -207,10 +220,11 @@ class PrivateBroker:
 
     def _launch(self, program: Path) -> None:
         epmd_port, node_port = free_ports(2)
+        epmd_port = self.epmd_port or epmd_port
         record = {"broker": {**asdict(self), "home": str(self.home)}, "epmd_port": epmd_port}
         self._write(_RECORD, json.dumps(record, indent=2))
         # The shell lets go of it: no child of this process, no terminal, no open pipe.
-        detached = f'"$@" >>{_CONSOLE} 2>&1 </dev/null &'
+        detached = f'"$@" >>{_CONSOLE} 2>&1 </dev/null & echo $! >{MAIN_PID}'
         subprocess.run(
             ["/bin/sh", "-c", detached, "sh", program, _MARK, self.home],
             cwd=self.home,
@@ -249,7 +263,12 @@ class PrivateBroker:
         }
         return inherited | {name: str(value) for name, value in own.items()}
 
-    def _wait_until_ready(self, seconds: float) -> None:
+    def await_ready(self, seconds: float) -> None:
+        """Wait until it is ready.
+
+        Raises:
+            BrokerUnreachable: It was not in time, and is ended.
+        """
         ended = wait_until(lambda: self.is_ready() or self._has_ended(), seconds)
         if ended and self.is_running():
             return
@@ -277,7 +296,11 @@ class PrivateBroker:
             except ProcessLookupError:
                 continue  # gone in between
 
-    def _end_epmd(self) -> None:
+    def _end_own_epmd(self) -> None:
+        if self.epmd_port is None:
+            self.end_epmd()
+
+    def end_epmd(self) -> None:
         """End Erlang's name server, which every node starts and none ends."""
         record = _read_record(self.home)
         port = record.pop("epmd_port", None)

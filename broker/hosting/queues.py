@@ -52,15 +52,27 @@ def _make_anew(management: Management, vhost: str, queue: Queue) -> None:
 
     RabbitMQ 3.10 doesn't tell the reader of a quorum queue that is there again at once: it would hear nothing more.
     """
-    readers = [
-        each["channel_details"]["connection_name"]
-        for each in management.api.get("consumers", vhost)
-        if each["queue"]["name"] == queue.name and each["channel_details"]
-    ]
+    connections = _reading(management, vhost, queue.name)
     management.api.delete("queues", vhost, queue.name)
     _make(management, vhost, queue)
-    for name in readers:
+    for name in connections:
         management.api.delete("connections", name)
+
+
+def are_read(management: Management, vhost: str, name: str) -> bool:
+    """Whether somebody reads a queue of this worker, or of its swarm: then it is there."""
+    return any(
+        _reading(management, vhost, names.worker_queue(reader)) for reader in readers(management, vhost, name)
+    )
+
+
+def _reading(management: Management, vhost: str, queue: str) -> list[str]:
+    """The connections that read a queue."""
+    return [
+        each["channel_details"]["connection_name"]
+        for each in management.api.get("consumers", vhost)
+        if each["queue"]["name"] == queue and each["channel_details"]
+    ]
 
 
 def readers(management: Management, vhost: str, name: str) -> list[str]:

@@ -21,9 +21,10 @@ from broker.hosting.management import Management
 from broker.hosting.policies import set_policies
 from broker.hosting.private import PrivateBroker, find_program, free_ports, is_installed, wait_until
 from broker.hosting.probe import Answer
-from broker.hosting.turns import in_turn
+from broker.hosting.starting import cluster
+from broker.hosting.starting.turns import in_turn
 from broker.link.access import Access, login_in, with_login
-from broker.link.address import LOCAL_HOSTS, not_trusted, without_password
+from broker.link.address import LOCAL_HOSTS, addresses_in, not_trusted, without_password
 
 __all__ = [
     "Ours",
@@ -37,6 +38,7 @@ __all__ = [
     "ours",
     "recorded",
     "up",
+    "up_cluster",
     "up_encrypted",
 ]
 
@@ -91,22 +93,55 @@ def up(
     return running
 
 
+def up_cluster(
+    *, access: Access, num_nodes: int, port: int | None, management_port: int | None, home: Path
+) -> Running:
+    """Have a cluster of private nodes on this machine, on loopback, and wait until all are ready.
+
+    Args:
+        access: Its login and virtual host are those of a new one, its port that of the first node.
+        num_nodes: How many nodes a new one has.
+        port: Of the first node; the others are on the next free ones.
+        management_port: Of the first node.
+        home: The folder of everything that `up` starts.
+
+    Raises:
+        UsageError: There is one with another number of nodes, or a broker on this port is none of a cluster.
+        BrokerError: It could not be started.
+    """
+    with in_turn(home):
+        known = [each for each in recorded(home) if each.cluster and port in (None, each.cluster[0])]
+        if not known:
+            preferred = port or probe.host_and_port(access.amqp_url)[1]
+            ports = cluster.ports_for(num_nodes, preferred, home, is_exact=port is not None)
+            known = cluster.new_nodes(_new(access.amqp_url, ports[0], management_port, home), ports)
+        if len(known[0].cluster) != num_nodes:
+            raise UsageError(
+                f"There is a cluster of {len(known[0].cluster)} nodes in this home already, with its data. Expected "
+                f"--nodes {len(known[0].cluster)}, another --port, or first: broker down --all --delete-data"
+            )
+        running = _started(cluster.nodes_of(known[0]) if known[0].has_data else known)
+    _set_policies_on(running, None)
+    return running
+
+
 def up_encrypted(
     *,
     port: int,
-    management_port: int,
+    management_port: int | None,
     home: Path,
-    admin: str,
-    encryption: Callable[[Path], Encryption],
+    admin: str | None,
+    encryption: Callable[[Path, Encryption | None], Encryption],
 ) -> PrivateBroker:
     """Have a private broker that others reach, by TLS alone, and wait until it is ready.
 
     Args:
         port: Where it speaks AMQP.
-        management_port: Where its management page is.
+        management_port: Where its management page is; None: where it was, or the usual offset above the port.
         home: The folder of everything that `up` starts.
-        admin: The account that its first start creates, with a password that is made; there is no guest.
-        encryption: Has the certificates in its own folder, which is passed in.
+        admin: The account that its first start creates, with a password that is made; there is no guest. None: who it
+            was, or `admin`.
+        encryption: Has the certificates in its own folder, which is passed in, with what it had at its former start.
 
     Raises:
         UsageError: On this port is, or was, one of another kind; the certificates can't be used.
@@ -117,20 +152,25 @@ def up_encrypted(
         broker = PrivateBroker.recorded(folder)
         if broker is None and not probe.is_free(port):
             raise BrokerError(f"Port {port} is taken by {_who_is_at(port)}. Try another --port.")
-        if broker is not None and (broker.encryption is None or broker.user != admin):
+        if broker is not None and (broker.encryption is None or broker.user != (admin or broker.user)):
             raise UsageError(
                 f"On port {port} there is a broker of another kind, with data of its own: its administrator is "
                 f"{broker.user!r}, {'with' if broker.encryption else 'without'} TLS. Try another --port, or end it "
                 "with its data: broker down --delete-data"
             )
         if broker is None:
-            password = secrets.token_urlsafe(_PASSWORD_BYTES)
             broker = PrivateBroker(
-                home=folder, port=port, management_port=management_port, user=admin, password=password
+                home=folder,
+                port=port,
+                management_port=port + _MANAGEMENT_OFFSET,
+                user=admin or "admin",
+                password=secrets.token_urlsafe(_PASSWORD_BYTES),
             )
         if not broker.is_running():
             broker = replace(
-                broker, management_port=management_port, encryption=encryption(folder / "certificates")
+                broker,
+                management_port=management_port or broker.management_port,
+                encryption=encryption(folder / "certificates", broker.encryption),
             )
             logger.info("starting an encrypted rabbitmq-server on port %d; its files are in %s", port, folder)
         broker.start(seconds=_READY_SECONDS)
@@ -150,6 +190,9 @@ def known_access(access: Access, home: Path, *, is_given: bool) -> tuple[Access,
         running = [each for each in recorded(home) if each.encryption and each.is_running()]
         return (running[0].access, running[0].encryption) if len(running) == 1 else (access, None)
     own = _own_at(access.amqp_url, home)
+    if isinstance(own, PrivateBroker) and own.cluster and not access.others:
+        urls = [with_login(each.amqp_url, login_in(access.amqp_url)) for each in cluster.nodes_of(own)]
+        return access.at(*urls), None
     if not isinstance(own, PrivateBroker) or own.encryption is None:
         return access, None
     url = access.amqp_url if login_in(access.amqp_url) else with_login(access.amqp_url, own.login)
@@ -176,19 +219,24 @@ def down(home: Path, *, amqp_url: str | None, with_data: bool = False) -> list[s
     with in_turn(home):
         chosen = ours(home, amqp_url)
         ended = [without_password(broker.amqp_url) for broker in chosen if is_running(broker, home)]
+        cluster.stop([broker for broker in chosen if isinstance(broker, PrivateBroker)])
         for broker in chosen:
             _end(broker, home, with_data=with_data)
     return ended
 
 
 def ours(home: Path, amqp_url: str | None = None) -> list[Ours]:
-    """What `up` started in this home, whether it runs or not: at this address, or all of it."""
+    """What `up` started in this home, whether it runs or not: at this address, or all of it; of a cluster all nodes."""
     container = Container.recorded(home) or Container.recorded(home, is_stopped=True)
     known: list[Ours] = [*recorded(home), *([container] if container else [])]
     if amqp_url is None:
         return known
     host, port = probe.host_and_port(amqp_url)
-    return [broker for broker in known if host in LOCAL_HOSTS and broker.port == port]
+    return [broker for broker in known if host in LOCAL_HOSTS and port in _ports_of(broker)]
+
+
+def _ports_of(broker: Ours) -> tuple[int, ...]:
+    return (broker.port, *(broker.cluster if isinstance(broker, PrivateBroker) else ()))
 
 
 def is_running(broker: Ours, home: Path) -> bool:
@@ -198,7 +246,6 @@ def is_running(broker: Ours, home: Path) -> bool:
 
 def _end(broker: Ours, home: Path, *, with_data: bool) -> None:
     if isinstance(broker, PrivateBroker):
-        broker.stop()
         if with_data:
             shutil.rmtree(broker.home)
     elif with_data or is_running(broker, home):
@@ -221,22 +268,24 @@ def default_home() -> Path:
 
 def known_management_url(access: Access, management_url: str | None, home: Path) -> str:
     """The management API of the broker at this address: as given, as `up` recorded it, or the usual port."""
-    own = None if management_url else _own_at(access.amqp_url, home)
-    return own.management_url if own else _management_url_of(access, management_url)
+    own = [] if management_url else [_own_at(url, home) for url in access.amqp_urls]
+    found = [each.management_url for each in own if each is not None]
+    return ",".join(found) or _management_url_of(access, management_url)
 
 
 def _management_url_of(access: Access, management_url: str | None) -> str:
-    return management_url_for(access.amqp_url, management_url or access.management_url)
+    return management_url_for(",".join(access.amqp_urls), management_url or access.management_url)
 
 
 def _reachable_or_new(
     access: Access, management_url: str | None, management_port: int | None, home: Path
 ) -> Running:
     amqp_url = access.amqp_url
-    answer = probe.ask(amqp_url, tls=access.tls())
-    if answer is Answer.READY:
-        return _found(access, management_url, home)
-    if urlsplit(amqp_url).hostname not in LOCAL_HOSTS:
+    for url in reversed(access.amqp_urls):
+        answer = probe.ask(url, tls=access.tls())
+        if answer is Answer.READY:
+            return _found(access.at(url), management_url, home)
+    if urlsplit(amqp_url).hostname not in LOCAL_HOSTS or access.others:
         raise _unusable(amqp_url, answer)
     wanted = _somewhere(amqp_url, answer, management_port, home)
     return _contained(wanted, home) or _private(wanted)
@@ -244,7 +293,8 @@ def _reachable_or_new(
 
 def _set_policies_on(running: Running, tls: ssl.SSLContext | None) -> None:
     try:
-        set_policies(Management(running.management_url, tls=tls), probe.vhost_of(running.amqp_url))
+        vhost = probe.vhost_of(addresses_in(running.amqp_url)[0])
+        set_policies(Management(running.management_url, tls=tls), vhost)
     except BrokerError as exc:
         if running.kind != "found":
             raise
@@ -271,7 +321,8 @@ def _own_at(amqp_url: str, home: Path) -> Ours | None:
     container = Container.recorded(home)
     if container is not None and container.port == port:
         return container
-    return private if private is not None and private.is_running() else None
+    is_up = private is not None and any(node.is_running() for node in cluster.nodes_of(private))
+    return private if is_up else None
 
 
 def _on_port(amqp_url: str, port: int, management_port: int | None, home: Path) -> PrivateBroker:
@@ -328,13 +379,22 @@ def _management_port_beside(port: int) -> int:
 
 
 def _private(broker: PrivateBroker) -> Running:
-    if not broker.is_running():
-        find_program()
-        logger.info(
-            "starting a private rabbitmq-server on port %d; its files are in %s", broker.port, broker.home
-        )
-    broker.start(seconds=_READY_SECONDS)
-    return Running(amqp_url=broker.amqp_url, management_url=broker.management_url, kind="private")
+    return _started(cluster.nodes_of(broker))
+
+
+def _started(nodes: list[PrivateBroker]) -> Running:
+    for node in nodes:
+        if not node.is_running():
+            find_program()
+            logger.info(
+                "starting a private rabbitmq-server on port %d; its files are in %s", node.port, node.home
+            )
+    cluster.start(nodes, seconds=_READY_SECONDS * len(nodes))
+    return Running(
+        amqp_url=",".join(node.amqp_url for node in nodes),
+        management_url=",".join(node.management_url for node in nodes),
+        kind="private",
+    )
 
 
 def _contained(wanted: PrivateBroker, home: Path) -> Running | None:

@@ -5,12 +5,18 @@ import socket
 import ssl
 import stat
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from broker.errors import UsageError
-from broker.link.address import check_amqp_url, host_and_port, without_password
+from broker.link.address import (
+    addresses_in,
+    check_amqp_url,
+    check_management_url,
+    host_and_port,
+    without_password,
+)
 
 _PRIVATE = stat.S_IRUSR | stat.S_IWUSR
 
@@ -20,12 +26,14 @@ class Access:
     """What a process needs to reach its broker.
 
     Attributes:
-        amqp_url: The broker's address, with the login; without one a client certificate is the login.
+        amqp_url: The broker's address, with the login; without one a client certificate is the login. Of a cluster it
+            may be given as a list with commas, and is then the first of them.
         name: Whom it is meant for; None where nobody said.
         ca: Certificates, as PEM, of the authorities that sign for the broker; None: those that this machine knows.
         certificate: This side's own certificate, as PEM, and what it was signed by.
         key: Its private key, as PEM.
-        management_url: Of the management page; None: what belongs to the address.
+        management_url: Of the management page, or a list with commas; None: what belongs to the address.
+        others: Further addresses of the same cluster, in all but host and port as the first.
     """
 
     amqp_url: str = field(repr=False)
@@ -34,21 +42,35 @@ class Access:
     certificate: str | None = field(default=None, repr=False)
     key: str | None = field(default=None, repr=False)
     management_url: str | None = field(default=None, repr=False)
+    others: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         """Check what can't be used.
 
         Raises:
-            UsageError: The address can't be understood, or of certificate and key one is missing.
+            UsageError: An address can't be understood, or of certificate and key one is missing.
         """
-        object.__setattr__(self, "amqp_url", check_amqp_url(self.amqp_url))
+        first, *others = addresses_in(check_amqp_url(",".join([self.amqp_url, *self.others])))
+        object.__setattr__(self, "amqp_url", first)
+        object.__setattr__(self, "others", tuple(others))
+        if self.management_url is not None:
+            object.__setattr__(self, "management_url", check_management_url(self.management_url))
         if (self.certificate is None) != (self.key is None):
             raise UsageError("A client certificate and its key belong together: expected both.")
 
     @property
+    def amqp_urls(self) -> tuple[str, ...]:
+        """All addresses, with the login."""
+        return (self.amqp_url, *self.others)
+
+    @property
     def address(self) -> str:
-        """The broker's address as it may be shown."""
-        return without_password(self.amqp_url)
+        """The broker's address as it may be shown; of a cluster all of them."""
+        return without_password(",".join(self.amqp_urls))
+
+    def at(self, *amqp_urls: str) -> "Access":
+        """The same at other addresses, and with their login."""
+        return replace(self, amqp_url=amqp_urls[0], others=amqp_urls[1:])
 
     @property
     def is_by_certificate(self) -> bool:

@@ -10,6 +10,9 @@ from broker.errors import UsageError
 
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})  #: names of this machine
 
+_BETWEEN = re.compile(
+    r"\s*,\s*(?=(?:amqps?|https?)://)", re.IGNORECASE
+)  #: the next address of a list begins here
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _SAFE = re.compile(r"(?:[^\s\x00-\x1f\x7f/?#\[\]@%]|%[0-9A-Fa-f]{2})*")  #: needs no percent-encoding
 _PLACE = re.compile(r"(?P<host>\[[^\]]*\]|[^:/?#]*)(?P<port>:[^/?#]*)?(?P<path>[^?#]*)(?P<query>\?[^#]*)?")
@@ -39,26 +42,53 @@ _MANAGEMENT = _Kind(
 )  # fmt: skip
 
 
+def addresses_in(urls: str) -> list[str]:
+    """The addresses in a list with commas between them: a cluster has several."""
+    return _BETWEEN.split(urls.strip())
+
+
 def check_amqp_url(url: str) -> str:
     """Return a broker's address without the blanks around it, if it can be understood in one way.
+
+    Of a cluster it may be a list, with commas: then each is judged, and all must lead to the same.
 
     Raises:
         UsageError: It can't; the message says what to change, and shows no part of the password.
     """
-    return _checked(url.strip(), _AMQP)
+    found = [_checked(each, _AMQP) for each in addresses_in(url)]
+    for other in found[1:]:
+        if _what_is_meant(other) != _what_is_meant(found[0]):
+            raise UsageError(
+                f"The addresses {without_password(found[0])!r} and {without_password(other)!r} differ in more than "
+                "host and port. Expected the nodes of one cluster: the same login, virtual host and options, "
+                f"all with TLS or all without. {_AMQP.hint}"
+            )
+    return ",".join(dict.fromkeys(found))
 
 
 def check_management_url(url: str) -> str:
     """The same for the address of a management page."""
-    return _checked(url.strip(), _MANAGEMENT)
+    return ",".join(_checked(each, _MANAGEMENT) for each in addresses_in(url))
 
 
-def check_not_in_clear(url: str) -> str:
-    """Return an address that was understood, if nobody on the way can read what is sent to it.
+def _what_is_meant(url: str) -> tuple[str, str, str, str]:
+    """All but where it is."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc.rpartition("@")[0], parts.path, parts.query
+
+
+def check_not_in_clear(urls: str) -> str:
+    """Return an address (or several) that was understood, if nobody on the way can read what is sent to it.
 
     Raises:
         UsageError: Login and messages would travel in the clear, beyond this machine.
     """
+    for url in addresses_in(urls):
+        _check_not_in_clear(url)
+    return urls
+
+
+def _check_not_in_clear(url: str) -> None:
     parts = urlsplit(url)
     kind = _AMQP if parts.scheme in _AMQP.schemes else _MANAGEMENT
     secure = kind.schemes[1]
@@ -68,7 +98,6 @@ def check_not_in_clear(url: str) -> str:
             f"not this machine. Expected {secure}://. If nobody else can read along there, such as between containers "
             "or in a tunnel, say so with --insecure, or WARREN_INSECURE=1."
         )
-    return url
 
 
 def host_and_port(amqp_url: str) -> tuple[str, int]:
@@ -131,6 +160,8 @@ def _flaw_in(url: str, kind: _Kind) -> str | None:
 def _flaw_in_place(place: str, kind: _Kind) -> str | None:
     found = _PLACE.match(place)
     assert found is not None  # noqa: S101 - every part of the pattern may be empty
+    if kind is _AMQP and "," in found["host"] + (found["port"] or "") + found["path"]:
+        return "has a comma in it (%2C): of several addresses each is whole, with its scheme, login and virtual host"
     if not _is_host(found["host"]):
         return "has no host" if not found["host"] else "has a host that can't be one"
     if found["port"] and not _is_port(found["port"]):
@@ -184,8 +215,12 @@ def _divided(url: str) -> tuple[str, str | None, str]:
     return scheme, (login if at else None), place
 
 
-def without_password(url: str) -> str:
-    """The address as it may be shown in a log or an error, even one that can't be understood."""
+def without_password(urls: str) -> str:
+    """The address (or several) as it may be shown in a log or an error, even one that can't be understood."""
+    return ", ".join(_without_password(url) for url in addresses_in(urls))
+
+
+def _without_password(url: str) -> str:
     scheme, login, place = _divided(url)
     user = "" if login is None else f"{login.partition(':')[0]}@"
     found = _PLACE.match(place)

@@ -4,12 +4,13 @@ import stat
 import tomllib
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from broker.errors import UsageError
 from broker.link.access import Access, reason_of, write_private
 
 _TABLE = "broker"
-_FIELDS = {each.name for each in fields(Access)}
+_FIELDS = {each.name for each in fields(Access)} - {"others"}  #: several addresses are one list, with commas
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -32,7 +33,7 @@ def read_invitation(path: Path) -> Access:
     return Access(**given)
 
 
-def _given_in(text: str) -> dict[str, str] | None:
+def _given_in(text: str) -> dict[str, Any] | None:
     table = tomllib.loads(text).get(_TABLE)
     if not isinstance(table, dict) or not {"amqp_url"} <= table.keys() <= _FIELDS:
         return None
@@ -45,7 +46,8 @@ def write_invitation(path: Path, access: Access) -> None:
     Raises:
         UsageError: The file can't be written, or is there already.
     """
-    given = {each.name: getattr(access, each.name) for each in fields(Access)}
+    names = [each.name for each in fields(Access) if each.name in _FIELDS]
+    given = {name: getattr(access, name) for name in names} | {"amqp_url": ",".join(access.amqp_urls)}
     lines = [f"{name} = {_quoted(value)}" for name, value in given.items() if value is not None]
     text = "\n".join(
         [

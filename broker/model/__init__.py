@@ -2,7 +2,7 @@
 
 Contents:
     limits      how large and how often a model may ask for anything
-    trust       parts of one's own, of modules that an operator trusts
+    trust       parts of one's own, of modules that an operator trusts, and what is kept out when Keras is imported
     allowlist   which parts of Keras a model may be made of
     arrays      a model of named arrays: how it is told of in a Keras model's place
     archive     the one reader of a .keras archive

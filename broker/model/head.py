@@ -27,9 +27,10 @@ from numpy.typing import NDArray
 
 from broker.errors import ModelError
 from broker.model.ending import EACH_ALONE, ONE_OF_ALL, ending_of
-from broker.model.loss import loss_name, takes_logits
+from broker.model.loss import is_builtin, loss_name, takes_logits
 
 Floats = NDArray[np.float64]
+Purpose = Literal["classes", "numbers", "open"]
 Reading = Literal["probabilities", "shares", "logits", "binary logits", "nearest", "probability", "logit"]
 
 _LOGARITHMS = frozenset({"log_softmax", "log_sigmoid"})
@@ -42,6 +43,9 @@ CATEGORICAL = frozenset(
 BINARY = frozenset({"binarycrossentropy", "binaryfocalcrossentropy"})
 MARGINS = frozenset({"hinge", "squaredhinge", "categoricalhinge"})
 _ERRORS = frozenset({"meansquarederror", "meanabsoluteerror", "huber", "logcosh"})
+_OF_NUMBERS = _ERRORS | {
+    "cosinesimilarity", "mape", "meanabsolutepercentageerror", "meansquaredlogarithmicerror", "msle", "poisson",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +99,24 @@ def head_of(model: Any) -> Head:
     loss = model.loss if getattr(model, "compiled", False) else None
     reading = reading_of(ending_of(model).activation, loss, outputs)
     return Head(reading=reading, num_outputs=outputs)
+
+
+def purpose_of(model: Any) -> Purpose:
+    """What a model of one row of outputs is for, as far as it says so without data: "open" where it may be both.
+
+    A softmax, a cross-entropy and a hinge tell classes apart, a squared error of what no activation has bounded is one
+    of numbers. Several sigmoids may be classes or labels of which an example has many; a loss of one's own may be
+    anything, and so may an output without one.
+    """
+    outputs, activation = num_outputs(model), ending_of(model).activation
+    loss = model.loss if getattr(model, "compiled", False) else None
+    name, is_bounded = loss_name(loss), activation in EACH_ALONE | {"log_sigmoid"}
+    if outputs > 1 and activation in ONE_OF_ALL | {"log_softmax"}:
+        return "classes"
+    if name in CATEGORICAL | MARGINS or (outputs == 1 and (name in BINARY or (is_bounded and not name))):
+        return "classes"
+    is_number = name in _OF_NUMBERS and is_builtin(loss)
+    return "numbers" if is_number and not is_bounded and activation not in ONE_OF_ALL else "open"
 
 
 def num_outputs(model: Any) -> int:

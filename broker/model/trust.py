@@ -1,8 +1,9 @@
-"""Parts of one's own: registered layers, losses and metrics of modules that this machine's operator trusts by name."""
+"""What comes in with Keras: parts of one's own, registered by modules that this machine's operator trusts by name."""
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from broker.errors import UsageError
 
@@ -11,6 +12,24 @@ _CURRENT = ""  # in sys.path: where this process works at that moment
 #: Registered names, as "my_parts>Gate", of which objects may be built; by default there are none.
 Trusted = frozenset[str]
 NOTHING: Trusted = frozenset()
+
+#: For Keras's galleries, its editor of files, TensorFlow's converter for phones, Keras's classes for scikit-learn.
+_UNUSED = ("matplotlib", "IPython", "jax", "sklearn")
+
+
+@contextmanager
+def without_unused() -> Iterator[None]:
+    """Keep Keras and TensorFlow from importing what they take only because it is installed: nearly half of the time.
+
+    What is loaded already stays, and in a notebook all is as its owner has it.
+    """
+    names = [] if "IPython" in sys.modules else [name for name in _UNUSED if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]  # None: the documented way to refuse an import
+    try:
+        yield
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
 
 
 def trust(modules: Sequence[str]) -> Trusted:

@@ -19,7 +19,15 @@ from broker.wire import codec, names
 from broker.wire.fields import Binary, from_plain, require, to_plain
 from broker.wire.limits import require_amount, require_classes, require_measures, require_names, require_short
 from broker.wire.scores import AnswerCounts
-from broker.wire.settings import Held, Needs, Precision, TrainingSettings, require_holds
+from broker.wire.settings import (
+    Held,
+    Needs,
+    Precision,
+    RelayTerms,
+    Summed,
+    TrainingSettings,
+    require_holds,
+)
 from broker.wire.statistics import StatisticsAsked, StatisticsRefused, StatisticsTold
 from broker.wire.tensors import Array, InputFacts, TensorSpec
 from broker.wire.versions import VERSION, read_envelope
@@ -89,6 +97,7 @@ class RoundStart(Message):
         scales: Of the step, as in `UpdateAnnounced`.
         participants: How many workers are asked for an update; 0: not told.
         quorum: The fewest updates that the next model may rest on; 0: not told.
+        relay: To a relay alone.
     """
 
     TYPE: ClassVar[str] = "round-start"
@@ -118,6 +127,7 @@ class RoundStart(Message):
     download_precision: Precision = "float32"
     base: str = ""
     scales: tuple[float, ...] = ()
+    relay: RelayTerms | None = None
 
     @property
     def held(self) -> RoundKey:
@@ -235,6 +245,7 @@ class Joined(Message):
         pause: Why it takes no round for now; empty: it does.
         release: The Warren that it runs, e.g. "0.1.0": shown, and nothing is decided by it.
         model: The digest of the newest global model, where its process keeps it: see `RoundStart.base`.
+        behind: Of a relay the examples of each worker behind it; `num_examples` is their sum. A worker says nothing.
     """
 
     TYPE: ClassVar[str] = "joined"
@@ -255,9 +266,13 @@ class Joined(Message):
     pause: str = ""
     release: str = ""
     model: str = ""
+    behind: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         require(names.is_worker(self.worker), "a worker's name", self.worker)
+        require(len(self.behind) <= names.MOST_IN_A_SWARM, "fewer workers behind a relay", len(self.behind))
+        is_their_sum = not self.behind or (min(self.behind) > 0 and sum(self.behind) == self.num_examples)
+        require(is_their_sum, "the examples of the workers behind a relay, and their sum", self.num_examples)
         require_amount("examples", self.num_examples)
         require_amount("test examples", self.num_test_examples)
         require_classes(self.classes, self.examples_per_class)
@@ -341,10 +356,12 @@ class SwarmLeft(Message):
 
     Attributes:
         worker: As in `SwarmJoined`.
+        for_good: As in `Left`.
     """
 
     TYPE: ClassVar[str] = "swarm-left"
     worker: str
+    for_good: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -352,10 +369,14 @@ class Left(Message):
     """Worker to coordinator: it stops on purpose. A repeat is ignored.
 
     As durable as `joined`, which it takes back: a coordinator that starts later finds both, in their order.
+
+    Attributes:
+        for_good: No worker says so: whoever removes its queues does, and it is shown no longer until it joins again.
     """
 
     TYPE: ClassVar[str] = "left"
     worker: str
+    for_good: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -395,6 +416,7 @@ class UpdateAnnounced(Message):
         digest: `transfer.Digest` of the data of the parts, as they travel.
         seconds: The worker's own time from the round start to the end of training.
         base: The digest of the weights that it was trained from.
+        summed: Of a relay, whose update is the sum of its workers': as int64, eight bytes in the place of two values'.
     """
 
     TYPE: ClassVar[str] = "update-announced"
@@ -417,6 +439,7 @@ class UpdateAnnounced(Message):
     digest: str
     seconds: float
     base: str = ""
+    summed: Summed | None = None
 
     def __post_init__(self) -> None:
         require_short(run_id=self.run_id, upload_id=self.upload_id, digest=self.digest, base=self.base)

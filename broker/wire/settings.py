@@ -15,7 +15,9 @@ from broker.wire.limits import require_short
 _MAX_TERMS = 16
 
 ClassWeight = Literal["none", "balanced"]
-Precision = Literal["float32", "float16", "int8"]
+#: How an update's trainable values travel. *local*: not as what changed, but as what they have become, float64, or
+#: float32 if that is what they are; *local64* is what is asked for. Of small models alone, see `transfer.is_exact`.
+Precision = Literal["float32", "float16", "int8", "local32", "local64"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,36 @@ class TrainingSettings:
         )
         require(len(self.terms) <= _MAX_TERMS, f"at most {_MAX_TERMS} terms", len(self.terms))
         require(all(abs(value) < 2**127 for value in self.terms.values()), "terms that float32 holds", self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayTerms:
+    """What a relay is told with a round start, beside what it passes on to its own workers.
+
+    Attributes:
+        num_examples: What its workers were counted with: its sum may rest on no more.
+        most_weight: In examples; what one worker's update was trained on beyond that doesn't count.
+    """
+
+    num_examples: int
+    most_weight: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summed:
+    """What a relay says of the sum that it sends in the place of its workers' updates.
+
+    Attributes:
+        num_workers: Whose answers are in it.
+        weight: Of the sum, in examples; 0 when they only measured.
+        largest: The largest |value| of an update in it.
+        is_fine: It has what the first rounding cuts off of updates in float64, too.
+    """
+
+    num_workers: int
+    weight: int
+    largest: float
+    is_fine: bool = False
 
 
 TEXT = "string"  #: the dtype of texts

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from broker.errors import ProtocolError
 
 Vector = NDArray[np.float32]
+Values = NDArray[np.floating[Any]]  #: of an update: float32, or float64 where it is to be exact
 Array = NDArray[Any]
 
 PART_BYTES = 4 * 1024 * 1024  #: the fastest size measured, and below every broker's message limit
@@ -225,6 +226,6 @@ def part_count(num_bytes: int, part_bytes: int) -> int:
     return 0 if num_bytes <= INLINE_BYTES else math.ceil(num_bytes / part_bytes)
 
 
-def as_bytes(vector: Vector) -> memoryview:
+def as_bytes(vector: Values) -> memoryview:
     """The vector's little-endian bytes, without a copy."""
     return np.ascontiguousarray(vector, FLOAT32).view(np.uint8).data

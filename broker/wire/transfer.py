@@ -1,4 +1,4 @@
-"""A float32 vector on its way: cut into parts, encoded with the precision asked for, and put together again."""
+"""A vector on its way: cut into parts, encoded with the precision asked for, and put together again."""
 
 import hashlib
 import math
@@ -13,9 +13,11 @@ from broker.errors import ProtocolError
 from broker.wire.fields import Binary
 from broker.wire.messages import Part
 from broker.wire.settings import Precision
-from broker.wire.tensors import FLOAT32, PART_BYTES, Layout, Vector, as_bytes, sections_of
+from broker.wire.tensors import FLOAT32, PART_BYTES, Layout, Values, Vector, as_bytes, sections_of
 
-_CODES: dict[Precision, str] = {"float32": "<f4", "float16": "<f2", "int8": "<i1"}
+_CODES: dict[Precision, str] = {
+    "float32": "<f4", "float16": "<f2", "int8": "<i1", "local32": "<f4", "local64": "<f8",
+}  # fmt: skip
 _FLOAT16_LIMIT = 65504.0
 _INT8_LIMIT = 127
 _SMALLEST_SCALE = 2.0**-100  #: a smaller one is no float32 any more once it is divided by
@@ -23,6 +25,16 @@ _LARGEST_SCALE = 2.0**100  #: a larger one is no float32 any more once multiplie
 _ROOM = 1 + 2.0**-20  #: so that the largest value is not above 127 steps, however float32 rounds
 _FRACTION_BITS = 16  #: of a step, by which chance decides
 _CHUNK = 1 << 16  #: values at a time: the scratch arrays stay in the processor's cache
+
+
+def is_local(precision: Precision) -> bool:
+    """Whether the trainable values travel as they have become, and not as what changed."""
+    return precision in ("local32", "local64")
+
+
+def is_exact(layout: Layout) -> bool:
+    """Whether a model is so small that its local values may travel: what of it is trained is one part at most."""
+    return sections_of(layout).num_trainable * FLOAT32.itemsize <= PART_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +48,17 @@ class Encoding:
         num_trainable: How many values, from the first, travel with that precision; the others as float32.
         tensors: For int8: the span of each trainable tensor.
         scales: For int8: the value of one step in each of these tensors.
+        base: For local values: what they are told as the difference to, once they are read.
     """
 
     precision: Precision = "float32"
     num_trainable: int = 0
     tensors: tuple[slice, ...] = ()
     scales: tuple[float, ...] = ()
+    base: Vector | None = None
 
     @classmethod
-    def of(cls, vector: Vector, layout: Layout, precision: Precision) -> Self:
+    def of(cls, vector: Values, layout: Layout, precision: Precision) -> Self:
         """What an update's sender decides; int8 wants finite trainable values."""
         sections = sections_of(layout)
         tensors = sections.tensors if precision == "int8" else ()
@@ -52,20 +66,35 @@ class Encoding:
         return cls(precision=precision, num_trainable=sections.num_trainable, tensors=tensors, scales=scales)
 
     @classmethod
-    def told(cls, layout: Layout, precision: Precision, scales: tuple[float, ...]) -> Self:
+    def told(
+        cls, layout: Layout, precision: Precision, scales: tuple[float, ...], base: Vector | None = None
+    ) -> Self:
         """What an update's receiver is told.
 
         Raises:
-            ProtocolError: These are no scales of such a model.
+            ProtocolError: These are no scales of such a model, or it is too large for local values.
         """
         sections = sections_of(layout)
+        if is_local(precision) and not is_exact(layout):
+            raise ProtocolError(f"Expected the difference that the training made, got {precision}.")
         tensors = sections.tensors if precision == "int8" else ()
         if len(scales) != len(tensors) or not cls(scales=scales).is_tellable:
             raise ProtocolError(
                 f"Expected {len(tensors)} scales of 0 to {_LARGEST_SCALE:g}, got {len(scales)}"
                 f"{f' from {min(scales)} to {max(scales)}' if scales else ''}."
             )
-        return cls(precision=precision, num_trainable=sections.num_trainable, tensors=tensors, scales=scales)
+        return cls(
+            precision=precision,
+            num_trainable=sections.num_trainable,
+            tensors=tensors,
+            scales=scales,
+            base=base if is_local(precision) else None,
+        )
+
+    @property
+    def is_coarse(self) -> bool:
+        """Whether something of the values is cut off."""
+        return self.precision in ("float16", "int8")
 
     @property
     def is_tellable(self) -> bool:
@@ -78,7 +107,7 @@ class Encoding:
         int8 rounds stochastically (Alistarh et al. 2017, "QSGD", section 3): v ≈ scale · q with E[scale · q] = v.
 
         Args:
-            vector: float32, shape (P,); as float32 the data is a view of it.
+            vector: float32, of local values also float64, shape (P,); as float32 the data is a view of it.
             span: What of it.
             seed: Decides the rounding of int8: the same of the same values gives the same bytes.
         """
@@ -87,11 +116,13 @@ class Encoding:
         coarse, exact = self._divided(span)
         if self.precision == "float16":
             written = np.clip(vector[coarse], -_FLOAT16_LIMIT, _FLOAT16_LIMIT).astype("<f2").tobytes()
+        elif is_local(self.precision):
+            written = vector[coarse].astype(_CODES[self.precision]).tobytes()
         else:
             written = self._in_steps(vector[coarse], coarse, seed)
         return written + bytes(as_bytes(vector[exact]))
 
-    def _in_steps(self, values: Vector, span: slice, seed: Sequence[int]) -> bytes:
+    def _in_steps(self, values: Values, span: slice, seed: Sequence[int]) -> bytes:
         """int8: ⌊v / scale + u⌋ with u uniform in [0, 1), both as whole numbers of 2^-16 of a step."""
         steps, bits = np.empty(values.size, np.int8), np.random.SFC64(seed)
         size = min(values.size, _CHUNK)
@@ -110,8 +141,8 @@ class Encoding:
                 np.copyto(steps[chunk], whole[:num], casting="unsafe")
         return steps.tobytes()
 
-    def decode(self, data: Binary, span: slice, out: Vector) -> None:
-        """Read one slice of a vector into `out`, float32 of the slice's shape.
+    def decode(self, data: Binary, span: slice, out: Values) -> None:
+        """Read one slice of a vector into `out`, float32 of the slice's shape; of local values float64.
 
         Raises:
             ProtocolError: The data is not exactly so many values.
@@ -130,6 +161,8 @@ class Encoding:
                 np.multiply(written[piece], np.float32(scale), out=out[piece])
         else:
             out[:num_coarse] = written
+        if self.base is not None:
+            out[:num_coarse] -= self.base[coarse]
         out[num_coarse:] = np.frombuffer(data, FLOAT32, num_exact, cut)
 
     def follow(self, data: Binary, span: slice, base: Vector, out: Vector) -> None:
@@ -166,7 +199,7 @@ class Encoding:
 PLAIN = Encoding()  #: every value as float32
 
 
-def _scale_of(values: Vector) -> float:
+def _scale_of(values: Values) -> float:
     largest = float(max(np.max(values, initial=0.0), -np.min(values, initial=0.0)))
     scale = largest / _INT8_LIMIT * _ROOM
     return max(scale, _SMALLEST_SCALE)  # NaN stays NaN
@@ -213,7 +246,7 @@ def _in_order(parts: Mapping[int, bytes]) -> str:
 
 
 def encoded(
-    vector: Vector, encoding: Encoding, spans: Sequence[slice], seed: int, *, keeps_rest: bool = False
+    vector: Values, encoding: Encoding, spans: Sequence[slice], seed: int, *, keeps_rest: bool = False
 ) -> list[Binary]:
     """Each slice of a vector as it travels.
 
@@ -229,7 +262,7 @@ def encoded(
     for index, span in enumerate(spans):
         data = encoding.encode(vector, span, [seed, index])
         written.append(data)
-        if keeps_rest and encoding.precision != "float32":
+        if keeps_rest and encoding.is_coarse:
             out = decoded[: span.stop - span.start]
             encoding.decode(data, span, out)
             vector[span] -= out
@@ -246,7 +279,7 @@ class Assembly:
     """Puts the parts of one transfer together, in whatever order and however often they come.
 
     Args:
-        out: Where the values go, float32 of shape (P,); what it held before is overwritten.
+        out: Where the values go, float32 or float64 of shape (P,); what it held before is overwritten.
         transfer_id: Parts of another transfer are not taken.
         part_bytes: Bytes of float32 values that one part covers.
         encoding: How the values are written down.
@@ -256,7 +289,7 @@ class Assembly:
 
     def __init__(
         self,
-        out: Vector,
+        out: Values,
         transfer_id: str,
         part_bytes: int = PART_BYTES,
         encoding: Encoding = PLAIN,

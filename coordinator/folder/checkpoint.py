@@ -192,7 +192,7 @@ def write_checkpoint(
     if checkpoint.rest is not None:
         header.put("has_rest", codec.pack_value(value=True))
         arrays.append(checkpoint.rest)
-    _write(folder / CHECKPOINT_FILE, _CHECKPOINT_MAGIC, header.packed(), arrays, check)
+    write_sealed(folder / CHECKPOINT_FILE, _CHECKPOINT_MAGIC, header.packed(), arrays, check)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -202,8 +202,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: The file is missing, torn, or not ours.
     """
     file = path / CHECKPOINT_FILE if path.is_dir() else path
-    content, body = _read(file, _CHECKPOINT_MAGIC)
-    header: _CheckpointHeader = _typed(_CheckpointHeader, content, file)
+    header: _CheckpointHeader
+    header, body = read_sealed(file, _CHECKPOINT_MAGIC, _CheckpointHeader)
     try:
         size, sections = vector_size(header.layout), sections_of(header.layout)
         vectors = body.view(FLOAT32)
@@ -262,7 +262,7 @@ def write_open_round(
         CheckpointError: It can't be written; the former one is intact.
     """
     header = (packed or PackedRounds()).header(record, answers)
-    _write(folder / ROUND_FILE, _ROUND_MAGIC, header, arrays)
+    write_sealed(folder / ROUND_FILE, _ROUND_MAGIC, header, arrays)
 
 
 def read_open_round(folder: Path) -> OpenRound | None:
@@ -274,9 +274,19 @@ def read_open_round(folder: Path) -> OpenRound | None:
     file = folder / ROUND_FILE
     if not file.exists():
         return None
-    content, body = _read(file, _ROUND_MAGIC)
-    header: _RoundHeader = _typed(_RoundHeader, content, file)
+    header: _RoundHeader
+    header, body = read_sealed(file, _ROUND_MAGIC, _RoundHeader)
     return OpenRound(record=header.record, answers=header.answers, arrays=body)
+
+
+def read_sealed(path: Path, magic: bytes, kind: type) -> tuple[Any, NDArray[np.uint8]]:
+    """Read a file of this form: its header, a dataclass of this kind, and the bytes of its arrays.
+
+    Raises:
+        CheckpointError: The file is missing, torn, or not ours.
+    """
+    content, body = _read(path, magic)
+    return _typed(kind, content, path), body
 
 
 def _typed(kind: type, content: dict[str, Any], file: Path) -> Any:
@@ -287,13 +297,25 @@ def _typed(kind: type, content: dict[str, Any], file: Path) -> Any:
         raise _not_ours(file, f"its header is not one of this version ({exc})", writer) from exc
 
 
-def _write(
+def write_sealed(
     path: Path,
     magic: bytes,
     packed: bytes,
     arrays: list[NDArray[Any]],
     check: Callable[[Path], None] = lambda _aside: None,
 ) -> None:
+    """Write a file of this form, fsynced: it is whole, or the former one is there.
+
+    Args:
+        path: The file.
+        magic: Its first line.
+        packed: Its header.
+        arrays: What follows.
+        check: See `write_checkpoint`.
+
+    Raises:
+        CheckpointError: It can't be written.
+    """
     if len(packed) > _HEADER_LIMIT:  # nobody could read it again
         raise CheckpointError(
             f"Can't write {path}: its header has {len(packed)} bytes, more than {_HEADER_LIMIT}. The former one is "

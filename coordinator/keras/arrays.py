@@ -1,6 +1,7 @@
 """Tasks of named arrays, for trainers of the sites' own: read in the child, saved as model.npz; no Keras is needed."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from broker.errors import ModelError, UsageError
 from broker.model.arrays import NPZ, array_names, arrays_text, is_arrays
 from broker.model.card import ModelCard, write_card
 from broker.wire.settings import TrainingSettings
-from broker.wire.tensors import FLOAT32, Array, TensorSpec, as_dtype
+from broker.wire.tensors import FLOAT32, Array, Layout, TensorSpec, as_dtype
+from broker.wire.transfer import is_exact
 
 _FLOATS = frozenset({"float16", "float32", "float64"})
 
@@ -112,6 +114,13 @@ def write_arrays(path: Path, model: str, values: list[Array], card: ModelCard) -
     named: dict[str, Any] = dict(zip(array_names(model), values, strict=True))
     np.savez(path, **named)
     write_card(path, card)
+
+
+def asked_exactly(settings: TrainingSettings, model: str, layout: Layout) -> TrainingSettings:
+    """What the workers of a small task of arrays are asked for: their arrays as they are, to the last bit."""
+    if settings.precision == "float32" and is_arrays(model) and is_exact(layout):
+        return replace(settings, precision="local64")
+    return settings
 
 
 def refuse_keras_settings(model: str, settings: TrainingSettings) -> None:

@@ -18,7 +18,7 @@ from broker.model.arrays import NPZ, arrays_text
 from broker.model.card import read_card
 from broker.model.kinds import adapt_sole_normalization, apply_kinds, layout_of, renew_adapted
 from broker.model.needs import needs_of
-from broker.model.trust import Trusted, trust
+from broker.model.trust import Trusted, trust, without_unused
 from broker.wire.fields import to_plain
 from broker.wire.tensors import Array
 from coordinator.keras.arrays import layout_of_arrays, read_arrays, started_from
@@ -55,7 +55,8 @@ def keras_here() -> Any:
         ModelError: It isn't here.
     """
     try:
-        import keras
+        with without_unused():
+            import keras
     except ImportError as exc:
         raise ModelError(f"A Keras model needs TensorFlow: {exc}. Try pip install tensorflow.") from exc
     return keras

@@ -17,9 +17,9 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from broker.errors import WarrenError
+from broker.errors import ModelError, WarrenError
 from coordinator.folder.history import flat_workers
-from coordinator.keras.building import describe, given_by, trust_modules
+from coordinator.keras.building import describe, given_by, keras_here, trust_modules
 from coordinator.keras.curves import draw_workers
 from coordinator.keras.keeper import Keeper
 
@@ -74,10 +74,9 @@ def _answer(request: Request) -> dict[str, Any]:
 def _warm(_request: Request) -> dict[str, Any]:
     """Import TensorFlow while the coordinator connects; where there is none, a task of arrays can still be trained."""
     try:
-        import keras
-    except ImportError:
+        return {"keras": keras_here().__version__}
+    except ModelError:
         return {"keras": None}
-    return {"keras": keras.__version__}
 
 
 def _build(request: Request) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Squeezing:
         seed: The run's.
     """
 
-    def __init__(self, precision: Precision, seed: int) -> None:
+    def __init__(self, precision: Precision = "float32", seed: int = 0) -> None:
         self.precision = precision
         self._seed = seed
         self._newest: Step | None = None

@@ -6,7 +6,7 @@ Contents, from the ground up; nothing imports what stands below it on this page:
     scheduler    one run after the other, on one session
     access       who may look and who may change something
     serve_options  where `coordinator serve` is reached, and by whom
-    visits       what the audit log is told of who uses the page
+    visits       who uses the page, and what the audit log is told of it
     login        what each request must show, and the form that turns a token into a cookie
     health       whether all is well, for whoever watches from outside
     prometheus   what /metrics tells Prometheus

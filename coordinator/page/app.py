@@ -15,8 +15,8 @@
 
 Options are those of `coordinator launch`, by name. Without `workers` a run is launched with the workers that are
 present. Errors are JSON, {"error": "..."}: 400 not possible, 401 no token to look, 403 a foreign page or no token to
-change something, 404, 415 not JSON, 503 the coordinator waits for the broker. From another machine a request needs the
-header X-Warren-Token, or Authorization: Bearer.
+change something, 404, 415 not JSON, 429 too many wrong tokens, 503 the coordinator waits for the broker. From another
+machine a request needs the header X-Warren-Token, or Authorization: Bearer.
 """
 
 import threading
@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from flask import Blueprint, Flask, Response, abort, current_app, jsonify, render_template, request, send_file
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, TooManyRequests
 
 from broker.audit import OFF, AuditLog, sha256_of_file
 from broker.errors import NobodyServes, ProtocolError, UsageError, WarrenError
+from broker.link.validity import CertificateWatch
 from broker.web import pages
 from broker.web.http_server import Caps
 from broker.wire.fields import to_plain
@@ -75,14 +76,22 @@ _pages = Blueprint("network", __name__)
 class _Page:
     """What the requests share."""
 
-    def __init__(self, scheduler: Scheduler, stop: threading.Event) -> None:
+    def __init__(
+        self, scheduler: Scheduler, stop: threading.Event, certificates: CertificateWatch | None
+    ) -> None:
         self.scheduler = scheduler
         self.stop = stop
+        self.certificates = certificates
         self.listeners = threading.BoundedSemaphore(_MOST_LISTENERS)
 
 
 def create_app(
-    scheduler: Scheduler, *, access: Access, stop: threading.Event, audit_log: AuditLog = OFF
+    scheduler: Scheduler,
+    *,
+    access: Access,
+    stop: threading.Event,
+    audit_log: AuditLog = OFF,
+    certificates: CertificateWatch | None = None,
 ) -> Flask:
     """Make the page.
 
@@ -91,9 +100,12 @@ def create_app(
         access: Who may look and who may change something.
         stop: Set when the process ends: open event streams end, too.
         audit_log: Told who launches and stops runs, and who takes which model.
+        certificates: Knows how long those of the broker's connection are valid; None where nobody looks.
     """
     app = Flask(__name__)
-    app.config.update(MAX_CONTENT_LENGTH=_MOST_BODY_BYTES, PAGE=_Page(scheduler, stop), SCHEDULER=scheduler)
+    app.config.update(
+        MAX_CONTENT_LENGTH=_MOST_BODY_BYTES, PAGE=_Page(scheduler, stop, certificates), SCHEDULER=scheduler
+    )
     app.config["AUDIT"] = audit_log
     app.json = pages.PageJson(app)
     app.after_request(_add_headers)
@@ -218,7 +230,7 @@ def _send(run: str, file: str) -> Response:
 
 @_pages.get("/metrics")
 def _show_metrics() -> Response:
-    scheduler = _page().scheduler
+    scheduler, watch = _page().scheduler, _page().certificates
     text, content_type = metrics_text(
         Watched(
             status=scheduler.latest.snapshot.status,
@@ -226,6 +238,7 @@ def _show_metrics() -> Response:
             takes_messages=scheduler.takes_messages,
             tallied=scheduler.tally.told,
             disk=scheduler.run_index.disk,
+            certificates=watch.seen if watch else (),
         )
     )
     return Response(text, content_type=content_type)
@@ -291,7 +304,10 @@ def _explain(exc: HTTPException) -> tuple[Response, int]:
     """Any HTTP error as JSON, for the page and for programs."""
     if getattr(exc, "original_exception", None):  # a bug: Flask has logged its traceback
         return jsonify({"error": "A fault in the coordinator; its log tells more."}), exc.code or 500
-    return jsonify({"error": exc.description}), exc.code or 500
+    response = jsonify({"error": exc.description})
+    if isinstance(exc, TooManyRequests):
+        response.headers["Retry-After"] = str(exc.retry_after)
+    return response, exc.code or 500
 
 
 def _explain_ours(exc: WarrenError) -> tuple[Response, int]:

@@ -1,17 +1,30 @@
 """What each request must show before it is answered, and the form that turns a token into a cookie."""
 
 import logging
+import math
 import secrets
 from datetime import timedelta
 
-from flask import Blueprint, Flask, Response, abort, current_app, redirect, render_template, request, session
+from flask import (
+    Blueprint,
+    Flask,
+    Response,
+    abort,
+    current_app,
+    g,
+    redirect,
+    render_template,
+    request,
+    session,
+)
 from flask import url_for as address_of
+from werkzeug.exceptions import TooManyRequests
 from werkzeug.wrappers import Response as AnyResponse
 
 from broker.allowance import Allowance
 from broker.web import pages
 from coordinator.page.access import TOKEN_HEADER, Access, Right
-from coordinator.page.visits import note_visit
+from coordinator.page.visits import note_visit, visitor
 
 LOGIN = Blueprint("login", __name__)
 
@@ -20,7 +33,12 @@ _FORWARDING = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")  #: what a pr
 _READING = ("GET", "HEAD", "OPTIONS")
 _RIGHT = "right"
 _REMEMBERED = timedelta(days=7)
-_MOST_NOTES, _NOTE_SECONDS = 5, 60.0  # of one address that guesses
+_MOST_NOTES, _NOTE_SECONDS = 5, 60.0  # of all that guess
+_MOST_GUESSES, _GUESS_SECONDS = (
+    10,
+    60.0,
+)  # of one address; then its tokens are not looked at for the rest of a minute
+_MOST_GUESSERS = 10_000
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +53,7 @@ def guard(app: Flask, access: Access) -> None:
     app.config.update(
         ACCESS=access,
         NOTES=Allowance(_MOST_NOTES, _NOTE_SECONDS),
+        GUESSES=Allowance(_MOST_GUESSES, _GUESS_SECONDS, most_senders=_MOST_GUESSERS),
         SESSION_COOKIE_NAME="__Host-warren" if access.is_behind_proxy else "warren",
         SESSION_COOKIE_HTTPONLY=True,
         SESSION_COOKIE_SAMESITE="Strict",
@@ -51,7 +70,8 @@ def right_here() -> Right:
     is_forwarded = any(name in request.headers for name in _FORWARDING)
     if access.trusts(request.remote_addr, is_forwarded=is_forwarded):
         return Right.CHANGE
-    return max(_right_shown(access), _right_kept())
+    kept = _right_kept()  # who has logged in goes on, whoever guesses at the same address
+    return kept if kept is Right.CHANGE else max(_right_shown(access), kept)
 
 
 def is_logged_in() -> bool:
@@ -73,17 +93,36 @@ def _right_shown(access: Access) -> Right:
     shown = request.headers.get(TOKEN_HEADER)
     if shown is None and request.authorization is not None and request.authorization.type == "bearer":
         shown = request.authorization.token
-    return _judged(access, shown) if shown else Right.NOTHING
+    if shown and "right" not in g:  # judged once a request: a guess counts once
+        g.right = _judged(access, shown)
+    right: Right = g.get("right", Right.NOTHING)
+    return right
 
 
 def _judged(access: Access, token: str) -> Right:
-    """What a token opens; one that opens nothing is noted."""
+    """What a token opens; one that opens nothing is noted, and too many of them are not looked at.
+
+    Raises:
+        TooManyRequests: For the rest of the minute, whatever the token is: else guessing would just go on.
+    """
+    guesses: Allowance = current_app.config["GUESSES"]
+    guesser = visitor(is_behind_proxy=access.is_behind_proxy)
+    if seconds := math.ceil(guesses.seconds_until_left(guesser)):
+        raise TooManyRequests(
+            f"Too many wrong tokens came from your address. Try again in {seconds} s.", retry_after=seconds
+        )
     right = access.right_of(token)
-    notes: Allowance = current_app.config["NOTES"]
-    if right is Right.NOTHING and notes.take("a guess"):
-        logger.warning("A wrong token came from %s.", request.remote_addr)
-        note_visit("token-refused")
+    if right is Right.NOTHING:
+        guesses.take(guesser)
+        _note_guess(guesser)
     return right
+
+
+def _note_guess(guesser: str) -> None:
+    notes: Allowance = current_app.config["NOTES"]
+    if notes.take("a guess"):
+        logger.warning("A wrong token came from %s.", guesser)
+        note_visit("token-refused")
 
 
 def _check_request() -> AnyResponse | None:
@@ -132,7 +171,10 @@ def _form(error: str) -> str:
 @LOGIN.post("/login")
 def log_in() -> AnyResponse | tuple[str, int]:
     """Turn a token into a cookie."""
-    right = _judged(_access(), request.form.get("token", "").strip())
+    try:
+        right = _judged(_access(), request.form.get("token", "").strip())
+    except TooManyRequests as exc:
+        return _form(str(exc.description)), 429
     if right is Right.NOTHING:
         return _form("That is not the token."), 403
     session.clear()

@@ -1,7 +1,7 @@
 """The state in the words of Prometheus, read when it asks; deploy/monitoring has alerts and a dashboard of these."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from broker.link.validity import Validity
 from coordinator.folder.history import Row
 from coordinator.learning.measure_names import CENTRAL, TEST, best_known_first
 from coordinator.page.tally import MOST_WORKERS, Tallied
@@ -25,6 +26,7 @@ class Watched:
         takes_messages: Whether it takes messages now: not while it is away, nor during an alarm.
         tallied: What happened since the process started.
         disk: Free and all bytes of the disk that the runs are on; None: that can't be told.
+        certificates: How long those of the broker's connection are valid; none of one without TLS.
     """
 
     status: ServingStatus | None
@@ -32,6 +34,7 @@ class Watched:
     takes_messages: bool
     tallied: Tallied
     disk: tuple[int, int] | None = None
+    certificates: Sequence[Validity] = ()
 
 
 class _StateCollector(Collector):
@@ -55,6 +58,9 @@ class _StateCollector(Collector):
         if watched.disk is not None:
             yield _gauge("runs_disk_free_bytes", "Free on the disk that the runs are on.", watched.disk[0])
             yield _gauge("runs_disk_size_bytes", "Size of the disk that the runs are on.", watched.disk[1])
+        text = "When a certificate of the broker's connection expires."
+        ends: dict[str, float] = {each.whose: each.expires_at for each in watched.certificates}
+        yield _labelled("certificate_expiry_timestamp_seconds", text, "certificate", ends)
         yield from _of_workers(status.workers if status else ())
         yield from _of_tally(watched.tallied)
         run = status.run if status else None

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from broker.errors import NameInUse
 from broker.link.rabbitmq.rabbit_link import RabbitLink
+from broker.link.validity import CertificateWatch
 from broker.logs import LogContext
 from broker.web.http_server import PageServer
 from broker.web.listening import address_of, listen
@@ -31,7 +32,8 @@ def serve_page(
     stop: threading.Event,
     log: LogContext,
     announce: Callable[[str], None],
-    room: BrokerRoom | None = None,
+    room: BrokerRoom | None,
+    certificates: CertificateWatch,
 ) -> None:
     """Serve until told to stop; everything is let go of in the reverse order.
 
@@ -43,6 +45,7 @@ def serve_page(
         log: What this process is busy with.
         announce: Told the address once the page is there.
         room: What the broker has room for, where workers were invited.
+        certificates: Watches those of the connection, from when it is open.
 
     Raises:
         UsageError: The address can't be used, or another coordinator has this folder or virtual host.
@@ -55,8 +58,10 @@ def serve_page(
         link.open()
         try:
             scheduler = Scheduler(link, run_index, at, stop=stop, log=log, room=room)
-            app = create_app(scheduler, access=access, stop=stop, audit_log=scheduler.audit)
-            with PageServer(app, listener, CAPS):
+            app = create_app(
+                scheduler, access=access, stop=stop, audit_log=scheduler.audit, certificates=certificates
+            )
+            with certificates, PageServer(app, listener, CAPS):
                 _announce(announce, address_of(listener, asked.host), asked, access)
                 try:
                     scheduler.serve()

@@ -18,7 +18,7 @@ from coordinator.folder.history import Row
 from coordinator.folder.run_folder import RunFolder
 from coordinator.folder.run_index import time_text
 from coordinator.folder.standing import Standing, Watch, standing_of
-from coordinator.keras.arrays import refuse_keras_settings
+from coordinator.keras.arrays import asked_exactly, refuse_keras_settings
 from coordinator.keras.form import compiled_rate, refuse_decay, refuse_other_rate
 from coordinator.keras.process import BuiltModel, Models
 from coordinator.learning.measures import Figures
@@ -88,12 +88,14 @@ class Committed:
     @property
     def settings(self) -> TrainingSettings:
         """How the workers train in the round that is open, or the next."""
-        history = self.state.history if self.state else []
-        return self._options.settings(
+        state = self.state
+        history = state.history if state else []
+        settings = self._options.settings(
             len(history) or 1,
             epochs_before=sum(row.epochs for row in history),
             compiled_rate=self._compiled_rate,
         )
+        return asked_exactly(settings, state.model_json, state.layout) if state else settings
 
     def begin(self, model: BuiltModel, strategy: Strategy) -> None:
         """Commit a new model as round 0."""

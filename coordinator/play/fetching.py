@@ -6,13 +6,17 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from broker.errors import BrokerError, LinkLost, ProtocolError
 from broker.link.seam import Delivery, Link
 from broker.link.validator import Validator
 from broker.wire import names
 from broker.wire.messages import Part, UpdateAnnounced
-from broker.wire.tensors import Layout, Vector
-from broker.wire.transfer import Assembly, Digest, Encoding
+from broker.wire.tensors import FLOAT32, Layout, Values, Vector
+from broker.wire.transfer import PLAIN, Assembly, Digest, Encoding, is_local
+from coordinator.learning.aggregation import num_integers
+from coordinator.learning.exact_sum import Integers
 from coordinator.learning.membership import Roster
 
 _PATIENCE_SECONDS = 1.0  #: without any part: the rest is not there
@@ -36,15 +40,21 @@ class Fetched:
         deliveries: Every part taken, of this upload or an older one; acknowledge with the next checkpoint.
         is_whole: Whether all parts of this upload were there.
         flaw: Why the update can't be accepted, or None.
-        vector: Its values, float32 of shape (U,), in memory that the next fetch overwrites.
+        vector: Its values, float32 of shape (U,), in memory that the next fetch overwrites; where the local values
+            travelled, float64; of a relay the bytes of its sum.
         digest: Of the parts that were there.
     """
 
     deliveries: list[Delivery]
     is_whole: bool
     flaw: str | None
-    vector: Vector
+    vector: Values
     digest: Digest
+
+    @property
+    def integers(self) -> Integers:
+        """A relay's sum, int64."""
+        return self.vector.view("<i8")
 
 
 class OtherParts:
@@ -168,6 +178,7 @@ class Fetcher:
 
     Args:
         out: The buffer, float32 of shape (U,).
+        base: The weights that the workers began with, of which the first are (U,).
         layout: Of the model.
         roster: Says whose upload queue holds a worker's parts, and of how many others.
         early: Where the parts are kept that come before the announcement.
@@ -179,6 +190,7 @@ class Fetcher:
         link: Link,
         validator: Validator,
         out: Vector,
+        base: Vector,
         layout: Layout,
         part_bytes: int,
         stop: threading.Event,
@@ -191,7 +203,10 @@ class Fetcher:
         self._early = EarlyParts() if early is None else early
         self._link = link
         self._validator = validator
-        self._out = out
+        self._narrow = out
+        self._wide: Values = np.empty(0)  # made when it is needed
+        self._out: Values = out  # the one of them that the update at hand goes to
+        self._base = base
         self._layout = layout
         self._part_bytes = part_bytes
         self._stop = stop
@@ -247,7 +262,7 @@ class Fetcher:
         if readers:
             return self._fetched(flaw="somebody reads its upload queue")
         try:
-            encoding = Encoding.told(self._layout, update.precision, update.scales)
+            encoding = self._encoding(update)
         except ProtocolError as exc:
             # Its parts stay where they are: the next upload of this worker is read past them.
             return self._fetched(flaw=str(exc))
@@ -278,6 +293,23 @@ class Fetcher:
             flaw = flaw or _digest_flaw(update.digest, assembly.digest)
         is_whole = assembly.is_complete or patience.is_overrun
         return self._fetched(deliveries, is_whole=is_whole, flaw=flaw, digest=assembly.digest)
+
+    def _encoding(self, update: UpdateAnnounced) -> Encoding:
+        """How it is written down; from now on memory is at hand that takes it as it is.
+
+        Raises:
+            ProtocolError: Nobody may write it down so.
+        """
+        if update.summed is not None:
+            size = num_integers(self._layout, is_fine=update.summed.is_fine)
+            self._out = np.empty(2 * size, FLOAT32)  # eight bytes of an integer in the place of two values
+            return PLAIN
+        self._out = self._narrow
+        encoding = Encoding.told(self._layout, update.precision, update.scales, self._base)
+        if is_local(update.precision):
+            self._wide = self._wide if self._wide.size else np.empty(self._narrow.size)
+            self._out = self._wide
+        return encoding
 
     def _queue_of(self, worker: str) -> str:
         (reader,) = self._roster.by_reader([worker])
@@ -314,7 +346,7 @@ class Fetcher:
         digest = Digest(is_audited=self._is_audited)
         digest.add(0, data)
         try:
-            encoding = Encoding.told(self._layout, update.precision, update.scales)
+            encoding = self._encoding(update)
             encoding.decode(data, slice(0, self._out.size), self._out)
             flaw = _digest_flaw(update.digest, digest)
         except ProtocolError as exc:

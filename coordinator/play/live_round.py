@@ -4,7 +4,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from broker.allowance import Allowance
 from broker.audit import named
@@ -17,23 +17,25 @@ from broker.wire.transfer import Digest
 from coordinator.folder.checkpoint import Checkpoint
 from coordinator.folder.history import row_of, with_measures, within_bounds
 from coordinator.folder.run_folder import RunFolder
-from coordinator.learning.aggregation import capacity, examine
+from coordinator.learning.aggregation import capacity, examine, flaw_in_sum
 from coordinator.learning.measures import WorkOut
 from coordinator.learning.membership import Member
 from coordinator.learning.rounds import Round, RoundRecord, Verdict
 from coordinator.learning.spares import Spares
 from coordinator.learning.squeezing import Squeezing
-from coordinator.learning.strategies import Aggregate, Strategy
-from coordinator.play.fetching import EarlyParts, Fetcher
+from coordinator.learning.strategies import Aggregate, MeanAggregate, Strategy
+from coordinator.play.fetching import EarlyParts, Fetched, Fetcher
 from coordinator.play.log_text import listed
 from coordinator.play.round_start import Invitation, each_addressed
 from coordinator.play.unacknowledged import Unacknowledged
 from coordinator.presence.broker_room import BrokerRoom
+from coordinator.presence.seldom import Seldom
 from coordinator.presence.session import Session
 
 logger = logging.getLogger(__name__)
 
 _PRESENCE_SECONDS = 5.0
+_MOST_LOOKED_AFTER = 500  #: at once: nothing is read while so many queues are asked about
 _REASON_LENGTH = 2000
 _REASONS_LENGTH = (
     4 * 2**20
@@ -43,7 +45,7 @@ _MOST_SENT = 5  #: round starts to one worker that says it has none, at once
 _SENT_AGAIN_SECONDS = 30.0
 _MOST_LOOKED_AHEAD = 16  #: upload queues at a time
 _MOST_TORN = 4  #: uploads of one worker in an attempt that were announced and not all there
-_ITEM_BYTES: dict[Precision, int] = {"float32": 4, "float16": 2, "int8": 1}
+_ITEM_BYTES: dict[Precision, int] = {"float32": 4, "float16": 2, "int8": 1, "local32": 4, "local64": 8}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +57,9 @@ class Tools:
     unacknowledged: Unacknowledged
     strategy: Strategy
     spares: Spares
-    early: EarlyParts
-    squeezing: Squeezing
     room: BrokerRoom | None = None
+    early: EarlyParts = field(default_factory=EarlyParts)
+    squeezing: Squeezing = field(default_factory=Squeezing)
 
 
 class LiveRound:
@@ -102,6 +104,7 @@ class LiveRound:
             session.link,
             session.validator,
             self._staging[: sections_of(base.layout).num_up],
+            base.vector,
             base.layout,
             the_round.record.part_bytes,
             session.stop,
@@ -113,8 +116,13 @@ class LiveRound:
         self._unsaved: set[str] = set()  # whose answers the last checkpoint lacks
         self._num_torn: Counter[str] = Counter()
         self._sent = Allowance(_MOST_SENT, _SENT_AGAIN_SECONDS)
-        self._presence_at = time.monotonic()
         self._next_ahead = 0
+        self._presence = Seldom(_PRESENCE_SECONDS)
+        self._presence.put_off()
+        self._unlooked: list[str] = []  # whom this time has not come to yet
+        self._away: set[str] = set()
+        self._newcomers: dict[str, Member] = {}
+        self._inviting = Seldom()
 
     @property
     def record(self) -> RoundRecord:
@@ -127,7 +135,8 @@ class LiveRound:
         self._tools.folder.audit.hold("round-opened", **self._told, mode=self.record.mode, invited=invited)
         self.keep()
         self._invite(self.round.unanswered)
-        self._presence_at = self._tools.session.roll_called_at = time.monotonic()
+        self._presence.put_off()
+        self._tools.session.roll_called_at = time.monotonic()
 
     @property
     def _told(self) -> dict[str, object]:
@@ -165,16 +174,34 @@ class LiveRound:
             self.ask_again({update.worker: update.upload_id})
             unacknowledged.hold(delivery, fetched.deliveries)
             return
-        largest, flaw = examine(fetched.vector, self._base.layout)
+        largest, flaw = self._examined(update, fetched)
         reason = fetched.flaw or flaw if fetched.is_whole else "its parts were not there, time and again"
         verdict = Verdict.REJECTED if reason else Verdict.ACCEPTED
         self._bury_if_wrong(delivery, update, verdict, reason)
         unacknowledged.hold(delivery, fetched.deliveries)
-        if verdict is Verdict.ACCEPTED and self.aggregate is not None:
-            self.aggregate.add(update.worker, fetched.vector, self.record.weight(update.num_examples))
-            self.update_bytes += _travelled(update.precision, self._base.layout)
+        if verdict is Verdict.ACCEPTED:
+            self._add(update, fetched)
         self._note(delivery, update, verdict, reason, fetched.digest)
         self._settle(update, verdict, reason, largest)
+
+    def _examined(self, update: UpdateAnnounced, fetched: Fetched) -> tuple[float, str | None]:
+        """The largest value of an update, and why its values can't be accepted."""
+        layout = self._base.layout
+        if update.summed is None:
+            return examine(fetched.vector, layout)
+        if not isinstance(self.aggregate, MeanAggregate):
+            return 0.0, "expected an update, got a sum"
+        exponent = self.record.scale_exponent
+        return update.summed.largest, flaw_in_sum(fetched.integers, layout, exponent, update.summed)
+
+    def _add(self, update: UpdateAnnounced, fetched: Fetched) -> None:
+        weight, layout = self.record.weight(update), self._base.layout
+        if update.summed is not None and isinstance(self.aggregate, MeanAggregate):
+            self.aggregate.add_sum(fetched.integers, weight)
+            self.update_bytes += fetched.vector.nbytes
+        elif self.aggregate is not None:
+            self.aggregate.add(update.worker, fetched.vector, weight)
+            self.update_bytes += _travelled(update.precision, layout)
 
     def _put_away(self, delivery: Delivery, *workers: str) -> None:
         """Acknowledge what changes nothing; but a repeat of an answer that is not on disk yet may be all there is."""
@@ -287,10 +314,11 @@ class LiveRound:
             self.ask_again(torn)
         if unasked:
             self._ask(unasked)
-        if newcomers and takes_newcomers:
-            without += self._invited_too(newcomers)
         if without:
             self._send_to(without)
+        if takes_newcomers:
+            self._newcomers |= {member.worker: member for member in newcomers}
+            self._invite_newcomers()
 
     def _ask(self, members: Sequence[Member]) -> None:
         """Their word may be older than the round start in their queue: asked now, they answer after that."""
@@ -300,22 +328,30 @@ class LiveRound:
             roll_call = outgoing(session.roll_call(), names.worker_queue(reader), is_transient=True)
             session.publisher.try_send([roll_call])
 
+    def _invite_newcomers(self) -> None:
+        """Let who came meanwhile take part, all together: each time everyone who takes part is written down anew."""
+        if self._newcomers and self._inviting.is_due:
+            with self._inviting.doing():
+                newcomers, self._newcomers = self._newcomers, {}
+                if invited := self._invited_too(list(newcomers.values())):
+                    self._send_to(invited)
+
     def _invited_too(self, members: Sequence[Member]) -> list[str]:
         """Invite more workers, as far as the sum has room for them, and their word had not waited in the queue."""
         record = self.record
-        room = capacity(record.scale_exponent) - sum(
-            record.weight(record.num_examples[worker]) for worker in record.selected
-        )
+        room = capacity(record.scale_exponent) - sum(map(record.reserved, record.selected))
+        absent = set(self._tools.session.look_for_absent([member.worker for member in members]))
         chosen: list[Member] = []
         for member in members:
-            more = 0 if member.evaluate_only else record.weight(member.num_examples)
+            if member.worker in absent:
+                continue
+            more = 0 if member.evaluate_only else member.weight(record.most_weight)
             if more <= room:
                 room -= more
                 chosen.append(member)
-        if not chosen or self._tools.session.look_for_absent([member.worker for member in chosen]):
-            return []
-        self.round.invite(chosen)
-        self.keep()
+        if chosen:
+            self.round.invite(chosen)
+            self.keep()
         return [member.worker for member in chosen]
 
     def _send_to(self, workers: Sequence[str]) -> None:
@@ -329,9 +365,9 @@ class LiveRound:
         readers = session.roster.by_reader(workers)
         if room is not None:
             processes = {reader: session.roster.num_of_reader(them[0]) for reader, them in readers.items()}
+            processes |= dict.fromkeys(readers.keys() & record.relays.keys(), 2)  # eight bytes a value
             room.make(self._base.layout, record.part_bytes, processes)
-        participants, models = len(record.selected), session.roster.models
-        self._invitation.send(session.publisher, readers, session.number, participants, models)
+        self._invitation.send(session.publisher, readers, session.number, record, session.roster.models)
 
     # --- looking after it ----------------------------------------------------------------------------------
 
@@ -341,11 +377,9 @@ class LiveRound:
         if unacknowledged.is_due:
             self.keep()
             unacknowledged.release()
-        now = time.monotonic()
-        if now - self._presence_at >= _PRESENCE_SECONDS:
-            self.round.note_away(frozenset(session.look_for_absent(self.round.unanswered)))
-            # On a slow line with many workers this takes long: it never takes more than a fifth of the time.
-            self._presence_at = time.monotonic() + 4 * (time.monotonic() - now)
+        if self._presence.is_due:
+            self._look_for_away()
+        self._invite_newcomers()
         if not self.round.is_complete:
             session.call_roll_if_due()
 
@@ -362,6 +396,15 @@ class LiveRound:
         with session.until_link_is_back():
             for worker in alone[first : self._next_ahead]:
                 self._fetcher.look_ahead(worker)
+
+    def _look_for_away(self) -> None:
+        """Ask for some of those who have not answered, the others in turn: with many, all at once takes seconds."""
+        left = self._unlooked or self.round.unanswered
+        some, self._unlooked = left[:_MOST_LOOKED_AFTER], left[_MOST_LOOKED_AFTER:]
+        with self._presence.doing(is_last=not self._unlooked):
+            self._away.difference_update(some)
+            self._away.update(self._tools.session.look_for_absent(filter(self.round.waits_for, some)))
+            self.round.note_away(frozenset(self._away))
 
     # --- its end -------------------------------------------------------------------------------------------
 
@@ -426,6 +469,13 @@ class LiveRound:
             self.aggregate.end(self._tools.spares)
             self._tools.spares.give(self._base.vector)  # the staging memory holds the new weights
             self._tools.squeezing.give_back(self._base.rest)
+        self._tools.unacknowledged.release()
+        self._tools.session.link.ack(self._tools.early.end())
+        self._tell_closed()
+
+    def end_part(self) -> None:
+        """A relay's part of a round is over: once that is on disk, acknowledge, and tell those who are not in it."""
+        self.keep()
         self._tools.unacknowledged.release()
         self._tools.session.link.ack(self._tools.early.end())
         self._tell_closed()

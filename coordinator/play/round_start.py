@@ -8,7 +8,7 @@ from broker.link.seam import Outgoing, outgoing
 from broker.wire import names, transfer
 from broker.wire.messages import Message, Part, RoundClosed, RoundKey, RoundStart, UploadAgain
 from broker.wire.messages import encode as encode_message
-from broker.wire.settings import TrainingSettings
+from broker.wire.settings import RelayTerms, TrainingSettings
 from broker.wire.tensors import INLINE_BYTES, as_bytes, part_count
 from broker.wire.transfer import Digest
 from coordinator.folder.checkpoint import Checkpoint
@@ -32,6 +32,7 @@ class Invitation:
         squeezing: Squeezing,
     ) -> None:
         self._record = record
+        self._terms: dict[str, RelayTerms] = {}
         self._vector = base.vector
         self._step = squeezing.step_to(base.vector, record.part_bytes)
         self._spans = list(transfer.slices(base.vector.size, record.part_bytes))
@@ -79,7 +80,7 @@ class Invitation:
         publisher: Publisher,
         readers: Readers,
         session: int,
-        participants: int,
+        record: RoundRecord,
         models: dict[str, str],
     ) -> None:
         """Publish it to these workers: as little of the weights to each as it needs.
@@ -88,24 +89,29 @@ class Invitation:
             publisher: Of the coordinator.
             readers: The workers by the process that each is a worker of.
             session: The coordinator's, which a resumed round was made before.
-            participants: How many are asked for an update by now.
+            record: Of the round, with whoever is asked for an update by now.
             models: The digest of the newest model that each process has, or has before it in its queue; this one is
                 noted. Where that is wrong, it says so, and gets all weights.
         """
-        self._start = replace(self._start, session=session, participants=participants)
+        self._start = replace(self._start, session=session, participants=len(record.selected))
+        self._terms = {
+            relay: RelayTerms(num_examples=record.num_examples[relay], most_weight=record.most_weight)
+            for relay in record.relays
+        }
         by_base: dict[str, list[str]] = {}
         for reader in readers:
-            by_base.setdefault(self._base_for(models.get(reader, "")), []).append(reader)
+            by_base.setdefault(self._base_for(reader, models), []).append(reader)
         for base, all_of_them in by_base.items():
             for group in groups_of(all_of_them):
                 if publisher.send(list(self._messages(base, {reader: readers[reader] for reader in group}))):
                     models.update(dict.fromkeys(group, self._start.digest))
 
-    def _base_for(self, model: str) -> str:
-        """What a process that has had this model is told the new one as a step from; empty: it needs all of it."""
-        if self._start.download_precision == "float32" or self._start.weights is not None:
+    def _base_for(self, reader: str, models: dict[str, str]) -> str:
+        """What a process is told the new model as a step from; empty: it needs all of it, as a relay always does."""
+        model, start = models.get(reader, ""), self._start
+        if start.download_precision == "float32" or start.weights is not None or reader in self._terms:
             return ""
-        is_enough = model == self._start.digest or (self._step is not None and model == self._step.base)
+        is_enough = model == start.digest or (self._step is not None and model == self._step.base)
         return model if is_enough else ""
 
     def _messages(self, base: str, readers: Readers) -> Iterator[Outgoing]:
@@ -115,7 +121,10 @@ class Invitation:
         elif base and self._step is not None:
             written, scales = self._step.written, self._step.encoding.scales
             start = replace(start, base=base, scales=scales, parts=len(written))
-        yield from each_addressed(start, readers)
+        others_alike = {reader: readers[reader] for reader in readers if reader not in self._terms}
+        yield from each_addressed(start, others_alike)
+        for relay in readers.keys() & self._terms.keys():
+            yield outgoing(replace(start, relay=self._terms[relay]), names.worker_queue(relay))
         first, *others = map(names.worker_queue, readers)
         for index in range(start.parts):
             yield Outgoing(

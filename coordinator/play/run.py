@@ -22,20 +22,21 @@ from coordinator.keras.process import BuiltModel, Models
 from coordinator.learning.rounds import Step
 from coordinator.learning.spares import Spares
 from coordinator.learning.squeezing import Squeezing
+from coordinator.learning.strategies import OfTheMean
 from coordinator.options import RunOptions
 from coordinator.play.admission import Admission
 from coordinator.play.attempts import Attempts
 from coordinator.play.committed import Committed
-from coordinator.play.fetching import EarlyParts, empty_upload_queue
+from coordinator.play.fetching import empty_upload_queue
 from coordinator.play.gathering import Gathering
 from coordinator.play.inviting import fewest_present
 from coordinator.play.live_round import LiveRound, Tools
-from coordinator.play.log_text import listed
 from coordinator.play.round_start import addressed, groups_of
 from coordinator.play.run_view import Phase, RunView, describe
-from coordinator.play.story import tell_closed, tell_enough
+from coordinator.play.story import tell_closed, tell_enough, tell_waiting, too_few
 from coordinator.play.unacknowledged import Unacknowledged
 from coordinator.presence.broker_room import BrokerRoom
+from coordinator.presence.seldom import Seldom
 from coordinator.presence.session import DeclineCame, Event, Session, UpdateCame
 from coordinator.status import status_json
 
@@ -103,11 +104,11 @@ class Run:
             unacknowledged=Unacknowledged(link),
             strategy=options.make_strategy(),
             spares=Spares(),
-            early=EarlyParts(),
             squeezing=Squeezing(options.download_precision, options.seed),
             room=room,
         )
-        self._admission = Admission(self._session.roster, options.task.name)
+        takes_sums = isinstance(self._tools.strategy, OfTheMean)
+        self._admission = Admission(self._session.roster, options.task.name, takes_sums=takes_sums)
         self._committed = Committed(options, folder, models, log)
         self._gathering = Gathering(self._session, self._admission, self._committed, options)
         self._attempts = Attempts(self._tools, self._committed, options, self._admission, log)
@@ -258,19 +259,24 @@ class Run:
         clock = self._session.clock
         deadline = clock.now() + self._options.deadline_seconds
         told: tuple[list[str], float] | None = None
-        while not self._has_workers(number, trained_on):
-            present = self._admission.trainers
-            if told is None or told[0] != present or time.monotonic() - told[1] > _TELL_SECONDS:
-                told = (present, time.monotonic())
-                names_of = f" ({listed(present)})" if present else ""
-                names_of += f"; paused: {listed(self._admission.paused)}" if self._admission.paused else ""
-                logger.info("Waiting for workers: %d of %d joined%s.", len(present), number, names_of)
+        looking = Seldom()
+        while True:
+            if looking.is_due:
+                with looking.doing():
+                    if self._has_workers(number, trained_on):
+                        return
+                    present = self._admission.trainers
+                    if told is None or told[0] != present or time.monotonic() - told[1] > _TELL_SECONDS:
+                        told = (present, time.monotonic())
+                        tell_waiting(present, number, self._admission.paused)
             if clock.now() >= deadline:
-                paused = f" Paused: {listed(self._admission.paused)}." if self._admission.paused else ""
                 raise QuorumNotReached(
-                    f"Only {len(present)} of {number} workers joined within "
-                    f"{self._options.deadline_seconds:g} s: {listed(present) or 'nobody'}.{paused} "
-                    "Start more workers, or lower --workers."
+                    too_few(
+                        self._admission.trainers,
+                        number,
+                        self._admission.paused,
+                        self._options.deadline_seconds,
+                    )
                 )
             if self._is_to_stop:
                 raise RunStopped("Stopped while it waited for workers.")

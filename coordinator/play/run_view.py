@@ -85,7 +85,7 @@ def describe(members: Iterable[Member], sightings: Mapping[str, Sighting], view:
 def describe_workers(
     members: Iterable[Member], sightings: Mapping[str, Sighting], view: RunView | None
 ) -> tuple[WorkerStatus, ...]:
-    """One entry a worker, in the order of their names."""
+    """One entry a worker, in the order of their names; none of who left for good."""
     late = _late_in_last_round(view)
     invited = frozenset(view.record.invited if view and view.record else ())
     return tuple(
@@ -97,6 +97,7 @@ def describe_workers(
             is_invited=member.worker in invited,
         )
         for member in sorted(members, key=lambda member: _natural(member.worker))
+        if not member.is_forgotten
     )
 
 

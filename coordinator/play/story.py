@@ -1,6 +1,7 @@
 """What the coordinator's log tells of a run: about three lines a round, and why something failed."""
 
 import logging
+from collections.abc import Mapping, Sequence
 
 from coordinator.folder.history import Row
 from coordinator.folder.standing import Standing
@@ -8,6 +9,22 @@ from coordinator.learning.rounds import Answer, Round
 from coordinator.play.log_text import listed, measured, reasons
 
 logger = logging.getLogger(__name__)
+
+
+def tell_waiting(present: Sequence[str], number: int, paused: Mapping[str, str]) -> None:
+    """Workers are awaited."""
+    names_of = f" ({listed(present)})" if present else ""
+    names_of += f"; paused: {listed(paused)}" if paused else ""
+    logger.info("Waiting for workers: %d of %d joined%s.", len(present), number, names_of)
+
+
+def too_few(present: Sequence[str], number: int, paused: Mapping[str, str], seconds: float) -> str:
+    """They did not come."""
+    are_paused = f" Paused: {listed(paused)}." if paused else ""
+    return (
+        f"Only {len(present)} of {number} workers joined within {seconds:g} s: {listed(present) or 'nobody'}."
+        f"{are_paused} Start more workers, or lower --workers."
+    )
 
 
 def tell_opened(the_round: Round, rounds: int) -> None:

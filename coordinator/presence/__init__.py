@@ -6,4 +6,5 @@ Contents:
     broker_room  the room that the broker has for a run's messages
     survey       what the sites' examples are like, asked in two steps
     clock        time that stands still while the connection is lost
+    seldom       what takes the longer the more workers there are
 """

@@ -381,7 +381,10 @@ class Session:
     def _on_left(self, left: Left | SwarmLeft) -> None:
         is_swarm = isinstance(left, SwarmLeft)
         workers = [each.worker for each in self.roster.of_reader(left.worker)] if is_swarm else [left.worker]
-        self._note_gone(left.worker, workers, logging.INFO, "left")
+        self._note_gone(left.worker, workers, logging.INFO, "left for good" if left.for_good else "left")
+        if left.for_good:
+            for worker in workers:
+                self.roster.forget(worker)
 
     def _on_launch(self, delivery: Delivery, launch: Launch) -> None:
         """Without a queue for the answer, a person finds a refused launch in `dead`, with the reason."""

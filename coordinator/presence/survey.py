@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from broker.audit import named
 from broker.errors import QuorumNotReached
 from broker.link.seam import Delivery, outgoing
 from broker.wire import names
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 _TURN_SECONDS = 0.1
 _REPEAT_SECONDS = 10.0
+_SETTLED_SECONDS = 10.0  #: after that whoever is there has answered the roll call, or it is gone
 _MOST_SAID = 200  # characters of names
 
 Answers = dict[str, StatisticsTold]
@@ -105,22 +107,35 @@ class Survey:
         )
 
     def _gather(self) -> None:
-        """Wait until enough of those who train are there, and nobody else's word waits."""
+        """Wait until enough of those who train are there, and nobody else's word waits; swarms alone are not enough."""
+        begun = self._session.clock.now()
 
         def enough() -> bool:
-            return len(self._trainers()) >= self._options.workers and self._session.is_idle
+            present = self._trainers()
+            self._leave_out_swarms()
+            if self._left_out and not present and self._session.clock.now() - begun >= _SETTLED_SECONDS:
+                raise QuorumNotReached(
+                    f"Only swarms are there ({', '.join(self._left_out)}), which tell no statistics. Start workers of "
+                    "their own: `worker run --share statistics`."
+                )
+            return len(present) >= self._options.workers and self._session.is_idle
 
         if not self._wait_until(
             enough, self._options.deadline_seconds, each_turn=self._session.call_roll_if_due
         ):
             present = self._trainers()
-            has_swarm = any(each.worker != each.reader for each in self._session.roster.members.values())
             raise QuorumNotReached(
                 f"Only {len(present)} of {self._options.workers} workers joined within "
                 f"{self._options.deadline_seconds:g} s: {', '.join(present) or 'nobody'}. "
-                f"Start more workers, or lower --workers.{' A swarm tells no statistics.' if has_swarm else ''}"
+                f"Start more workers, or lower --workers.{' A swarm tells no statistics.' if self._left_out else ''}"
             )
         self._session.look_for_unseen()
+
+    def _leave_out_swarms(self) -> None:
+        members = self._session.roster.members.values()
+        swarms = {each.reader for each in members if each.is_present and each.worker != each.reader}
+        for swarm in sorted(swarms - self._left_out.keys()):
+            self._leave_out(swarm, "a swarm tells no statistics.")
 
     def _trainers(self) -> list[str]:
         members = self._session.roster.members.values()
@@ -198,6 +213,8 @@ class Survey:
         for worker in self._session.look_for_absent(workers):
             self._leave_out(worker, "it went away.")
         there = [worker for worker in workers if worker not in self._left_out]
+        form = {"shape": list(asked.shape) or None, "bins": asked.bins or None, "floor": asked.floor}
+        self._session.audit.note("statistics-asked", step=asked.step, workers=named(there), **form)
         logger.info("Asked for the %s, to answer: %s.", WORDS[asked.step], ", ".join(there) or "nobody")
         self._session.publisher.try_send(
             [outgoing(asked, names.worker_queue(worker), is_transient=True) for worker in there]
@@ -217,6 +234,7 @@ class Survey:
 
     def _leave_out(self, worker: str, reason: str) -> None:
         logger.warning("%s has no part in the statistics: %s", worker, reason)
+        self._session.audit.note("statistics-refused", worker=worker, reason=reason)
         self._left_out[worker] = reason
 
     def _on_answer(self, delivery: Delivery, told: StatisticsTold | StatisticsRefused) -> None:
@@ -233,6 +251,8 @@ class Survey:
             self._leave_out(told.worker, f"it told {flaw}.")
         else:
             self._answers[told.worker] = told
+            its = {"account": delivery.user_id, "num_examples": told.num_examples}
+            self._session.audit.note("statistics-told", worker=told.worker, step=self._asked.step, **its)
 
     def _sites(self, ranges: Mapping[str, StatisticsTold]) -> Iterator[Site]:
         for worker, told in ranges.items():

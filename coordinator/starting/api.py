@@ -15,6 +15,7 @@ from broker.link.access import Access
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.seam import Link
+from broker.link.validity import CertificateWatch
 from broker.logs import LogContext
 from broker.model.arrays import array_names
 from broker.wire.tensors import Array, unflatten
@@ -237,6 +238,7 @@ def opened(
             raise Interrupted("Stopped before the broker answered. The same call goes on.") from exc
         raise
     try:
-        yield made
+        with CertificateWatch(access):
+            yield made
     finally:
         made.close()

@@ -22,6 +22,7 @@ from broker.wire.messages import Declined, Joined, Message, RoundClosed, RoundSt
 from broker.wire.settings import TrainingSettings
 from broker.wire.tensors import Layout, TensorSpec, vector_size
 from broker.wire.transfer import Digest
+from tests.brokers import at_load
 from tests.faults.stage import Actor, Stage
 
 SETTINGS = TrainingSettings(
@@ -218,8 +219,8 @@ def test_sigterm_ends_a_worker_inside_of_an_endless_step(
         stage.wait(lambda: cpu_seconds(worker.pid) > begun + 5, 60, "the endless step")
         told = time.monotonic()
         worker.send_signal(signal.SIGTERM)
-        assert worker.wait(20) == 0, log.read_text()
-        assert time.monotonic() - told < 8
+        assert worker.wait(60) == 0, log.read_text()
+        assert time.monotonic() - told < at_load(8)
     assert "Left." in log.read_text()
 
 
@@ -260,5 +261,5 @@ def test_a_coordinator_ends_within_seconds_though_its_model_is_built_for_ever(
         assert private.wait_until(lambda: "at it" in log.read_text(), 60), log.read_text()
         begun = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 128 + signal.SIGTERM, log.read_text()
-        assert time.monotonic() - begun < 6
+        assert process.wait(60) == 128 + signal.SIGTERM, log.read_text()
+        assert time.monotonic() - begun < at_load(6)

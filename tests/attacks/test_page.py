@@ -26,7 +26,7 @@ import pytest
 from broker.web import http_server, listening
 from broker.web.http_server import Caps, PageServer
 from coordinator.page import app as network
-from tests.brokers import wait_until
+from tests.brokers import at_load, wait_until
 from tests.unit.test_clinic import an_xray, look_at_brightness
 from tests.unit.test_network_page import HERE, FakeScheduler
 from tests.unit.test_status import serving
@@ -202,10 +202,10 @@ def test_sixty_four_listeners_starve_nobody(page: Address) -> None:
             began = time.monotonic()
             assert is_alive(page, "/api/state")
             seconds.append(time.monotonic() - began)
-        assert sorted(seconds)[5] < 0.1, seconds
+        assert sorted(seconds)[5] < at_load(0.1), seconds
         assert ask(page, "GET", "/events")[0] == 503
         listeners[0].close()
-        wait_until(lambda: ask_events(page) == 200, 5, what="a place for another one")
+        wait_until(lambda: ask_events(page) == 200, 30, what="a place for another one")
 
 
 def test_open_streams_do_not_keep_the_server_from_ending(scheduler: FakeScheduler) -> None:
@@ -218,7 +218,7 @@ def test_open_streams_do_not_keep_the_server_from_ending(scheduler: FakeSchedule
                 stack.enter_context(listen(address))
             stop.set()
             began = time.monotonic()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < at_load(3)
 
 
 def test_a_listener_that_reads_nothing_is_hung_up_on(
@@ -273,7 +273,7 @@ def test_slow_and_silent_clients_lose_their_places(
             connection.sendall(b"GET / HTTP/1.1\r\nX: ")
         began = time.monotonic()
         assert is_alive(address)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < at_load(10)
 
 
 def test_a_proxy_does_not_make_a_stranger_local(page: Address, scheduler: FakeScheduler) -> None:
@@ -345,7 +345,7 @@ def test_the_largest_images_are_decoded_one_at_a_time(clinic_page: Address) -> N
         answers = [pool.submit(predict, large) for _ in range(4)]
         code, seconds = predict(small)
         assert (code, all(each.done() for each in answers)) == (200, False)
-        assert seconds < 10
+        assert seconds < at_load(10)
         assert [each.result()[0] for each in answers] == [200] * 4
         assert grown() < 600
 

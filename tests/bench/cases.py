@@ -6,14 +6,15 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from broker.hosting import private
+from broker.hosting.private import PrivateBroker
 from tests.bench.memory import peak_megabytes
 from tests.bench.peers.install import python_of
-from tests.brokers import started_broker
+from tests.brokers import started_broker, started_cluster
 
 _END_SECONDS = 60
 _ITEM_BYTES = {"float32": 4, "int8": 1}
@@ -27,6 +28,7 @@ class Script:
     words: tuple[str, ...]
     python: str = sys.executable
     needs_broker: bool = False
+    is_on_cluster: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +55,14 @@ def all_cases(*, with_peers: bool, with_many: bool) -> list[Case]:
     return [
         _training(with_peers=with_peers),
         _simulation(with_peers=with_peers),
-        _transport("10,000 weights, 3 processes", tiny, workers=3, rounds=30, peers=5 if with_peers else 0),
+        _transport(
+            "10,000 weights, 3 processes",
+            tiny,
+            workers=3,
+            rounds=30,
+            cluster=True,
+            peers=5 if with_peers else 0,
+        ),
         _transport(
             "10,000 weights, 30 processes",
             tiny,
@@ -65,7 +74,9 @@ def all_cases(*, with_peers: bool, with_many: bool) -> list[Case]:
         _transport("10,000 weights, swarm of 1,000", tiny, swarm=1000, rounds=5),
         _transport("10,000 weights, swarm of 10,000", tiny, swarm=10_000, rounds=3),
         _transport("100 MB, 4 processes", large, workers=4, floor=True),
-        _transport("100 MB, 8 processes", large, workers=8, floor=True, peers=3 if with_peers else 0),
+        _transport(
+            "100 MB, 8 processes", large, workers=8, floor=True, cluster=True, peers=3 if with_peers else 0
+        ),
         _transport("100 MB, 8 processes, int8 up", large, workers=8, precision="int8"),
         _transport("100 MB, 8 processes, int8 both ways", large, workers=8, precision="int8", down="int8"),
         _transport("100 MB, 16 processes", large, workers=16, floor=True),
@@ -106,6 +117,7 @@ def _transport(
     precision: str = "float32",
     down: str = "float32",
     floor: bool = False,
+    cluster: bool = False,
     peers: int = 0,
 ) -> Case:
     """A case without training; `peers` is how many rounds the peers play of it, which may be none."""
@@ -117,6 +129,8 @@ def _transport(
     asked: dict[str, object] = {"weights": weights, **who, "rounds": rounds, "precision": precision}
     asked["download-precision"] = down
     scripts["Warren"] = _ours("fleet", **asked)
+    if cluster:
+        scripts["Warren, 3 nodes"] = replace(scripts["Warren"], is_on_cluster=True)
     if peers:
         scripts |= _peers(weights=weights, clients=workers, rounds=peers)
     return Case(name=name, scripts=scripts)
@@ -167,10 +181,23 @@ def run(script: Script) -> dict[str, Any]:
     """Run one script, on a broker of its own if it needs one, and return what it tells."""
     if not script.needs_broker:
         return _answer_of(script, ())
-    with tempfile.TemporaryDirectory() as home, started_broker(Path(home)) as broker:
-        answer = _answer_of(script, ("--amqp-url", broker.amqp_url))
-        peaks = [peak_megabytes(pid) or 0 for pid in private._pids(broker.home)]
-        return answer | {"broker_peak_mb": max(peaks, default=0) or None}
+    with tempfile.TemporaryDirectory() as home, _brokers(script, Path(home)) as brokers:
+        answer = _answer_of(script, ("--amqp-url", ",".join(broker.amqp_url for broker in brokers)))
+        peaks = [
+            max((peak_megabytes(pid) or 0 for pid in private._pids(each.home)), default=0) for each in brokers
+        ]
+        return answer | {"broker_peak_mb": sum(peaks) or None}
+
+
+@contextmanager
+def _brokers(script: Script, folder: Path) -> Iterator[list[PrivateBroker]]:
+    """One, or the three nodes of a cluster."""
+    if script.is_on_cluster:
+        with started_cluster(folder) as nodes:
+            yield nodes
+    else:
+        with started_broker(folder) as broker:
+            yield [broker]
 
 
 def _answer_of(script: Script, more: tuple[str, ...]) -> dict[str, Any]:

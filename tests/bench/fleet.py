@@ -142,6 +142,8 @@ def coordinate(
     precision: Precision,
     download_precision: Precision,
     strategy: str,
+    *,
+    is_audited: bool,
 ) -> dict[str, Any]:
     """Play the rounds in this process and measure them."""
     started, models, log = time.monotonic(), NoModels(weights), logs.configure()
@@ -159,7 +161,7 @@ def coordinate(
             strategy=strategy,
         )
         link.open()
-        audit_log = AuditLog(Path(folder) / AUDIT_FILE)
+        audit_log = AuditLog(Path(folder) / AUDIT_FILE if is_audited else None)
         run = Run(link, options, models, stop=stop.event, log=log, audit_log=audit_log)  # type: ignore[arg-type]
         run.play()
         link.close()
@@ -181,11 +183,11 @@ def coordinate(
     }
 
 
-def take_part(amqp_url: str, names: list[str], *, is_swarm: bool) -> None:
+def take_part(amqp_url: str, names: list[str], *, is_swarm: bool, is_audited: bool) -> None:
     """Be one worker, or a swarm, until the run is over."""
     link = RabbitLink(LinkSettings(access=Access(amqp_url=amqp_url), name=f"worker {names[0]}"))
     log = logs.configure()
-    with Stop() as stop:
+    with Stop() as stop, tempfile.TemporaryDirectory(dir=".") as folder:
         link.open()
         WorkerLoop(
             link,
@@ -196,6 +198,7 @@ def take_part(amqp_url: str, names: list[str], *, is_swarm: bool) -> None:
             console=Console(),
             once=True,
             is_swarm=is_swarm,
+            audit_log=AuditLog(Path(folder) / AUDIT_FILE if is_audited else None),
         ).serve()
         link.close()
 
@@ -230,6 +233,9 @@ def thin_lines(amqp_url: str, count: int, megabits: float, milliseconds: float) 
     "--strategy", default="fedavg", help="Of all but fedavg the result is another than is expected."
 )
 @click.option(
+    "--audit/--no-audit", default=True, show_default=True, help="Keep audit logs, as the commands do."
+)
+@click.option(
     "--megabits", type=float, default=0.0, help="Of each process's own line, a second; 0: loopback."
 )
 @click.option("--milliseconds", type=float, default=0.0, help="There and back on that line.")
@@ -244,6 +250,7 @@ def main(
     precision: Precision,
     download_precision: Precision,
     strategy: str,
+    audit: bool,
     megabits: float,
     milliseconds: float,
     be: str | None,
@@ -253,7 +260,8 @@ def main(
     swarm_names = [f"swarm.{number}" for number in range(1, swarm + 1)]
     names = [f"w{number}" for number in range(1, workers + 1)]
     if be is not None:
-        take_part(by or amqp_url, swarm_names if be == "swarm" else [be], is_swarm=be == "swarm")
+        everyone = swarm_names if be == "swarm" else [be]
+        take_part(by or amqp_url, everyone, is_swarm=be == "swarm", is_audited=audit)
         return
     again = [sys.executable, "-m", "tests.bench.fleet", *sys.argv[1:]]
     who = names + (["swarm"] if swarm else [])
@@ -263,9 +271,13 @@ def main(
             for name, url in zip(who, urls, strict=True)
         ]
         try:
-            everyone = names + swarm_names
-            told = coordinate(amqp_url, weights, everyone, rounds, precision, download_precision, strategy)
-            print(json.dumps(told))
+            every = names + swarm_names
+            precisions = (precision, download_precision)
+            print(
+                json.dumps(
+                    coordinate(amqp_url, weights, every, rounds, *precisions, strategy, is_audited=audit)
+                )
+            )
             for process in processes:
                 process.wait(_START_SECONDS)
         finally:

@@ -39,7 +39,7 @@ from tests.faults.stage import MANY_PARTS, SMALL_PARTS, WORKERS, Actor, Stage, p
 
 QUICK = SMALL_PARTS | {
     "broker.link.rabbitmq.settings:_HEARTBEAT_SECONDS": 2,
-    "broker.link.rabbitmq.connection:_LONGEST_DELAY_SECONDS": 2,
+    "broker.link.attempts:_LONGEST_DELAY_SECONDS": 2,
     "coordinator.presence.session:_ROLL_CALL_SECONDS": 3,
     "coordinator.play.live_round:_PRESENCE_SECONDS": 1,
     "coordinator.play.unacknowledged:LONGEST_SECONDS": 2,

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from broker.errors import PublishRefused
 from broker.hosting import private
 from broker.link.access import Access
 from broker.link.rabbitmq.rabbit_link import RabbitLink
@@ -79,7 +80,7 @@ class Actor:
         """Ask it to end; the seconds that took."""
         begun = time.monotonic()
         self.process.terminate()
-        self.ended(20)
+        self.ended()
         return time.monotonic() - begun
 
     def says(self, text: str, seconds: float = 20) -> None:
@@ -138,6 +139,14 @@ class Stage:
         """Start one process of many workers, s.1 to s.COUNT."""
         names = tuple(f"s.{number}" for number in range(1, count + 1))
         return self._start("swarm", "worker", names=names, is_swarm=True, num_examples=10, **more)
+
+    def relay(
+        self, name: str, above: str, *, workers: int, breaks: tuple[Break, ...] = (), **more: Any
+    ) -> Actor:
+        """Start a relay from this stage's broker to the one above; its folder is on this stage."""
+        run = {"workers": workers} | more.pop("run", {})
+        out = str(self.folder / f"relay-{name}")
+        return self._start(name, "relay", names=(name,), above=above, out=out, run=run, breaks=breaks, **more)
 
     def _start(self, name: str, role: Any, **options: Any) -> Actor:
         asked = Options(
@@ -202,9 +211,7 @@ class Stage:
     def num_ready(self, queue: str) -> int:
         """How many messages wait in a queue; they are taken and given back."""
         link = self.link()
-        count = 0
-        while next(link.fetch(queue), None) is not None:
-            count += 1
+        count = len(list(_taken(link, queue)))
         link.close()
         return count
 
@@ -287,9 +294,19 @@ def passed(seconds: float) -> None:
 
 
 def drained(link: Link, queue: str) -> list[Delivery]:
-    """Everything ready in a queue."""
-    deliveries = []
-    while (delivery := next(link.fetch(queue), None)) is not None:
-        deliveries.append(delivery)
+    """Everything ready in a queue, which is empty afterwards."""
+    deliveries = list(_taken(link, queue))
     link.ack(deliveries)
     return deliveries
+
+
+def _taken(link: Link, queue: str) -> Iterator[Delivery]:
+    """Everything ready in a queue; a quorum queue with a single active consumer gives to a consumer alone (405)."""
+    try:
+        while (delivery := next(link.fetch(queue), None)) is not None:
+            yield delivery
+    except PublishRefused:
+        link.consume([queue], prefetch=0)
+        while isinstance(received := link.receive(1.0), Delivery):
+            yield received
+        link.cancel([queue])

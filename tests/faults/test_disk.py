@@ -93,7 +93,7 @@ def test_a_folder_that_cannot_be_made_is_told_at_once(stage: Stage) -> None:
     """--out is below a file: exit code 5 before anything is asked of the broker or a worker."""
     (stage.folder / "file").write_text("x")
     coordinator = stage.coordinator(out=stage.folder / "file" / "run")
-    assert coordinator.ended(20) == 5
+    assert coordinator.ended() == 5
     coordinator.says("Can't create the folder")
 
 
@@ -125,7 +125,7 @@ def test_a_damaged_file_is_named_and_never_loaded(stage: Stage, name: str, how: 
     path.write_bytes(damaged(path.read_bytes(), how))
     before = path.read_bytes()
     second = stage.coordinator()
-    assert second.ended(20) == 5
+    assert second.ended() == 5
     second.says(f"{path} can't be used")
     assert path.read_bytes() == before
     assert all(worker.is_running for worker in workers)

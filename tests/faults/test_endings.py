@@ -1,12 +1,11 @@
 """Who is refused, leaves, crashes or is told to stop ends for the right reason, and is not stuck afterwards."""
 
-import time
-
 import pytest
 
 from broker.audit import AUDIT_FILE
 from broker.link.seam import Queue, coordinator_queue, dead_queue, outgoing, worker_queue
 from broker.wire.messages import Refused
+from tests.brokers import at_load
 from tests.faults.conftest import MakeStage
 from tests.faults.stage import MANY_PARTS, SMALL_PARTS, Actor, Stage, drained, lines_of, passed
 
@@ -20,7 +19,7 @@ OTHER_CLASSES = ("no", "maybe")
 def refused(stage: Stage) -> Actor:
     """A worker that was refused for its classes, and has ended."""
     actor = stage.worker("w3", classes=OTHER_CLASSES)
-    assert actor.ended(30) == 5
+    assert actor.ended() == 5
     actor.says("The coordinator refused w3: its classes are")
     return actor
 
@@ -54,7 +53,7 @@ def test_a_worker_of_another_version_is_refused_by_name_and_ends(
         speaks["worker.rounds.listener:_TOKEN_BYTES"] = 0  # there were no tokens in version 1
     coordinator = stage.coordinator(rounds=2, run={"workers": 2, "quorum": 2})
     other = stage.worker("w3", patches=speaks)
-    assert other.ended(30) == 5
+    assert other.ended() == 5
     other.says(
         f"The coordinator refused w3: this worker speaks version {version} of the wire, the coordinator 2"
     )
@@ -146,10 +145,8 @@ def test_a_worker_that_crashes_while_it_answers_says_so_and_goes_on(stage: Stage
     """Whatever training raises, the coordinator is told its kind and first line, not left to wait for the deadline of
     an hour; the traceback is in the worker's own log. The worker stays, and answers the next attempt."""
     workers = [*stage.workers("w2", "w3"), stage.worker("w1", crashes=1)]
-    begun = time.monotonic()
     coordinator = stage.coordinator(rounds=1, run={"deadline_seconds": 3600.0})
-    assert [actor.ended(40) for actor in [coordinator, *workers]] == [0, 0, 0, 0], stage.story
-    assert time.monotonic() - begun < 30
+    assert [actor.ended() for actor in [coordinator, *workers]] == [0, 0, 0, 0], stage.story
     coordinator.says("w1 can't answer: RuntimeError: You must compile the model.")
     assert "second line" not in coordinator.said
     assert "Traceback" in workers[-1].said
@@ -163,7 +160,7 @@ def test_an_update_that_can_not_be_uploaded_is_declined(vhost: str, make_stage: 
     stage.workers("w2", "w3", once=False)
     broken = stage.worker("w1", once=False, patches={"worker.rounds.uploading:encode_message": 0})
     coordinator = stage.coordinator(rounds=1, run={"deadline_seconds": 3600.0})
-    assert coordinator.ended(40) == 4, stage.story
+    assert coordinator.ended() == 4, stage.story
     coordinator.says("w1: TypeError: 'int' object is not callable")
     assert broken.is_running
     assert "Traceback" in broken.said
@@ -177,7 +174,7 @@ def test_a_queue_with_other_arguments_ends_who_needs_it_with_what_to_do(stage: S
     """Made by hand, or by another version: exit code 3, and one line that names the queue to delete."""
     stage.link().declare([Queue(name=queue, keys=(queue,), max_length=7)])
     actor = stage.worker("w1") if queue.endswith("w1") else stage.coordinator()
-    assert actor.ended(20) == 3
+    assert actor.ended() == 3
     (line,) = (line for line in actor.said.splitlines() if line.startswith("Error"))
     assert f"The queue '{queue}' exists with other arguments; delete it" in line
     assert f"rabbitmqctl delete_queue {queue}" in line
@@ -249,7 +246,7 @@ def test_a_swarm_told_to_stop_while_it_trains_leaves_no_queue(stage: Stage) -> N
     swarm = stage.swarm(COUNT, train_seconds=60)
     coordinator = stage.coordinator(rounds=1, run={"workers": COUNT})
     stage.wait(lambda: bool(stage.notes()), 30, "round 1")
-    assert swarm.terminate() < 5
+    assert swarm.terminate() < at_load(5)
     assert_ended_well(stage, swarm)
     coordinator.says("s left, with 100 workers.")
 

@@ -13,7 +13,7 @@ from tests.faults.conftest import MakeStage
 from tests.faults.stage import WORKERS
 
 Urls = dict[str, str]
-PATIENCE = "broker.link.rabbitmq.connection:_REFUSED_SECONDS"
+PATIENCE = "broker.link.attempts:REFUSED_SECONDS"
 
 
 @pytest.fixture

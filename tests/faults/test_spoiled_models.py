@@ -25,7 +25,7 @@ def test_a_model_that_fails_by_nobodys_single_fault_ends_the_run_with_the_last_g
     """All updates are alike, and too large: exit code 5, the sizes told, the committed model untouched."""
     workers = stage.workers(spoils=TOO_MUCH, once=False)
     coordinator = stage.coordinator(rounds=2)
-    assert coordinator.ended(30) == 5, stage.story
+    assert coordinator.ended() == 5, stage.story
     coordinator.says(
         "Round 1 is not committed: its model answers NaN or infinity. Largest change of a weight: "
     )

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from tests.brokers import at_load
 from tests.faults.actors import Break
 from tests.faults.conftest import MakeStage
 from tests.faults.forwarder import Forwarder
@@ -141,7 +142,7 @@ def test_sigterm_ends_a_worker_in_mid_training(stage: Stage) -> None:
     worker = stage.worker("w1", train_seconds=60)
     coordinator = stage.coordinator()
     stage.wait(lambda: stage.has_begun("w1", 1), 30, "round 1")
-    assert worker.terminate() < 2
+    assert worker.terminate() < at_load(2)
     assert worker.ended() == 0
     coordinator.says("w1 left.")
 
@@ -155,13 +156,13 @@ def test_a_straggler_is_told_and_stops(stage: Stage) -> None:
         rounds=1, run={"quorum": 2, "grace_seconds": 1.0, "deadline_seconds": 50.0}
     )
     slow.says("Round 1 has closed without this worker's update.")
-    stage.wait(lambda: bool(stage.notes("stopped")), 10, "the end of the training")
+    stage.wait(lambda: bool(stage.notes("stopped")), 30, "the end of the training")
     assert slow.is_running
     row = stage.checkpoint.history[1]
     assert row.late == ("w3",)
-    assert 1.0 <= row.seconds < 6
+    assert 1.0 <= row.seconds < at_load(6)
     coordinator.says("Late in round 1: w3")
-    assert slow.terminate() < 2
+    assert slow.terminate() < at_load(2)
     assert [actor.ended() for actor in [coordinator, *workers]] == [0, 0, 0], stage.story
 
 
@@ -171,6 +172,6 @@ def test_a_worker_that_cannot_train_says_so_and_the_round_ends(stage: Stage) -> 
     stage.workers("w1", "w2", once=False)
     stage.worker("w3", fails=True, once=False)
     coordinator = stage.coordinator()
-    assert coordinator.ended(30) == 4
+    assert coordinator.ended() == 4
     coordinator.says("w3: the images can't be read")
     assert stage.committed_round == 0

@@ -335,7 +335,11 @@ def test_revoke_ends_account_and_connections(
 
 
 @pytest.mark.parametrize(
-    ("options", "left"), [((), Left(worker="lab-7")), (("--swarm", "3"), SwarmLeft(worker="lab-7"))]
+    ("options", "left"),
+    [
+        ((), Left(worker="lab-7", for_good=True)),
+        (("--swarm", "3"), SwarmLeft(worker="lab-7", for_good=True)),
+    ],
 )
 def test_the_coordinator_hears_at_once_that_a_revoked_worker_left(
     vhost: str, broker: PrivateBroker, invited: Invite, options: tuple[str, ...], left: Message
@@ -360,6 +364,54 @@ def test_queues_that_a_worker_without_an_account_left_are_deleted(vhost: str, br
         assert "2 queues deleted" in answer.stdout
         channel.queue_declare("worker.older", passive=True)
     assert run("revoke", "old", amqp_url=vhost, broker=broker).returncode == 2
+
+
+def test_a_worker_that_left_for_good_is_forgotten_and_the_coordinator_hears_of_it(
+    vhost: str, broker: PrivateBroker
+) -> None:
+    """Its queues go, of others nothing does; the word is one that a coordinator on the same account takes."""
+    with channel_to(vhost) as channel:
+        channel.exchange_declare(EXCHANGE, "topic", durable=True)
+        declare(channel, COORDINATOR)
+        for name in ("worker.old", "upload.old", "worker.older"):
+            channel.queue_declare(name, durable=True)
+        answer = run("forget", "old", amqp_url=vhost, broker=broker)
+        assert answer.returncode == 0, answer.stderr
+        assert "old is forgotten; 2 queues deleted" in answer.stdout
+        channel.queue_declare("worker.older", passive=True)
+        properties, body = taken(channel, COORDINATOR)
+    assert decode(body) == SwarmLeft(worker="old", for_good=True)
+    assert properties.user_id == login_of(vhost)[0]
+    assert run("forget", "old", amqp_url=vhost, broker=broker).returncode == 2
+
+
+def test_a_worker_that_is_there_and_one_that_was_invited_are_not_forgotten(
+    vhost: str, broker: PrivateBroker, invited: Invite, name: str
+) -> None:
+    """The one is at work; the other may be away for a year, and could not make its queues again."""
+    invited(name)
+    refused = run("forget", name, amqp_url=vhost, broker=broker)
+    assert (refused.returncode, f"broker revoke {name}" in refused.stderr) == (2, True)
+    with channel_to(vhost) as channel:
+        channel.queue_declare("worker.here", durable=True)
+        channel.basic_consume("worker.here", lambda *_: None)
+        refused = run("forget", "here", amqp_url=vhost, broker=broker)
+        channel.queue_declare("worker.here", passive=True)
+    assert (refused.returncode, "somebody reads its queue" in refused.stderr) == (2, True)
+
+
+def test_the_queues_of_thousands_of_names_are_asked_for_page_by_page(
+    vhost: str, management: Management, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once the management API gives no answer in time; in pages it tells of each queue, once."""
+    monkeypatch.setattr("broker.hosting.management._PAGE_SIZE", 2)
+    assert management.queues(vhost_of(vhost)) == []
+    with channel_to(vhost) as channel:
+        for number in range(5):
+            channel.queue_declare(f"worker.w{number}", durable=True)
+        found = management.queues(vhost_of(vhost))
+    assert [queue["name"] for queue in found] == [f"worker.w{number}" for number in range(5)]
+    assert found[0]["type"] in ("classic", "quorum")
 
 
 def test_status_names_queues_and_connections(vhost: str, broker: PrivateBroker) -> None:

@@ -15,13 +15,16 @@ from broker.errors import BrokerError, BrokerUnreachable, LoginRefused
 from broker.hosting import probe
 from broker.hosting.certificates import make_server
 from broker.hosting.management import Management
-from broker.hosting.private import PrivateBroker, free_ports
+from broker.hosting.private import MAIN_PID, PrivateBroker, free_ports
 from broker.link.access import Access
 from broker.link.invitation import read_invitation
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
-from tests.brokers import need_rabbitmq
+from broker.link.seam import Connection
+from broker.link.validity import shown_by_brokers, validities_of
+from tests.brokers import control, need_rabbitmq, wait_until
 from tests.servings import Process
+from worker.site.reaching import reach
 
 _SECONDS = 120
 _PARTNER = """
@@ -55,21 +58,27 @@ class House:
     broker: PrivateBroker
     said: str
 
+    @property
+    def public_name(self) -> str:
+        """What sites call its machine."""
+        assert self.broker.encryption is not None
+        return self.broker.encryption.public_name
+
     def invited(self, name: str) -> Path:
         """The file that was handed over."""
         return self.home / f"{name}.toml"
 
 
-def run(home: Path, *words: str) -> str:
+def run(home: Path, *words: str, code: int = 0, with_home: bool = True) -> str:
     """One call of `broker`; what it said on both streams."""
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("WARREN_", "AMQP"))
     }
-    command = [sys.executable, "-m", "broker", *words, "--home", str(home)]
+    command = [sys.executable, "-m", "broker", *words, *(["--home", str(home)] if with_home else [])]
     done = subprocess.run(
         command, env=inherited, capture_output=True, text=True, timeout=_SECONDS, check=False
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     return done.stdout + done.stderr
 
 
@@ -113,6 +122,9 @@ def test_sites_join_by_invitation_and_train(house: House, tmp_path: Path) -> Non
     actors = [coordinator, *workers]
     assert [actor.ended(_SECONDS) for actor in actors] == [0, 0, 0], "\n".join(each.said for each in actors)
     assert "site-1, site-2" in coordinator.said
+    for actor in actors:  # how long certificates are valid, at the start
+        assert "Valid: the broker's certificate (localhost) expires in 824 days" in actor.said
+    assert "this side's own certificate (site-2)" in workers[1].said
     secrets = [house.broker.password]
     secrets += [
         probe.login_of(read_invitation(house.invited(name)).amqp_url)[1] for name in ("coordinator", "site-1")
@@ -181,6 +193,58 @@ def test_a_password_is_changed_by_a_new_invitation(house: House) -> None:
     assert probe.ask(access.amqp_url, tls=access.tls()) is probe.Answer.READY
 
 
+def test_an_invitation_leads_to_the_brokers_clock(house: House) -> None:
+    """Its management page is at a port that nobody can guess: the invitation says which, without a login of its own."""
+    access = read_invitation(house.invited("site-1"))
+    assert access.management_url == f"https://{house.public_name}:{house.broker.management_port}"
+    found = reach(access, "site-1", connect_seconds=10)
+    assert found.problem is None
+    assert found.clock_seconds is not None
+    assert abs(found.clock_seconds) < 5
+
+
+def test_a_certificate_that_is_revoked_is_worth_nothing(house: House) -> None:
+    """It logs in as nobody, on a connection that was open, too; no other account gets its name while it is valid."""
+    invitation = house.home / "site-4.toml"
+    run(house.home, "invite", "site-4", "--by-certificate", "--invitation", str(invitation))
+    access = read_invitation(invitation)
+    link = RabbitLink(LinkSettings(access=access, name="test", connect_seconds=10))
+    link.open()
+    try:
+        assert "the certificate of site-4, valid until" in run(house.home, "revoke", "site-4")
+        wait_until(lambda: not link.is_connected, 10)
+    finally:
+        link.close()
+    assert "refused" in str(opened(access))
+    for more in ([], ["--by-certificate"]):
+        again = ["invite", "site-4", *more, "--invitation", str(house.home / "site-4-again.toml")]
+        assert "would be let in again" in run(house.home, *again, code=2)
+    assert isinstance(opened(access), LoginRefused)
+
+
+def test_sites_go_on_when_the_brokers_certificate_is_renewed(house: House) -> None:
+    """By the same authority: the broker takes it without a restart, and an invitation of before connects again."""
+    access = read_invitation(house.invited("site-2"))
+    (before,) = shown_by_brokers(access)
+    link = RabbitLink(LinkSettings(access=access, name="test", connect_seconds=10))
+    link.open()
+    try:
+        folder = house.broker.home / "certificates"
+        said = run(house.home, "certs", "--out", str(folder), "--renew", with_home=False)
+        assert "server.pem is valid until" in said
+        control(house.broker, "eval", "ssl:clear_pem_cache().")  # it does so by itself within two minutes
+        management = Management(house.broker.management_url, tls=house.broker.access.tls())
+        wait_until(lambda: management.close_connections(user="site-2") > 0, 15)
+        wait_until(lambda: link.receive(0.1) is Connection.RESTORED, 20)
+    finally:
+        link.close()
+    (after,) = shown_by_brokers(access)
+    assert before.certificate["serialNumber"] != after.certificate["serialNumber"]
+    told = [(each.whose, each.days_left) for each in validities_of(access, [after])]
+    assert told == [("broker", 824), ("own", 824), ("authority", 3649)]
+    assert '"whose": "authority"' in run(house.home, "status", "--json")
+
+
 def opened(access: Access) -> BrokerError:
     """What a role is told that connects so."""
     link = RabbitLink(LinkSettings(access=access, name="test", connect_seconds=1.5))
@@ -224,9 +288,23 @@ def test_a_worker_waits_for_a_broker_and_says_why(tmp_path: Path) -> None:
         try:
             assert ending.ended(_SECONDS) == 3
             assert "Nothing listens at" in ending.said
+            wait_until(lambda: "Waiting for it." in waiting.said, _SECONDS)
             assert waiting.is_running
         finally:
             waiting.terminate()
         assert "Nothing listens at" in waiting.said
         assert "Waiting for it." in waiting.said
         assert "SECRET" not in waiting.said + ending.said
+
+
+def test_the_one_that_was_there_starts_as_it_was(house: House) -> None:
+    """`broker down`, then `broker up --tls` alone: administrator, listener, names and certificates are the former ones,
+    so that every invitation holds on; it was refused for `admin`, and had listened on loopback alone. The process that
+    systemd watches is noted."""
+    run(house.home, "down")
+    run(house.home, "up", "--tls", "--port", str(house.broker.port))
+    assert PrivateBroker.recorded(house.broker.home) == house.broker
+    access = read_invitation(house.invited("coordinator"))
+    assert probe.ask(access.amqp_url, tls=access.tls()) is probe.Answer.READY
+    noted = int((house.broker.home / MAIN_PID).read_text())
+    assert str(house.broker.home).encode() in Path(f"/proc/{noted}/cmdline").read_bytes()

@@ -4,14 +4,18 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pika
 import pytest
 
-from broker.errors import DeclareRefused, LinkLost
+from broker.errors import BrokerUnreachable, DeclareRefused, LinkLost, LoginRefused
 from broker.hosting.management import Management, Rights
+from broker.hosting.private import PrivateBroker, free_ports
+from broker.link import attempts
 from broker.link.access import Access
+from broker.link.address import without_password
 from broker.link.rabbitmq import connection, publishing
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
@@ -25,7 +29,7 @@ from broker.link.seam import (
     worker_queue,
 )
 from broker.wire import names
-from tests.brokers import wait_until
+from tests.brokers import fresh_vhost, wait_until
 from tests.faults.forwarder import Forwarder
 from tests.link_contract import LinkContract, message, next_delivery
 
@@ -37,8 +41,9 @@ def links_to(vhost: str) -> Iterator[MakeRabbitLink]:
     """Makes links to this virtual host (or another address), and closes them at the end."""
     links: list[RabbitLink] = []
 
-    def make(amqp_url: str = vhost) -> RabbitLink:
-        link = RabbitLink(LinkSettings(access=Access(amqp_url=amqp_url), name=f"test {len(links)}"))
+    def make(amqp_url: str = vhost, **settings: Any) -> RabbitLink:
+        its = LinkSettings(access=Access(amqp_url=amqp_url), name=f"test {len(links)}", **settings)
+        link = RabbitLink(its)
         link.open()
         links.append(link)
         return link
@@ -73,6 +78,14 @@ def make_link(vhost: str) -> Iterator[MakeRabbitLink]:
 
 
 @pytest.fixture
+def make_classic_link(broker: PrivateBroker) -> Iterator[MakeRabbitLink]:
+    """Where queues are classic ones, whatever the other tests have: RabbitMQ 3.10 does not tell the reader of a quorum
+    queue that it was deleted and is there again, and no version lets one be read exclusively."""
+    with fresh_vhost(broker, "classic") as classic, links_to(classic) as make:
+        yield make
+
+
+@pytest.fixture
 def channel(vhost: str) -> Iterator[pika.adapters.blocking_connection.BlockingChannel]:
     """A person at the broker, by other means."""
     with pika.BlockingConnection(pika.URLParameters(vhost)) as connection:
@@ -82,7 +95,7 @@ def channel(vhost: str) -> Iterator[pika.adapters.blocking_connection.BlockingCh
 @pytest.fixture
 def is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reconnects within half a second at most."""
-    monkeypatch.setattr(connection, "_LONGEST_DELAY_SECONDS", 0.5)
+    monkeypatch.setattr(attempts, "_LONGEST_DELAY_SECONDS", 0.5)
 
 
 def others(name: str) -> Queue:
@@ -102,11 +115,11 @@ def came_back(link: RabbitLink, number: int) -> None:
 
 @pytest.mark.usefixtures("is_quick")
 def test_a_refused_restore_is_no_connection_and_is_told_once(
-    make_link: MakeRabbitLink, caplog: pytest.LogCaptureFixture
+    make_classic_link: MakeRabbitLink, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Somebody deletes a queue and makes it with other arguments: the link says so once, however often it tries, and
     again when it is another queue. It calls itself connected when nothing is in the way any more."""
-    link, other = make_link(), make_link()
+    link, other = make_classic_link(), make_classic_link()
     link.declare([coordinator_queue(), dead_queue()])
     link.consume(["coordinator"], prefetch=10)
     other.delete(["coordinator"])
@@ -133,17 +146,18 @@ def test_a_refused_restore_is_no_connection_and_is_told_once(
 
 @pytest.mark.usefixtures("is_quick")
 def test_a_refused_reader_is_no_connection(
-    make_link: MakeRabbitLink,
-    channel: pika.adapters.blocking_connection.BlockingChannel,
+    make_classic_link: MakeRabbitLink,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Somebody reads a queue exclusively while the link is away: it may declare it and not read it, says so once, and
     is connected once the other one is gone."""
-    monkeypatch.setattr(connection, "_FIRST_DELAY_SECONDS", 4.0)
-    link = make_link()
+    monkeypatch.setattr(attempts, "_FIRST_DELAY_SECONDS", 4.0)
+    link = make_classic_link()
     link.declare([upload_queue("a")])
     link.consume(["upload.a"], prefetch=10)
+    person = pika.BlockingConnection(pika.URLParameters(link._settings.access.amqp_url))
+    channel = person.channel()
     cut(link)
     assert link.receive(5) is Connection.LOST
     # The broker takes a moment to see that its reader is gone.
@@ -155,6 +169,7 @@ def test_a_refused_reader_is_no_connection(
     assert link.receive(0.1) is None
     channel.basic_cancel(tag)
     assert link.receive(20) is Connection.RESTORED
+    person.close()
 
 
 @pytest.mark.usefixtures("is_quick")
@@ -171,7 +186,7 @@ def test_a_login_that_is_refused_at_a_reconnect_is_told_once(
         management.put_user("me", "second")
         cut(link)
         assert link.receive(10) is Connection.LOST
-        wait_until(lambda: link._consuming.connection._refusals.num >= 5, 60)
+        wait_until(lambda: link._consuming.connection.attempts.num_refused >= 5, 60)
         assert len(told(caplog)) == 1
         assert "refused the user or the password" in told(caplog)[0]
         management.put_user("me", "first")
@@ -186,7 +201,7 @@ def test_what_is_asked_for_while_there_is_no_connection_is_there_with_the_next(
     """Declared and consumed in the gap: not lost."""
     link, other = make_link(), make_link()
     link.declare([coordinator_queue()])
-    monkeypatch.setattr(connection, "_FIRST_DELAY_SECONDS", 1.0)
+    monkeypatch.setattr(attempts, "_FIRST_DELAY_SECONDS", 1.0)
     cut(link)
     assert link.receive(5) is Connection.LOST
     link.declare([worker_queue("a")])
@@ -306,3 +321,78 @@ def test_a_connection_that_confirms_nothing_more_is_given_up(
     link.publish([message("coordinator", b"2")])
     assert [next_delivery(link).body, next_delivery(link).body] == [b"1", b"2"]
     assert sum("Connecting anew" in each.getMessage() for each in caplog.records) == 1
+
+
+def test_of_several_addresses_a_dead_one_is_passed_over(vhost: str, make_link: MakeRabbitLink) -> None:
+    """Nothing listens at the one: the other is used, at once, by both connections."""
+    (port,) = free_ports(1)
+    dead = urlsplit(vhost)._replace(netloc=f"guest:guest@localhost:{port}").geturl()
+    links = [make_link(f"{dead},{vhost}") for _ in range(3)]
+    for link in links:
+        link.declare([coordinator_queue()])
+        link.publish([message("coordinator", b"x")])
+        assert [each.connection.attempts.address for each in (link._consuming, link._publishing)] == [
+            vhost
+        ] * 2
+
+
+def test_of_several_addresses_the_next_is_used_when_a_node_dies(
+    vhost: str, make_link: MakeRabbitLink, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It lost its node, and is at another one without a pause; what was received and not acknowledged comes again. The
+    address that was lost is named."""
+    with Forwarder(vhost) as first, Forwarder(vhost) as second:
+        link = make_link(f"{first.amqp_url},{second.amqp_url}")
+        link.declare([coordinator_queue()])
+        link.consume(["coordinator"], prefetch=0)
+        make_link().publish([message("coordinator", b"x")])
+        assert next_delivery(link).body == b"x"
+        its = {each.amqp_url: each for each in (first, second)}
+        for _ in range(2):
+            died = its[link._consuming.connection.attempts.address]
+            other = next(each for each in its.values() if each is not died)
+            other.restore()
+            died.cut()
+            assert link.receive(20) is Connection.LOST
+            assert link.receive(20) is Connection.RESTORED
+            delivery = next_delivery(link)
+            assert delivery.body == b"x"
+            for side in (link._consuming, link._publishing):
+                wait_until(side.connection.ready.is_set, 20)
+                assert side.connection.attempts.address == other.amqp_url
+        for each in its:
+            assert f"The connection to the broker at {without_password(each)} was lost" in caplog.text
+        link.ack([delivery])
+
+
+def test_of_several_addresses_a_silent_one_does_not_keep_a_link(
+    vhost: str, make_link: MakeRabbitLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that hangs takes connections and says nothing, and one without a majority restores nothing: the patience
+    with one address ends, and the next is tried."""
+    monkeypatch.setattr(attempts, "_PATIENCE_SECONDS", 0.5)
+    with Forwarder(vhost) as silent:
+        silent.swallow()
+        link = make_link(f"{silent.amqp_url},{vhost}")
+        link.declare([coordinator_queue()])
+        assert link.is_connected
+
+
+def test_a_login_that_one_of_several_refuses_is_refused(vhost: str, make_link: MakeRabbitLink) -> None:
+    """The nodes of a cluster know the same accounts: it is told at once, by its address, whatever the others are."""
+    (port,) = free_ports(1)
+    parts = urlsplit(vhost)._replace(netloc=f"guest:wrong@localhost:{urlsplit(vhost).port}")
+    dead = parts._replace(netloc=f"guest:wrong@localhost:{port}").geturl()
+    with pytest.raises(LoginRefused, match="refused the user or the password") as caught:
+        make_link(f"{dead},{parts.geturl()}")
+    assert str(urlsplit(vhost).port) in str(caught.value)
+
+
+def test_where_none_of_several_answers_each_is_named(vhost: str, make_link: MakeRabbitLink) -> None:
+    """Who reads it sees what is wrong at which address."""
+    ports = free_ports(2)
+    urls = [urlsplit(vhost)._replace(netloc=f"guest:guest@localhost:{port}").geturl() for port in ports]
+    with pytest.raises(BrokerUnreachable) as caught:
+        make_link(",".join(urls), connect_seconds=1.0)
+    for port in ports:
+        assert f"Nothing listens at localhost:{port} (connection refused)" in str(caught.value)

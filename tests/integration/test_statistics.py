@@ -54,6 +54,10 @@ def test_sites_are_asked_and_a_model_is_trained_by_their_statistics(vhost: str, 
         refused = command(*asked, "--bins", "7", amqp_url=vhost)
         assert refused.returncode == 4, refused.stderr
         assert "site-0, site-1: This site has told statistics by other edges" in refused.stderr
+        noted = [json.loads(line)["event"] for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+        assert [noted.count(f"statistics-{each}") for each in ("started", "told", "written", "refused")] == [
+            2, 6, 1, 2,
+        ]  # fmt: skip
         found = json.loads((tmp_path / "s.json").read_text())
         together = np.concatenate(parts).astype(np.float64)
         np.testing.assert_allclose(

@@ -16,6 +16,7 @@ import pytest
 from broker.hosting.management import Management
 from broker.hosting.private import PrivateBroker, free_ports
 from broker.link.access import Access
+from broker.link.address import without_password
 from tests.brokers import wait_until
 from tests.system.test_command_line import command, start
 from worker.site import reaching
@@ -109,9 +110,20 @@ def test_the_brokers_certificate_is_shown_where_it_is_trusted(certified: tuple[i
     """Whose it is, who signed it, and for how long it is good: what expires stops every site on one day."""
     port, ca = certified
     url = f"amqps://w:p@localhost:{port}/%2F"
-    shown = reaching._tls_of(Access(amqp_url=url, ca=ca))
+    shown = dict(reaching._seen(Access(amqp_url=url, ca=ca)))["tls"]
     assert shown is not None
     assert (shown.subject, shown.issuer, shown.days_left) == ("localhost", "localhost", 1)
     assert shown.version.startswith("TLSv1.")
-    assert reaching._tls_of(Access(amqp_url=url)) is None  # of nobody's authority
-    assert reaching._tls_of(Access(amqp_url=f"amqp://w:p@localhost:{port}/%2F")) is None
+    assert not [*reaching._seen(Access(amqp_url=url))]  # of nobody's authority
+    assert not [*reaching._seen(Access(amqp_url=f"amqp://w:p@localhost:{port}/%2F"))]
+
+
+def test_of_several_addresses_those_that_can_not_be_used_are_told(vhost: str) -> None:
+    """The site is ready, for another node takes it; whoever runs the cluster hears which one does not."""
+    (port,) = free_ports(1)
+    dead = urlsplit(vhost)._replace(netloc=f"guest:guest@localhost:{port}").geturl()
+    found = reaching.reach(Access(amqp_url=f"{dead},{vhost}"), "site-1", connect_seconds=5.0)
+    assert (found.problem, found.is_login_accepted) == (None, True)
+    ((where, problem),) = found.problems_at.items()
+    assert where == without_password(dead)
+    assert "connection refused" in problem

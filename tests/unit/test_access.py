@@ -45,6 +45,32 @@ def test_an_invitation_is_read_as_it_was_written(invitation: Path) -> None:
     assert read_invitation(invitation) == INVITED
 
 
+def test_an_invitation_holds_all_addresses_of_a_cluster(tmp_path: Path) -> None:
+    """As one list, with those of its management pages; it is read as it was written."""
+    access = Access(
+        amqp_url="amqps://w:x@a/lab,amqps://w:x@b/lab", name="w", management_url="https://a:1,https://b:1"
+    )
+    path = tmp_path / "w.toml"
+    write_invitation(path, access)
+    assert read_invitation(path) == access
+    assert read_invitation(path).amqp_urls == ("amqps://w:x@a/lab", "amqps://w:x@b/lab")
+    assert 'amqp_url = "amqps://w:x@a/lab,amqps://w:x@b/lab"' in path.read_text()
+
+
+def test_the_management_page_of_an_invitation_is_an_address_that_is_safe(invitation: Path) -> None:
+    """A login is sent there: no file, and nothing in the clear beyond this machine."""
+    whole = invitation.read_text()
+    for address, code in (
+        ("https://broker.example:9", 0),
+        ("http://broker.example:9", 2),
+        ("file:///etc/passwd", 2),
+    ):
+        invitation.write_text(f'{whole}management_url = "{address}"\n')
+        answer = run("--invitation", str(invitation))
+        assert answer.exit_code == code, answer.output
+    assert run("--invitation", str(invitation), WARREN_INSECURE="1").exit_code == 2
+
+
 def test_an_invitation_is_its_owners_alone(invitation: Path) -> None:
     """It holds a password: nobody else on the machine can read it, and what is there already is kept."""
     assert stat.S_IMODE(invitation.stat().st_mode) == 0o600

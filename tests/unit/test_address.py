@@ -11,7 +11,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from broker import cli as broker_cli
-from broker.command import amqp_url_option, management_url_for, management_url_option, read_environment
+from broker.command import (
+    CommandGroup,
+    amqp_url_option,
+    management_url_for,
+    management_url_option,
+    read_environment,
+)
 from broker.errors import UsageError
 from broker.hosting.management import Management
 from broker.hosting.probe import login_of
@@ -41,6 +47,7 @@ COMMANDS: list[tuple[click.Group, list[str]]] = [
     (coordinator_cli.main, ["launch", "mnist"]),
     (coordinator_cli.main, ["status"]),
     (coordinator_cli.main, ["statistics"]),
+    (coordinator_cli.main, ["relay", "--name", "a", "--above", "amqp://a:b@localhost/%2F", "--out", "out"]),
     (worker_cli.main, ["run", "--name", "a", "--data", "data"]),
     (worker_cli.main, ["check", "--name", "a", "--data", "data"]),
     (worker_cli.main, ["swarm", "--count", "2", "--data", "data"]),
@@ -49,7 +56,7 @@ each_command = pytest.mark.parametrize(("group", "words"), COMMANDS, ids=lambda 
 
 
 def parameters_of(url: str) -> object:
-    return LinkSettings(access=Access(amqp_url=url), name="").parameters("consume")
+    return LinkSettings(access=Access(amqp_url=url), name="").parameters("consume")[url.strip()]
 
 
 def has_option(command: click.Command, name: str) -> bool:
@@ -124,7 +131,7 @@ def test_a_percent_encoded_password_arrives_as_it_is(password: str) -> None:
     url = f"amqp://me:{quote(password, safe='')}@host:5672/lab"
     assert check_amqp_url(url) == url
     assert (
-        LinkSettings(access=Access(amqp_url=url), name="").parameters("consume").credentials.password
+        LinkSettings(access=Access(amqp_url=url), name="").parameters("consume")[url].credentials.password
         == password
     )
     assert login_of(url) == ("me", password)
@@ -279,3 +286,83 @@ def test_every_command_ends_with_2_and_one_line(
     assert "SEC" not in result.stderr
     assert "RET" not in result.stderr
     assert not any(tmp_path.iterdir())
+
+
+#: A cluster's three nodes, as they are given.
+NODES = [
+    "amqps://me:s%2Cx@a.example/lab",
+    "amqps://me:s%2Cx@b.example:5673/lab",
+    "amqps://me:s%2Cx@[::1]/lab",
+]
+
+
+def address_taken(*words: str, **environment: str | None) -> str:
+    """What a command gets of several addresses, or what it says of them."""
+
+    @click.group(name="worker", cls=CommandGroup)
+    def group() -> None:
+        """A group."""
+
+    @group.command(name="run")
+    @amqp_url_option
+    def command(amqp_url: str) -> None:
+        click.echo(amqp_url)
+
+    read_environment(group)
+    return CliRunner().invoke(group, ["run", *words], env={"AMQP_URL": None, **environment}).output.strip()
+
+
+@pytest.mark.parametrize("between", [",", ", ", " ,\n "])
+def test_several_addresses_are_a_list_or_an_option_each(between: str) -> None:
+    """By option, repeated or not, and by the environment; a comma in a password ends none of them."""
+    for urls in (NODES, [each.replace("%2C", ",") for each in NODES]):
+        expected, listed = ",".join(urls), between.join(urls)
+        assert address_taken("--amqp-url", listed) == expected
+        assert address_taken(*(word for url in urls for word in ("--amqp-url", url))) == expected
+        assert address_taken(AMQP_URL=f" {listed} ") == expected
+        assert address_taken(WARREN_WORKER_AMQP_URL=listed) == expected
+        assert Access(amqp_url=listed).amqp_urls == tuple(urls)
+
+
+def test_several_addresses_are_shown_without_any_password() -> None:
+    """Each of them, in what a person reads."""
+    shown = "amqps://me@a.example/lab, amqps://me@b.example:5673/lab, amqps://me@[::1]/lab"
+    assert without_password(",".join(NODES)) == shown
+    assert Access(amqp_url=",".join(NODES)).address == shown
+    assert "s%2Cx" not in repr(Access(amqp_url=",".join(NODES)))
+
+
+@pytest.mark.parametrize(
+    ("urls", "flaw"),
+    [
+        ("amqp://localhost/a,localhost/b", "has a comma in it"),
+        ("amqp://localhost/a,", "has a comma in it"),
+        ("amqp://localhost,::1/a", "has a comma in it"),
+        ("amqp://localhost:5672,localhost:5673/a", "has a comma in it"),
+        ("amqp://localhost/a, amqp://localhost:5673/b", "differ in more than host and port"),
+        ("amqp://me:SECRET@localhost/a,amqp://you:SECRET@localhost:5673/a", "differ in more than host and port"),
+        ("amqp://me:SECRET@localhost/a,amqp://me:SECRETS@localhost:1/a", "differ in more than host and port"),
+        ("amqp://localhost/a,amqps://localhost/a", "differ in more than host and port"),
+        ("amqp://localhost/a,amqp://me:SECRET", "has a port that is no number"),
+        ("amqp://localhost/a,amqp://far.example/a", "in the clear"),
+        ("amqps://far.example/a,http://far.example/a", "does not begin with amqp:// or amqps://"),
+    ],
+)  # fmt: skip
+def test_a_list_that_is_none_is_refused_before_anything_is_tried(urls: str, flaw: str) -> None:
+    """Half a list was taken for a virtual host, and failed later; of what belongs to no cluster it is said."""
+    for said in (address_taken("--amqp-url", urls), address_taken(AMQP_URL=urls)):
+        assert flaw in said
+        assert "SECRET" not in said
+
+
+def test_the_management_pages_of_a_cluster_follow_from_its_addresses() -> None:
+    """One for each node; or those that are given, as a list."""
+    login = "me:s%2Cx"
+    urls = management_url_for(",".join(NODES))
+    assert (
+        urls == f"https://{login}@a.example:15671,https://{login}@b.example:15671,https://{login}@[::1]:15671"
+    )
+    assert check_management_url(urls) == urls
+    given = management_url_for(NODES[0], "https://a.example:1/, https://b.example:2")
+    assert given == f"https://{login}@a.example:1,https://{login}@b.example:2"
+    assert Management(urls).address == "https://a.example:15671"

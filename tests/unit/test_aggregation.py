@@ -5,12 +5,15 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from broker.wire.tensors import Kind, Layout, TensorSpec
+from broker.wire.transfer import Encoding
 from coordinator.learning.aggregation import LIMIT, UpdateSum, capacity, examine, scale_exponent
+from coordinator.learning.strategies.averages import FedAvg
+from tests.steps import next_weights
 
 
 def layout_of(*sizes: tuple[int, Kind]) -> Layout:
@@ -78,6 +81,98 @@ def test_the_mean_is_within_k_steps_of_the_float64_formula(
     exact = sum(update.astype(np.longdouble) * number for update, number in given_updates) / count
     bound = len(given_updates) * 2.0**-44 + np.abs(exact) * 2.0**-50
     assert np.all(np.abs(mean_of(total) - exact) <= bound)
+
+
+local_values = hnp.arrays(
+    np.float64,
+    5,
+    elements=st.builds(
+        lambda digits, power: float(np.ldexp(digits, power)), st.floats(-1, 1), st.integers(-40, 14)
+    ),
+)
+trainings = st.lists(st.tuples(local_values, st.integers(1, 100_000)), min_size=1, max_size=6)
+
+
+def as_fetched(local: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """Local values as the coordinator has them, once they have travelled."""
+    layout, out = trainable(local.size), np.empty(local.size)
+    data = Encoding.of(local, layout, "local64").encode(local, slice(0, local.size), [0])
+    Encoding.told(layout, "local64", (), base).decode(data, slice(0, local.size), out)
+    return out
+
+
+def stepped(base: np.ndarray, given_updates: list[tuple[np.ndarray, int]], invited: int) -> np.ndarray:
+    """FedAvg's next weights."""
+    total = UpdateSum(trainable(base.size), scale_exponent(invited))
+    for update, number in given_updates:
+        total.add(update, number)
+    return next_weights(FedAvg(), base, total, ())
+
+
+def by_the_textbook(every: list[tuple[np.ndarray, int]]) -> list[Fraction]:
+    """Σ n w / Σ n without any rounding."""
+    count = sum(n for _, n in every)
+    columns = zip(*(local.tolist() for local, _ in every), strict=True)
+    return [
+        sum(n * Fraction(its) for its, (_, n) in zip(column, every, strict=True)) / count
+        for column in columns
+    ]
+
+
+def half_an_ulp(value: Fraction) -> Fraction:
+    return Fraction(float(np.spacing(np.float32(abs(value))))) / 2
+
+
+@given(local_values, trainings, st.integers(0, 3))
+@example(np.full(5, 1.0), [(np.full(5, 0.001), 1)], 0)  # what changed is far more than what is left
+@example(np.zeros(5), [(np.full(5, 0.1), 1), (np.full(5, 1e-7 - 0.1), 1)], 0)  # what is left of two is little
+@example(np.full(5, 2.0**-30), [(np.full(5, 3e-9), 7), (np.full(5, -2e-9), 5)], 3)  # the sum's own last bit
+def test_of_local_values_each_result_is_the_textbooks_to_the_last_bit(
+    base: np.ndarray, every: list[tuple[np.ndarray, int]], silent: int
+) -> None:
+    """Half an ulp of the result itself, wherever what is added up cancels: beside it only float64's own last bits of
+    the largest number. So it is also where most of those that were invited say nothing."""
+    before = base.astype(np.float32)
+    updates = [(as_fetched(local, before), n) for local, n in every]
+    result = stepped(before, updates, sum(n for _, n in every) << silent)
+    largest = np.abs([before, *(local for local, _ in every)]).max(axis=0)
+    for ours, exact, its in zip(result.tolist(), by_the_textbook(every), largest.tolist(), strict=True):
+        assert abs(Fraction(ours) - exact) <= half_an_ulp(exact) + Fraction(its) / 2**50 + Fraction(1, 2**70)
+
+
+@given(local_values, trainings)
+@example(np.full(5, 1.0), [(np.full(5, 0.001), 1)])
+def test_of_float32_differences_each_result_is_within_an_ulp_of_the_largest_of_them(
+    base: np.ndarray, every: list[tuple[np.ndarray, int]]
+) -> None:
+    """Half an ulp of the result, half of one of the largest difference, and k · 2^-44: the bound of large models."""
+    before = base.astype(np.float32)
+    updates = [((local - before).astype(np.float32), n) for local, n in every]
+    result = stepped(before, updates, sum(n for _, n in every))
+    largest = np.abs([update for update, _ in updates]).max(axis=0)
+    for ours, exact, its in zip(result.tolist(), by_the_textbook(every), largest.tolist(), strict=True):
+        bound = half_an_ulp(exact) + half_an_ulp(Fraction(its)) + len(every) * Fraction(1, 2**44)
+        assert abs(Fraction(ours) - exact) <= bound + Fraction(abs(ours) + its) / 2**50
+
+
+@given(trainings)
+def test_a_sum_in_float64_has_the_same_bits_in_every_order_and_after_a_crash(
+    every: list[tuple[np.ndarray, int]],
+) -> None:
+    """What the first rounding cuts off is an integer, too; it is written and read with the rest."""
+    layout, exponent = trainable(5), scale_exponent(sum(n for _, n in every))
+    sums = []
+    for order in (every, every[::-1]):
+        total = UpdateSum(layout, exponent)
+        for local, number in order:
+            again = UpdateSum(layout, exponent)
+            written = np.concatenate([each.ravel() for each in total.integers])
+            assert again.restore(written.copy(), total.num_examples)
+            again.add(local, number)
+            total = again
+        sums.append(np.concatenate([total.values, total.lows]).tobytes())
+    assert sums[0] == sums[1]
+    assert not total.restore(np.zeros(7, np.int64), 1)
 
 
 @given(st.integers(1, 2**30))

@@ -1,6 +1,7 @@
 """An authority of one's own, and what it signs."""
 
 import ssl
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,16 @@ from click.testing import CliRunner
 
 from broker import cli
 from broker.errors import UsageError
-from broker.hosting.certificates import Pair, make_authority, make_client, make_server, names_in
+from broker.hosting.certificates import (
+    Pair,
+    check_not_revoked,
+    end_of,
+    make_authority,
+    make_client,
+    make_server,
+    names_in,
+    note_revoked,
+)
 from broker.hosting.encryption import encrypted
 from broker.link.access import common_name
 
@@ -95,7 +105,7 @@ def test_the_command_makes_all_that_is_asked_for(tmp_path: Path) -> None:
         for tail in ("", "-key")
     }
     assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("*-key.pem")} == {0o600}
-    nothing = CliRunner().invoke(cli.main, ["certs", "--out", str(tmp_path)])
+    nothing = CliRunner().invoke(cli.main, ["certs", "--out", str(tmp_path / "nothing")])
     assert (nothing.exit_code, nothing.stderr.count("\n")) == (2, 1)
 
 
@@ -122,3 +132,56 @@ def test_certificates_of_ones_own_are_taken_as_they_are(tmp_path: Path) -> None:
     for name in ("a.example", "b.example"):
         made = encrypted(own, (name,), listen="0.0.0.0", takes_clients=False, is_given=False)
         assert (made.public_name, made.local_name) == (name, "localhost")
+
+
+def certs(*words: str) -> tuple[int, str]:
+    answer = CliRunner().invoke(cli.main, ["certs", *words])
+    return answer.exit_code, answer.output
+
+
+def test_the_days_that_are_left_are_told_and_few_are_warned_of(tmp_path: Path) -> None:
+    """With no more than --out: a line each, and a warning below thirty days."""
+    make_server(tmp_path, ["fl.example.org"], days=20)
+    make_client(tmp_path, "site-1", days=400)
+    code, said = certs("--out", str(tmp_path))
+    assert code == 0
+    for word in ("ca.pem ", "server.pem ", "expires in 19 days", "client-site-1.pem ", "expires in 399 days"):
+        assert word in said
+    assert said.count("WARNING") == 1
+    assert "server.pem expires in 19 days" in said
+
+
+def test_the_brokers_certificate_is_renewed_with_its_names_by_its_authority(tmp_path: Path) -> None:
+    """Sites that know the authority notice nothing; a folder of another authority's is left as it is."""
+    server = make_server(tmp_path, ["fl.example.org", "192.0.2.7"], days=1)
+    before, authority = server.certificate.read_bytes(), (tmp_path / "ca.pem").read_bytes()
+    assert certs("--out", str(tmp_path), "--renew")[0] == 0
+    assert server.certificate.read_bytes() != before
+    assert (names_in(server.certificate), (tmp_path / "ca.pem").read_bytes()) == (
+        ("fl.example.org", "192.0.2.7"), authority,
+    )  # fmt: skip
+    assert handshake(server, "192.0.2.7", ca=tmp_path / "ca.pem") is None
+    assert (end_of(server.certificate) - datetime.now(UTC)).days == 824
+    before = server.certificate.read_bytes()
+    (tmp_path / "ca.pem").unlink()
+    (tmp_path / "ca-key.pem").unlink()
+    assert certs("--out", str(tmp_path), "--renew")[0] == 2
+    assert server.certificate.read_bytes() == before
+    nowhere = tmp_path / "nowhere"
+    assert certs("--out", str(nowhere), "--renew")[0] == 2
+    assert not nowhere.exists()
+
+
+def test_a_revoked_certificate_is_not_let_in_by_another_account_of_its_name(tmp_path: Path) -> None:
+    """Nothing that was signed can be called back: as long as it is valid, no account gets its name."""
+    make_client(tmp_path, "site-1", days=30)
+    check_not_revoked(tmp_path, "site-1")
+    assert note_revoked(tmp_path, "site-1") is not None
+    with pytest.raises(UsageError, match="let in again"):
+        check_not_revoked(tmp_path, "site-1")
+    assert {path.name for path in tmp_path.iterdir()} == {"ca.pem", "ca-key.pem", "revoked-site-1.pem"}
+    assert note_revoked(tmp_path, "site-2") is None
+    check_not_revoked(tmp_path, "site-2")
+    make_client(tmp_path, "site-3", days=0)
+    note_revoked(tmp_path, "site-3")
+    check_not_revoked(tmp_path, "site-3")  # it has expired

@@ -11,6 +11,7 @@ from broker.link.memory import MemoryBroker, MemoryLink
 from broker.link.seam import Delivery, Outgoing, dead_queue, upload_queue
 from broker.link.validator import Validator, may_send_to_coordinator
 from broker.wire.messages import Part, UpdateAnnounced, encode
+from broker.wire.settings import Precision
 from broker.wire.tensors import TensorSpec
 from broker.wire.transfer import Digest
 from coordinator.learning.membership import Roster
@@ -19,6 +20,7 @@ from coordinator.play.fetching import EarlyParts, Fetched, Fetcher, OtherParts
 
 PART_BYTES = 8
 VALUES = np.arange(6, dtype=np.float32)
+BASE = np.full(6, 1e-9, np.float32)
 
 
 class Upload:
@@ -34,7 +36,7 @@ class Upload:
         out = np.empty(6, np.float32)
         self.early = EarlyParts()
         self.fetcher = Fetcher(
-            self.link, validator, out, layout, PART_BYTES, threading.Event(), Roster(), early=self.early
+            self.link, validator, out, BASE, layout, PART_BYTES, threading.Event(), Roster(), early=self.early
         )
 
     def part(self, index: int, upload_id: str = "u1") -> bytes:
@@ -194,3 +196,38 @@ def test_what_was_left_of_a_round_is_forgotten_by_the_broker(upload: Upload) -> 
     upload.fetcher.look_ahead("w")
     assert len(upload.early.end()) == 1
     assert upload.fetch().is_whole is False
+
+
+def local(values: np.ndarray, precision: Precision, size: int = 6) -> tuple[Fetched, np.ndarray]:
+    """Local values that ride inside their announcement, and the weights that they began with."""
+    base = np.full(size, 1e-9, np.float32)
+    layout = (TensorSpec(dtype="float32", shape=(size,), kind="trainable"),)
+    link = MemoryLink(MemoryBroker(), "coordinator")
+    fetcher = Fetcher(
+        link, Validator(link, may_send_to_coordinator), np.empty(size, np.float32), base, layout, PART_BYTES,
+        threading.Event(), Roster(),
+    )  # fmt: skip
+    digest = Digest()
+    digest.add(0, values.tobytes())
+    announced = UpdateAnnounced(
+        worker="w", run_id="r", round_number=1, attempt=1, upload_id="u1", num_examples=1, digest=digest.hex(),
+        seconds=0.0, precision=precision, update=values.tobytes(),
+    )  # fmt: skip
+    return fetcher.fetch(announced), base
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("local32", np.float32), ("local64", np.float64)])
+def test_local_values_become_the_difference_in_float64(precision: Precision, dtype: type) -> None:
+    """1 − 1e-9 is 1 in float32."""
+    fetched, base = local(np.ones(6, dtype), precision)
+    assert fetched.flaw is None
+    assert fetched.vector.tolist() == (1.0 - base.astype(np.float64)).tolist()
+
+
+def test_local_values_of_a_large_model_are_refused() -> None:
+    """Else anybody could have the coordinator take twice the memory of a model: 4 MB of weights are the most."""
+    size = 2**20 + 1
+    fetched, _ = local(np.ones(size), "local64", size)
+    assert fetched.flaw is not None
+    assert "difference" in fetched.flaw
+    assert fetched.vector.dtype == np.float32

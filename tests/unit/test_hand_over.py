@@ -1,10 +1,13 @@
 """An update: what is none, and when its memory is received into again: once nothing reads it any more."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from broker.audit import AuditLog
 from broker.errors import ModelError
 from broker.wire.messages import RoundStart
 from broker.wire.settings import Precision
@@ -152,3 +155,27 @@ def test_a_later_round_ends_those_before_it_for_the_whole_swarm() -> None:
     assert hand_over.updates == {}
     assert hand_over.held("w") is None
     assert hand_over.take_spare() is not None
+
+
+def test_of_a_swarm_the_audit_log_has_a_line_for_all(tmp_path: Path) -> None:
+    """Thousands in one process: the model that came is one, and what left together is told together."""
+    hand_over = HandOver(AuditLog(tmp_path / "audit.jsonl"), "swarm")
+    jobs = [replace(job(1), worker=worker) for worker in ("swarm.1", "swarm.2", "swarm.3")]
+    updates = []
+    for each in jobs:
+        hand_over.begin(each)
+        updates.append(kept(each, "float32", [1, 1]))
+        updates[-1].worker = each.worker
+        assert hand_over.keep(each, updates[-1])
+        assert hand_over.begin_upload(updates[-1])
+        updates[-1].announcement().encoded()
+    hand_over.note_announced(updates)
+    hand_over.begin(replace(job(2), worker="swarm.2"))
+    received, sent, again = map(json.loads, (tmp_path / "audit.jsonl").read_text().splitlines())
+    assert [each["event"] for each in (received, sent, again)] == [
+        "round-received",
+        "update-sent",
+        "round-received",
+    ]
+    assert {each["worker"] for each in (received, sent, again)} == {"swarm"}
+    assert (sent["number"], sent["bytes"], sent["round"]) == (3, 24, 1)

@@ -240,6 +240,24 @@ def test_the_end_of_a_run_is_heard_at_once() -> None:
     assert hearing.hand_over.is_run_over.is_set()
 
 
+def test_the_end_of_a_run_is_not_forgotten_with_the_start_of_the_next(hearing: Hearing) -> None:
+    """The thread that trains may look up late, and one that takes part in one run alone has to leave then."""
+    older, newer = replace(START, run_id="older"), START
+    for message in (older, RunFinished(run_id="older", rounds=1, outcome="done", session=1), newer):
+        hearing.say(message)
+    hearing.take_all()
+    assert hearing.hand_over.held("w") == START.held
+    assert hearing.hand_over.is_run_over.is_set()
+
+
+def test_a_run_that_this_process_took_no_part_in_is_none_that_has_ended(hearing: Hearing) -> None:
+    """The word of its end may have waited in the queue; a worker that takes part in one run alone takes the next."""
+    hearing.say(RunFinished(run_id="older", rounds=1, outcome="done", session=1))
+    hearing.say(START)
+    hearing.take_all()
+    assert not hearing.hand_over.is_run_over.is_set()
+
+
 # A site's say
 
 LARGE = replace(

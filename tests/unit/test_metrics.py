@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from broker.link.validity import Validity
 from coordinator.folder.history import Row, WorkerRow
 from coordinator.page.prometheus import Watched, metrics_text
 from coordinator.page.tally import MOST_WORKERS, OTHERS, Tallied, Tally
@@ -46,8 +47,11 @@ def full() -> str:
     tally = tally_of(*CLOSED)
     tally.end("failed")
     return text_of(
-        Watched(status=status, is_connected=True, takes_messages=False, tallied=tally.told, disk=(25, 100))
-    )
+        Watched(
+            status=status, is_connected=True, takes_messages=False, tallied=tally.told, disk=(25, 100),
+            certificates=[Validity(whose="broker", subject="fl", expires_at=2e9, days_left=1)],
+        )
+    )  # fmt: skip
 
 
 def test_metrics_follow_the_state(full: str) -> None:
@@ -58,6 +62,7 @@ def test_metrics_follow_the_state(full: str) -> None:
         'warren_model{measure="loss"} 0.5', 'warren_worker_present{worker="a"} 1.0',
         'warren_worker_present{worker="c"} 0.0', 'warren_worker_last_seen_timestamp_seconds{worker="a"} 12.5',
         "warren_runs_disk_free_bytes 25.0", "warren_runs_disk_size_bytes 100.0", "warren_round_attempt 1.0",
+        'warren_certificate_expiry_timestamp_seconds{certificate="broker"} 2e+09',
     ):  # fmt: skip
         assert f"\n{line}\n" in full, line
 

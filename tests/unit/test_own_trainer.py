@@ -125,6 +125,22 @@ def test_of_float64_the_difference_is_rounded_and_not_the_weights() -> None:
     assert trained.vector.tolist() == [2.0**-30] * 6
 
 
+def test_where_local_values_are_asked_for_they_travel_as_exactly_as_they_are() -> None:
+    """float64 as float64, unless float32 has all of it: then it takes half the room, and the round start's memory."""
+    start = replace(START, settings=replace(START.settings, precision="local64"))
+    mine = Mine()
+    for added, dtype in ((2.0**-30, np.float64), (1.0, np.float32)):
+        mine.fits = lambda weights, _, added=added: Fitted(
+            weights={name: np.asarray(its, np.float64) + added for name, its in weights.items()},
+            num_examples=1,
+        )
+        trained = answered(mine, start)
+        assert trained is not None
+        assert trained.vector is not None
+        assert trained.vector.dtype == dtype
+        assert trained.vector.tolist() == [its + added for its in GLOBAL[:6].tolist()]
+
+
 def test_the_seed_is_another_one_in_each_round_and_the_same_after_a_restart() -> None:
     """A restarted worker is to compute what the first one would have."""
     mine = Mine()

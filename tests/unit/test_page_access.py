@@ -10,6 +10,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from broker.allowance import Allowance
 from broker.audit import OFF, AuditLog
 from broker.errors import UsageError
 from coordinator.page import server
@@ -126,7 +127,7 @@ def test_a_browser_shows_its_token_once(client: FlaskClient, scheduler: FakeSche
 
 def test_a_wrong_token_is_said_and_noted(client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:
     """The form again, and a line in the log with the address, not with the token; no more than a few a minute."""
-    for _ in range(20):
+    for _ in range(8):
         answer = logged_in(client, "guessed")
         assert answer.status_code == 403
         assert "That is not the token." in answer.text
@@ -325,3 +326,70 @@ def test_what_is_printed_opens_the_page_and_tells_no_token_that_was_given(
     assert not {TOKEN, READ_TOKEN} & set(" ".join(said).split())
     assert len(said) == (1 if says is None else 2)
     assert says is None or says in said[1]
+
+
+# Guessing
+
+
+@pytest.fixture
+def now() -> list[float]:
+    """The time that the page reads."""
+    return [1000.0]
+
+
+def guessed_at(app: Flask, now: list[float]) -> FlaskClient:
+    app.config["GUESSES"] = Allowance(10, 60.0, lambda: now[0], most_senders=100)
+    return app.test_client()
+
+
+def ask(client: FlaskClient, token: str, address: str = "192.0.2.7", *, forwarded: str | None = None) -> int:
+    headers = {TOKEN_HEADER: token} | ({"X-Forwarded-For": forwarded} if forwarded else {})
+    host = {"Host": "fl.example.org"} if forwarded else {}
+    answer = client.get("/api/state", environ_base={"REMOTE_ADDR": address}, headers=headers | host)
+    return answer.status_code
+
+
+def test_who_guesses_is_not_listened_to_for_the_rest_of_a_minute(
+    scheduler: FakeScheduler, now: list[float]
+) -> None:
+    """Ten a minute: then a right token opens nothing either, or guessing would just go on. Others go on meanwhile."""
+    client = guessed_at(app_of(scheduler), now)
+    assert [ask(client, f"guess-{i}") for i in range(12)] == [401] * 10 + [429] * 2
+    now[0] += 59.0
+    answer = client.get("/api/state", environ_base=ELSEWHERE, headers={TOKEN_HEADER: TOKEN})
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
+    assert ask(client, TOKEN, "192.0.2.8") == 200
+    now[0] += 1.0
+    assert ask(client, TOKEN) == 200
+
+
+def test_the_form_counts_too_and_who_is_logged_in_goes_on(scheduler: FakeScheduler, now: list[float]) -> None:
+    """A colleague behind the same address, with a cookie, notices nothing of somebody who guesses."""
+    app = app_of(scheduler)
+    colleague, guesser = guessed_at(app, now), app.test_client()
+
+    def log_in(client: FlaskClient, token: str) -> int:
+        return client.post("/login", data={"token": token}, environ_base=ELSEWHERE).status_code
+
+    assert log_in(colleague, READ_TOKEN) == 303
+    assert [log_in(guesser, "guess") for _ in range(10)] == [403] * 10
+    assert log_in(guesser, TOKEN) == 429
+    assert colleague.get("/api/state", environ_base=ELSEWHERE).status_code == 200
+
+
+def test_behind_a_proxy_each_visitor_counts_by_itself(scheduler: FakeScheduler, now: list[float]) -> None:
+    """By what the proxy added last: what a visitor says before that helps it no more than it harms another."""
+    client = guessed_at(app_of(scheduler, BEHIND_PROXY), now)
+    codes = [ask(client, "guess", "127.0.0.1", forwarded=f"198.51.100.{i}, 203.0.113.9") for i in range(12)]
+    assert codes == [401] * 10 + [429] * 2
+    assert ask(client, TOKEN, "127.0.0.1", forwarded="203.0.113.9, 203.0.113.10") == 200
+
+
+def test_without_a_proxy_nobody_chooses_an_address(scheduler: FakeScheduler, now: list[float]) -> None:
+    """A header that a proxy would add is the visitor's own invention; and of IPv6 one house has many addresses."""
+    client = guessed_at(app_of(scheduler), now)
+    headers = [{TOKEN_HEADER: "guess", "X-Forwarded-For": f"198.51.100.{i}"} for i in range(11)]
+    codes = [client.get("/api/state", environ_base=ELSEWHERE, headers=each).status_code for each in headers]
+    assert codes == [401] * 10 + [429]
+    assert [ask(client, "guess", f"2001:db8::{i}:1") for i in range(11)] == [401] * 10 + [429]
+    assert ask(client, TOKEN, "2001:db8:0:1::1") == 200

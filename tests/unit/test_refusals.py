@@ -1,7 +1,7 @@
 """When a refused login is believed; time is passed in."""
 
 from broker.errors import LinkLost, LoginRefused
-from broker.link.rabbitmq.connection import Refusals
+from broker.link.attempts import Refusals
 
 NO, AWAY = LoginRefused("no"), LinkLost("away")
 

@@ -11,6 +11,8 @@ import pytest
 import broker.cli
 import coordinator.cli
 import worker.cli
+from broker.hosting.certs_command import PORT
+from broker.hosting.private import MAIN_PID
 
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
 GROUPS = {"broker": broker.cli.main, "coordinator": coordinator.cli.main, "worker": worker.cli.main}
@@ -78,3 +80,13 @@ def test_an_interrupted_coordinator_is_no_failure_and_a_worker_needs_no_such_rul
     would take the first for a failure."""
     assert settings_of(UNITS / "warren-coordinator.service")["SuccessExitStatus"] == "143"
     assert "SuccessExitStatus" not in settings_of(UNITS / "warren-worker@.service")
+
+
+def test_a_broker_that_ends_is_started_again() -> None:
+    """systemd watches the process whose end is RabbitMQ's, by the file that `broker up` leaves; and the usual limit of
+    1,024 open files does not keep workers out."""
+    settings = settings_of(UNITS / "warren-broker.service")
+    assert (settings["Type"], settings["Restart"]) == ("forking", "always")
+    assert settings["PIDFile"] == f"/var/lib/warren/.local/state/warren/{PORT}/{MAIN_PID}"
+    assert settings["StateDirectory"] == "warren"
+    assert int(settings["LimitNOFILE"]) > 10_000

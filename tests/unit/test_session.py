@@ -8,7 +8,8 @@ from broker.errors import DeclareRefused
 from broker.link.memory import MemoryBroker, MemoryLink
 from broker.link.seam import coordinator_queue, outgoing, worker_queue
 from broker.link.standstill import Standstill
-from broker.wire.messages import Joined, Left, Message
+from broker.wire.messages import Joined, Left, Message, SwarmLeft
+from coordinator.play.run_view import describe_workers
 from coordinator.presence.clock import ConnectedClock
 from coordinator.presence.session import Session
 
@@ -66,6 +67,23 @@ def test_who_left_before_the_coordinator_came_is_not_there(place: Place) -> None
         place.say(word)
     place.begin()
     assert place.present == ["a"]
+
+
+def test_who_left_for_good_is_shown_no_longer_until_it_joins_again(place: Place) -> None:
+    """Whoever runs the broker has removed its queues; of a swarm that is all its workers."""
+    place.begin()
+    shown = lambda: [each.name for each in describe_workers(place.session.roster.members.values(), {}, None)]  # noqa: E731
+    for word in (joined("a"), joined("b"), Left(worker="a"), Left(worker="b", for_good=True)):
+        place.say(word)
+    place.take_all()
+    assert (place.present, shown()) == ([], ["a"])
+    place.say(SwarmLeft(worker="a", for_good=True))
+    place.say(Left(worker="never-heard-of", for_good=True))
+    place.take_all()
+    assert shown() == []
+    place.say(joined("b"))
+    place.take_all()
+    assert (place.present, shown()) == (["b"], ["b"])
 
 
 def test_who_is_known_by_a_waiting_word_alone_is_looked_for_once(place: Place) -> None:

@@ -17,7 +17,7 @@ import pytest
 import coordinator
 from broker.errors import DataError, Interrupted, ModelError, QuorumNotReached, UsageError
 from broker.wire.tensors import Array
-from tests.brokers import wait_until
+from tests.brokers import at_load, wait_until
 from worker.rounds import failures, worker_loop
 from worker.trainer import Evaluated, FitSettings, Fitted, Weights
 
@@ -259,7 +259,7 @@ class Trivial:
 def test_a_hundred_workers_take_seconds_beyond_training() -> None:
     """100 workers, all invited, 10 rounds, 10,000 weights: at most 5 s; half a second on two free cores.
 
-    Others may be busy on this machine: the best of three counts.
+    Others may be busy on this machine: the best of three counts, and more is allowed while they are.
     """
 
     def seconds() -> float:
@@ -276,4 +276,4 @@ def test_a_hundred_workers_take_seconds_beyond_training() -> None:
         assert result.arrays["w"].tolist() == [10.0] * 10_000
         return time.monotonic() - started
 
-    assert any(seconds() < 5 for _ in range(3))
+    assert any(seconds() < at_load(5) for _ in range(3))

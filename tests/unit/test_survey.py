@@ -1,15 +1,18 @@
 """A survey of sites over the in-memory link: real workers with made-up data; who does not answer is named."""
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from broker import logs
+from broker.audit import OFF, AuditLog
 from broker.errors import Interrupted, QuorumNotReached
 from broker.hosting.private import wait_until
 from broker.link.memory import MemoryBroker, MemoryLink
@@ -51,11 +54,11 @@ class Labelled(Rows):
 class Federation:
     """Workers and a coordinator's place, in this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, audit_log: AuditLog = OFF) -> None:
         self.broker = MemoryBroker()
         self.stop = threading.Event()
         self.link = MemoryLink(self.broker, "coordinator")
-        self.session = Session(self.link, stop=self.stop)
+        self.session = Session(self.link, stop=self.stop, audit_log=audit_log)
 
     @contextmanager
     def worker(self, name: str, x: Matrix | TableSet, share: Share = "statistics") -> Iterator[None]:
@@ -167,15 +170,40 @@ def test_too_few_workers_are_told_at_the_deadline() -> None:
         federation.survey(3, 0.8)
 
 
-def test_a_swarm_is_not_asked() -> None:
-    """Its many workers have parts of one data set: a person has that at hand."""
+@pytest.fixture
+def with_swarm() -> Federation:
+    """Three workers of one process, `lab`."""
     federation = Federation()
     federation.link.declare([coordinator_queue(), worker_queue("lab")])
     counts = {"classes": ("no", "yes"), "examples_per_class": ()}
     each = [Joined(worker=f"lab.{number}", num_examples=60, **counts) for number in (1, 2, 3)]  # type: ignore[arg-type]
     federation.link.publish([outgoing(word, names.COORDINATOR) for word in swarm_words("lab", each)])
-    with pytest.raises(QuorumNotReached, match=r"Only 0 of 2 .* A swarm tells no statistics\."):
-        federation.survey(2, 0.8)
+    return federation
+
+
+def test_swarms_alone_are_refused_and_not_waited_with(
+    with_swarm: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its many workers have parts of one data set, which a person has at hand: once everybody had time to answer the
+    roll call, the command ends with what to do."""
+    monkeypatch.setattr(survey, "_SETTLED_SECONDS", 0.0)
+    with pytest.raises(
+        QuorumNotReached, match=r"Only swarms are there \(lab\).* `worker run --share statistics`"
+    ):
+        with_swarm.survey(2, 600.0)
+
+
+def test_a_swarm_beside_other_sites_is_named_and_left_out(
+    with_swarm: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too few others are still waited for; enough of them are put together without it."""
+    with with_swarm.worker("site", rows(50)):
+        with pytest.raises(QuorumNotReached, match=r"Only 1 of 2 .* A swarm tells no statistics\."):
+            with_swarm.survey(2, 0.8)
+        monkeypatch.setattr(survey, "_SETTLED_SECONDS", 600.0)
+        found = with_swarm.survey(1)
+    assert [each.worker for each in found.sites] == ["site"]
+    assert found.left_out == {"lab": "a swarm tells no statistics."}
 
 
 @pytest.mark.parametrize(
@@ -243,3 +271,23 @@ def test_an_answer_to_a_question_of_before_is_ignored() -> None:
     while not federation.session.is_idle:
         federation.session.forget(federation.session.next_event(0.01))
     assert federation.session.validator.num_dead == 0
+
+
+def test_who_was_asked_who_told_and_who_refused_stands_in_the_audit_log(tmp_path: Path) -> None:
+    """What left a site before any training, and by which account."""
+    path = tmp_path / "audit.jsonl"
+    federation = Federation(AuditLog(path))
+    with (
+        federation.worker("open", rows(200)),
+        federation.worker("shy", rows(80), "counts"),
+        pytest.raises(QuorumNotReached),
+    ):
+        federation.survey(2)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    told = [each for each in lines if each["event"].startswith("statistics-")]
+    assert [each["event"] for each in told[:1]] == ["statistics-asked"]
+    assert (told[0]["step"], told[0]["workers"], told[0]["floor"]) == ("range", ["open", "shy"], 10)
+    (answered,) = (each for each in told if each["event"] == "statistics-told")
+    assert (answered["worker"], answered["account"], answered["num_examples"]) == ("open", "open", 200)
+    (refused,) = (each for each in told if each["event"] == "statistics-refused")
+    assert (refused["worker"], "--share statistics" in refused["reason"]) == ("shy", True)

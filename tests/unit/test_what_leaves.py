@@ -50,7 +50,9 @@ def test_what_stands_around_every_message_is_listed() -> None:
         for node in ast.walk(ast.parse(publishing))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "pika.BasicProperties"
     )
-    told = LinkSettings(access=Access(amqp_url="amqp://w:p@localhost"), name="worker w").parameters("publish")
+    told = LinkSettings(access=Access(amqp_url="amqp://w:p@localhost"), name="worker w").parameters(
+        "publish"
+    )["amqp://w:p@localhost"]
     assert {word.arg for word in properties.keywords} | {*told.client_properties} | {*ENVELOPE} <= around
 
 

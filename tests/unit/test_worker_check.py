@@ -15,6 +15,7 @@ from PIL import Image
 
 from broker.errors import DataError
 from broker.link.access import Access
+from broker.link.validity import Validity
 from tests.unit.test_data import write_npz
 from worker.api import site_of
 from worker.site import check, reaching
@@ -174,7 +175,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[urllib.request.Reque
 def test_the_clock_is_held_against_the_brokers_without_a_login(asked: list[urllib.request.Request]) -> None:
     """Every answer of its management page says what time it is, a refusal, too; the password goes nowhere."""
     access = Access(amqp_url="amqps://w:secret@host:5671/%2F")
-    assert reaching._clock_seconds(access) == -100.0
+    (url,) = reaching._management_urls(access)
+    assert reaching._clock_seconds_at(access, url) == -100.0
     (request,) = asked
     assert request.full_url == "https://host:15671"
     assert "Authorization" not in request.headers
@@ -195,6 +197,13 @@ def test_what_was_found_at_the_broker_is_told_in_words() -> None:
     text = "\n".join(reaching.lines_of(replace(FOUND, tls=tls, num_readers=1, has_coordinator=True)))
     for word in ("TLSv1.3", "signed by our CA", "(30 days)", "accepted as w", "the name is in use", "there"):
         assert word in text
+    away = "\n".join(
+        reaching.lines_of(replace(FOUND, problems_at={"amqps://w@other/%2F": "nobody is there"}))
+    )
+    assert "amqps://w@other/%2F: nobody is there" in away
+    short = Validity(whose="broker", subject="host", expires_at=2e9, days_left=29)
+    warned = "\n".join(reaching.lines_of(replace(FOUND, tls=tls, certificates=(short,))))
+    assert "certificate (host) expires in 29 days, on 2033-05-18; afterwards nobody connects" in warned
     refused = "\n".join(reaching.lines_of(replace(FOUND, is_login_accepted=False, problem="refused")))
     assert "refused" in refused
     assert "accepted" not in refused

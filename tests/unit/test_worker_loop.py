@@ -63,12 +63,18 @@ class Trainer:
 class Working:
     """A worker's process without its receiving thread, and what its coordinator hears."""
 
-    def __init__(self, *errors: BaseException, vector: tuple[float, ...] = (1, 2), is_swarm: bool = False):
+    def __init__(
+        self,
+        *errors: BaseException,
+        vector: tuple[float, ...] = (1, 2),
+        is_swarm: bool = False,
+        account: str = "w",
+    ):
         broker = MemoryBroker()
-        self.coordinator, self.link = MemoryLink(broker, "coordinator"), MemoryLink(broker, "w")
+        self.coordinator, self.link = MemoryLink(broker, "coordinator"), MemoryLink(broker, account)
         self.coordinator.declare([coordinator_queue()])
         self.coordinator.consume([names.COORDINATOR], prefetch=0)
-        self.link.declare([worker_queue("w"), upload_queue("w")])
+        self.link.declare([worker_queue("w"), *([upload_queue("w")] if account == "w" else [])])
         self.trainer = Trainer(list(vector), list(errors))
         data: Any = StandInData(10)
         self.worker_loop = WorkerLoop(
@@ -313,6 +319,29 @@ def test_the_log_says_what_was_sent(capsys: pytest.CaptureFixture[str], size: in
     ]
     assert len(parts) == (2 if size > 2 else 0)
     assert "(mnist) among 3 with a quorum of 2, launched by the account university" in story
+
+
+@pytest.mark.parametrize(("size", "has_queue"), [(2, False), (20_000, True)])
+def test_a_worker_without_an_account_makes_its_upload_queue_once_something_is_for_it(
+    *, size: int, has_queue: bool
+) -> None:
+    """Ten thousand workers of small updates need ten thousand queues, and not twice as many; a large update finds its
+    queue made before its first part goes out."""
+    working = Working(vector=(1.0,) * size, account="guest")
+    layout = (replace(START.layout[0], shape=(size,)),)
+    published: list[bool] = []
+    publish = working.link.publish
+
+    def publishing(batch: Any) -> None:
+        published.append(working.coordinator.consumers("upload.w") is not None)
+        publish(batch)
+
+    working.link.publish = publishing  # type: ignore[method-assign]
+    working.answer(replace(START, layout=layout, part_bytes=64 * 1024))
+    assert published
+    assert (working.coordinator.consumers("upload.w") is not None) is has_queue
+    assert len(list(working.coordinator.fetch("upload.w", 9))) == (2 if has_queue else 0)
+    assert published[1:] == [has_queue] * len(published[1:])
 
 
 def test_what_was_only_measured_is_told_with_its_figures(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ type, 503 busy.
 import io
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,8 +27,9 @@ from broker.web.listening import address_of, listen
 from broker.web.origins import is_own_name, is_own_page
 from broker.web.pages import HEADERS, SHARED, PageJson
 from worker.clinic.budget import Budget, Turns
-from worker.clinic.current_model import ModelSource, describe
+from worker.clinic.current_model import ModelSource, describe, open_classifier
 from worker.clinic.report import Wanted, read_xray
+from worker.data.classes import Declared
 from worker.data.images import size_of
 
 MAX_UPLOAD_BYTES = 50 << 20
@@ -70,7 +72,9 @@ def create_app(source: ModelSource, host: str = "127.0.0.1") -> Flask:
     return app
 
 
-def run_clinic(model: Path, host: str, port: int, announce: Callable[[str], None]) -> None:
+def run_clinic(
+    model: Path, host: str, port: int, announce: Callable[[str], None], declared: Declared | None = None
+) -> None:
     """Serve the page until SIGINT or SIGTERM.
 
     Args:
@@ -78,13 +82,14 @@ def run_clinic(model: Path, host: str, port: int, announce: Callable[[str], None
         host: Where to listen.
         port: 0 takes any free one.
         announce: Told the address once it listens.
+        declared: The classes of a model from elsewhere, as a person says them.
 
     Raises:
         UsageError: The address can't be used.
         WarrenError: The model can't be used.
     """
     with Stop() as stop, listen(host, port) as listener:
-        source = ModelSource(model)
+        source = ModelSource(model, partial(open_classifier, declared=declared))
         _log.info("Answering with %s", describe(source.current(), model)["name"])
         if host not in LOCAL_HOSTS:
             _log.warning("Listening on %s: whoever reaches this address can use the page", host)

@@ -15,9 +15,10 @@ from broker.errors import ModelError, WarrenError
 from broker.model.card import ModelCard
 from broker.model.likeness import PIXELS
 from worker.clinic.gradcam import GradCam, Look
+from worker.data.classes import Declared
 from worker.data.images import Pixels, Shape, check_image_shape
 from worker.learning.inference import Inference
-from worker.learning.saved_model import check_scale, load_model
+from worker.learning.saved_model import as_it_says, check_scale, load_model
 
 CHECK_SECONDS = 1.0  #: a changed file is noticed no later than this before a request
 
@@ -65,14 +66,18 @@ class Served:
     warning: str | None = None
 
 
-def open_classifier(path: Path) -> Classifier:
+def open_classifier(path: Path, declared: Declared | None = None) -> Classifier:
     """Load a model, trace it, and try it on an empty picture: a wrong one fails here, not on a patient.
+
+    Args:
+        path: Of the model.
+        declared: The classes of one from elsewhere, as a person says them.
 
     Raises:
         ModelError: It is missing, damaged, not allowed, or gives NaN.
         DataError: It takes no images, or was trained on values of another scale.
     """
-    loaded = load_model(path)
+    loaded = as_it_says(load_model(path), declared, path)
     if loaded.needs is not None:
         raise ModelError(
             f"The model {str(path)!r} is no classifier of images, and the clinic shows nothing else. Try "

@@ -6,16 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from broker.errors import DataError, ModelError
+from broker.errors import DataError, ModelError, UsageError
 from broker.model.archive import read_config
 from broker.model.arrays import NPZ
 from broker.model.card import ModelCard, read_card
-from broker.model.head import num_outputs
+from broker.model.head import num_outputs, purpose_of
 from broker.model.likeness import PIXELS, is_other_scale, scale_difference
 from broker.model.needs import needs_of, num_classes_of
 from broker.model.trust import NOTHING, Trusted
 from broker.wire.settings import Needs
 from broker.wire.tensors import InputFacts
+from worker.data.classes import Declared
 from worker.data.images import Shape
 from worker.data.listing import first_line
 from worker.tensorflow import load_keras
@@ -29,7 +30,7 @@ class LoadedModel:
         model: The Keras model, compiled as it was saved.
         card: What it says about itself; None for a model from elsewhere.
         shape: What one example must look like.
-        classes: Class names; for a model without card "0", "1" and so on.
+        classes: Class names; for a model without card "0", "1" and so on, whatever it is: see `as_it_says`.
         needs: What it needs of data where it is no classifier: `shape` and `classes` are empty then; else None.
     """
 
@@ -72,15 +73,58 @@ def load_model(path: Path, trusted: Trusted = NOTHING) -> LoadedModel:
     return LoadedModel(model=model, card=card, shape=shape, classes=card.classes if card else names)
 
 
-def suited_to(loaded: LoadedModel, classes: tuple[str, ...]) -> LoadedModel:
-    """The model as data are measured with it: one from elsewhere is no classifier where the data name no classes.
+def suited_to(loaded: LoadedModel, classes: tuple[str, ...], declared: Declared | None = None) -> LoadedModel:
+    """The model as data are measured with it.
+
+    One from elsewhere is no classifier where the data name no classes, and where they are nothing but whole numbers,
+    and it gives one number that is none of a class.
 
     Args:
         loaded: With or without a card.
         classes: Those of the data.
+        declared: What a person says that they are.
     """
-    if loaded.card is not None or loaded.needs is not None or classes:
+    if loaded.card is not None or loaded.needs is not None:
         return loaded
+    are_numbers = declared is None and all(map(str.isdecimal, (name.removeprefix("-") for name in classes)))
+    is_number = are_numbers and num_outputs(loaded.model) == 1 and purpose_of(loaded.model) == "numbers"
+    return _of_numbers(loaded) if is_number or not classes else loaded
+
+
+def as_it_says(loaded: LoadedModel, declared: Declared | None, path: Path) -> LoadedModel:
+    """The model as it is used without data of known classes: one from elsewhere is what its output and loss say.
+
+    Args:
+        loaded: With or without a card.
+        declared: What a person says of a model without.
+        path: Of the model.
+
+    Raises:
+        ModelError: It says nothing, and nobody else does.
+        UsageError: It says something else than the person.
+    """
+    if loaded.card is not None or loaded.needs is not None:
+        if declared is not None:
+            raise UsageError(f"{str(path)!r} says itself what its answers are. Try without --classes.")
+        return loaded
+    if declared is None:
+        purpose = purpose_of(loaded.model)
+        if purpose == "open":
+            raise ModelError(
+                f"Nothing in {str(path)!r} says whether it tells classes apart or gives numbers. Try --classes A,B,... "
+                "with the names of its classes, or --classes none."
+            )
+        return _of_numbers(loaded) if purpose == "numbers" else loaded
+    if not declared.names:
+        return _of_numbers(loaded)
+    if len(declared.names) != len(loaded.classes):
+        raise UsageError(
+            f"{str(path)!r} tells {len(loaded.classes)} classes apart, and --classes names {len(declared.names)}."
+        )
+    return replace(loaded, classes=declared.names)
+
+
+def _of_numbers(loaded: LoadedModel) -> LoadedModel:
     return replace(loaded, shape=(), classes=(), needs=needs_of(loaded.model))
 
 

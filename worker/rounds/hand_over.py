@@ -5,11 +5,13 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from broker.audit import OFF, AuditLog, sha256_aside
 from broker.wire.messages import RoundKey, RoundStart
 from broker.wire.statistics import StatisticsAsked
-from broker.wire.tensors import Vector, as_bytes
-from worker.rounds.uploading import KeptUpdate
+from broker.wire.tensors import FLOAT32, Vector, as_bytes
+from worker.rounds.uploading import KeptUpdate, told_of
 
 _MOST_KEPT_BYTES = 2**30  #: of updates that are with the broker
 
@@ -82,11 +84,14 @@ class HandOver:
         jobs: What is to be done next; None only lets the other thread look up.
         current: The round each logical worker is busy with or has answered.
         updates: The update each keeps until its round is closed; of a swarm the newest, see `note_announced`.
-        audit: Told of each round that is taken, and of each update that the broker has.
+        is_run_over: Whether a run has ended; the next may begin before anybody looks, and changes nothing in that.
+        audit: Told of each round that is taken, and of each update that the broker has; of a swarm's together.
     """
 
-    def __init__(self, audit_log: AuditLog = OFF) -> None:
+    def __init__(self, audit_log: AuditLog = OFF, swarm: str | None = None) -> None:
         self.audit = audit_log
+        self._swarm = swarm
+        self._noted: RoundKey | None = None
         self.lock = threading.Lock()
         self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.current: dict[str, RoundJob] = {}
@@ -102,6 +107,11 @@ class HandOver:
         with self.lock:
             spare, self._spare = self._spare, None
             return spare
+
+    def give_spare(self, vector: Vector) -> None:
+        """Hand over memory that nobody needs any more."""
+        with self.lock:
+            self._spare = vector
 
     def held(self, worker: str) -> RoundKey | None:
         """The open round whose start this worker has whole."""
@@ -138,12 +148,13 @@ class HandOver:
         self.jobs.put(job)
 
     def _note_begun(self, job: RoundJob) -> None:
-        if not self.audit.is_kept:
+        key = job.key
+        if not self.audit.is_kept or (self._swarm is not None and key == self._noted):
             return
-        key, model = job.key, as_bytes(job.weights)
+        self._noted, model = key, as_bytes(job.weights)
         self.audit.note(
             "round-received",
-            worker=job.worker,
+            worker=self._swarm or job.worker,
             run=key.run_id,
             round=key.round_number,
             attempt=key.attempt,
@@ -239,8 +250,8 @@ class HandOver:
         if update is None:
             return
         self._kept_bytes -= update.num_kept_bytes
-        if update.announced and update.vector is not None:
-            self._spare = update.vector
+        if update.announced and update.vector is not None and update.vector.dtype == FLOAT32:
+            self._spare = np.asarray(update.vector, FLOAT32)
 
     def keep(self, job: RoundJob, update: KeptUpdate) -> bool:
         """Keep an update until its round closes; False when that has happened already."""
@@ -255,8 +266,8 @@ class HandOver:
 
     def note_announced(self, updates: Sequence[KeptUpdate]) -> None:
         """The broker has these. A swarm's need not all fit into memory: what is asked for again is trained again."""
-        for update in updates:
-            self.audit.hold("update-sent", **update.told)
+        for told in told_of(updates, self._swarm):
+            self.audit.hold("update-sent", **told)
         self.audit.flush(is_synced=True)
         with self.lock:
             for update in updates:

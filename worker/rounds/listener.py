@@ -4,7 +4,8 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from broker.envelope import Envelope
 from broker.errors import DataError, OtherVersion, ProtocolError
@@ -56,6 +57,7 @@ class Listener(threading.Thread):
         task: The only one to take part in; None takes part in any.
         swarm: The process's own name, by which its queues are called, if they are a swarm's workers.
         resting: When no rounds are taken.
+        on_finished: Told of a run's end before that is acknowledged.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Listener(threading.Thread):
         task: str | None,
         swarm: str | None = None,
         resting: Resting | None = None,
+        on_finished: Callable[[RunFinished], None] = lambda _finished: None,
     ) -> None:
         super().__init__(name="listener", daemon=True)
         self._link = link
@@ -77,6 +80,7 @@ class Listener(threading.Thread):
         self._task = task
         self._swarm = swarm
         self._resting = resting or Resting()
+        self._on_run_finished = on_finished
         self._pause = ""  # why no round is taken, as the coordinator was told
         self._reader = swarm or next(iter(participants))
         self._validator = Validator(link, may_send_to_worker, self._heed)
@@ -93,6 +97,8 @@ class Listener(threading.Thread):
         self._told_versions: set[int] = set()
         self._session = 0  # the coordinator's that was heard last
         self._ended: dict[str, int] = {}
+        self._is_end_told = False
+        self._has_begun = False
         self._single_reader = SingleReader(link, names.worker_queue(self._reader))
         self.ending = threading.Event()
         self.has_joined = threading.Event()
@@ -140,12 +146,12 @@ class Listener(threading.Thread):
             if incoming is not None:
                 self._decline(incoming.workers, incoming.start.held, reason)
             self._hand_over.stand_down(reason)
-        self._say_joined()
+        self.say_joined()
 
     # --- saying who is there -------------------------------------------------------------------------------
 
-    def _say_joined(self) -> None:
-        """Say soon who is there."""
+    def say_joined(self) -> None:
+        """Say soon who is there; any thread may ask for it."""
         self._is_to_join = True
         self._repeat_at = 0.0
 
@@ -173,23 +179,12 @@ class Listener(threading.Thread):
         return joined if self._swarm is None else swarm_words(self._swarm, joined)
 
     def _joined(self, worker: str) -> Joined:
-        participant = self._participants[worker]
-        data = participant.data
-        return Joined(
-            worker=worker,
-            classes=data.classes,
-            num_examples=0 if participant.evaluate_only else data.num_train_examples,
-            examples_per_class=participant.rules.examples_per_class(data),
-            num_test_examples=participant.rules.num_test_examples(data),
-            evaluate_only=participant.evaluate_only,
+        return replace(
+            self._participants[worker].word(),
             task=self._task,
             held=self._hand_over.held(worker),
             announced=self._hand_over.announced(worker),
-            inputs=participant.rules.inputs(data),
             token=self._token,
-            holds=data.holds,
-            trusts=participant.trusts,
-            has_trainer=participant.has_trainer,
             pause=self._pause,
             release=release(),
             model=self._newest.digest if self._newest else "",
@@ -203,7 +198,7 @@ class Listener(threading.Thread):
             self._single_reader.pause()
         else:
             self._single_reader.begin(time.monotonic())
-            self._say_joined()
+            self.say_joined()
 
     # --- what comes in -------------------------------------------------------------------------------------
 
@@ -247,7 +242,7 @@ class Listener(threading.Thread):
                 difference("the coordinator", envelope.version, "this worker"),
             )
         if envelope.version > VERSION and envelope.type in (RollCall.TYPE, RoundStart.TYPE):
-            self._say_joined()
+            self.say_joined()
 
     def _give_up(self, message: Message, delivery: Delivery, error: Exception) -> None:
         """Put a message that can't be taken out of the way; a round that it was for is declined, not left open."""
@@ -285,7 +280,7 @@ class Listener(threading.Thread):
     def _on_word(self, message: Message) -> None:
         if isinstance(message, RollCall):
             self._hear_session(message.session)
-            self._say_joined()
+            self.say_joined()
         elif isinstance(message, Ping):
             if self._single_reader.hear(message) and not self.has_joined.is_set():
                 self._is_to_join = True
@@ -338,9 +333,11 @@ class Listener(threading.Thread):
         for worker in self._participants:
             self._hand_over.close(worker, finished.run_id, None)
         self._newest = None
+        self._on_run_finished(finished)
         if finished.session:
             self._ended = dict([*self._ended.items(), (finished.run_id, finished.session)][-_MOST_ENDED:])
-        if not self._hand_over.is_run_over.is_set():
+        if not self._is_end_told:
+            self._is_end_told = True
             logger.info(
                 "Training finished: the run is %s after %d rounds.", finished.outcome, finished.rounds
             )
@@ -363,7 +360,7 @@ class Listener(threading.Thread):
             self._let_go()
             incoming = self._incoming = self._expected(start)
         if incoming is None:
-            self._say_joined()  # and which model is here: the weights then come whole
+            self.say_joined()  # and which model is here: the weights then come whole
             return True
         incoming.account = delivery.user_id or ""
         incoming.workers.update(dict.fromkeys(workers))
@@ -411,7 +408,10 @@ class Listener(threading.Thread):
         start = incoming.start
         is_kept = self._swarm is not None or start.download_precision != "float32"
         self._newest = Newest(digest=start.digest, vector=incoming.vector) if is_kept else None
-        self._hand_over.is_run_over.clear()
+        self._is_end_told = False
+        if not self._has_begun:
+            self._has_begun = True
+            self._hand_over.is_run_over.clear()  # it was a run that this process took no part in
         self._hand_over.close_older(start.run_id, start.round_number)
         for worker in incoming.workers:
             self._hand_over.begin(

@@ -16,7 +16,8 @@ from broker.model.arrays import NPZ, array_names, check_names, is_arrays
 from broker.model.card import write_card
 from broker.wire.limits import require_measures
 from broker.wire.messages import RoundStart
-from broker.wire.tensors import FLOAT32, Array, Vector, sections_of, unflatten
+from broker.wire.tensors import FLOAT32, Array, Values, Vector, sections_of, unflatten
+from broker.wire.transfer import is_local
 from worker.learning.results import Report, TrainingProgress
 from worker.rounds.failures import told
 from worker.rounds.own_site import OwnSite
@@ -100,7 +101,7 @@ class OwnTraining:
             num_test_examples=found.num_examples,
             seconds=time.monotonic() - begun,
         )
-        vector = _difference(site, fitted, start, weights) if fitted else None
+        vector = _what_travels(site, fitted, start, weights) if fitted else None
         return Trained(vector=vector, measured=participant.rules.of(measured))
 
     def _evaluated(self, site: OwnSite, start: RoundStart, weights: Vector) -> Evaluated | None:
@@ -293,24 +294,27 @@ def _read_metrics(site: OwnSite, given: Mapping[str, Any]) -> dict[str, float]:
     return metrics
 
 
-def _difference(site: OwnSite, fitted: Fitted, start: RoundStart, weights: Vector) -> Vector:
-    """What travels up, float32 of shape (U,): of float64 arrays the difference is rounded, not they themselves."""
-    names = array_names(start.model)
+def _what_travels(site: OwnSite, fitted: Fitted, start: RoundStart, weights: Vector) -> Values:
+    """What travels up, shape (U,): the arrays as they are, or of large ones the difference, rounded to float32."""
+    names, sections = array_names(start.model), sections_of(start.layout)
     if set(fitted.weights) != set(names):
         raise DataError(
             f"Expected the arrays {', '.join(names)} from {site.called}.fit, got {', '.join(map(str, fitted.weights))}."
         )
-    difference = np.empty(sections_of(start.layout).num_up, FLOAT32)
+    is_whole = is_local(start.settings.precision)
+    vector: Values = np.empty(sections.num_up, np.float64 if is_whole else FLOAT32)
     begin = 0
-    for position in sections_of(start.layout).order:
+    for position in sections.order:
         name, shape = names[position], start.layout[position].shape
         values = _checked(site, name, fitted.weights[name], shape).ravel()
         end = begin + values.size
-        difference[begin:end] = values - weights[begin:end]
+        vector[begin:end] = values if is_whole else values - weights[begin:end]
         begin = end
-    if not np.isfinite(difference).all():
+    with np.errstate(over="ignore"):
+        narrow = vector.astype(FLOAT32, copy=False)
+    if not np.isfinite(narrow).all():
         raise DataError(f"{site.called}.fit gave more than float32 holds. Try a lower --learning-rate.")
-    return difference
+    return narrow if np.array_equal(narrow, vector) else vector
 
 
 def _checked(site: OwnSite, name: str, given: Any, shape: tuple[int, ...]) -> Array:

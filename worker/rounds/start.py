@@ -11,14 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from broker.audit import AUDIT_FILE, AuditLog
+from broker.audit import AUDIT_FILE, AuditLog, user
 from broker.command import Stop
 from broker.errors import EXIT_DONE, BrokerUnreachable, UsageError
 from broker.link.access import Access
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.seam import Link
+from broker.link.validity import CertificateWatch
 from broker.logs import LogContext
+from broker.wire.versions import release
 from worker.learning.console import Console
 from worker.rounds.own_trainer import OwnTraining
 from worker.rounds.participant import KerasTrainer, Participant, Trainer
@@ -69,6 +71,7 @@ def take_part(
     reader: str | None = None,
     make_pool: Callable[[], EndingTrainer] | None = None,
     resting: Resting | None = None,
+    audit: Path | None = None,
 ) -> None:
     """Connect and serve until a signal says to stop.
 
@@ -86,12 +89,16 @@ def take_part(
         reader: The name by which a swarm's queues are called, if not by that of its workers.
         make_pool: Makes a trainer of several processes, in the place of one in this process.
         resting: When no rounds are taken.
+        audit: The audit log's file; None: none is kept.
 
     Raises:
+        UsageError: The audit log can't be written.
         BrokerUnreachable: Nothing answered in that time.
         NameInUse: Another process reads this name's queue.
         DataError: The coordinator refused this worker.
     """
+    audit_log = AuditLog(audit)
+    audit_log.check()
     with Stop(limit_seconds=LAST_SECONDS) as stop:
         make = make_pool or partial(
             trainer_of,
@@ -103,6 +110,7 @@ def take_part(
         )
         with closing(make()) as trainer, connected(link_to, connect_seconds, stop.event) as link:
             if link is not None:
+                _note_start(audit_log, reader or participants[0].name, len(participants), link_to)
                 WorkerLoop(
                     link,
                     participants,
@@ -116,8 +124,14 @@ def take_part(
                     reader=reader,
                     at_once=trainer.num_at_once,
                     resting=resting,
+                    audit_log=audit_log,
                 ).serve()
     end_process_if_left(stop, has_left_behind=trainer.has_left_behind)
+
+
+def _note_start(audit_log: AuditLog, worker: str, number: int, link_to: LinkTo) -> None:
+    where = {"version": release(), "broker": link_to.access.address}
+    audit_log.note("started", worker=worker, number=number, user=user(), **where)
 
 
 def trainer_of(
@@ -152,7 +166,8 @@ def connected(link_to: LinkTo, connect_seconds: float | None, stop: threading.Ev
         return
     try:
         logger.info("Connected to %s; registering %s.", link_to.access.address, link_to.name)
-        yield link
+        with CertificateWatch(link_to.access):
+            yield link
     finally:
         link.close()
 

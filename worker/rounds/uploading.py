@@ -1,7 +1,7 @@
 """One update, kept from the end of its training to the end of its round: published, and published again if asked."""
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,9 +14,9 @@ from broker.wire.limits import MOST_WORD_BYTES
 from broker.wire.messages import Part, RoundKey, UpdateAnnounced
 from broker.wire.messages import encode as encode_message
 from broker.wire.scores import AnswerCounts
-from broker.wire.settings import Precision
-from broker.wire.tensors import INLINE_BYTES, Array, Layout, Vector, sections_of
-from broker.wire.transfer import Digest, Encoding
+from broker.wire.settings import Precision, Summed
+from broker.wire.tensors import FLOAT32, INLINE_BYTES, Array, Layout, Values, Vector, sections_of
+from broker.wire.transfer import Digest, Encoding, is_local
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +31,7 @@ class Measured:
     states: dict[str, Array] = field(default_factory=dict)
     global_states: dict[str, Array] = field(default_factory=dict)
     counts: AnswerCounts | None = None
+    summed: Summed | None = None
 
 
 _REFUSED_SECONDS = 30.0  #: that a full upload queue is tried again
@@ -74,6 +75,24 @@ class Refusals:
             )
 
 
+def told_of(updates: Sequence["KeptUpdate"], swarm: str | None) -> Iterator[dict[str, object]]:
+    """What the audit log says of uploads that the broker has: each, or of a swarm's all of a round together."""
+    if swarm is None:
+        yield from (update.told for update in updates)
+        return
+    for key in dict.fromkeys(update.key for update in updates):
+        ours = [update for update in updates if update.key == key]
+        yield {
+            "worker": swarm,
+            "number": len(ours),
+            "run": key.run_id,
+            "round": key.round_number,
+            "attempt": key.attempt,
+            "num_examples": sum(update.measured.num_examples for update in ours),
+            "bytes": sum(update.num_sent_bytes for update in ours),
+        }
+
+
 class KeptUpdate:
     """An update that can be uploaded as often as it takes; each upload has an id of its own.
 
@@ -82,10 +101,11 @@ class KeptUpdate:
         key: The attempt at a round that it answers.
         measured: What is announced with it.
         vector: What travels up, float32 of shape (U,): of trainable weights the difference local minus global,
-            statistics as they are; None when the worker only measured. It is given away.
+            statistics as they are; where local values are asked for, these, float64 if need be. None when the worker
+            only measured. It is given away.
         layout: Of the model.
         part_bytes: The most that one message carries of it.
-        precision: How its values travel.
+        precision: How its values are asked for.
         seed: Of int8's stochastic rounding: the same part is encoded to the same bytes every time.
         reader: The process whose upload queue takes its parts; the worker's own if it is called like it.
         is_audited: Whether the audit log is to tell which update this was.
@@ -102,7 +122,7 @@ class KeptUpdate:
         worker: str,
         key: RoundKey,
         measured: Measured,
-        vector: Vector | None,
+        vector: Values | None,
         *,
         layout: Layout,
         part_bytes: int,
@@ -117,8 +137,10 @@ class KeptUpdate:
         self.measured = measured
         self.vector = vector
         self._has_update = vector is not None
-        self._encoding = Encoding() if vector is None else Encoding.of(vector, layout, precision)
-        self._written: list[Binary] = []
+        self._encoding = (
+            Encoding() if vector is None else Encoding.of(vector, layout, _written(vector, precision))
+        )
+        self._values: list[Binary] = []
         self._num_parts = self._num_bytes = 0
         if vector is not None:
             is_inline = vector.nbytes <= INLINE_BYTES
@@ -133,14 +155,14 @@ class KeptUpdate:
         self._upload_id = ""
         self._is_announced = False
 
-    def _write(self, vector: Vector, spans: list[slice], num_trainable: int, seed: int) -> None:
+    def _write(self, vector: Values, spans: list[slice], num_trainable: int, seed: int) -> None:
         """Write its values down, once for all uploads; as float32 that takes no memory of its own."""
         is_exact = self._encoding.precision == "int8"
         if is_exact and not (self._encoding.is_tellable and np.isfinite(vector[num_trainable:]).all()):
             raise ModelError(
                 "Training has diverged: the update has NaN or infinity. Try a lower learning rate."
             )
-        self._written = transfer.encoded(vector, self._encoding, spans, seed, keeps_rest=True)
+        self._values = transfer.encoded(vector, self._encoding, spans, seed, keeps_rest=True)
 
     def take_rest(self) -> Vector | None:
         """What the precision cut off, float32 of shape (U,), once: it is added to the next update (error feedback).
@@ -148,10 +170,10 @@ class KeptUpdate:
         Karimireddy et al. 2019, "Error Feedback Fixes SignSGD and other Gradient Compression Schemes", algorithm 1.
         None as float32, or where a training that has diverged leaves nothing to go on with.
         """
-        if self._encoding.precision == "float32":
+        if self.vector is None or not self._encoding.is_coarse:
             return None
-        rest, self.vector = self.vector, None
-        return rest if rest is not None and np.isfinite(rest).all() else None
+        rest, self.vector = np.asarray(self.vector, FLOAT32), None
+        return rest if np.isfinite(rest).all() else None
 
     def at_attempt(self, key: RoundKey) -> None:
         """Answer a later attempt at the same round with the same update."""
@@ -173,6 +195,11 @@ class KeptUpdate:
         self._is_announced = True
 
     @property
+    def num_sent_bytes(self) -> int:
+        """What the values of the upload took on the wire."""
+        return self._digest.num_bytes
+
+    @property
     def told(self) -> dict[str, object]:
         """What the audit log says of an upload that the broker has."""
         return {
@@ -182,7 +209,7 @@ class KeptUpdate:
             "attempt": self.key.attempt,
             "upload": self._upload_id,
             "num_examples": self.measured.num_examples,
-            "bytes": self._digest.num_bytes,
+            "bytes": self.num_sent_bytes,
             "sha256": self._digest.sha256,
         }
 
@@ -193,14 +220,14 @@ class KeptUpdate:
 
     @property
     def num_bytes(self) -> int:
-        """What its values take, as float32."""
+        """What its values take before they are encoded."""
         return self._num_bytes
 
     @property
     def num_kept_bytes(self) -> int:
         """What its values take here, as they are written down; as float32 that is where they are."""
         is_apart = self.vector is not None and self._encoding.precision != "float32"
-        return sum(map(len, self._written)) + (self._num_bytes if is_apart else 0)
+        return sum(map(len, self._values)) + (self._num_bytes if is_apart else 0)
 
     def parts(self) -> Iterator[Outgoing]:
         """The parts of the upload that was begun, encoded one by one as they are published."""
@@ -212,7 +239,7 @@ class KeptUpdate:
 
     def part(self, upload_id: str, index: int) -> bytes:
         """One part's body."""
-        data = self._written[index]
+        data = self._values[index]
         self._digest.add(index, data)
         body = encode_message(
             Part(
@@ -268,9 +295,10 @@ class KeptUpdate:
             digest=self._digest.hex(),
             seconds=self.measured.seconds,
             base=self.key.digest,
+            summed=self.measured.summed,
         )
         if self._has_update and not self._num_parts:
-            (data,) = self._written
+            (data,) = self._values
             self._digest.add(0, data)
             message = replace(message, update=bytes(data), digest=self._digest.hex())
         body = encode_message(message)
@@ -281,6 +309,11 @@ class KeptUpdate:
                 "takes. Compile it with metrics of fewer thresholds or classes."
             )
         return body
+
+
+def _written(vector: Values, asked: Precision) -> Precision:
+    """How an update's values travel: local ones take no more room than they need."""
+    return "local32" if is_local(asked) and vector.dtype == FLOAT32 else asked
 
 
 class _PartBody:

@@ -5,10 +5,8 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-
-import numpy as np
 
 from broker.audit import OFF, AuditLog
 from broker.errors import BrokerError, DataError, LinkLost, WarrenError
@@ -17,7 +15,7 @@ from broker.link.seam import Link, Queue, outgoing, upload_queue, worker_queue
 from broker.logs import LogContext
 from broker.model.likeness import scale_difference
 from broker.wire import names
-from broker.wire.messages import Left, Progress, RoundKey, RoundStart, SwarmLeft
+from broker.wire.messages import Left, Progress, RoundKey, RoundStart, RunFinished, SwarmLeft
 from broker.wire.statistics import WORDS, StatisticsRefused, StatisticsTold
 from broker.wire.tensors import Vector
 from worker.learning.console import Console
@@ -66,6 +64,7 @@ class WorkerLoop:
         at_once: How many answers the trainer may be asked for at the same time.
         resting: When no rounds are taken.
         audit_log: Told what this site takes part in, and what leaves it.
+        on_finished: Told of a run's end before that is acknowledged.
     """
 
     def __init__(
@@ -84,6 +83,7 @@ class WorkerLoop:
         at_once: int = 1,
         resting: Resting | None = None,
         audit_log: AuditLog = OFF,
+        on_finished: Callable[[RunFinished], None] = lambda _finished: None,
     ) -> None:
         self._audit = audit_log
         self._link = link
@@ -99,7 +99,7 @@ class WorkerLoop:
         self._reader = reader or (names.swarm_of(first) if is_swarm else first)
         self._publisher = Publisher(link, stop)
         self._declines = Declines(self._publisher, audit_log, self._reader if is_swarm else None)
-        self._hand_over = HandOver(audit_log)
+        self._hand_over = HandOver(audit_log, self._reader if is_swarm else None)
         self._listener = Listener(
             link,
             self._participants,
@@ -108,6 +108,7 @@ class WorkerLoop:
             task=task,
             swarm=self._reader if is_swarm else None,
             resting=self._resting,
+            on_finished=on_finished,
         )
         self._sites: dict[str, SiteStatistics] = {}
         self._progress_at = float("-inf")
@@ -117,6 +118,7 @@ class WorkerLoop:
         self._threads = ThreadPoolExecutor(at_once, "answer") if at_once > 1 else None
         self._outbox: list[KeptUpdate] = []
         self._outbox_at = float("-inf")
+        self._has_upload_queue = False
 
     def serve(self) -> None:
         """Take part until told to stop (or, with `once`, until a run is over); then, or after a bug, say so and leave.
@@ -125,7 +127,9 @@ class WorkerLoop:
             NameInUse: Another process reads this name's queue.
             DataError: The coordinator refused this worker.
         """
-        self._link.declare([worker_queue(self._reader), upload_queue(self._reader)])
+        self._link.declare([worker_queue(self._reader)])
+        if names.is_own_queue(self._link.account, names.upload_queue(self._reader)):
+            self._have_upload_queue()  # made at the invitation: it is told at once that it isn't there
         self._link.consume([names.worker_queue(self._reader)], prefetch=0)
         self._listener.start()
         try:
@@ -141,6 +145,10 @@ class WorkerLoop:
                 self._leave()
             if self._is_swarm:
                 self._delete_queues(names.worker_queue(self._reader), names.upload_queue(self._reader))
+
+    def say_joined(self) -> None:
+        """What is told of who takes part has changed: say it again, from any thread."""
+        self._listener.say_joined()
 
     def _is_over(self) -> bool:
         if self._hand_over.failure is not None:
@@ -246,10 +254,10 @@ class WorkerLoop:
             self._with_residual(job.worker, trained.vector),
             layout=job.start.layout,
             part_bytes=job.start.part_bytes,
-            precision=settings.precision,
+            precision=settings.precision if trained.measured.summed is None else "float32",
             seed=seed_of(job.start, job.worker) if settings.deterministic else secrets.randbits(32),
             reader=self._reader,
-            is_audited=self._audit.is_kept,
+            is_audited=self._audit.is_kept and not self._is_swarm,
         )
         if not settings.deterministic:
             residual = update.take_rest()
@@ -262,7 +270,9 @@ class WorkerLoop:
         residual = self._residuals.pop(worker, None)
         if vector is None or residual is None or residual.shape != vector.shape:
             return vector
-        return np.add(vector, residual, out=vector)  # given away by the trainer
+        vector += residual  # given away by the trainer
+        self._hand_over.give_spare(residual)
+        return vector
 
     def _upload_first(self, update: KeptUpdate) -> None:
         """Upload at once; a swarm's small updates are gathered for a moment and published together."""
@@ -299,6 +309,8 @@ class WorkerLoop:
             updates = [update for update in updates if self._hand_over.begin_upload(update)]
             if not updates:
                 return
+            if any(update.num_parts for update in updates) and not self._has_upload_queue:
+                self._have_upload_queue()
             if not self._publisher.send([part for update in updates for part in update.parts()]):
                 is_refused, is_alone = self._publisher.is_refused, self._hand_over.is_alone(updates[0])
                 refusals.note(updates[0], is_refused=is_refused, is_alone=is_alone, now=time.monotonic())
@@ -309,6 +321,11 @@ class WorkerLoop:
                 return
             self._stop.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    def _have_upload_queue(self) -> None:
+        """Make it once there is something for it: small updates need none, and each costs the broker memory."""
+        self._link.declare([upload_queue(self._reader)])
+        self._has_upload_queue = True
 
     def _redeclare(self, queues: list[Queue]) -> None:
         try:
@@ -339,6 +356,7 @@ class WorkerLoop:
         except Exception as exc:  # also a bug is told, and not waited for until the deadline
             logger.warning("Told no statistics: %s", exc, exc_info=not isinstance(exc, WarrenError))
             reason = participant.rules.reason(exc)[:_MOST_SAID]
+            self._audit.note("statistics-refused", worker=job.worker, step=asked.step, reason=reason)
             return StatisticsRefused(worker=job.worker, asked=asked.asked, reason=reason)
         logger.info("Told the %s of %d examples.", WORDS[asked.step], answer.num_examples)
         number = answer.num_examples

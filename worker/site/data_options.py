@@ -42,6 +42,16 @@ def classes_option(function: Any) -> Any:
     )(function)
 
 
+def meaning_option(function: Any) -> Any:
+    """Add --classes as it is of a model alone."""
+    return click.option(
+        "--classes",
+        metavar="A,B,C",
+        help="Of a model that no run has written: the names of its classes, in its order; none: it gives numbers. "
+        "[default: what its output and its loss say; one that a run has written says it itself]",
+    )(function)
+
+
 def trust_option(function: Any) -> Any:
     """Add --trust-module."""
     return click.option(

@@ -1,32 +1,41 @@
 """Whether this site reaches its broker: certificate, login, its queue, the clock; nothing is declared, nothing sent."""
 
 import logging
-import socket
 import ssl
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from broker.command import management_url_for
 from broker.errors import BrokerError
 from broker.link.access import Access
-from broker.link.address import LOCAL_HOSTS
+from broker.link.address import LOCAL_HOSTS, addresses_in
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
+from broker.link.validity import (
+    Shown,
+    Validity,
+    common_name_in,
+    days_until,
+    described,
+    shown_by_brokers,
+    validities_of,
+)
 from broker.wire import names
 from worker.site.check import line
 
 logger = logging.getLogger(__name__)
 
+_Fact = TypeVar("_Fact")
+
 _SECONDS = 5.0
-_AMQPS_PORT = 5671
 _STRANGE_SECONDS = (
     30.0  #: a clock that is so wrong has certificates expire early, and logs that nobody can compare
 )
@@ -61,9 +70,11 @@ class BrokerFacts:
         problem: Why it can't be used; None if it can.
         is_login_accepted: Whether the broker took the login.
         tls: None without TLS, or where it does not get so far.
+        certificates: How long that of the broker, this side's own and the authority's are valid.
         num_readers: How many processes read this worker's queue; None where there is no such queue yet.
         has_coordinator: Whether a coordinator reads its queue now; None where that can't be known.
         clock_seconds: This machine's time minus the broker's; None where the broker tells none.
+        problems_at: Of several addresses those that can't be used, and why; the others are tried in turn.
     """
 
     address: str
@@ -71,9 +82,11 @@ class BrokerFacts:
     problem: str | None = None
     is_login_accepted: bool = False
     tls: Tls | None = None
+    certificates: tuple[Validity, ...] = ()
     num_readers: int | None = None
     has_coordinator: bool | None = None
     clock_seconds: float | None = None
+    problems_at: dict[str, str] = field(default_factory=dict)
 
 
 def reach(access: Access, worker: str, *, connect_seconds: float) -> BrokerFacts:
@@ -84,7 +97,7 @@ def reach(access: Access, worker: str, *, connect_seconds: float) -> BrokerFacts
         worker: Whose queue is looked for.
         connect_seconds: How long it is tried.
     """
-    known: dict[str, Any] = {"address": access.address, "account": access.account, "tls": _tls_of(access)}
+    known: dict[str, Any] = {"address": access.address, "account": access.account, **dict(_seen(access))}
     link = RabbitLink(LinkSettings(access=access, name=f"check {worker}", connect_seconds=connect_seconds))
     try:
         link.open()
@@ -95,50 +108,66 @@ def reach(access: Access, worker: str, *, connect_seconds: float) -> BrokerFacts
         known["problem"] = str(exc)
     finally:
         link.close()
-    return BrokerFacts(**known, clock_seconds=_clock_seconds(access))
-
-
-def _tls_of(access: Access) -> Tls | None:
-    """What a broker with TLS shows; why it shows nothing, connecting says."""
-    parts = urlsplit(access.amqp_url)
-    if parts.scheme != "amqps":
-        return None
-    context = access.tls() or ssl.create_default_context()
-    host = parts.hostname or "localhost"
-    try:
-        with (
-            socket.create_connection((host, parts.port or _AMQPS_PORT), timeout=_SECONDS) as stream,
-            context.wrap_socket(stream, server_hostname=host) as secure,
-        ):
-            return _shown(secure)
-    except OSError as exc:
-        logger.debug("No TLS at %s: %s", access.address, exc)
-        return None
-
-
-def _shown(secure: ssl.SSLSocket) -> Tls:
-    shown: dict[str, Any] = secure.getpeercert() or {}
-    until = ssl.cert_time_to_seconds(shown["notAfter"])
-    return Tls(
-        version=secure.version() or "",
-        subject=_common_name(shown.get("subject", ())),
-        issuer=_common_name(shown.get("issuer", ())),
-        valid_until=datetime.fromtimestamp(until, UTC).isoformat(timespec="seconds"),
-        days_left=int((until - time.time()) // 86400),
+    return BrokerFacts(
+        **known,
+        clock_seconds=_first(_clock_seconds_at(access, url) for url in _management_urls(access)),
+        problems_at=_problems_at(access, worker, min(connect_seconds, _SECONDS)),
     )
 
 
-def _common_name(name: tuple[tuple[tuple[str, str], ...], ...]) -> str:
-    fields = dict(pair for part in name for pair in part)
-    return fields.get("commonName") or fields.get("organizationName") or "?"
+def _first(found: Iterator[_Fact | None]) -> _Fact | None:
+    """Of a cluster's nodes one is as good as another."""
+    return next((each for each in found if each is not None), None)
 
 
-def _clock_seconds(access: Access) -> float | None:
+def _management_urls(access: Access) -> list[str]:
+    return addresses_in(management_url_for(",".join(access.amqp_urls), access.management_url))
+
+
+def _problems_at(access: Access, worker: str, seconds: float) -> dict[str, str]:
+    """Of several addresses each by itself."""
+    problems = {}
+    for url in access.amqp_urls if access.others else ():
+        at = access.at(url)
+        link = RabbitLink(LinkSettings(access=at, name=f"check {worker}", connect_seconds=seconds))
+        try:
+            link.open()
+        except BrokerError as exc:
+            problems[at.address] = str(exc)
+        finally:
+            link.close()
+    return problems
+
+
+def _seen(access: Access) -> Iterator[tuple[str, Any]]:
+    """What a broker with TLS shows; why it shows nothing, connecting says."""
+    try:
+        shown = shown_by_brokers(access)
+    except OSError as exc:
+        logger.debug("No TLS at %s: %s", access.address, exc)
+        return
+    if shown:
+        yield "tls", _tls(shown[0])
+        yield "certificates", tuple(validities_of(access, shown))
+
+
+def _tls(shown: Shown) -> Tls:
+    until = ssl.cert_time_to_seconds(shown.certificate["notAfter"])
+    return Tls(
+        version=shown.version,
+        subject=common_name_in(shown.certificate.get("subject", ())),
+        issuer=common_name_in(shown.certificate.get("issuer", ())),
+        valid_until=datetime.fromtimestamp(until, UTC).isoformat(timespec="seconds"),
+        days_left=days_until(until),
+    )
+
+
+def _clock_seconds_at(access: Access, management_url: str) -> float | None:
     """How far this machine's clock is ahead of the broker's, by what its management page writes on every answer.
 
     No login is sent: a page that asks for one says what time it is, too.
     """
-    parts = urlsplit(access.management_url or management_url_for(access.amqp_url))
+    parts = urlsplit(management_url)
     url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
     proxies = [urllib.request.ProxyHandler({})] if parts.hostname in LOCAL_HOSTS else []
     opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=access.tls()), *proxies)
@@ -171,8 +200,15 @@ def lines_of(facts: BrokerFacts) -> Iterator[str]:
     """The table."""
     yield line("broker", facts.address)
     yield line("  TLS", _tls_text(facts))
+    if facts.certificates:
+        yield line("  valid", described(facts.certificates))
+    for each in facts.certificates:
+        if each.is_short:
+            yield line("  warning", each.warning)
     if facts.problem is not None:
         yield line("  problem", facts.problem)
+    for address, problem in facts.problems_at.items():
+        yield line("  not at", f"{address}: {problem}")
     if facts.is_login_accepted:
         yield line("  login", f"accepted as {facts.account}")
         yield line("  queue", _queue_text(facts))

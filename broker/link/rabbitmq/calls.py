@@ -1,5 +1,6 @@
 """What other threads ask of the thread that owns a connection; every call ends, at the latest with the connection."""
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
@@ -12,8 +13,6 @@ import pika.exceptions
 
 from broker.errors import BrokerError, LinkLost
 from broker.link.rabbitmq.alarm import Alarm
-from broker.link.rabbitmq.settings import LinkSettings
-from broker.link.rabbitmq.translation import translate
 
 _PIECE_SECONDS = 0.5  #: how often a wait looks at the wish to stop
 
@@ -36,20 +35,23 @@ class Calls:
     """Functions handed to a connection's thread, each with the future that it is to answer.
 
     Args:
+        stop: The process's wish to end.
         alarm: That of the connection: while it is on no wait runs out.
         run_soon: Has something done in the connection's thread, or raises LinkLost.
         restart: Begins anew with a new connection, in its thread.
+        translated: Has an error of pika as ours.
     """
 
     def __init__(
         self,
-        settings: LinkSettings,
+        stop: threading.Event,
         alarm: Alarm,
         run_soon: Callable[[Callable[[], None]], None],
         restart: Callable[[str], None],
+        translated: Callable[[BaseException], BrokerError],
     ) -> None:
-        self._settings, self._alarm = settings, alarm
-        self._run_soon, self._restart = run_soon, restart
+        self._stop, self._alarm = stop, alarm
+        self._run_soon, self._restart, self._translated = run_soon, restart, translated
         self._pending: set[Future[Any]] = set()
 
     def ask(self, call: Call, seconds: float = 30.0) -> Any:
@@ -87,7 +89,7 @@ class Calls:
         try:
             call(future)
         except (pika.exceptions.AMQPError, pika.exceptions.ChannelError, ValueError) as exc:
-            fail(future, translate(exc, self._settings.amqp_url))
+            fail(future, self._translated(exc))
 
     def wait(self, future: Future[Any], seconds: float, *, seconds_after_stop: float = float("inf")) -> Any:
         """Wait for a future in pieces: a stop ends the wait soon, an alarm does not.
@@ -102,7 +104,7 @@ class Calls:
             now = time.monotonic()
             if self._alarm.is_on:
                 deadline = now + seconds
-            if self._settings.stop.is_set():
+            if self._stop.is_set():
                 stop_deadline = min(stop_deadline, now + (0 if self._alarm.is_on else seconds_after_stop))
             if now >= stop_deadline:
                 raise LinkLost("Stopped while the broker takes no messages.")

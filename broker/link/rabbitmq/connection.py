@@ -1,7 +1,6 @@
 """A connection that comes back by itself, owned by a thread of its own that only talks."""
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import pika.exceptions
 
 from broker.errors import BrokerError, LinkLost, LoginRefused
 from broker.link.access import speaks_tls
+from broker.link.attempts import REFUSALS, REFUSED_SECONDS, Attempts
 from broker.link.rabbitmq.alarm import Alarm
 from broker.link.rabbitmq.calls import Calls
 from broker.link.rabbitmq.pika_stand_ins import LeanConnection
@@ -22,43 +22,13 @@ from broker.link.standstill import Standstill
 logger = logging.getLogger(__name__)
 
 _CLOSE_SECONDS = 3.0
-_FIRST_DELAY_SECONDS = 0.2
-_LONGEST_DELAY_SECONDS = 10.0
-_REFUSALS = 3  #: refused logins in a row that are believed
-_REFUSED_SECONDS = 30.0  #: how long they must go on where the login was taken, or nothing answered, before
+_CONNECT_SECONDS = 10.0
 _LOOP_ENDED = (
     pika.exceptions.AMQPError,
     OSError,
     AttributeError,
     RuntimeError,
 )  #: what a loop that is over raises
-
-
-class Refusals:
-    """Refused logins in a row, and whether they are believed; time is passed in.
-
-    A connection that is cut in the middle of the login looks like a refused one, but not time and again. And a broker
-    that has just started, or is being restored, may not know its accounts yet: where anything else was met at the
-    address before, a no counts only once it has lasted.
-    """
-
-    def __init__(self) -> None:
-        self.num = 0
-        self._since = float("inf")
-        self._has_met_other = False
-
-    def note(self, error: BrokerError | None, now: float) -> None:
-        """A connection failed, or (None) is there."""
-        if not isinstance(error, LoginRefused):
-            self.num, self._since, self._has_met_other = 0, float("inf"), True
-            return
-        self.num += 1
-        self._since = min(self._since, now)
-
-    def are_believed(self, now: float) -> bool:
-        """Whether it is no use to try any longer."""
-        needed = _REFUSED_SECONDS if self._has_met_other else 0.0
-        return self.num >= _REFUSALS and now - self._since >= needed
 
 
 class ConnectionThread(threading.Thread):
@@ -74,7 +44,7 @@ class ConnectionThread(threading.Thread):
         generation: How many connections there were.
         ready: Set while calls are taken.
         was_ready: Whether it was ever set.
-        last_error: Why the last try to connect failed.
+        attempts: At which address it is, and why others failed.
     """
 
     def __init__(
@@ -88,17 +58,15 @@ class ConnectionThread(threading.Thread):
         super().__init__(name=f"broker-{role}", daemon=True)
         self.channel: Any = None
         self.generation = 0
-        self.last_error: BrokerError | None = None
-        self._refusals = Refusals()
+        self.attempts = Attempts(settings.access.amqp_urls)
         self._tells = role == "consume"  # of two connections that fail alike, one says so
         self.ready, self.was_ready = threading.Event(), False
         self.alarm = Alarm(f"an alarm at {role}", standstill)
-        self.calls = Calls(settings, self.alarm, self._run_soon, self.restart)
-        self._settings, self._parameters = settings, settings.parameters(role)
+        self.calls = Calls(settings.stop, self.alarm, self._run_soon, self.restart, self.translated)
+        self._parameters = settings.parameters(role)
         self._on_ready, self._on_lost = on_ready, on_lost
         self._outage, self._standstill = f"no connection to {role}", standstill
         self._standstill.begin(self._outage)
-        self._ready_at = float("inf")
         self._refusal = ""
         self._connection: Any = None
         self._closing = threading.Event()
@@ -106,26 +74,19 @@ class ConnectionThread(threading.Thread):
     @property
     def login_refusal(self) -> LoginRefused | None:
         """The broker's no to the login, once it is believed."""
-        error = self.last_error
-        if isinstance(error, LoginRefused) and self._refusals.are_believed(time.monotonic()):
-            return error
-        return None
+        return self.attempts.refusal(time.monotonic())
 
     def run(self) -> None:
         """Connect, talk until the connection ends, and again until closed."""
-        delay = _FIRST_DELAY_SECONDS
         while not self._closing.is_set():
-            self._ready_at = float("inf")
+            self.attempts.begin()
             self._talk()
-            if time.monotonic() - self._ready_at >= _LONGEST_DELAY_SECONDS:
-                delay = _FIRST_DELAY_SECONDS  # one that breaks again and again is not tried without pause
-            self._closing.wait(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
-            delay = min(2 * delay, _LONGEST_DELAY_SECONDS)
+            self._closing.wait(self.attempts.pause(time.monotonic()))
 
     def _talk(self) -> None:
         try:
             self._connection = LeanConnection(
-                self._parameters,
+                self._parameters_now(),
                 on_open_callback=self._on_open,
                 on_open_error_callback=self._on_end,
                 on_close_callback=self._on_end,
@@ -133,9 +94,16 @@ class ConnectionThread(threading.Thread):
             self._connection.ioloop.start()
         except Exception as exc:
             logger.debug("The connection's loop ended.", exc_info=exc)
-            self._note_end(self._translated(exc))
+            self._note_end(self.translated(exc))
         finally:
             self._forget_connection()
+
+    def _parameters_now(self) -> Any:
+        """For the address whose turn it is, with how long it may take."""
+        parameters = self._parameters[self.attempts.address]
+        seconds = min(_CONNECT_SECONDS, self.attempts.patience or _CONNECT_SECONDS)
+        parameters.socket_timeout = parameters.stack_timeout = seconds
+        return parameters
 
     def _forget_connection(self) -> None:
         """Close the loop; a call that was scheduled too late finds its future failed."""
@@ -147,6 +115,8 @@ class ConnectionThread(threading.Thread):
 
     def _on_open(self, connection: Any) -> None:
         self.alarm.watch(connection)
+        if (patience := self.attempts.patience) is not None:
+            self.later(patience, partial(self._go_on, connection))
         connection.channel(on_open_callback=self._on_channel)
 
     def _on_channel(self, channel: Any) -> None:
@@ -157,9 +127,8 @@ class ConnectionThread(threading.Thread):
 
     def be_ready(self) -> None:
         """All is restored: take calls from now on."""
-        self._ready_at = time.monotonic()
         self.was_ready = True
-        self._refusals.note(None, self._ready_at)
+        self.attempts.succeed(time.monotonic())
         self._refusal = ""
         self._standstill.end(self._outage)
         self.ready.set()
@@ -176,7 +145,7 @@ class ConnectionThread(threading.Thread):
         if self._connection is None or not self._connection.is_open:
             return
         if not self.ready.is_set():
-            self.refuse(translate(reason, self._settings.amqp_url))
+            self.refuse(translate(reason, self.attempts.address))
             return
         logger.warning("The broker closed a channel: %s", reason)
         self.calls.fail_all(LinkLost(f"The broker closed the channel: {reason}"))
@@ -200,6 +169,11 @@ class ConnectionThread(threading.Thread):
         if connection is self._connection and not connection.is_closed:
             connection.cut("the broker did not answer, nor did it close the connection")
 
+    def _go_on(self, connection: Any) -> None:
+        """Give up a node that restores nothing for so long, as one without a majority does: another one may."""
+        if connection is self._connection and connection.is_open and not self.ready.is_set():
+            connection.cut("it did not restore the queues in time, and there are other addresses")
+
     def on_own_channel(self, use: Callable[[Any], None], on_closed: Callable[[BaseException], None]) -> None:
         """Run channel calls that the broker may refuse on a channel of their own, opened for them."""
 
@@ -211,14 +185,14 @@ class ConnectionThread(threading.Thread):
 
     def _on_end(self, connection: Any, error: BaseException | str) -> None:
         cause = error if isinstance(error, BaseException) else pika.exceptions.AMQPConnectionError(error)
-        self._note_end(self._translated(cause))
+        self._note_end(self.translated(cause))
         connection.ioloop.stop()
 
-    def _translated(self, error: BaseException) -> BrokerError:
-        """An end as ours; whether a port that does not answer AMQP is one for TLS has to be tried."""
-        url = self._settings.amqp_url
+    def translated(self, error: BaseException) -> BrokerError:
+        """An end, or a refusal, as ours; whether a port that does not answer AMQP is one for TLS has to be tried."""
+        url = self.attempts.address
         is_silent = isinstance(error, pika.exceptions.IncompatibleProtocolError)
-        if is_silent and self._parameters.ssl_options is None and speaks_tls(url):
+        if is_silent and self._parameters[url].ssl_options is None and speaks_tls(url):
             return speaks_tls_instead(url)
         return translate(error, url)
 
@@ -227,8 +201,7 @@ class ConnectionThread(threading.Thread):
         self._standstill.begin(self._outage)
         self.ready.clear()
         self.alarm.forget()
-        self.last_error = error
-        self._refusals.note(error, time.monotonic())
+        self.attempts.fail(error, time.monotonic())
         if self._tells and self.was_ready and not was_connected:
             self._tell_why(error)
         self.calls.fail_all(LinkLost(str(error)))
@@ -237,13 +210,13 @@ class ConnectionThread(threading.Thread):
 
     def _tell_why(self, error: BrokerError) -> None:
         """Say why there is no connection again, where that is more than an outage; the same is said once."""
-        is_doubtful = isinstance(error, LoginRefused) and self._refusals.num < _REFUSALS
+        is_doubtful = isinstance(error, LoginRefused) and self.attempts.num_refused < REFUSALS
         if isinstance(error, LinkLost) or is_doubtful or str(error) == self._refusal:
             return
         self._refusal = str(error)
         if isinstance(error, LoginRefused):
             logger.warning(
-                "Not connected again; ending unless this changes within %.0f s: %s", _REFUSED_SECONDS, error
+                "Not connected again; ending unless this changes within %.0f s: %s", REFUSED_SECONDS, error
             )
         else:
             logger.warning("Not connected again, but trying until it works: %s", error)
@@ -263,7 +236,7 @@ class ConnectionThread(threading.Thread):
         try:
             connection.ioloop.add_callback_threadsafe(act)
         except _LOOP_ENDED as exc:
-            raise translate(exc, self._settings.amqp_url) from exc
+            raise translate(exc, self.attempts.address) from exc
         if self._connection is not connection:
             # The connection ended between the look and the call: its loop will not run it.
             raise LinkLost("The connection to the broker was lost.")

@@ -64,7 +64,7 @@ class Consuming:
     def __init__(self, settings: LinkSettings, standstill: Standstill) -> None:
         self.connection = ConnectionThread(settings, "consume", self._on_ready, self._on_lost, standstill)
         self.declaring = Declaring(settings, self.connection)
-        self.fetching = Fetching(settings, self.connection)
+        self.fetching = Fetching(self.connection)
         self.consumed: dict[str, int] = {}
         self._calls = self.connection.calls
         self._stop = settings.stop

@@ -17,7 +17,7 @@ from broker.link.rabbitmq.translation import (
     is_missing,
     is_not_equivalent,
     is_refusal,
-    translate,
+    vhost_of,
 )
 from broker.link.seam import Queue
 from broker.wire import names
@@ -150,10 +150,10 @@ class Declaring:
                 f"The queue {left[0]!r} is not there, and the account {account!r} may not make it. Ask whoever "
                 f"runs the broker for `broker invite {names.invitation(account)} --again`."
             )
-        return translate(reason, self._settings.amqp_url)
+        return self._connection.translated(reason)
 
     def _other_arguments(self, kind: str, name: str) -> DeclareRefused:
-        vhost = self._settings.parameters("consume").virtual_host
+        vhost = vhost_of(self._settings.access.amqp_url)
         option = "" if vhost == "/" else f" --vhost {shlex.quote(vhost)}"
         program = f", or `rabbitmqctl delete_queue {name}{option}`" if kind == "queue" else ""
         return DeclareRefused(
@@ -221,7 +221,7 @@ class Declaring:
             if not unasked:
                 return  # closed by ourselves
             if not is_refusal(reason):
-                failed(translate(reason, self._settings.amqp_url))
+                failed(self._connection.translated(reason))
                 return
             found.add(unasked.popleft())
             if unasked:
@@ -254,7 +254,7 @@ class Declaring:
                 if is_missing(reason):
                     finish(future)
                 else:
-                    fail(future, translate(reason, self._settings.amqp_url))
+                    fail(future, self._connection.translated(reason))
 
             self._connection.on_own_channel(partial(use, future), closed)
 

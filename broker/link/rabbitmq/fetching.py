@@ -10,8 +10,7 @@ import pika.spec
 
 from broker.link.rabbitmq.calls import fail, finish
 from broker.link.rabbitmq.connection import ConnectionThread
-from broker.link.rabbitmq.settings import LinkSettings
-from broker.link.rabbitmq.translation import delivery_of, is_missing, translate
+from broker.link.rabbitmq.translation import delivery_of, is_missing
 from broker.link.seam import Delivery
 
 
@@ -24,8 +23,7 @@ class Fetching:
         connection: The consuming one.
     """
 
-    def __init__(self, settings: LinkSettings, connection: ConnectionThread) -> None:
-        self._settings = settings
+    def __init__(self, connection: ConnectionThread) -> None:
         self._connection = connection
         self._channel: Any = None
         self._numbers = itertools.count(1)
@@ -78,4 +76,4 @@ class Fetching:
         if is_missing(reason):
             finish(self._answer)
         else:
-            fail(self._answer, translate(reason, self._settings.amqp_url))
+            fail(self._answer, self._connection.translated(reason))

@@ -81,17 +81,20 @@ class RabbitLink:
         while not connection.ready.wait(0.02):
             if refusal := connection.login_refusal:
                 raise refusal
-            if isinstance(connection.last_error, BrokerUnreachable):
-                raise connection.last_error  # a certificate is no better the next time
+            if hopeless := connection.attempts.hopeless:
+                raise hopeless  # a certificate is no better the next time
             waited = time.monotonic() - began
             if self._settings.stop.is_set() or (limit is not None and waited > limit):
-                raise BrokerUnreachable(self._not_there(connection, waited)) from connection.last_error
+                raise BrokerUnreachable(self._not_there(connection, waited)) from next(
+                    iter(list(connection.attempts.errors.values())), None
+                )
             if waited > tell_after:
                 logger.warning("%s Waiting for it.", self._not_there(connection, waited))
                 tell_after = waited + _TOLD_EVERY_SECONDS
 
     def _not_there(self, connection: ConnectionThread, waited: float) -> str:
-        cause = connection.last_error or "It does not answer, or not as RabbitMQ does."
+        causes = [str(error) for error in list(connection.attempts.errors.values())]
+        cause = " ".join(dict.fromkeys(causes)) or "It does not answer, or not as RabbitMQ does."
         return f"No broker at {self._settings.access.address} for {waited:.0f} s. {cause}"
 
     def publish(self, batch: Sequence[Outgoing]) -> None:

@@ -36,18 +36,15 @@ class LinkSettings:
         """Whom the broker knows as the sender."""
         return self.access.account
 
-    @property
-    def amqp_url(self) -> str:
-        """The broker's address, with the login."""
-        return self.access.amqp_url
-
-    def parameters(self, role: Role) -> pika.URLParameters:
-        """What pika wants to know.
+    def parameters(self, role: Role) -> dict[str, pika.URLParameters]:
+        """What pika wants to know, by address.
 
         Raises:
-            UsageError: The address can't be understood.
+            UsageError: An address can't be understood.
         """
-        url = self.amqp_url
+        return {url: self._parameters_at(url, role) for url in self.access.amqp_urls}
+
+    def _parameters_at(self, url: str, role: Role) -> pika.URLParameters:
         try:
             parameters = pika.URLParameters(url)
         except (ValueError, TypeError, SyntaxError, LookupError, OSError) as exc:
@@ -56,7 +53,6 @@ class LinkSettings:
                 f"used: {exc}"
             ) from exc
         parameters.heartbeat = _HEARTBEAT_SECONDS
-        parameters.socket_timeout = parameters.stack_timeout = 10
         if (context := self.access.tls()) is not None and parameters.ssl_options is not None:
             parameters.ssl_options = pika.SSLOptions(context, parameters.host)
         if self.access.is_by_certificate:

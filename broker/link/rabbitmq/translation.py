@@ -34,8 +34,9 @@ def translate(error: BaseException, amqp_url: str) -> BrokerError:
             "may have been revoked, or its password changed."
         )
     if isinstance(error, pika.exceptions.ProbableAccessDeniedError):
+        vhost = vhost_of(amqp_url)
         return LoginRefused(
-            f"The broker at {where} has no virtual host {_vhost(amqp_url)!r}, or this account no right to it: {reason}"
+            f"The broker at {where} has no virtual host {vhost!r}, or this account no right to it: {reason}"
         )
     if isinstance(error, pika.exceptions.UnroutableError):
         return Unroutable(f"No queue takes the message: {reason}")
@@ -54,7 +55,8 @@ def translate(error: BaseException, amqp_url: str) -> BrokerError:
     return LinkLost(f"The connection to the broker at {where} failed: {reason}")
 
 
-def _vhost(amqp_url: str) -> str:
+def vhost_of(amqp_url: str) -> str:
+    """The virtual host that an address names."""
     return unquote(urlsplit(amqp_url).path.removeprefix("/")) or "/"
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.errors import ModelDiverged, UsageError
-from broker.wire.tensors import Layout, Vector
+from broker.wire.tensors import Layout, Values, Vector
 from coordinator.learning.spares import Spares
 
 
@@ -22,12 +22,12 @@ class Aggregate(Protocol):
     def num_examples(self) -> int:
         """Σ n of what was added."""
 
-    def add(self, worker: str, update: Vector, num_examples: int) -> None:
+    def add(self, worker: str, update: Values, num_examples: int) -> None:
         """Add one judged update.
 
         Args:
             worker: Whose it is; it is added once.
-            update: float32 of shape (U,); not kept, for its memory is used again.
+            update: float32 of shape (U,), or float64 if it came so exactly; not kept, for its memory is used again.
             num_examples: Its weight.
         """
 

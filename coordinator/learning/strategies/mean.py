@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.errors import CheckpointError
-from broker.wire.tensors import Layout, Vector, sections_of
+from broker.wire.tensors import Layout, Values, Vector, sections_of
 from coordinator.learning.aggregation import UpdateSum
-from coordinator.learning.exact_sum import Doubles
+from coordinator.learning.exact_sum import Doubles, Integers
 from coordinator.learning.spares import Spares
 from coordinator.learning.strategies.base import Aggregate, Plain, check_finite
 
@@ -43,13 +43,17 @@ class MeanAggregate:
         """Σ n of what was added."""
         return self.total.num_examples
 
-    def add(self, _worker: str, update: Vector, num_examples: int) -> None:
-        """Add one judged update, float32 of shape (U,), with its weight."""
+    def add(self, _worker: str, update: Values, num_examples: int) -> None:
+        """Add one judged update, float32 or float64 of shape (U,), with its weight."""
         self.total.add(update, num_examples)
+
+    def add_sum(self, integers: Integers, num_examples: int) -> None:
+        """Add the judged sum of a relay's workers, with its weight."""
+        self.total.add_sum(integers, num_examples)
 
     def save(self) -> list[NDArray[Any]]:
         """The integers of the sum; nothing before anything was added."""
-        return [self.total.values, self.total.statistics.pieces] if self.num_examples else []
+        return [*self.total.integers] if self.num_examples else []
 
     def restore(self, arrays: NDArray[np.uint8], accepted: Mapping[str, int]) -> None:
         """Go on with a sum.
@@ -58,11 +62,8 @@ class MeanAggregate:
             CheckpointError: It has another size.
         """
         num_examples = sum(accepted.values())
-        if not num_examples:
-            return
-        if arrays.size != 8 * self.total.num_integers:
+        if num_examples and (arrays.size % 8 or not self.total.restore(arrays.view(np.int64), num_examples)):
             raise CheckpointError("The open round's sum has another size than its model's.")
-        self.total.restore(arrays.view(np.int64), num_examples)
 
     def next_weights(self, weights: Vector, state: tuple[Vector, ...], out: Vector) -> Vector:
         """Trainable weights get the strategy's step, statistics the exact mean; frozen ones stay.

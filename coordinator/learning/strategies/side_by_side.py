@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from broker.disk import sync
 from broker.errors import CheckpointError
-from broker.wire.tensors import FLOAT32, Layout, Vector, sections_of
+from broker.wire.tensors import FLOAT32, Layout, Values, Vector, sections_of
 from coordinator.files import make_folder
 from coordinator.learning.exact_sum import Doubles
 from coordinator.learning.spares import Spares
@@ -63,8 +63,8 @@ class Spool:
         """Σ n of what was added."""
         return sum(self._examples.values())
 
-    def add(self, worker: str, update: Vector, num_examples: int) -> None:
-        """Write one judged update, float32 of shape (U,), to its file.
+    def add(self, worker: str, update: Values, num_examples: int) -> None:
+        """Write one judged update, shape (U,), to its file, as float32.
 
         Raises:
             CheckpointError: There is no space left, or no permission.

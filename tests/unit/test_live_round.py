@@ -1,0 +1,106 @@
+"""The open round with thousands of names: what each of them costs does not grow with their number."""
+
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker.wire import names
+from broker.wire.settings import TrainingSettings
+from coordinator.folder.run_folder import RunFolder
+from coordinator.learning.rounds import Round, Step
+from coordinator.learning.spares import Spares
+from coordinator.learning.strategies import make_strategy
+from coordinator.play.live_round import LiveRound, Tools
+from coordinator.play.unacknowledged import Unacknowledged
+from coordinator.presence.seldom import Seldom
+from tests.unit.test_checkpoint import STATE
+from tests.unit.test_seldom import Clock
+from tests.unit.test_session import Place, joined
+from tests.unit.test_status import RECORD
+
+MANY = [f"w{number}" for number in range(1, 1201)]
+SETTINGS = TrainingSettings(epochs=1, batch_size=8, learning_rate=0.1, class_weight="none", examples_per_class=None,
+                            seed=0, deterministic=False)  # fmt: skip
+
+
+@pytest.fixture
+def place() -> Place:
+    place = Place()
+    place.begin()
+    return place
+
+
+def opened(place: Place, folder: Path, *, mode: Any, selected: tuple[str, ...]) -> LiveRound:
+    """A round of these, who have not answered."""
+    tools = Tools(
+        session=place.session,
+        folder=RunFolder(folder),
+        unacknowledged=Unacknowledged(place.link),
+        strategy=make_strategy("fedavg", {}),
+        spares=Spares(),
+    )
+    examples = dict.fromkeys(selected, 2)
+    record = replace(RECORD, mode=mode, selected=selected, evaluators=(), num_examples=examples)
+    return LiveRound(tools, STATE, Round(record, 0.0), SETTINGS, 5, None)
+
+
+def test_who_has_not_answered_is_asked_for_in_pieces_and_all_have_their_turn(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is read while queues are asked about: not about ten thousand at once. An evaluation, which waits for
+    nobody who is away, closes once the last has been asked for."""
+    live = opened(place, tmp_path, mode="evaluate", selected=tuple(MANY))
+    asked: list[list[str]] = []
+
+    def unread(queues: list[str]) -> list[str]:
+        asked.append(queues)
+        return queues
+
+    monkeypatch.setattr(place.link, "unread", unread)
+    clock = Clock()
+    live._presence = Seldom(5.0, clock)
+    for number in (500, 500, 200):
+        assert live.round.next_step(1.0) is Step.WAIT
+        live.look_after()
+        assert len(asked[-1]) == number
+    assert sorted(chain(*asked)) == sorted(map(names.worker_queue, MANY))
+    assert live.round.next_step(1.0) is Step.CLOSE
+    live.look_after()
+    assert len(asked) == 3  # the next time begins after a pause
+    clock.now += 5.0
+    live.look_after()
+    assert len(asked[-1]) == 500
+
+
+def test_who_comes_while_newcomers_are_invited_is_invited_with_the_next(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time the round is written down with everyone in it: once for all who came meanwhile. One that is away
+    again keeps no other from taking part."""
+    live = opened(place, tmp_path, mode="train", selected=("w1",))
+    kept: list[int] = []
+    monkeypatch.setattr(live, "keep", lambda: kept.append(len(live.record.selected)))
+    monkeypatch.setattr(live, "_send_to", lambda _workers: None)
+    clock = Clock()
+    live._inviting = Seldom(0.0, clock)
+
+    def came(name: str) -> None:
+        if name != "gone":
+            place.worker(name)
+        live.greet([place.session.roster.join(joined(name))], takes_newcomers=True)
+
+    came("first")
+    assert live.record.selected == ("w1", "first")
+    with live._inviting.doing():
+        clock.now += 1.0
+    for name in ("a", "gone", "b"):
+        came(name)
+    live.look_after()
+    assert live.record.selected == ("w1", "first")
+    clock.now += 4.0
+    live.look_after()
+    assert live.record.selected == ("w1", "first", "a", "b")
+    assert kept == [2, 4]
