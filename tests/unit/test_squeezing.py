@@ -61,13 +61,13 @@ class Sending:
         self.coordinator, self.worker = MemoryLink(broker, "coordinator"), MemoryLink(broker, "w")
         self.worker.declare([worker_queue(name) for name in "abc"])
         base = replace(STATE, layout=LAYOUT, vector=vector, integers=(), strategy_state=())
-        record = replace(RECORD, round_number=2, part_bytes=PART_BYTES)
+        self.record = replace(RECORD, round_number=2, part_bytes=PART_BYTES)
         settings = TrainingSettings(epochs=1, batch_size=1, seed=0)
-        self.invitation = Invitation(record, base, settings, last_round=3, squeezing=squeezing)
+        self.invitation = Invitation(self.record, base, settings, last_round=3, squeezing=squeezing)
 
     def send(self, models: dict[str, str]) -> dict[str, tuple[RoundStart, list[Part]]]:
         publisher = Publisher(self.coordinator, threading.Event())
-        self.invitation.send(publisher, {name: [name] for name in "abc"}, 0, 3, models)
+        self.invitation.send(publisher, {name: [name] for name in "abc"}, 0, self.record, models)
         return {name: self.came_to(name) for name in "abc"}
 
     def came_to(self, name: str) -> tuple[RoundStart, list[Part]]:
