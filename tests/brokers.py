@@ -18,7 +18,7 @@ from broker.hosting.management import Management
 from broker.hosting.private import PrivateBroker, free_ports
 from broker.hosting.starting import cluster
 
-CLUSTER_SECONDS = 180.0  #: that the nodes of a cluster are given to start
+CLUSTER_SECONDS = 300.0  #: that the nodes of a cluster are given to start
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, *, what: str = "the condition") -> None:

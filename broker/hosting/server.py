@@ -321,7 +321,8 @@ def _own_at(amqp_url: str, home: Path) -> Ours | None:
     container = Container.recorded(home)
     if container is not None and container.port == port:
         return container
-    return private if private is not None and private.is_running() else None
+    is_up = private is not None and any(node.is_running() for node in cluster.nodes_of(private))
+    return private if is_up else None
 
 
 def _on_port(amqp_url: str, port: int, management_port: int | None, home: Path) -> PrivateBroker:

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 
-from broker.errors import BrokerError, LoginRefused
+from broker.errors import BrokerError, BrokerUnreachable, LoginRefused
 
 REFUSALS = 3  #: refused logins in a row that are believed
 REFUSED_SECONDS = 30.0  #: how long they must go on where the login was taken, or nothing answered, before
@@ -109,6 +109,13 @@ class Attempts:
         longest = _LONGEST_DELAY_SECONDS if len(self._addresses) == 1 else _LONGEST_AMONG_SEVERAL_SECONDS
         self._delay = min(2 * delay, longest)
         return delay * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
+
+    @property
+    def hopeless(self) -> BrokerUnreachable | None:
+        """What time does not mend, such as a certificate that is not believed, where that is so at every address."""
+        errors = list(self.errors.values())
+        found = [each for each in errors if isinstance(each, BrokerUnreachable)]
+        return found[0] if len(found) == len(self._addresses) else None
 
     @property
     def num_refused(self) -> int:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from broker.errors import BrokerError, LinkLost, LoginRefused
+from broker.errors import BrokerError, BrokerUnreachable, LinkLost, LoginRefused
 from broker.link.attempts import Attempts
 
 NODES = ("amqp://a/", "amqp://b/", "amqp://c/")
@@ -118,3 +118,18 @@ def test_why_each_failed_is_known_until_there_is_a_connection() -> None:
     attempts.begin()
     attempts.succeed(1.0)
     assert attempts.errors == {}
+
+
+def test_what_time_does_not_mend_ends_it_where_it_is_so_everywhere() -> None:
+    """A certificate that is not believed at one node is no reason not to wait for another one; with one address it
+    ends the start at once, as ever."""
+    untrusted = BrokerUnreachable("not trusted")
+    alone, cluster = Attempts(NODES[:1]), Attempts(NODES)
+    tried(alone, untrusted)
+    assert alone.hopeless is untrusted
+    for error in (untrusted, AWAY, untrusted):
+        tried(cluster, error)
+    assert cluster.hopeless is None
+    for _ in NODES:
+        tried(cluster, untrusted)
+    assert cluster.hopeless is untrusted

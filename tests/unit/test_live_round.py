@@ -139,3 +139,17 @@ def test_who_comes_while_newcomers_are_invited_is_invited_with_the_next(
     live.look_after()
     assert live.record.selected == ("w1", "first", "a", "b")
     assert kept == [2, 4]
+
+
+def test_who_may_not_have_the_round_start_yet_is_asked_without_waiting_for_the_broker(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first round start ten thousand words of before it come in: a confirm waited for at each takes minutes
+    at a busy broker."""
+    live = opened(place, tmp_path, mode="train", selected=("w1", "w2"))
+    posted: list[str] = []
+    monkeypatch.setattr(place.link, "post", lambda message: posted.append(message.key))
+    monkeypatch.setattr(place.link, "publish", None)
+    for name in ("w1", "w2"):
+        live.greet([place.session.roster.join(joined(name))], takes_newcomers=True)
+    assert posted == ["worker.w1", "worker.w2"]

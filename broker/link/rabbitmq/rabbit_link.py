@@ -81,13 +81,13 @@ class RabbitLink:
         while not connection.ready.wait(0.02):
             if refusal := connection.login_refusal:
                 raise refusal
-            errors = list(connection.attempts.errors.values())
-            for error in errors:
-                if isinstance(error, BrokerUnreachable):
-                    raise error  # a certificate is no better the next time
+            if hopeless := connection.attempts.hopeless:
+                raise hopeless  # a certificate is no better the next time
             waited = time.monotonic() - began
             if self._settings.stop.is_set() or (limit is not None and waited > limit):
-                raise BrokerUnreachable(self._not_there(connection, waited)) from next(iter(errors), None)
+                raise BrokerUnreachable(self._not_there(connection, waited)) from next(
+                    iter(list(connection.attempts.errors.values())), None
+                )
             if waited > tell_after:
                 logger.warning("%s Waiting for it.", self._not_there(connection, waited))
                 tell_after = waited + _TOLD_EVERY_SECONDS
