@@ -8,8 +8,8 @@ MINUTES ?= 30
 SEED    ?= 1
 REPEAT  ?= 1
 
-# Three at a time, for they mostly wait; each with a broker of its own. Files in this order, so that the long ones come first.
-PYTEST_MANY := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+# Three at a time, for some wait while others compute (tests/conftest.py); each with a broker of its own. The short ones last.
+PYTEST_MANY := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 20
 
 .DEFAULT_GOAL := help
 .PHONY: bench bench-peers help venv install broker needs-broker needs-rabbitmq needs-deployed needs-browser check format test test-4x test-cluster test-browser soak
@@ -72,7 +72,7 @@ needs-machines: install
 	@command -v systemd-nspawn >/dev/null || deploy/install-package systemd-container || true
 
 test-walk: needs-machines  ## deploy/README.md on three bare Debian machines: services, backup, move, upgrade; half an hour
-	$(BIN)/python -m pytest -m soak --durations 0 tests/system/test_real_machines.py
+	$(BIN)/python -m pytest -m soak -rP --durations 0 tests/system/test_real_machines.py
 
 # axe-core comes by npm. Where a package can't be installed the tests skip, and fail in CI.
 needs-browser: install

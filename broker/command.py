@@ -202,6 +202,17 @@ def _invited(path: Path, given: Access) -> Access:
     return replace(access, **beside)
 
 
+def access_in(text: str) -> Access:
+    """How another broker is reached: by an address as --amqp-url takes it, or by the file of an invitation.
+
+    Raises:
+        UsageError: It is neither, or sends a password in the clear beyond this machine without --insecure.
+    """
+    if "://" in text:
+        return Access(amqp_url=_safe(click.get_current_context(), check_amqp_url(text)))
+    return _invited(Path(text), Access(amqp_url=DEFAULT_AMQP_URL))
+
+
 def _overrides(name: str, other: str) -> bool:
     """Whether an option stands on the command line, and what contradicts it in the environment alone.
 

@@ -40,6 +40,7 @@ from coordinator.presence.session import Session
 from coordinator.presence.survey import Survey, SurveyOptions
 from coordinator.starting.api import RunResult, opened, play
 from coordinator.starting.launching import as_texts, check_texts, launch_options, make_options, run_options
+from coordinator.starting.relay.command import relay_command
 from coordinator.status import BrokerStatus, read_status, status_json
 from coordinator.terminal.client import Asker, asking
 from coordinator.terminal.compare import compare, compared_text, read_runs
@@ -405,4 +406,5 @@ def _asker(access: Access, connect_seconds: float) -> Iterator[tuple[Asker, Stop
             link.close()
 
 
+main.add_command(relay_command)
 read_environment(main)  # at the end: it goes through the commands above

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -14,6 +15,22 @@ from tests.brokers import fresh_vhost, started_broker
 # A busy machine is no fault of the code. CI says the same of a commit every time; new inputs are tried at every desk.
 settings.register_profile("warren", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("warren")
+
+
+#: What tests do for most of their time, by folder: they wait for processes, or compute. The others are short.
+_KINDS = (("attacks", "faults"), ("system", "integration"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Take files that wait and files that compute in turn, so that of those under way at a time some are of each."""
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    place = {path: (1.0, number) for number, path in enumerate(files)}
+    for kind in _KINDS:
+        paths = [path for folder in kind for path in files if path.parent.name == folder]
+        place |= {path: (number / len(paths), number) for number, path in enumerate(paths)}
+    items[:] = [item for path in sorted(files, key=place.__getitem__) for item in files[path]]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,7 +21,7 @@ from broker.hosting.private import wait_until
 _BARE = "systemd,systemd-sysv,dbus,iproute2,ca-certificates"
 _PROGRAMS = {"debootstrap": "debootstrap", "systemd-nspawn": "systemd-container", "ip": "iproute2"}
 _SUITE = "bookworm"
-_BOOT_SECONDS = 60.0
+_BOOT_SECONDS = 300.0
 
 
 @dataclass(kw_only=True)

@@ -19,7 +19,15 @@ from broker.wire import codec, names
 from broker.wire.fields import Binary, from_plain, require, to_plain
 from broker.wire.limits import require_amount, require_classes, require_measures, require_names, require_short
 from broker.wire.scores import AnswerCounts
-from broker.wire.settings import Held, Needs, Precision, TrainingSettings, require_holds
+from broker.wire.settings import (
+    Held,
+    Needs,
+    Precision,
+    RelayTerms,
+    Summed,
+    TrainingSettings,
+    require_holds,
+)
 from broker.wire.statistics import StatisticsAsked, StatisticsRefused, StatisticsTold
 from broker.wire.tensors import Array, InputFacts, TensorSpec
 from broker.wire.versions import VERSION, read_envelope
@@ -81,8 +89,15 @@ class RoundStart(Message):
             one sent is void, even if its round was a later one: the run may have been restored from a copy.
         needs: What the model needs of a site's data; None for a classifier, which needs `classes`.
         numbers: Of a swarm's workers those that are invited, see `names.pack_numbers`; empty: whoever reads this.
+        download_precision: How a step from one global model to the next is written down in this run. As float32 none
+            is told; else whoever takes part keeps the newest model, to which the next may be told as a step.
+        base: The digest of the model that the parts are a step on from (trainable weights, coarse; statistics as they
+            are; all others stay what they are); that of `digest` itself: no parts follow to whoever keeps it. Empty:
+            they are all weights.
+        scales: Of the step, as in `UpdateAnnounced`.
         participants: How many workers are asked for an update; 0: not told.
         quorum: The fewest updates that the next model may rest on; 0: not told.
+        relay: To a relay alone.
     """
 
     TYPE: ClassVar[str] = "round-start"
@@ -109,6 +124,10 @@ class RoundStart(Message):
     numbers: bytes = b""
     participants: int = 0
     quorum: int = 0
+    download_precision: Precision = "float32"
+    base: str = ""
+    scales: tuple[float, ...] = ()
+    relay: RelayTerms | None = None
 
     @property
     def held(self) -> RoundKey:
@@ -120,7 +139,7 @@ class RoundStart(Message):
     @property
     def transfer_id(self) -> str:
         """In every `Part` that carries this round start's weights."""
-        return f"attempt-{self.attempt}"
+        return f"attempt-{self.attempt}{'-step' if self.base else ''}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,6 +244,8 @@ class Joined(Message):
         has_trainer: It trains with a trainer of its own: models of named arrays, and none of Keras's.
         pause: Why it takes no round for now; empty: it does.
         release: The Warren that it runs, e.g. "0.1.0": shown, and nothing is decided by it.
+        model: The digest of the newest global model, where its process keeps it: see `RoundStart.base`.
+        behind: Of a relay the examples of each worker behind it; `num_examples` is their sum. A worker says nothing.
     """
 
     TYPE: ClassVar[str] = "joined"
@@ -244,16 +265,26 @@ class Joined(Message):
     has_trainer: bool = False
     pause: str = ""
     release: str = ""
+    model: str = ""
+    behind: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         require(names.is_worker(self.worker), "a worker's name", self.worker)
+        require(len(self.behind) <= names.MOST_IN_A_SWARM, "fewer workers behind a relay", len(self.behind))
+        is_their_sum = not self.behind or (min(self.behind) > 0 and sum(self.behind) == self.num_examples)
+        require(is_their_sum, "the examples of the workers behind a relay, and their sum", self.num_examples)
         require_amount("examples", self.num_examples)
         require_amount("test examples", self.num_test_examples)
         require_classes(self.classes, self.examples_per_class)
         require_holds(self.holds)
         require_names(self.trusts)
         require_short(
-            task=self.task, announced=self.announced, token=self.token, pause=self.pause, release=self.release
+            task=self.task,
+            announced=self.announced,
+            token=self.token,
+            pause=self.pause,
+            release=self.release,
+            model=self.model,
         )
         if self.inputs is not None:
             low, high = self.inputs.low, self.inputs.high
@@ -385,6 +416,7 @@ class UpdateAnnounced(Message):
         digest: `transfer.Digest` of the data of the parts, as they travel.
         seconds: The worker's own time from the round start to the end of training.
         base: The digest of the weights that it was trained from.
+        summed: Of a relay, whose update is the sum of its workers': as int64, eight bytes in the place of two values'.
     """
 
     TYPE: ClassVar[str] = "update-announced"
@@ -407,6 +439,7 @@ class UpdateAnnounced(Message):
     digest: str
     seconds: float
     base: str = ""
+    summed: Summed | None = None
 
     def __post_init__(self) -> None:
         require_short(run_id=self.run_id, upload_id=self.upload_id, digest=self.digest, base=self.base)

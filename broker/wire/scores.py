@@ -5,7 +5,7 @@ counts its right answers class by class, and for two classes how its scores are 
 give the figures of all examples as if they lay in one place. No count belongs to a single example.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +58,16 @@ def _binned(probabilities: Floats, y: Labels) -> Array:
     used, position = np.unique(number, return_inverse=True)
     negatives, positives = (np.bincount(position[y == label], minlength=len(used)) for label in (0, 1))
     return np.stack([used, negatives, positives]).astype(np.int32)
+
+
+def merged(counts: Sequence[AnswerCounts]) -> AnswerCounts:
+    """The counts of several workers as one would have counted all their examples."""
+    bins = np.zeros((2, NUM_BINS), np.int64)
+    for each in counts:
+        bins[:, each.bins[0]] += each.bins[1:]
+    used = np.flatnonzero(bins.any(axis=0))
+    per_class: Labels = np.sum([each.per_class for each in counts], axis=0)
+    return AnswerCounts(per_class=per_class, bins=np.stack([used, *bins[:, used]]).astype(np.int32))
 
 
 def flaw_in_counts(counts: AnswerCounts, num_classes: int, num_examples: int) -> str | None:

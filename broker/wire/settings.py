@@ -59,6 +59,36 @@ class TrainingSettings:
         require(all(abs(value) < 2**127 for value in self.terms.values()), "terms that float32 holds", self)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayTerms:
+    """What a relay is told with a round start, beside what it passes on to its own workers.
+
+    Attributes:
+        num_examples: What its workers were counted with: its sum may rest on no more.
+        most_weight: In examples; what one worker's update was trained on beyond that doesn't count.
+    """
+
+    num_examples: int
+    most_weight: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summed:
+    """What a relay says of the sum that it sends in the place of its workers' updates.
+
+    Attributes:
+        num_workers: Whose answers are in it.
+        weight: Of the sum, in examples; 0 when they only measured.
+        largest: The largest |value| of an update in it.
+        is_fine: It has what the first rounding cuts off of updates in float64, too.
+    """
+
+    num_workers: int
+    weight: int
+    largest: float
+    is_fine: bool = False
+
+
 TEXT = "string"  #: the dtype of texts
 _MOST_PARTS = 256  #: inputs, or targets, of one model
 _MOST_AXES = 16

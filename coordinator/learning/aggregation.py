@@ -16,8 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from broker.wire.settings import Summed
 from broker.wire.tensors import Layout, Sections, Values, sections_of
-from coordinator.learning.exact_sum import Doubles, ExactSum, Integers, two_product
+from coordinator.learning.exact_sum import (
+    LARGEST_PIECES,
+    NUM_PIECES,
+    Doubles,
+    ExactSum,
+    Integers,
+    two_product,
+)
 
 LIMIT = 2.0**16  #: the largest |value| of a trainable weight's update
 #: The largest |statistic|: its square times 2^40 examples is within ExactSum's reach.
@@ -54,6 +62,65 @@ def examine(update: Values, layout: Layout) -> tuple[float, str | None]:
     return largest, _flaw_in_statistics(statistics, sections)
 
 
+def num_integers(layout: Layout, *, is_fine: bool = False) -> int:
+    """How many integers the sum of a model of this layout holds; `is_fine` where updates in float64 are in it."""
+    sections = sections_of(layout)
+    return (1 + is_fine) * sections.num_trainable + NUM_PIECES * _num_summed(sections)
+
+
+def _num_summed(sections: Sections) -> int:
+    """How many statistics are summed, and squares for their variances."""
+    return sections.num_up - sections.num_trainable + _num_variances(sections)
+
+
+def _num_variances(sections: Sections) -> int:
+    return sum(span.stop - span.start for _, span in sections.variances)
+
+
+def flaw_in_sum(integers: Integers, layout: Layout, exponent: int, summed: Summed) -> str | None:
+    """Why the sum of a relay's workers can't be accepted, or None: no sum of updates that were judged is beyond this.
+
+    Args:
+        integers: int64, shape (`num_integers`,), as `UpdateSum.as_one`.
+        layout: Of the model.
+        exponent: Of the round's scale.
+        summed: What is said of it.
+    """
+    sections = sections_of(layout)
+    middle = num_integers(layout)
+    values, pieces, lows = (
+        integers[: sections.num_trainable],
+        integers[sections.num_trainable : middle],
+        integers[middle:],
+    )
+    for part, most in (
+        (values, math.ldexp(LIMIT * summed.weight, exponent) + summed.num_workers),
+        (lows, math.ldexp(summed.num_workers, _LOW_BITS)),
+    ):
+        low, high = _range(part)
+        if not (low >= -most and high <= most):
+            return f"expected sums within ±{most:g}, got ones from {low:g} to {high:g}"
+    return _flaw_in_pieces(pieces.reshape(NUM_PIECES, -1), sections, summed)
+
+
+def _flaw_in_pieces(pieces: Integers, sections: Sections, summed: Summed) -> str | None:
+    if not pieces.size:
+        return None
+    bounds = np.array([2 * most * summed.num_workers for most in LARGEST_PIECES])
+    if (pieces.max(axis=1) > bounds).any() or (pieces.min(axis=1) < -bounds).any():  # |-2^63| is no int64
+        return "expected sums of statistics, got numbers beyond them"
+    totals, num_statistics = (
+        ExactSum(pieces.shape[1], pieces).total(),
+        sections.num_up - sections.num_trainable,
+    )
+    most = 2 * STATISTIC_LIMIT * summed.weight  # rounded up: each is checked once more as float32
+    if np.abs(totals[:num_statistics]).max() > most:
+        return f"expected sums of statistics within ±{most:g}, got {np.abs(totals[:num_statistics]).max():g}"
+    positive = [totals[num_statistics:], *(totals[span] for _, span in sections.variances)]
+    lowest = min((float(np.min(each)) for each in positive if each.size), default=0.0)
+    return None if lowest >= 0 else f"expected sums of variances and squares of at least 0, got {lowest:g}"
+
+
 def _flaw_in_statistics(statistics: Values, sections: Sections) -> str | None:
     low, high = _range(statistics)
     if not (low >= -STATISTIC_LIMIT and high <= STATISTIC_LIMIT):
@@ -62,7 +129,7 @@ def _flaw_in_statistics(statistics: Values, sections: Sections) -> str | None:
     return None if lowest >= 0 else f"expected variances of at least 0, got {lowest:g}"
 
 
-def _range(values: Values) -> tuple[float, float]:
+def _range(values: NDArray[Any]) -> tuple[float, float]:
     return (float(np.min(values)), float(np.max(values))) if values.size else (0.0, 0.0)
 
 
@@ -93,12 +160,18 @@ class UpdateSum:
         self._sections = sections = sections_of(layout)
         self.values: Integers = np.zeros(sections.num_trainable, np.int64) if values is None else values
         self.lows: Integers = np.empty(0, np.int64)
-        self.statistics = ExactSum(sections.num_up - sections.num_trainable + self._num_variances)
+        self.statistics = ExactSum(_num_summed(sections))
 
     @property
     def integers(self) -> list[Integers]:
         """All that it holds, as it is written."""
         return [self.values, self.statistics.pieces, self.lows]
+
+    @property
+    def as_one(self) -> Integers:
+        """The same in one vector, which is the sum's own memory where that will do."""
+        parts = [part.ravel() for part in self.integers if part.size]
+        return parts[0] if len(parts) == 1 else np.concatenate([*parts, np.empty(0, np.int64)])
 
     def restore(self, integers: Integers, num_examples: int) -> bool:
         """Go on with a sum as it was written; False where that is none of this size."""
@@ -111,17 +184,32 @@ class UpdateSum:
         self.num_examples = num_examples
         return True
 
-    @property
-    def _num_variances(self) -> int:
-        return sum(span.stop - span.start for _, span in self._sections.variances)
-
     def add(self, update: Values, num_examples: int) -> None:
         """Add one judged update, float32 or float64 of shape (T + S,), with its weight."""
-        if self.num_examples + num_examples > capacity(self.exponent):
-            raise OverflowError("the sum's bounds were not kept")
+        self._check_room(num_examples)
         self._add_trainable(update[: self.values.size], num_examples)
         self._add_statistics(update[self.values.size :].astype(np.float64), num_examples)
         self.num_examples += num_examples
+
+    def add_sum(self, integers: Integers, num_examples: int) -> None:
+        """Add the judged sum of other updates, of the same scale, with its weight: the bits of adding each of them.
+
+        Args:
+            integers: As `as_one`.
+            num_examples: Its weight.
+        """
+        self._check_room(num_examples)
+        size, middle = self.values.size, self.values.size + self.statistics.pieces.size
+        values, pieces, lows = integers[:size], integers[size:middle], integers[middle:]
+        np.copyto(self.values, values if self.num_examples == 0 else self.values + values)
+        self.statistics.pieces += pieces.reshape(self.statistics.pieces.shape)
+        if lows.size:
+            self.lows = lows.copy() if not self.lows.size else self.lows + lows
+        self.num_examples += num_examples
+
+    def _check_room(self, num_examples: int) -> None:
+        if self.num_examples + num_examples > capacity(self.exponent):
+            raise OverflowError("the sum's bounds were not kept")
 
     def _add_trainable(self, update: Values, num_examples: int) -> None:
         is_first, is_fine = self.num_examples == 0, update.dtype == np.float64
@@ -170,7 +258,7 @@ class UpdateSum:
         if not self.statistics.pieces.size:
             return np.empty(0)  # most models have none
         total, rest = self.statistics.total_and_rest()
-        size = total.size - self._num_variances
+        size = total.size - _num_variances(self._sections)
         result = total[:size] / self.num_examples
         begin = size
         for mean, span in self._sections.variances:

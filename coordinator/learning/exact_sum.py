@@ -16,11 +16,13 @@ Integers = NDArray[np.int64]
 
 _PIECE_BITS = 32
 _LOWEST_BITS = -64  #: nothing below 2^-64 counts
-_NUM_PIECES = 7
+NUM_PIECES = 7
 _BASE = 1 << _PIECE_BITS
 _SPLITTER = 2.0**27 + 1  #: cuts a double's 53 bits into two halves (Veltkamp 1968)
 #: A value up to 2^168 takes 40 bits of the highest piece, so that four million of them fit.
 LARGEST = math.ldexp(1.0, 168)
+#: What one vector adds to each piece at most.
+LARGEST_PIECES = (*(_BASE for _ in range(NUM_PIECES - 1)), 1 << 40)
 
 
 class ExactSum:
@@ -31,12 +33,12 @@ class ExactSum:
     """
 
     def __init__(self, size: int, pieces: Integers | None = None) -> None:
-        self.pieces: Integers = np.zeros((_NUM_PIECES, size), np.int64) if pieces is None else pieces
+        self.pieces: Integers = np.zeros((NUM_PIECES, size), np.int64) if pieces is None else pieces
 
     def add(self, values: Doubles) -> None:
         """Add a vector, shape (S,), of values up to ±2^168."""
         rest = np.array(values, np.float64)
-        for index in reversed(range(_NUM_PIECES)):
+        for index in reversed(range(NUM_PIECES)):
             weight = _weight(index)
             piece = np.trunc(rest / weight) if index else np.rint(rest / weight)
             self.pieces[index] += piece.astype(np.int64)
@@ -55,7 +57,7 @@ class ExactSum:
         negative = self._carried(self.pieces)[-1] < 0
         carried = self._carried(np.where(negative, -self.pieces, self.pieces))
         total = np.zeros(self.pieces.shape[1], np.float64)
-        for index in range(_NUM_PIECES):  # all of one sign now: from the smallest up nothing cancels
+        for index in range(NUM_PIECES):  # all of one sign now: from the smallest up nothing cancels
             total += carried[index] * _weight(index)
         return np.where(negative, -total, total)
 
@@ -68,7 +70,7 @@ class ExactSum:
     def _carried(self, pieces: Integers) -> Integers:
         """The same total with every piece but the highest from 0 to 2^32 − 1."""
         carried = pieces.copy()
-        for index in range(_NUM_PIECES - 1):
+        for index in range(NUM_PIECES - 1):
             carry = carried[index] >> _PIECE_BITS
             carried[index] -= carry * _BASE
             carried[index + 1] += carry

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from broker.wire.scores import AnswerCounts, pooled_measures
+from broker.wire.scores import AnswerCounts, merged, pooled_measures
 from broker.wire.tensors import Array
 
 Figures = dict[str, float]
@@ -27,12 +27,14 @@ class Measurement:
         metrics: The model's loss and its compiled metrics, by name.
         states: Of those that are no mean over examples: the sums that they keep.
         counts: Of the answers, if these were counted.
+        num_workers: Of how many this is: what a relay says is of all behind it.
     """
 
     num_examples: int
     metrics: Figures
     states: Mapping[str, Array]
     counts: AnswerCounts | None = None
+    num_workers: int = 1
 
     @property
     def figures(self) -> Figures:
@@ -49,7 +51,7 @@ def pooled(measurements: Iterable[Measurement], work_out: WorkOut) -> Figures:
         work_out: Gives the metrics that are no means.
     """
     every = [each for each in measurements if each.num_examples]
-    if len(every) < 2:
+    if sum(each.num_workers for each in every) < 2:
         return every[0].figures if every else {}
     sums = _summed(every)
     means = {
@@ -60,6 +62,24 @@ def pooled(measurements: Iterable[Measurement], work_out: WorkOut) -> Figures:
     figures = means | (work_out(sums) if sums else {})
     counted = pooled_measures(each.counts for each in every if each.counts)
     return figures | {name: counted[name] for name in counted if name not in figures}
+
+
+def together(measurements: Iterable[Measurement]) -> Measurement:
+    """What several measured as one: pooled with what others measured it gives the figures of all examples, too."""
+    every = [each for each in measurements if each.num_examples]
+    if len(every) == 1:
+        return every[0]
+    counts = [each.counts for each in every if each.counts is not None]
+    return Measurement(
+        num_examples=sum(each.num_examples for each in every),
+        metrics={
+            name: _mean_of(name, every)
+            for name in dict.fromkeys(name for each in every for name in each.metrics)
+        },
+        states=_summed(every),
+        counts=merged(counts) if counts and len(counts) == len(every) else None,
+        num_workers=sum(each.num_workers for each in every),
+    )
 
 
 def _summed(every: list[Measurement]) -> dict[str, Array]:

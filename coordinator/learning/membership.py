@@ -17,6 +17,19 @@ Readers = dict[str, list[str]]  #: workers by the process that each is a worker 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RelayShare:
+    """What a relay was counted with in a round: its sum is of no more.
+
+    Attributes:
+        num_workers: That are behind it.
+        weight: Of all their updates, in examples.
+    """
+
+    num_workers: int
+    weight: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
     """One worker as it described itself.
 
@@ -28,6 +41,7 @@ class Member:
         pause: Why it takes no round for now; empty: it does.
         release: The Warren that it runs; empty of one that does not say so.
         is_present: It said it is there, and nobody found its queue without a reader since.
+        behind: Of a relay the examples of each worker behind it.
         is_forgotten: It left for good, and what was here for it is removed: it is shown no longer.
     """
 
@@ -50,18 +64,38 @@ class Member:
     has_trainer: bool = False
     pause: str = ""
     release: str = ""
+    behind: tuple[int, ...] = ()
 
     @property
     def takes_rounds(self) -> bool:
         """Whether it is there, and would answer."""
         return self.is_present and not self.pause
 
+    @property
+    def declared(self) -> tuple[int, ...]:
+        """The examples of each worker that its update would rest on: its own, or those behind a relay."""
+        return self.behind or (self.num_examples,)
+
+    def weight(self, most: int) -> int:
+        """What its update would weigh where no worker's weighs more than `most`."""
+        return sum(min(number, most) for number in self.declared)
+
+    def share(self, most: int) -> RelayShare | None:
+        """What it is counted with if it is a relay."""
+        return RelayShare(num_workers=len(self.behind), weight=self.weight(most)) if self.behind else None
+
 
 class Roster:
-    """Everyone who joined this federation since the coordinator started."""
+    """Everyone who joined this federation since the coordinator started.
+
+    Attributes:
+        members: By worker.
+        models: The digest of the newest global model that each process has, or has before it in its queue, by its name.
+    """
 
     def __init__(self) -> None:
         self.members: dict[str, Member] = {}
+        self.models: dict[str, str] = {}
         self._of_reader: dict[str, set[str]] = {}
 
     def join(self, joined: Joined, reader: str | None = None) -> Member:
@@ -89,7 +123,9 @@ class Roster:
             has_trainer=joined.has_trainer,
             pause=joined.pause,
             release=joined.release,
+            behind=joined.behind,
         )
+        self.models[member.reader] = joined.model
         self.add(member)
         return member
 

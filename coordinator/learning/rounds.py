@@ -9,6 +9,7 @@ opened → answers → closed   all selected have answered, or the quorum is the
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from types import MappingProxyType
 
 import numpy as np
 
@@ -16,9 +17,11 @@ from broker.errors import ProtocolError
 from broker.wire.limits import MOST_EXAMPLES, require_measures
 from broker.wire.messages import Mode, UpdateAnnounced
 from broker.wire.scores import AnswerCounts, flaw_in_counts
+from broker.wire.settings import Summed
 from broker.wire.tensors import Array
+from coordinator.learning.aggregation import LIMIT
 from coordinator.learning.measures import Measurement
-from coordinator.learning.membership import Member
+from coordinator.learning.membership import Member, RelayShare
 
 _LARGEST_MEASURE = 3.4e38  #: of float32, in which it was computed; sums of such over all examples are finite
 _LARGEST_SUM = 1e100  #: of what a metric keeps: a thousand workers' sums are finite
@@ -54,6 +57,7 @@ class RoundRecord:
         num_examples: What each invited worker declared; its update may not claim more.
         scale_exponent: See `aggregation.scale_exponent`.
         most_weight: In examples; what an update was trained on beyond that doesn't count.
+        relays: The invited relays, each with what it is counted with.
     """
 
     run_id: str
@@ -70,10 +74,16 @@ class RoundRecord:
     deadline_seconds: float
     grace_seconds: float
     most_weight: int = MOST_EXAMPLES
+    relays: dict[str, RelayShare] = field(default_factory=dict)
 
-    def weight(self, num_examples: int) -> int:
-        """How much an update of so many examples weighs in the mean."""
-        return min(num_examples, self.most_weight)
+    def weight(self, answer: "Answer | UpdateAnnounced") -> int:
+        """How much an accepted update weighs in the mean."""
+        return min(answer.num_examples, self.most_weight) if answer.summed is None else answer.summed.weight
+
+    def reserved(self, worker: str) -> int:
+        """How much the update of an invited worker may weigh."""
+        share = self.relays.get(worker)
+        return min(self.num_examples.get(worker, 0), self.most_weight) if share is None else share.weight
 
     @property
     def invited(self) -> tuple[str, ...]:
@@ -89,6 +99,7 @@ class Answer:
         upload_id: Of the update that settled it; empty when the worker declined.
         reason: Why it was rejected or declined.
         largest: The largest |Δ| of its update: whose it was, should the model fail.
+        summed: Of a relay, whose update is its workers' sum.
     """
 
     upload_id: str
@@ -103,11 +114,21 @@ class Answer:
     seconds: float = 0.0
     reason: str | None = None
     largest: float = 0.0
+    summed: Summed | None = None
+
+    @property
+    def _num_workers(self) -> int:
+        return 1 if self.summed is None else self.summed.num_workers
 
     @property
     def training(self) -> Measurement:
         """How its training went."""
-        return Measurement(num_examples=self.num_examples, metrics=self.metrics, states=self.states)
+        return Measurement(
+            num_examples=self.num_examples,
+            metrics=self.metrics,
+            states=self.states,
+            num_workers=self._num_workers,
+        )
 
     @property
     def test(self) -> Measurement:
@@ -117,6 +138,7 @@ class Answer:
             metrics=self.global_metrics,
             states=self.global_states,
             counts=self.counts,
+            num_workers=self._num_workers,
         )
 
 
@@ -211,7 +233,22 @@ class Round:
             return f"expected 1 to {declared} examples as declared, got {update.num_examples}"
         if not trains and (update.parts or update.update is not None or update.num_examples):
             return "expected metrics alone, got weights, or examples that they were trained on"
-        return _flaw_in_measures(update, num_classes)
+        return self._flaw_in_share(update) or _flaw_in_measures(update, num_classes)
+
+    def _flaw_in_share(self, update: UpdateAnnounced) -> str | None:
+        """A sum is taken of a relay, and of it nothing else; it weighs no more than it was counted with."""
+        share, summed = self.record.relays.get(update.worker), update.summed
+        if share is None or summed is None:
+            return (
+                None
+                if share is None and summed is None
+                else "expected an update of a worker, or a sum of a relay, got the other"
+            )
+        lowest, most = (1, share.weight) if self.trains(update.worker) else (0, 0)
+        fits = lowest <= summed.weight <= most and 1 <= summed.num_workers <= share.num_workers
+        if fits and 0 <= summed.largest <= LIMIT:
+            return None
+        return f"expected a sum of {share.num_workers} workers that weighs {lowest} to {most}, got {summed}"
 
     def settle(
         self,
@@ -238,6 +275,7 @@ class Round:
                 seconds=update.seconds,
                 reason=reason,
                 largest=largest,
+                summed=update.summed,
             ),
             now,
         )
@@ -259,11 +297,13 @@ class Round:
         """Let more workers take part."""
         record = self.record
         more = {member.worker: member.num_examples for member in members}
+        shares = {member.worker: member.share(record.most_weight) for member in members}
         record = replace(
             record,
             selected=(*record.selected, *(each.worker for each in members if not each.evaluate_only)),
             evaluators=(*record.evaluators, *(each.worker for each in members if each.evaluate_only)),
             num_examples={**record.num_examples, **more},
+            relays=record.relays | {worker: share for worker, share in shares.items() if share},
         )
         self._seat(record)
 
@@ -312,12 +352,29 @@ class Round:
         )
         return Round(record, now, {worker: rejected})
 
-    def next_attempt(self, num_examples: dict[str, int], evaluators: tuple[str, ...]) -> RoundRecord:
+    @property
+    def weights(self) -> dict[str, int]:
+        """The workers whose updates count, each with how much its own does."""
+        trained = [worker for worker in self.accepted if self.trains(worker)]
+        return {worker: self.record.weight(self.answers[worker]) for worker in trained}
+
+    @property
+    def _counted(self) -> dict[str, int]:
+        """What each relay was told that its workers were counted with."""
+        return {relay: self.record.num_examples[relay] for relay in self.record.relays}
+
+    def next_attempt(
+        self,
+        num_examples: dict[str, int],
+        evaluators: tuple[str, ...],
+        relays: Mapping[str, RelayShare] = MappingProxyType({}),
+    ) -> RoundRecord:
         """The record of the next attempt: what was accepted stays, these workers are invited besides.
 
         Args:
             num_examples: The workers to invite, each with what it declared.
             evaluators: The workers that only evaluate.
+            relays: Those of them that are relays; one that was counted before stays what it was counted with.
         """
         kept = dict.fromkeys(worker for worker in self.accepted if worker in self._selected)
         return replace(
@@ -325,7 +382,8 @@ class Round:
             attempt=self.record.attempt + 1,
             selected=tuple(kept | dict.fromkeys(num_examples)),
             evaluators=evaluators,
-            num_examples={**self.record.num_examples, **num_examples},
+            num_examples=self.record.num_examples | num_examples | self._counted,
+            relays={**relays, **self.record.relays},
         )
 
 

@@ -2,14 +2,14 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from broker.model.fit import holds_of_classes, misfit
 from broker.model.likeness import common_inputs, is_other_scale, scale_difference, shape_difference
 from broker.wire.settings import Needs
 from broker.wire.tensors import InputFacts
 from coordinator.folder.checkpoint import Checkpoint
-from coordinator.learning.membership import Member, Roster
+from coordinator.learning.membership import Member, RelayShare, Roster
 from coordinator.play.log_text import listed
 
 logger = logging.getLogger(__name__)
@@ -21,15 +21,22 @@ class Admission:
     Args:
         roster: Everyone who joined.
         task: The run's.
+        takes_sums: Whether its strategy needs no single update, so that a relay may send its workers' sum.
+        relays: Who may be one: whoever is it weighs as much as all that it says to be behind it. None: anybody, where
+            all share one account.
 
     Attributes:
         unfit: Workers that can't take part, with the reason.
     """
 
-    def __init__(self, roster: Roster, task: str) -> None:
+    def __init__(
+        self, roster: Roster, task: str, *, takes_sums: bool = True, relays: Collection[str] | None = None
+    ) -> None:
         self.unfit: dict[str, str] = {}
         self._roster = roster
         self._task = task
+        self._takes_sums = takes_sums
+        self._relays = relays
         self._known: set[str] = set()
         self._odd: set[str] = set()
 
@@ -65,6 +72,19 @@ class Admission:
         """What each of these declared."""
         return {worker: self._roster.members[worker].num_examples for worker in workers}
 
+    def declared(self, workers: Iterable[str]) -> list[int]:
+        """The examples of each worker behind these: their own, or those of a relay's workers."""
+        return [number for worker in workers for number in self._roster.members[worker].declared]
+
+    def weight(self, worker: str, most: int) -> int:
+        """What the update of a worker would weigh."""
+        return self._roster.members[worker].weight(most)
+
+    def shares(self, workers: Iterable[str], most: int) -> dict[str, RelayShare]:
+        """What each relay among these is counted with, where no worker's update weighs more than `most`."""
+        shares = {worker: self._roster.members[worker].share(most) for worker in workers}
+        return {worker: share for worker, share in shares.items() if share is not None}
+
     def consider(self, member: Member, state: Checkpoint | None) -> str | None:
         """Look at a worker's newest word; why it can't take part, or None.
 
@@ -87,6 +107,16 @@ class Admission:
         return is_new
 
     def _flaw_in(self, member: Member, state: Checkpoint) -> str | None:
+        if member.behind and not self._takes_sums:
+            return (
+                "it is a relay, which sends the sum of its workers' updates, and this run's strategy needs each update "
+                "by itself: choose a strategy of the mean, such as fedavg"
+            )
+        if member.behind and self._relays is not None and member.worker not in self._relays:
+            return (
+                f"it says to be a relay with {len(member.behind)} workers behind it, which a run allows by name: "
+                f"--relay {member.worker}"
+            )
         if state.is_arrays and not member.has_trainer:
             return f"it trains Keras models, and {state.task} is a task of arrays: start it with --trainer MODULE:CLASS"
         if member.has_trainer and not state.is_arrays:

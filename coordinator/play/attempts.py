@@ -54,10 +54,7 @@ class Attempts:
         the_round = Round(opened.record, self._tools.session.clock.now(), opened.answers)
         aggregate = self._new_aggregate(opened.record)
         if aggregate is not None:
-            trained = [worker for worker in the_round.accepted if the_round.trains(worker)]
-            numbers = {worker: the_round.answers[worker].num_examples for worker in trained}
-            weights = {worker: opened.record.weight(number) for worker, number in numbers.items()}
-            aggregate.restore(opened.arrays, weights)
+            aggregate.restore(opened.arrays, the_round.weights)
         return self._living(the_round, aggregate)
 
     def first(self, mode: Mode) -> LiveRound:
@@ -69,7 +66,7 @@ class Attempts:
             is_training=mode == "train",
             part_bytes=PART_BYTES,
         )
-        if any(number > record.most_weight for number in record.num_examples.values()):
+        if any(number > record.most_weight for number in self._admission.declared(record.selected)):
             logger.info("No update weighs more than %d examples in this round.", record.most_weight)
         the_round = Round(record, self._tools.session.clock.now())
         return self._announced(self._living(the_round, self._new_aggregate(record)))
@@ -87,7 +84,9 @@ class Attempts:
         tell_retried(the_round)
         accepted = {worker: the_round.answers[worker] for worker in the_round.accepted}
         evaluators = tuple(self._admission.evaluators)
-        next_record = the_round.next_attempt(reinvited(the_round, self._options, self._admission), evaluators)
+        invited = reinvited(the_round, self._options, self._admission)
+        shares = self._admission.shares(invited, live.record.most_weight)
+        next_record = the_round.next_attempt(invited, evaluators, shares)
         now = self._tools.session.clock.now()
         return self._announced(live.again(Round(next_record, now, accepted), live.aggregate))
 

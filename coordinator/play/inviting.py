@@ -26,7 +26,7 @@ def open_record(
     selected = select(admission.trainers, fraction, (options.seed, number, state.next_attempt))
     evaluators = tuple(admission.evaluators)
     num_examples = admission.num_examples(selected + evaluators)
-    declared = [num_examples[worker] for worker in selected]
+    declared = admission.declared(selected)
     most = most_weight(declared, options.max_examples or MOST_EXAMPLES, options.max_share)
     return RoundRecord(
         run_id=state.run_id,
@@ -43,6 +43,7 @@ def open_record(
         deadline_seconds=options.deadline_seconds,
         grace_seconds=options.grace_seconds,
         most_weight=most,
+        relays=admission.shares(selected, most),
     )
 
 
@@ -66,10 +67,12 @@ def reinvited(the_round: Round, options: RunOptions, admission: Admission) -> di
     if options.fraction < 1 and len(candidates) > wanted > 0:
         seed = (options.seed, record.round_number, record.attempt + 1)
         candidates = list(select(candidates, wanted / len(candidates), seed))
-    room = capacity(record.scale_exponent) - sum(map(record.weight, record.num_examples.values()))
+    room = capacity(record.scale_exponent) - sum(map(record.reserved, record.num_examples))
     chosen: dict[str, int] = {}
     for worker, number in admission.num_examples(candidates).items():
-        extra = record.weight(number) - record.weight(record.num_examples.get(worker, 0))
+        reserved = record.reserved(worker)
+        is_counted = worker in record.relays
+        extra = 0 if is_counted else admission.weight(worker, record.most_weight) - reserved
         if extra <= room:
             room -= extra
             chosen[worker] = number

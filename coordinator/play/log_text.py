@@ -25,6 +25,8 @@ def described(member: Member) -> str:
     """What a worker brings."""
     if member.evaluate_only:
         return f"evaluates on {member.num_test_examples} examples"
+    if member.behind:
+        return f"a relay of {len(member.behind)} workers with {member.num_examples} examples"
     if len(member.classes) > _MOST_CLASSES or not member.examples_per_class:
         return f"{member.num_examples} examples"
     per_class = zip(member.classes, member.examples_per_class, strict=False)

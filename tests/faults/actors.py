@@ -46,6 +46,8 @@ from coordinator.learning.strategies.averages import FedAvg
 from coordinator.options import RunOptions
 from coordinator.play.run import Run
 from coordinator.presence.broker_room import room_at
+from coordinator.starting.relay.above import relay
+from coordinator.starting.relay.part import RelayOptions
 from coordinator.tasks import Task, TaskDefaults, resolve
 from tests.steps import next_weights
 from worker.data.data_set import open_data
@@ -78,6 +80,8 @@ POINTS: dict[str, tuple[str, str]] = {
     "closed": ("coordinator.play.live_round", "LiveRound._tell_closed"),
     "save": ("coordinator.play.committed", "Committed.save"),
     "finish": ("coordinator.play.run", "Run._finish"),
+    "keep-start": ("coordinator.starting.relay.region", "keep_start"),
+    "finish-part": ("coordinator.starting.relay.region", "Region._finish"),
     "train": ("tests.faults.actors", "NumpyTrainer.answer"),
     "fit": ("worker.examples.sklearn_logistic", "Trainer.fit"),
     "upload-part": ("worker.rounds.uploading", "KeptUpdate.part"),
@@ -121,10 +125,11 @@ class Options:
         classes: Of its data.
         data: What a worker trains on with Keras; for a coordinator: its model is Keras's, a small one.
         management_url: Where a coordinator asks for room at the broker; by default it doesn't.
+        above: A relay's address of the broker above.
         example: In place of the stand-ins a task of arrays, and the trainer of one's own in the same module.
     """
 
-    role: Literal["coordinator", "worker"]
+    role: Literal["coordinator", "worker", "relay"]
     amqp_url: str
     names: tuple[str, ...] = ()
     out: str = ""
@@ -145,6 +150,7 @@ class Options:
     data: str = ""
     state: str = ""
     example: str = ""
+    above: str = ""
     management_url: str = ""
     trainings: str = ""
     audit: str = ""
@@ -484,6 +490,29 @@ def play_worker(options: Options, link: RabbitLink, stop: Stop, log: logs.LogCon
     return 0
 
 
+def play_relay(options: Options, link: RabbitLink, stop: Stop, log: logs.LogContext) -> int:
+    """As `coordinator.starting.relay.above.play_relay` does it."""
+    asked = RelayOptions(name=options.names[0], out=Path(options.out), **options.run)
+    make_folder(asked.out)
+    with lock_folder(asked.out, wait=False, stop=stop.event), ExitStack() as stack:
+        for each in (link, above := RabbitLink(link_settings(options, stop, above=True))):
+            each.open()
+            stack.callback(each.close)
+        relay(link, above, asked, stop.event, log, once=options.once)
+    return 0
+
+
+def link_settings(options: Options, stop: Stop, *, above: bool = False) -> LinkSettings:
+    """Where the broker is, and what this process is called there."""
+    is_coordinator = options.role != "worker" and not above
+    return LinkSettings(
+        access=Access(amqp_url=options.above if above else options.amqp_url),
+        name="coordinator" if is_coordinator else f"worker {options.names[0]}",
+        connect_seconds=options.connect_seconds,
+        stop=stop.event,
+    )
+
+
 def main(options: Options, log_path: str) -> None:
     """Play one part in this process, which was forked for it; everything it says goes to a file."""
     with open(log_path, "ab", buffering=0) as stream:  # noqa: PTH123 - as descriptors 1 and 2
@@ -500,18 +529,12 @@ def play(options: Options) -> int:
     log = logs.configure(verbose=options.verbose)
     with ExitStack() as stack:
         stop = stack.enter_context(Stop())
-        name = "coordinator" if options.role == "coordinator" else f"worker {options.names[0]}"
-        link = RabbitLink(
-            LinkSettings(
-                access=Access(amqp_url=options.amqp_url),
-                name=name,
-                connect_seconds=options.connect_seconds,
-                stop=stop.event,
-            )
-        )
+        link = RabbitLink(link_settings(options, stop))
         for each in options.breaks:
             BreakPoint(each, link).install()
-        play_role = play_coordinator if options.role == "coordinator" else play_worker
+        play_role = {"coordinator": play_coordinator, "worker": play_worker, "relay": play_relay}[
+            options.role
+        ]
         try:
             return play_role(options, link, stop, log)
         except BrokerUnreachable as exc:

@@ -140,6 +140,14 @@ class Stage:
         names = tuple(f"s.{number}" for number in range(1, count + 1))
         return self._start("swarm", "worker", names=names, is_swarm=True, num_examples=10, **more)
 
+    def relay(
+        self, name: str, above: str, *, workers: int, breaks: tuple[Break, ...] = (), **more: Any
+    ) -> Actor:
+        """Start a relay from this stage's broker to the one above; its folder is on this stage."""
+        run = {"workers": workers} | more.pop("run", {})
+        out = str(self.folder / f"relay-{name}")
+        return self._start(name, "relay", names=(name,), above=above, out=out, run=run, breaks=breaks, **more)
+
     def _start(self, name: str, role: Any, **options: Any) -> Actor:
         asked = Options(
             role=role,

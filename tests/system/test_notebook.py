@@ -7,6 +7,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests.brokers import at_load
+
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "deploy" / "notebooks" / "first_federation.ipynb"
 
@@ -22,8 +24,8 @@ def test_the_first_notebook_runs_in_under_a_minute(tmp_path: Path, monkeypatch: 
         nbformat.v4.new_code_cell("print([run.history[-1]['val_accuracy'] for run in runs.values()])")
     )
     started = time.monotonic()
-    NotebookClient(notebook, timeout=60, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    assert time.monotonic() - started < 60
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert time.monotonic() - started < at_load(60)
     (output,) = notebook.cells[-1].outputs
     alike, different, with_momentum = map(float, output.text.strip("[]\n").split(","))
     assert alike > 0.9

@@ -20,8 +20,12 @@ PURE = (
     "coordinator/learning/strategies/averages.py", "coordinator/learning/strategies/median.py",
     "coordinator/learning/rounds.py", "coordinator/learning/membership.py", "coordinator/learning/stopping.py",
 )  # fmt: skip
-#: A person who calls `coordinator.simulate` wants both sides in one process; nothing else here imports it.
-BOTH_SIDES = "coordinator/starting/simulation.py"
+#: A person who calls `coordinator.simulate` wants both sides in one process, and a relay is both; nothing else is, and
+#: each is imported by one file alone.
+BOTH_SIDES = {
+    "coordinator/starting/simulation.py": "coordinator/__init__.py",
+    "coordinator/starting/relay/above.py": "coordinator/starting/relay/command.py",
+}
 KERAS_IN_COORDINATOR = {
     "coordinator/keras/task_models.py",
     "coordinator/keras/child.py",
@@ -65,14 +69,16 @@ def test_no_import_runs_up() -> None:
         "broker": {"worker", "coordinator"}, "worker": {"coordinator"}, "coordinator": {"worker"},
     }.items():  # fmt: skip
         for path in sources(floor):
-            assert str(path.relative_to(ROOT)) == BOTH_SIDES or not roots(path) & forbidden, path
+            assert str(path.relative_to(ROOT)) in BOTH_SIDES or not roots(path) & forbidden, path
 
 
-def test_a_simulation_is_imported_by_nobody_but_who_asks_for_it() -> None:
+@pytest.mark.parametrize("both_sides", BOTH_SIDES)
+def test_what_is_both_sides_is_imported_by_nobody_but_who_asks_for_it(both_sides: str) -> None:
     """The coordinator's own process stays without TensorFlow and without workers."""
-    module = BOTH_SIDES.removesuffix(".py").replace("/", ".")
+    module = both_sides.removesuffix(".py").replace("/", ".")
     users = {str(path.relative_to(ROOT)) for path in sources("coordinator") if module in imported(path)}
-    assert users == {"coordinator/__init__.py"}
+    assert users == {BOTH_SIDES[both_sides]}
+    assert not any(module in imported(ROOT / user, top_level_only=True) for user in users)
 
 
 @pytest.mark.parametrize(

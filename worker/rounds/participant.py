@@ -13,7 +13,7 @@ import numpy as np
 
 from broker.errors import DataError, ModelError
 from broker.model.card import write_card
-from broker.wire.messages import RoundKey, RoundStart
+from broker.wire.messages import Joined, RoundKey, RoundStart
 from broker.wire.tensors import Array, Values, Vector, flatten_first, sections_of, unflatten
 from worker.data.data_set import Dataset, Examples
 from worker.learning.results import Report
@@ -61,6 +61,22 @@ class Participant:
                 else "This site trains on nothing."
             )
         return self.rules.statistics_refusal
+
+    def word(self) -> Joined:
+        """What it says of itself when it joins, but for what its process knows."""
+        data = self.data
+        return Joined(
+            worker=self.name,
+            classes=data.classes,
+            num_examples=0 if self.evaluate_only else data.num_train_examples,
+            examples_per_class=self.rules.examples_per_class(data),
+            num_test_examples=self.rules.num_test_examples(data),
+            evaluate_only=self.evaluate_only,
+            inputs=self.rules.inputs(data),
+            holds=data.holds,
+            trusts=self.trusts,
+            has_trainer=self.has_trainer,
+        )
 
     def trains_in(self, start: RoundStart) -> bool:
         """Whether a round start asks this worker for an update."""

@@ -5,7 +5,7 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from broker.audit import OFF, AuditLog
@@ -15,7 +15,7 @@ from broker.link.seam import Link, Queue, outgoing, upload_queue, worker_queue
 from broker.logs import LogContext
 from broker.model.likeness import scale_difference
 from broker.wire import names
-from broker.wire.messages import Left, Progress, RoundKey, RoundStart, SwarmLeft
+from broker.wire.messages import Left, Progress, RoundKey, RoundStart, RunFinished, SwarmLeft
 from broker.wire.statistics import WORDS, StatisticsRefused, StatisticsTold
 from broker.wire.tensors import Vector
 from worker.learning.console import Console
@@ -64,6 +64,7 @@ class WorkerLoop:
         at_once: How many answers the trainer may be asked for at the same time.
         resting: When no rounds are taken.
         audit_log: Told what this site takes part in, and what leaves it.
+        on_finished: Told of a run's end before that is acknowledged.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class WorkerLoop:
         at_once: int = 1,
         resting: Resting | None = None,
         audit_log: AuditLog = OFF,
+        on_finished: Callable[[RunFinished], None] = lambda _finished: None,
     ) -> None:
         self._audit = audit_log
         self._link = link
@@ -106,6 +108,7 @@ class WorkerLoop:
             task=task,
             swarm=self._reader if is_swarm else None,
             resting=self._resting,
+            on_finished=on_finished,
         )
         self._sites: dict[str, SiteStatistics] = {}
         self._progress_at = float("-inf")
@@ -142,6 +145,10 @@ class WorkerLoop:
                 self._leave()
             if self._is_swarm:
                 self._delete_queues(names.worker_queue(self._reader), names.upload_queue(self._reader))
+
+    def say_joined(self) -> None:
+        """What is told of who takes part has changed: say it again, from any thread."""
+        self._listener.say_joined()
 
     def _is_over(self) -> bool:
         if self._hand_over.failure is not None:
@@ -247,13 +254,13 @@ class WorkerLoop:
             self._with_residual(job.worker, trained.vector),
             layout=job.start.layout,
             part_bytes=job.start.part_bytes,
-            precision=settings.precision,
+            precision=settings.precision if trained.measured.summed is None else "float32",
             seed=seed_of(job.start, job.worker) if settings.deterministic else secrets.randbits(32),
             reader=self._reader,
             is_audited=self._audit.is_kept and not self._is_swarm,
         )
         if not settings.deterministic:
-            residual = update.lost_in_encoding()
+            residual = update.take_rest()
             if residual is not None:
                 self._residuals[job.worker] = residual
         return update
@@ -263,7 +270,9 @@ class WorkerLoop:
         residual = self._residuals.pop(worker, None)
         if vector is None or residual is None or residual.shape != vector.shape:
             return vector
-        return vector + residual
+        vector += residual  # given away by the trainer
+        self._hand_over.give_spare(residual)
+        return vector
 
     def _upload_first(self, update: KeptUpdate) -> None:
         """Upload at once; a swarm's small updates are gathered for a moment and published together."""

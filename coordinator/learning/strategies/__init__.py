@@ -23,13 +23,13 @@ from broker.wire.tensors import FLOAT32, Vector
 from coordinator.learning.strategies.averages import FedAdam, FedAvg, FedAvgM
 from coordinator.learning.strategies.base import Aggregate, Strategy
 from coordinator.learning.strategies.fedprox import FedProx
-from coordinator.learning.strategies.mean import OfTheMean
+from coordinator.learning.strategies.mean import MeanAggregate, OfTheMean
 from coordinator.learning.strategies.median import Median
 from coordinator.learning.strategies.side_by_side import SideBySide
 
 __all__ = [
-    "STRATEGIES", "Aggregate", "FedAdam", "FedAvg", "FedAvgM", "FedProx", "Median", "OfTheMean", "SideBySide",
-    "Strategy", "first_states", "make_strategy",
+    "STRATEGIES", "Aggregate", "FedAdam", "FedAvg", "FedAvgM", "FedProx", "MeanAggregate", "Median", "OfTheMean",
+    "SideBySide", "Strategy", "first_states", "make_strategy",
 ]  # fmt: skip
 
 STRATEGIES: dict[str, type[Any]] = {

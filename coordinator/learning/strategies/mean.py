@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from broker.errors import CheckpointError
 from broker.wire.tensors import Layout, Values, Vector, sections_of
 from coordinator.learning.aggregation import UpdateSum
-from coordinator.learning.exact_sum import Doubles
+from coordinator.learning.exact_sum import Doubles, Integers
 from coordinator.learning.spares import Spares
 from coordinator.learning.strategies.base import Aggregate, Plain, check_finite
 
@@ -46,6 +46,10 @@ class MeanAggregate:
     def add(self, _worker: str, update: Values, num_examples: int) -> None:
         """Add one judged update, float32 or float64 of shape (U,), with its weight."""
         self.total.add(update, num_examples)
+
+    def add_sum(self, integers: Integers, num_examples: int) -> None:
+        """Add the judged sum of a relay's workers, with its weight."""
+        self.total.add_sum(integers, num_examples)
 
     def save(self) -> list[NDArray[Any]]:
         """The integers of the sum; nothing before anything was added."""
