@@ -59,6 +59,7 @@ def test_status_shows_the_nodes_of_a_cluster() -> None:
         "memory_bytes": 0,
         "alarms": [],
         "queues": [],
+        "certificates": [],
         "connections": [],
         "certificates": [],
     }
