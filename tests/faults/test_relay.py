@@ -95,7 +95,7 @@ class Tree:
     def assert_same_bits(self, coordinator: Actor, workers: dict[str, int] = EVERYBODY) -> None:
         """All ended, with the model of the same workers at one broker; nobody trained twice, and nothing is left."""
         everybody = [coordinator, *self.relays.values(), *self.workers]
-        assert [actor.ended() for actor in everybody] == [0] * len(everybody), self.story
+        assert [actor.ended(120) for actor in everybody] == [0] * len(everybody), self.story
         self.top.assert_bits(undisturbed(workers, rounds=ROUNDS, size=self.top.size), ROUNDS)
         assert self.top.leftovers(REGIONS) == {}, self.story
         for name, region in self.regions.items():
