@@ -44,6 +44,7 @@ class RecordedSettings:
     private: tuple[str, ...]
     relays: tuple[str, ...]
     upload_precision: Precision
+    download_precision: Precision
     deterministic: bool
     initial_model: str | None
     normalize: str | None
@@ -68,6 +69,7 @@ class RunOptions:
         relays: Invited accounts that may speak for many workers; see `Admission`.
         track: Who is told the figures; see `coordinator.folder.tracking`.
         normalize: What `coordinator statistics` has found, for the model's Normalization layer.
+        download_precision: How the step to the next global model is told; see `coordinator.learning.squeezing`.
         made_strategy: One that was made by whoever asks, and goes by the name `strategy`; None makes that of the table.
     """
 
@@ -101,6 +103,7 @@ class RunOptions:
     seed: int = 0
     deterministic: bool = False
     precision: Precision = "float32"
+    download_precision: Precision = "float32"
     standby: bool = False
     made_strategy: Strategy | None = None
 
@@ -241,6 +244,7 @@ class RunOptions:
             private=self.private,
             relays=self.relays,
             upload_precision=first.precision,
+            download_precision=self.download_precision,
             deterministic=self.deterministic,
             initial_model=None if self.initial_model is None else str(self.initial_model),
             normalize=None if self.normalize is None else str(self.normalize),

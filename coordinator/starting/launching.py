@@ -87,6 +87,9 @@ def run_options(function: _Function) -> _Function:
             click.option("--deterministic", is_flag=True, help="Same updates, same bits; slower."),
             click.option("--upload-precision", "precision", type=click.Choice(["float32", "float16", "int8"]),
                          default="float32", show_default=True, help="How an update's values travel."),
+            click.option("--download-precision", type=click.Choice(["float32", "float16", "int8"]),
+                         default="float32", show_default=True,
+                         help="How the global model's change travels to workers that have the last one."),
         )
     ):  # fmt: skip
         function = option(function)
