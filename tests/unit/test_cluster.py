@@ -60,6 +60,7 @@ def test_status_shows_the_nodes_of_a_cluster() -> None:
         "alarms": [],
         "queues": [],
         "connections": [],
+        "certificates": [],
     }
     text = _table({**found, "nodes": [node, down]})
     assert "a     running  138 MB  c" in text
