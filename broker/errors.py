@@ -64,7 +64,15 @@ class LoginRefused(BrokerError):
 
 
 class LinkLost(BrokerError):
-    """The connection went away while a call was under way; the call may be repeated."""
+    """The connection went away while a call was under way; the call may be repeated.
+
+    Attributes:
+        num_confirmed: Of a batch that was published, so many of the first are safe, and need not be repeated.
+    """
+
+    def __init__(self, text: str, num_confirmed: int = 0) -> None:
+        super().__init__(text)
+        self.num_confirmed = num_confirmed
 
 
 class Unroutable(BrokerError):

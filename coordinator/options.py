@@ -42,7 +42,9 @@ class RecordedSettings:
     keep_every: int | None
     track: tuple[str, ...]
     private: tuple[str, ...]
+    relays: tuple[str, ...]
     upload_precision: Precision
+    download_precision: Precision
     deterministic: bool
     initial_model: str | None
     normalize: str | None
@@ -64,8 +66,10 @@ class RunOptions:
         patience: Rounds without a better one before the run ends.
         keep_every: Every so many rounds the model is kept for good.
         private: Patterns of weights that stay at the workers; see `broker.model.kinds.matches`.
+        relays: Invited accounts that may speak for many workers; see `Admission`.
         track: Who is told the figures; see `coordinator.folder.tracking`.
         normalize: What `coordinator statistics` has found, for the model's Normalization layer.
+        download_precision: How the step to the next global model is told; see `coordinator.learning.squeezing`.
         made_strategy: One that was made by whoever asks, and goes by the name `strategy`; None makes that of the table.
     """
 
@@ -93,11 +97,13 @@ class RunOptions:
     keep_every: int | None = None
     track: tuple[str, ...] = ()
     private: tuple[str, ...] = ()
+    relays: tuple[str, ...] = ()
     initial_model: Path | None = None
     normalize: Path | None = None
     seed: int = 0
     deterministic: bool = False
     precision: Precision = "float32"
+    download_precision: Precision = "float32"
     standby: bool = False
     made_strategy: Strategy | None = None
 
@@ -236,7 +242,9 @@ class RunOptions:
             keep_every=self.keep_every,
             track=self.track,
             private=self.private,
+            relays=self.relays,
             upload_precision=first.precision,
+            download_precision=self.download_precision,
             deterministic=self.deterministic,
             initial_model=None if self.initial_model is None else str(self.initial_model),
             normalize=None if self.normalize is None else str(self.normalize),

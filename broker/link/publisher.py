@@ -51,6 +51,7 @@ class Publisher:
                 if self._stop.wait(delay):
                     raise
                 delay = min(2 * delay, _LONGEST_DELAY_SECONDS)
+                batch = batch[exc.num_confirmed :]  # an upload that was cut at 90 % goes on from there
             else:
                 return True
 

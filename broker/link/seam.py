@@ -190,7 +190,8 @@ class Link(Protocol):
         Raises:
             Unroutable: A mandatory one reached no queue; the others are published.
             PublishRefused: The broker did not take one; the others are published.
-            LinkLost: The connection went away before all were confirmed; some may have arrived.
+            LinkLost: The connection went away before all were confirmed; some may have arrived, and the first so many
+                have that it tells of.
         """
 
     def post(self, message: Outgoing) -> "Future[None]":

@@ -89,6 +89,12 @@ class RoundStart(Message):
             one sent is void, even if its round was a later one: the run may have been restored from a copy.
         needs: What the model needs of a site's data; None for a classifier, which needs `classes`.
         numbers: Of a swarm's workers those that are invited, see `names.pack_numbers`; empty: whoever reads this.
+        download_precision: How a step from one global model to the next is written down in this run. As float32 none
+            is told; else whoever takes part keeps the newest model, to which the next may be told as a step.
+        base: The digest of the model that the parts are a step on from (trainable weights, coarse; statistics as they
+            are; all others stay what they are); that of `digest` itself: no parts follow to whoever keeps it. Empty:
+            they are all weights.
+        scales: Of the step, as in `UpdateAnnounced`.
         participants: How many workers are asked for an update; 0: not told.
         quorum: The fewest updates that the next model may rest on; 0: not told.
         relay: To a relay alone.
@@ -118,6 +124,9 @@ class RoundStart(Message):
     numbers: bytes = b""
     participants: int = 0
     quorum: int = 0
+    download_precision: Precision = "float32"
+    base: str = ""
+    scales: tuple[float, ...] = ()
     relay: RelayTerms | None = None
 
     @property
@@ -130,7 +139,7 @@ class RoundStart(Message):
     @property
     def transfer_id(self) -> str:
         """In every `Part` that carries this round start's weights."""
-        return f"attempt-{self.attempt}"
+        return f"attempt-{self.attempt}{'-step' if self.base else ''}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,6 +244,7 @@ class Joined(Message):
         has_trainer: It trains with a trainer of its own: models of named arrays, and none of Keras's.
         pause: Why it takes no round for now; empty: it does.
         release: The Warren that it runs, e.g. "0.1.0": shown, and nothing is decided by it.
+        model: The digest of the newest global model, where its process keeps it: see `RoundStart.base`.
         behind: Of a relay the examples of each worker behind it; `num_examples` is their sum. A worker says nothing.
     """
 
@@ -255,6 +265,7 @@ class Joined(Message):
     has_trainer: bool = False
     pause: str = ""
     release: str = ""
+    model: str = ""
     behind: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -268,7 +279,12 @@ class Joined(Message):
         require_holds(self.holds)
         require_names(self.trusts)
         require_short(
-            task=self.task, announced=self.announced, token=self.token, pause=self.pause, release=self.release
+            task=self.task,
+            announced=self.announced,
+            token=self.token,
+            pause=self.pause,
+            release=self.release,
+            model=self.model,
         )
         if self.inputs is not None:
             low, high = self.inputs.low, self.inputs.high

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -20,8 +20,11 @@ _CODES: dict[Precision, str] = {
 }  # fmt: skip
 _FLOAT16_LIMIT = 65504.0
 _INT8_LIMIT = 127
-_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)  #: float32 loses its digits below it, and at last is zero
+_SMALLEST_SCALE = 2.0**-100  #: a smaller one is no float32 any more once it is divided by
 _LARGEST_SCALE = 2.0**100  #: a larger one is no float32 any more once multiplied
+_ROOM = 1 + 2.0**-20  #: so that the largest value is not above 127 steps, however float32 rounds
+_FRACTION_BITS = 16  #: of a step, by which chance decides
+_CHUNK = 1 << 16  #: values at a time: the scratch arrays stay in the processor's cache
 
 
 def is_local(precision: Precision) -> bool:
@@ -75,7 +78,7 @@ class Encoding:
         if is_local(precision) and not is_exact(layout):
             raise ProtocolError(f"Expected the difference that the training made, got {precision}.")
         tensors = sections.tensors if precision == "int8" else ()
-        if len(scales) != len(tensors) or not all(0 < scale <= _LARGEST_SCALE for scale in scales):
+        if len(scales) != len(tensors) or not cls(scales=scales).is_tellable:
             raise ProtocolError(
                 f"Expected {len(tensors)} scales of 0 to {_LARGEST_SCALE:g}, got {len(scales)}"
                 f"{f' from {min(scales)} to {max(scales)}' if scales else ''}."
@@ -88,7 +91,17 @@ class Encoding:
             base=base if is_local(precision) else None,
         )
 
-    def encode(self, vector: Values, span: slice, generator: np.random.Generator) -> Binary:
+    @property
+    def is_coarse(self) -> bool:
+        """Whether something of the values is cut off."""
+        return self.precision in ("float16", "int8")
+
+    @property
+    def is_tellable(self) -> bool:
+        """Whether its receiver takes the scales: not where values are no numbers, or beyond all bounds."""
+        return all(0 < scale <= _LARGEST_SCALE for scale in self.scales)
+
+    def encode(self, vector: Vector, span: slice, seed: Sequence[int]) -> Binary:
         """Write down one slice of a vector.
 
         int8 rounds stochastically (Alistarh et al. 2017, "QSGD", section 3): v ≈ scale · q with E[scale · q] = v.
@@ -96,23 +109,37 @@ class Encoding:
         Args:
             vector: float32, of local values also float64, shape (P,); as float32 the data is a view of it.
             span: What of it.
-            generator: Draws the rounding of int8.
+            seed: Decides the rounding of int8: the same of the same values gives the same bytes.
         """
         if self.precision == "float32":
             return as_bytes(vector[span])
         coarse, exact = self._divided(span)
-        return self._encode_coarse(vector, coarse, generator) + bytes(as_bytes(vector[exact]))
-
-    def _encode_coarse(self, vector: Values, span: slice, generator: np.random.Generator) -> bytes:
-        values = vector[span]
         if self.precision == "float16":
-            return np.clip(values, -_FLOAT16_LIMIT, _FLOAT16_LIMIT).astype("<f2").tobytes()
-        if is_local(self.precision):
-            return values.astype(_CODES[self.precision]).tobytes()
-        steps = generator.random(values.size, np.float32)
+            written = np.clip(vector[coarse], -_FLOAT16_LIMIT, _FLOAT16_LIMIT).astype("<f2").tobytes()
+        elif is_local(self.precision):
+            written = vector[coarse].astype(_CODES[self.precision]).tobytes()
+        else:
+            written = self._in_steps(vector[coarse], coarse, seed)
+        return written + bytes(as_bytes(vector[exact]))
+
+    def _in_steps(self, values: Values, span: slice, seed: Sequence[int]) -> bytes:
+        """int8: ⌊v / scale + u⌋ with u uniform in [0, 1), both as whole numbers of 2^-16 of a step."""
+        steps, bits = np.empty(values.size, np.int8), np.random.SFC64(seed)
+        size = min(values.size, _CHUNK)
+        scaled, whole = np.empty(size, np.float32), np.empty(size, np.int32)
         for piece, scale in self._pieces(span):
-            steps[piece] += values[piece] / np.float32(scale)
-        return np.clip(np.floor(steps), -_INT8_LIMIT, _INT8_LIMIT).astype("<i1").tobytes()
+            factor = np.float32(2.0**_FRACTION_BITS / scale)
+            for begin in range(piece.start, piece.stop, _CHUNK):
+                chunk = slice(begin, min(begin + _CHUNK, piece.stop))
+                num = chunk.stop - begin
+                chance = bits.random_raw(-(-num // 4)).astype("<u8", copy=False).view("<u2")[:num]
+                np.multiply(values[chunk], factor, out=scaled[:num])
+                np.rint(scaled[:num], out=scaled[:num])
+                np.copyto(whole[:num], scaled[:num], casting="unsafe")
+                whole[:num] += chance
+                whole[:num] >>= _FRACTION_BITS
+                np.copyto(steps[chunk], whole[:num], casting="unsafe")
+        return steps.tobytes()
 
     def decode(self, data: Binary, span: slice, out: Values) -> None:
         """Read one slice of a vector into `out`, float32 of the slice's shape; of local values float64.
@@ -128,12 +155,33 @@ class Encoding:
             raise ProtocolError(
                 f"Expected {out.size} values of {self.precision}, got {len(data)} bytes. The shapes differ."
             )
-        out[:num_coarse] = np.frombuffer(data, code, num_coarse)
-        for piece, scale in self._pieces(coarse):
-            out[piece] *= np.float32(scale)
+        written = np.frombuffer(data, code, num_coarse)
+        if self.precision == "int8":
+            for piece, scale in self._pieces(coarse):
+                np.multiply(written[piece], np.float32(scale), out=out[piece])
+        else:
+            out[:num_coarse] = written
         if self.base is not None:
             out[:num_coarse] -= self.base[coarse]
         out[num_coarse:] = np.frombuffer(data, FLOAT32, num_exact, cut)
+
+    def follow(self, data: Binary, span: slice, base: Vector, out: Vector) -> None:
+        """Read one slice of a step from a model to the next into `out`: statistics come as they are.
+
+        Both sides do this to the bit alike: a product and a sum of float32, each rounded by itself.
+
+        Args:
+            data: As `encode` wrote it.
+            span: What of the vector.
+            base: The model that it leads on from, float32 of shape (P,).
+            out: float32 of the slice's shape.
+
+        Raises:
+            ProtocolError: The data is not exactly so many values.
+        """
+        self.decode(data, span, out)
+        moved, _ = self._divided(span)
+        out[: moved.stop - moved.start] += base[moved]
 
     def _divided(self, span: slice) -> tuple[slice, slice]:
         """A slice's part with the precision asked for, and the rest."""
@@ -153,7 +201,8 @@ PLAIN = Encoding()  #: every value as float32
 
 def _scale_of(values: Values) -> float:
     largest = float(max(np.max(values, initial=0.0), -np.min(values, initial=0.0)))
-    return max(largest / _INT8_LIMIT, _SMALLEST_SCALE)
+    scale = largest / _INT8_LIMIT * _ROOM
+    return max(scale, _SMALLEST_SCALE)  # NaN stays NaN
 
 
 class Digest:
@@ -196,6 +245,30 @@ def _in_order(parts: Mapping[int, bytes]) -> str:
     return whole.hexdigest()
 
 
+def encoded(
+    vector: Values, encoding: Encoding, spans: Sequence[slice], seed: int, *, keeps_rest: bool = False
+) -> list[Binary]:
+    """Each slice of a vector as it travels.
+
+    Args:
+        vector: float32, shape (P,).
+        encoding: How its values are written down.
+        spans: The slices.
+        seed: Of int8's rounding.
+        keeps_rest: Put into the vector's place what the precision cut off it; as float32 it stays what it is.
+    """
+    written: list[Binary] = []
+    decoded = np.empty(max((span.stop - span.start for span in spans), default=0), FLOAT32)
+    for index, span in enumerate(spans):
+        data = encoding.encode(vector, span, [seed, index])
+        written.append(data)
+        if keeps_rest and encoding.is_coarse:
+            out = decoded[: span.stop - span.start]
+            encoding.decode(data, span, out)
+            vector[span] -= out
+    return written
+
+
 def slices(size: int, part_bytes: int) -> Iterator[slice]:
     """The places in a vector of `size` values that each part covers."""
     step = part_bytes // FLOAT32.itemsize
@@ -210,6 +283,7 @@ class Assembly:
         transfer_id: Parts of another transfer are not taken.
         part_bytes: Bytes of float32 values that one part covers.
         encoding: How the values are written down.
+        base: The parts are a step on from this model, float32 of shape (P,); None: they are the values themselves.
         is_audited: See `Digest`.
     """
 
@@ -220,12 +294,14 @@ class Assembly:
         part_bytes: int = PART_BYTES,
         encoding: Encoding = PLAIN,
         *,
+        base: Vector | None = None,
         is_audited: bool = False,
     ) -> None:
         self.transfer_id = transfer_id
         self.digest = Digest(is_audited=is_audited)
         self._out = out
         self._encoding = encoding
+        self._base = base
         self._step = part_bytes // FLOAT32.itemsize
         self._count = math.ceil(out.size / self._step)
         self._missing = set(range(self._count))
@@ -254,7 +330,10 @@ class Assembly:
             raise ProtocolError(f"Expected parts of {self._encoding.precision}, got {part.precision}.")
         begin = part.index * self._step
         span = slice(begin, min(begin + self._step, self._out.size))
-        self._encoding.decode(part.data, span, self._out[span])
+        if self._base is None:
+            self._encoding.decode(part.data, span, self._out[span])
+        else:
+            self._encoding.follow(part.data, span, self._base, self._out[span])
         self.digest.add(part.index, part.data)
         self._missing.discard(part.index)
         return True

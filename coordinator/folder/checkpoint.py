@@ -40,6 +40,12 @@ _VERSION = re.compile(r"[0-9A-Za-z.+-]{1,40}")
 _DIGEST_BYTES = 16
 _HEADER_LIMIT = 256 * 1024 * 1024
 _MOST_VALUES = 64_000_000
+_NOT_OF_A_CHECKPOINT = {
+    "history",
+    "num_states",
+    "written_by",
+    "has_rest",
+}  #: of its header, or not as they are there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +62,8 @@ class Checkpoint:
         parts: Registered names of what its model holds beside Keras's own parts: workers must trust these.
         next_attempt: The first attempt of the next round: an evaluation may have used earlier ones.
         strategy_state: The strategy's own vectors, each of shape (T,), for T trainable values.
+        rest: What of the last rounds' steps the workers were not told yet, float32 of shape (U,), U being what travels
+            up; None where they are told all of it.
     """
 
     run_id: str
@@ -75,6 +83,7 @@ class Checkpoint:
     needs: Needs | None = None
     is_general: bool = False
     parts: tuple[str, ...] = ()
+    rest: Vector | None = None
 
     @property
     def is_arrays(self) -> bool:
@@ -147,6 +156,7 @@ class _CheckpointHeader:
     parts: tuple[str, ...] = ()
     num_states: int
     written_by: str = ""
+    has_rest: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,12 +183,15 @@ def write_checkpoint(
     """
     header = codec.PackedMap()
     for name in _CheckpointHeader.__slots__:
-        if name not in ("history", "num_states", "written_by"):
+        if name not in _NOT_OF_A_CHECKPOINT:
             header.put(name, codec.pack_value(to_plain(getattr(checkpoint, name))))
     header.put("written_by", codec.pack_value(release()))
     header.put("history", codec.packed_list([row.packed for row in checkpoint.history]))
     header.put("num_states", codec.pack_value(len(checkpoint.strategy_state)))
     arrays = [checkpoint.vector, *checkpoint.strategy_state]
+    if checkpoint.rest is not None:
+        header.put("has_rest", codec.pack_value(value=True))
+        arrays.append(checkpoint.rest)
     write_sealed(folder / CHECKPOINT_FILE, _CHECKPOINT_MAGIC, header.packed(), arrays, check)
 
 
@@ -192,14 +205,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
     header: _CheckpointHeader
     header, body = read_sealed(file, _CHECKPOINT_MAGIC, _CheckpointHeader)
     try:
-        size = vector_size(header.layout)
+        size, sections = vector_size(header.layout), sections_of(header.layout)
         vectors = body.view(FLOAT32)
-        states = vectors[size:].reshape(header.num_states, sections_of(header.layout).num_trainable)
+        end = vectors.size - (sections.num_up if header.has_rest else 0)
+        states = vectors[size:end].reshape(header.num_states, sections.num_trainable)
     except ValueError as exc:
         raise _not_ours(file, f"its vectors have another size ({exc})") from exc
-    names = set(_CheckpointHeader.__slots__) - {"num_states", "written_by"}
+    names = set(_CheckpointHeader.__slots__) - _NOT_OF_A_CHECKPOINT
     fields = {name: getattr(header, name) for name in names}
-    fields["history"] = list(header.history)
+    fields |= {"history": list(header.history), "rest": vectors[end:] if header.has_rest else None}
     return Checkpoint(**fields, vector=vectors[:size], strategy_state=tuple(states))
 
 

@@ -7,6 +7,7 @@ Contents:
     measures       what several workers measured, put together
     stopping       which round was the best, and when a run is no longer becoming better
     statistics    what the sites tell of their examples, judged and put together
+    squeezing      the way down made thin: coarse steps, with what they cut off kept for the next
     spares         large arrays of one round, used again in the next
     membership     who joined, who is away, who is selected
     rounds         one round as a state machine: who answered, what counts, when it closes

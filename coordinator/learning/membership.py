@@ -86,10 +86,16 @@ class Member:
 
 
 class Roster:
-    """Everyone who joined this federation since the coordinator started."""
+    """Everyone who joined this federation since the coordinator started.
+
+    Attributes:
+        members: By worker.
+        models: The digest of the newest global model that each process has, or has before it in its queue, by its name.
+    """
 
     def __init__(self) -> None:
         self.members: dict[str, Member] = {}
+        self.models: dict[str, str] = {}
         self._of_reader: dict[str, set[str]] = {}
 
     def join(self, joined: Joined, reader: str | None = None) -> Member:
@@ -119,6 +125,7 @@ class Roster:
             release=joined.release,
             behind=joined.behind,
         )
+        self.models[member.reader] = joined.model
         self.add(member)
         return member
 

@@ -4,7 +4,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from broker.allowance import Allowance
 from broker.audit import named
@@ -12,7 +12,7 @@ from broker.link.seam import Delivery, outgoing
 from broker.wire import names
 from broker.wire.messages import Declined, RoundClosed, SwarmDeclined, UpdateAnnounced, UploadAgain
 from broker.wire.settings import Precision, TrainingSettings
-from broker.wire.tensors import FLOAT32, Layout, sections_of
+from broker.wire.tensors import FLOAT32, INLINE_BYTES, Layout, sections_of
 from broker.wire.transfer import Digest
 from coordinator.folder.checkpoint import Checkpoint
 from coordinator.folder.history import row_of, with_measures, within_bounds
@@ -22,8 +22,9 @@ from coordinator.learning.measures import WorkOut
 from coordinator.learning.membership import Member
 from coordinator.learning.rounds import Round, RoundRecord, Verdict
 from coordinator.learning.spares import Spares
+from coordinator.learning.squeezing import Squeezing
 from coordinator.learning.strategies import Aggregate, MeanAggregate, Strategy
-from coordinator.play.fetching import Fetched, Fetcher
+from coordinator.play.fetching import EarlyParts, Fetched, Fetcher
 from coordinator.play.log_text import listed
 from coordinator.play.round_start import Invitation, each_addressed
 from coordinator.play.unacknowledged import Unacknowledged
@@ -42,6 +43,7 @@ _REASONS_LENGTH = (
 _LEAST_REASON = 100
 _MOST_SENT = 5  #: round starts to one worker that says it has none, at once
 _SENT_AGAIN_SECONDS = 30.0
+_MOST_LOOKED_AHEAD = 16  #: upload queues at a time
 _MOST_TORN = 4  #: uploads of one worker in an attempt that were announced and not all there
 _ITEM_BYTES: dict[Precision, int] = {"float32": 4, "float16": 2, "int8": 1, "local32": 4, "local64": 8}
 
@@ -56,6 +58,8 @@ class Tools:
     strategy: Strategy
     spares: Spares
     room: BrokerRoom | None = None
+    early: EarlyParts = field(default_factory=EarlyParts)
+    squeezing: Squeezing = field(default_factory=Squeezing)
 
 
 class LiveRound:
@@ -91,7 +95,9 @@ class LiveRound:
         self._base = base
         self._settings = settings
         self._last_round = last_round
-        self._invitation = Invitation(the_round.record, base, settings, last_round=last_round)
+        self._invitation = Invitation(
+            the_round.record, base, settings, last_round=last_round, squeezing=tools.squeezing
+        )
         self._staging = tools.spares.take(sections_of(base.layout).size if aggregate else 0, FLOAT32)
         session = tools.session
         self._fetcher = Fetcher(
@@ -103,12 +109,14 @@ class LiveRound:
             the_round.record.part_bytes,
             session.stop,
             session.roster,
+            early=tools.early,
             is_audited=tools.folder.audit.is_kept,
         )
         self._asked: set[str] = set()
         self._unsaved: set[str] = set()  # whose answers the last checkpoint lacks
         self._num_torn: Counter[str] = Counter()
         self._sent = Allowance(_MOST_SENT, _SENT_AGAIN_SECONDS)
+        self._next_ahead = 0
         self._presence = Seldom(_PRESENCE_SECONDS)
         self._presence.put_off()
         self._unlooked: list[str] = []  # whom this time has not come to yet
@@ -359,7 +367,7 @@ class LiveRound:
             processes = {reader: session.roster.num_of_reader(them[0]) for reader, them in readers.items()}
             processes |= dict.fromkeys(readers.keys() & record.relays.keys(), 2)  # eight bytes a value
             room.make(self._base.layout, record.part_bytes, processes)
-        self._invitation.send(session.publisher, readers, session.number, record)
+        self._invitation.send(session.publisher, readers, session.number, record, session.roster.models)
 
     # --- looking after it ----------------------------------------------------------------------------------
 
@@ -378,6 +386,20 @@ class LiveRound:
         self._invite_newcomers()
         if not self.round.is_complete:
             session.call_roll_if_due()
+
+    def look_ahead(self) -> None:
+        """Nothing is to be done: take out what has been uploaded so far, of some workers after the other."""
+        session = self._tools.session
+        has_parts = self.aggregate is not None and self._staging.nbytes > INLINE_BYTES
+        if not (has_parts and session.link.takes_messages):
+            return
+        trainers = [worker for worker in self.round.unanswered if self.round.trains(worker)]
+        alone = [worker for worker in trainers if worker in session.roster.by_reader([worker])]
+        first = self._next_ahead if self._next_ahead < len(alone) else 0
+        self._next_ahead = first + _MOST_LOOKED_AHEAD
+        with session.until_link_is_back():
+            for worker in alone[first : self._next_ahead]:
+                self._fetcher.look_ahead(worker)
 
     def _look_for_away(self) -> None:
         """Ask for some of those who have not answered, the others in turn: with many, all at once takes seconds."""
@@ -425,11 +447,22 @@ class LiveRound:
             row,
             rejected=row.rejected | {who: why for who, why in shut_out.items() if who not in row.accepted},
         )
+        vector = self.aggregate.next_weights(base.vector, state, self._staging)
+        rest = self._tools.squeezing.squeeze(
+            vector,
+            base.vector,
+            base.rest,
+            base.layout,
+            held_digest=self._invitation.held.digest,
+            part_bytes=self.record.part_bytes,
+            round_number=self.record.round_number,
+        )
         return replace(
             base,
             round_number=self.record.round_number,
             next_attempt=1,
-            vector=self.aggregate.next_weights(base.vector, state, self._staging),
+            vector=vector,
+            rest=rest,
             strategy_state=state,
             history=within_bounds([*history, row]),
         )
@@ -439,13 +472,16 @@ class LiveRound:
         if self.aggregate is not None:
             self.aggregate.end(self._tools.spares)
             self._tools.spares.give(self._base.vector)  # the staging memory holds the new weights
+            self._tools.squeezing.give_back(self._base.rest)
         self._tools.unacknowledged.release()
+        self._tools.session.link.ack(self._tools.early.end())
         self._tell_closed()
 
     def end_part(self) -> None:
         """A relay's part of a round is over: once that is on disk, acknowledge, and tell those who are not in it."""
         self.keep()
         self._tools.unacknowledged.release()
+        self._tools.session.link.ack(self._tools.early.end())
         self._tell_closed()
 
     def _tell_closed(self) -> None:
@@ -461,6 +497,7 @@ class LiveRound:
         """So that one that is away for long finds no old rounds."""
         for reader in readers:
             with self._tools.session.until_link_is_back():
+                self._tools.session.roster.models.pop(reader, None)
                 self._tools.session.link.purge(names.worker_queue(reader))
 
 

@@ -14,6 +14,7 @@ from broker.wire.transfer import Digest
 from coordinator.folder.checkpoint import Checkpoint
 from coordinator.learning.membership import Readers
 from coordinator.learning.rounds import RoundRecord
+from coordinator.learning.squeezing import Squeezing
 
 _MOST_READERS = 250  #: names in one BCC header; more than 131,064 bytes of headers closes the connection
 
@@ -28,10 +29,12 @@ class Invitation:
         settings: TrainingSettings,
         *,
         last_round: int,
+        squeezing: Squeezing,
     ) -> None:
         self._record = record
         self._terms: dict[str, RelayTerms] = {}
         self._vector = base.vector
+        self._step = squeezing.step_to(base.vector, record.part_bytes)
         self._spans = list(transfer.slices(base.vector.size, record.part_bytes))
         is_inline = base.vector.nbytes <= INLINE_BYTES
         self._start = RoundStart(
@@ -55,6 +58,7 @@ class Invitation:
             deadline_seconds=record.deadline_seconds,
             needs=base.needs if base.is_general else None,
             quorum=record.quorum,
+            download_precision=squeezing.precision,
         )
 
     @property
@@ -71,46 +75,77 @@ class Invitation:
                 digest.add(index, as_bytes(self._vector[span]))
         return digest.hex()
 
-    def send(self, publisher: Publisher, readers: Readers, session: int, record: RoundRecord) -> None:
-        """Publish it to these workers.
+    def send(
+        self,
+        publisher: Publisher,
+        readers: Readers,
+        session: int,
+        record: RoundRecord,
+        models: dict[str, str],
+    ) -> None:
+        """Publish it to these workers: as little of the weights to each as it needs.
 
         Args:
             publisher: Of the coordinator.
             readers: The workers by the process that each is a worker of.
             session: The coordinator's, which a resumed round was made before.
             record: Of the round, with whoever is asked for an update by now.
+            models: The digest of the newest model that each process has, or has before it in its queue; this one is
+                noted. Where that is wrong, it says so, and gets all weights.
         """
         self._start = replace(self._start, session=session, participants=len(record.selected))
         self._terms = {
             relay: RelayTerms(num_examples=record.num_examples[relay], most_weight=record.most_weight)
             for relay in record.relays
         }
-        for group in groups_of([*readers]):
-            publisher.send(list(self._messages({reader: readers[reader] for reader in group})))
+        by_base: dict[str, list[str]] = {}
+        for reader in readers:
+            by_base.setdefault(self._base_for(reader, models), []).append(reader)
+        for base, all_of_them in by_base.items():
+            for group in groups_of(all_of_them):
+                if publisher.send(list(self._messages(base, {reader: readers[reader] for reader in group}))):
+                    models.update(dict.fromkeys(group, self._start.digest))
 
-    def _messages(self, readers: Readers) -> Iterator[Outgoing]:
+    def _base_for(self, reader: str, models: dict[str, str]) -> str:
+        """What a process is told the new model as a step from; empty: it needs all of it, as a relay always does."""
+        model, start = models.get(reader, ""), self._start
+        if start.download_precision == "float32" or start.weights is not None or reader in self._terms:
+            return ""
+        is_enough = model == start.digest or (self._step is not None and model == self._step.base)
+        return model if is_enough else ""
+
+    def _messages(self, base: str, readers: Readers) -> Iterator[Outgoing]:
+        start = self._start
+        if base == start.digest:
+            start = replace(start, base=base, parts=0)
+        elif base and self._step is not None:
+            written, scales = self._step.written, self._step.encoding.scales
+            start = replace(start, base=base, scales=scales, parts=len(written))
         others_alike = {reader: readers[reader] for reader in readers if reader not in self._terms}
-        yield from each_addressed(self._start, others_alike)
+        yield from each_addressed(start, others_alike)
         for relay in readers.keys() & self._terms.keys():
-            yield outgoing(replace(self._start, relay=self._terms[relay]), names.worker_queue(relay))
-        if self._start.weights is None:
-            first, *others = map(names.worker_queue, readers)
-            for index in range(len(self._spans)):
-                yield Outgoing(
-                    key=first, bcc=tuple(others), body=_PartBody(self, index), message_type=Part.TYPE
-                )
+            yield outgoing(replace(start, relay=self._terms[relay]), names.worker_queue(relay))
+        first, *others = map(names.worker_queue, readers)
+        for index in range(start.parts):
+            yield Outgoing(
+                key=first, bcc=tuple(others), body=_PartBody(self, start, index), message_type=Part.TYPE
+            )
 
-    def part(self, index: int) -> bytes:
+    def part(self, start: RoundStart, index: int) -> bytes:
         """One part's body, encoded when its turn comes."""
+        if start.base and self._step is not None:
+            precision, data = start.download_precision, self._step.written[index]
+        else:
+            precision, data = "float32", as_bytes(self._vector[self._spans[index]])
         return encode_message(
             Part(
                 run_id=self._record.run_id,
                 round_number=self._record.round_number,
-                transfer_id=self._start.transfer_id,
+                transfer_id=start.transfer_id,
                 index=index,
-                count=len(self._spans),
-                precision="float32",
-                data=as_bytes(self._vector[self._spans[index]]),
+                count=start.parts,
+                precision=precision,
+                data=data,
             )
         )
 
@@ -118,11 +153,11 @@ class Invitation:
 class _PartBody:
     """Encodes one part when it is published, so that the model is not held twice."""
 
-    def __init__(self, invitation: Invitation, index: int) -> None:
-        self._invitation, self._index = invitation, index
+    def __init__(self, invitation: Invitation, start: RoundStart, index: int) -> None:
+        self._invitation, self._start, self._index = invitation, start, index
 
     def __call__(self) -> bytes:
-        return self._invitation.part(self._index)
+        return self._invitation.part(self._start, self._index)
 
 
 def groups_of(readers: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -21,6 +21,7 @@ from coordinator.folder.run_folder import RunFolder
 from coordinator.keras.process import BuiltModel, Models
 from coordinator.learning.rounds import Step
 from coordinator.learning.spares import Spares
+from coordinator.learning.squeezing import Squeezing
 from coordinator.learning.strategies import OfTheMean
 from coordinator.options import RunOptions
 from coordinator.play.admission import Admission
@@ -103,10 +104,15 @@ class Run:
             unacknowledged=Unacknowledged(link),
             strategy=options.make_strategy(),
             spares=Spares(),
+            squeezing=Squeezing(options.download_precision, options.seed),
             room=room,
         )
         takes_sums = isinstance(self._tools.strategy, OfTheMean)
-        self._admission = Admission(self._session.roster, options.task.name, takes_sums=takes_sums)
+        has_accounts = link.account == names.COORDINATOR  # workers on the same one would not be heard
+        relays = options.relays if has_accounts else None
+        self._admission = Admission(
+            self._session.roster, options.task.name, takes_sums=takes_sums, relays=relays
+        )
         self._committed = Committed(options, folder, models, log)
         self._gathering = Gathering(self._session, self._admission, self._committed, options)
         self._attempts = Attempts(self._tools, self._committed, options, self._admission, log)
@@ -322,6 +328,8 @@ class Run:
             self._live.keep_if_due()
             if self._session.single_reader.is_confirmed:
                 self._live.look_after()
+                if self._session.is_idle and patience_seconds is None:
+                    self._live.look_ahead()
 
     def _patience(self) -> float:
         if self._live is None:
@@ -390,8 +398,10 @@ class Run:
         )
         for group in groups_of(readers):
             session.publisher.send([addressed(message, group)])
+        session.roster.models.clear()  # they keep nothing of a run that is over
         if session.is_lasting:
             self._tools.unacknowledged.release()  # of a round that will never close
+            session.link.ack(self._tools.early.end())
         if (outcome == "done" or session.is_lasting) and state.vector.nbytes > INLINE_BYTES:
             for reader in readers:
                 with session.until_link_is_back():

@@ -27,7 +27,9 @@ def play(case: Case, repeat: int) -> list[Row]:
         for system, script in case.scripts.items():
             print(f"{case.name}: {system} …", file=sys.stderr, flush=True)
             told[system].append(_row(case, system, script))
-    return [_middle(rows) for rows in told.values()]
+    bound = case.line_seconds
+    line = [] if bound is None else [Row(case=case.name, system="line", seconds=bound)]
+    return line + [_middle(rows) for rows in told.values()]
 
 
 def _row(case: Case, system: str, script: Script) -> Row:

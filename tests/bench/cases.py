@@ -17,6 +17,7 @@ from tests.bench.peers.install import python_of
 from tests.brokers import started_broker, started_cluster
 
 _END_SECONDS = 60
+_ITEM_BYTES = {"float32": 4, "int8": 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,10 +33,15 @@ class Script:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """The same work for several systems, by their names."""
+    """The same work for several systems, by their names.
+
+    Attributes:
+        line_seconds: What a thin line needs for a round's bytes alone; None on loopback.
+    """
 
     name: str
     scripts: dict[str, Script]
+    line_seconds: float | None = None
 
 
 def all_cases(*, with_peers: bool, with_many: bool) -> list[Case]:
@@ -71,8 +77,12 @@ def all_cases(*, with_peers: bool, with_many: bool) -> list[Case]:
         _transport(
             "100 MB, 8 processes", large, workers=8, floor=True, cluster=True, peers=3 if with_peers else 0
         ),
-        _transport("100 MB, 8 processes, int8", large, workers=8, precision="int8"),
+        _transport("100 MB, 8 processes, int8 up", large, workers=8, precision="int8"),
+        _transport("100 MB, 8 processes, int8 both ways", large, workers=8, precision="int8", down="int8"),
         _transport("100 MB, 16 processes", large, workers=16, floor=True),
+        _thin(large, workers=4, rounds=3),
+        _thin(large, workers=4, rounds=3, precision="int8"),
+        _thin(large, workers=4, rounds=3, precision="int8", down="int8"),
     ]
 
 
@@ -105,6 +115,7 @@ def _transport(
     swarm: int = 0,
     rounds: int = 3,
     precision: str = "float32",
+    down: str = "float32",
     floor: bool = False,
     cluster: bool = False,
     peers: int = 0,
@@ -115,12 +126,34 @@ def _transport(
         megabytes = weights * 4 // 1_000_000
         scripts["floor"] = _ours("floor", megabytes=megabytes, workers=workers, rounds=rounds)
     who = {"workers": workers} if workers else {"swarm": swarm}
-    scripts["Warren"] = _ours("fleet", weights=weights, **who, rounds=rounds, precision=precision)
+    asked: dict[str, object] = {"weights": weights, **who, "rounds": rounds, "precision": precision}
+    asked["download-precision"] = down
+    scripts["Warren"] = _ours("fleet", **asked)
     if cluster:
         scripts["Warren, 3 nodes"] = replace(scripts["Warren"], is_on_cluster=True)
     if peers:
         scripts |= _peers(weights=weights, clients=workers, rounds=peers)
     return Case(name=name, scripts=scripts)
+
+
+def _thin(
+    weights: int, *, workers: int, rounds: int, precision: str = "float32", down: str = "float32"
+) -> Case:
+    """Each worker behind a line of its own, which carries the weights down, and then the update up."""
+    megabits, milliseconds = 50.0, 40.0
+    num_bytes = weights * (_ITEM_BYTES[down] + _ITEM_BYTES[precision])
+    asked: dict[str, object] = {"weights": weights, "workers": workers, "rounds": rounds}
+    asked |= {
+        "precision": precision,
+        "download-precision": down,
+        "megabits": megabits,
+        "milliseconds": milliseconds,
+    }
+    return Case(
+        name=f"100 MB, {workers} lines of {megabits:g} Mbit/s, {down} down, {precision} up",
+        scripts={"Warren": _ours("fleet", **asked)},
+        line_seconds=8 * num_bytes / (megabits * 1e6),
+    )
 
 
 def _ours(module: str, **options: object) -> Script:

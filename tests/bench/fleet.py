@@ -2,6 +2,7 @@
 
     python -m tests.bench.fleet --amqp-url URL --weights 25000000 --workers 8 --rounds 3
     python -m tests.bench.fleet --amqp-url URL --weights 10000 --swarm 1000 --rounds 5
+    python -m tests.bench.fleet --amqp-url URL --weights 25000000 --workers 4 --megabits 50 --milliseconds 40
 
 Prints one JSON object: seconds a round (the median is of those from the second on), the coordinator's peak memory,
 and how far the result is from the exact one.
@@ -13,8 +14,11 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -136,6 +140,7 @@ def coordinate(
     workers: list[str],
     rounds: int,
     precision: Precision,
+    download_precision: Precision,
     strategy: str,
     *,
     is_audited: bool,
@@ -152,6 +157,7 @@ def coordinate(
             rounds=rounds,
             grace_seconds=60,
             precision=precision,
+            download_precision=download_precision,
             strategy=strategy,
         )
         link.open()
@@ -169,6 +175,7 @@ def coordinate(
         "workers": len(workers),
         "megabytes": round(weights * 4 / 1e6, 2),
         "precision": precision,
+        "download_precision": download_precision,
         **tell([started, *starts[1:]]),
         "update_bytes": state.history[-1].update_bytes,
         "coordinator_peak_mb": peak,
@@ -196,6 +203,24 @@ def take_part(amqp_url: str, names: list[str], *, is_swarm: bool, is_audited: bo
         link.close()
 
 
+@contextmanager
+def thin_lines(amqp_url: str, count: int, megabits: float, milliseconds: float) -> Iterator[list[str]]:
+    """The broker's address as each process has it: by way of a line of its own, where one is asked for."""
+    if not megabits:
+        yield [amqp_url] * count
+        return
+    parts = urlsplit(amqp_url)
+    shape = ["--count", str(count), "--megabits", str(megabits), "--milliseconds", str(milliseconds)]
+    target = f"{parts.hostname}:{parts.port or 5672}"
+    command = [sys.executable, "-m", "tests.bench.lines", "--target", target, *shape]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as lines:
+        assert lines.stdin and lines.stdout
+        login = f"{parts.username}:{parts.password}"
+        ports = json.loads(lines.stdout.readline())
+        yield [parts._replace(netloc=f"{login}@127.0.0.1:{port}").geturl() for port in ports]
+        lines.stdin.close()
+
+
 @click.command()
 @click.option("--amqp-url", required=True)
 @click.option("--weights", type=int, default=10_000, show_default=True)
@@ -203,13 +228,19 @@ def take_part(amqp_url: str, names: list[str], *, is_swarm: bool, is_audited: bo
 @click.option("--swarm", type=int, default=0, help="Logical workers in one process.")
 @click.option("--rounds", type=int, default=3, show_default=True)
 @click.option("--precision", type=click.Choice(["float32", "float16", "int8"]), default="float32")
+@click.option("--download-precision", type=click.Choice(["float32", "float16", "int8"]), default="float32")
 @click.option(
     "--strategy", default="fedavg", help="Of all but fedavg the result is another than is expected."
 )
 @click.option(
     "--audit/--no-audit", default=True, show_default=True, help="Keep audit logs, as the commands do."
 )
+@click.option(
+    "--megabits", type=float, default=0.0, help="Of each process's own line, a second; 0: loopback."
+)
+@click.option("--milliseconds", type=float, default=0.0, help="There and back on that line.")
 @click.option("--be", hidden=True, help="Be this worker (used by this script itself).")
+@click.option("--by", hidden=True, help="The broker's address as that worker has it.")
 def main(
     amqp_url: str,
     weights: int,
@@ -217,30 +248,41 @@ def main(
     swarm: int,
     rounds: int,
     precision: Precision,
+    download_precision: Precision,
     strategy: str,
     audit: bool,
+    megabits: float,
+    milliseconds: float,
     be: str | None,
+    by: str | None,
 ) -> None:
     """Measure the transport."""
     swarm_names = [f"swarm.{number}" for number in range(1, swarm + 1)]
     names = [f"w{number}" for number in range(1, workers + 1)]
     if be is not None:
-        take_part(amqp_url, swarm_names if be == "swarm" else [be], is_swarm=be == "swarm", is_audited=audit)
+        everyone = swarm_names if be == "swarm" else [be]
+        take_part(by or amqp_url, everyone, is_swarm=be == "swarm", is_audited=audit)
         return
-    again = [sys.executable, "-m", "tests.bench.fleet", *sys.argv[1:], "--be"]
-    processes = [
-        subprocess.Popen([*again, name], stderr=subprocess.DEVNULL)
-        for name in names + (["swarm"] if swarm else [])
-    ]
-    try:
-        every = names + swarm_names
-        measured = coordinate(amqp_url, weights, every, rounds, precision, strategy, is_audited=audit)
-        print(json.dumps(measured))
-        for process in processes:
-            process.wait(_START_SECONDS)
-    finally:
-        for process in processes:
-            process.kill()
+    again = [sys.executable, "-m", "tests.bench.fleet", *sys.argv[1:]]
+    who = names + (["swarm"] if swarm else [])
+    with thin_lines(amqp_url, len(who), megabits, milliseconds) as urls:
+        processes = [
+            subprocess.Popen([*again, "--by", url, "--be", name], stderr=subprocess.DEVNULL)
+            for name, url in zip(who, urls, strict=True)
+        ]
+        try:
+            every = names + swarm_names
+            precisions = (precision, download_precision)
+            print(
+                json.dumps(
+                    coordinate(amqp_url, weights, every, rounds, *precisions, strategy, is_audited=audit)
+                )
+            )
+            for process in processes:
+                process.wait(_START_SECONDS)
+        finally:
+            for process in processes:
+                process.kill()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,11 @@ import pytest
 from tests.brokers import at_load
 from tests.faults.actors import Break
 from tests.faults.conftest import MakeStage
+from tests.faults.forwarder import Forwarder
 from tests.faults.stage import MANY_PARTS, SMALL_PARTS, Stage, passed
+
+#: Nothing is taken out of an upload queue before its update is announced.
+NOT_AHEAD: dict[str, float] = {"coordinator.play.live_round:_MOST_LOOKED_AHEAD": 0}
 
 
 def test_a_worker_killed_while_training_answers_the_same_round(stage: Stage) -> None:
@@ -45,19 +49,45 @@ def test_a_worker_away_for_ten_seconds_costs_ten_seconds(stage: Stage) -> None:
     stage.assert_same_bits(rounds=1)
 
 
-def test_half_an_upload_is_never_mixed_with_the_next(vhost: str, make_stage: MakeStage) -> None:
+@pytest.mark.parametrize("looks_ahead", [True, False])
+def test_half_an_upload_is_never_mixed_with_the_next(
+    vhost: str, make_stage: MakeStage, looks_ahead: bool
+) -> None:
     """Killed after 10 of 25 parts, started again: the queue holds 10 parts of an upload that was never announced, and
-    25 of the next. The coordinator reads past the 10; the bits are the same in this round and the one after."""
-    stage = make_stage(vhost, size=MANY_PARTS, patches=SMALL_PARTS)
+    25 of the next. The coordinator reads past the 10, or has taken them out already and lets go of them; the bits are
+    the same in this round and the one after."""
+    stage = make_stage(vhost, size=MANY_PARTS, patches=SMALL_PARTS | ({} if looks_ahead else NOT_AHEAD))
     others = stage.workers("w2", "w3")
     first = stage.worker("w1", breaks=(Break(point="upload-part", count=11),))
     coordinator = stage.coordinator()
     assert first.ended() == -signal.SIGKILL
-    assert stage.num_ready("upload.w1") == 10
+    assert looks_ahead or stage.num_ready("upload.w1") == 10
     second = stage.worker("w1")
     assert [actor.ended() for actor in [coordinator, second, *others]] == [0, 0, 0, 0], stage.story
     stage.assert_same_bits()
     assert stage.leftovers() == {}
+
+
+def test_an_upload_that_was_cut_goes_on_from_there(vhost: str, make_stage: MakeStage) -> None:
+    """The line is cut with 21 of 25 parts written down, one under way at a time: what the broker has confirmed by then
+    is not sent again, so that its queue holds each part once, but for the one that was under way."""
+    with Forwarder(vhost) as forwarder:
+        stage = make_stage(vhost, size=MANY_PARTS, patches=SMALL_PARTS | NOT_AHEAD)
+        one_at_a_time = {"broker.link.rabbitmq.publishing:_WINDOW_BYTES": 1}
+        breaks = (stage.hold("upload-part", count=21), stage.hold("announce"))
+        thin = stage.worker("w1", amqp_url=forwarder.amqp_url, patches=one_at_a_time, breaks=breaks)
+        others = stage.workers("w2", "w3")
+        coordinator = stage.coordinator(rounds=1)
+        stage.reached("upload-part")
+        forwarder.drop()
+        stage.let_go("upload-part")
+        stage.reached("announce")
+        assert stage.num_ready("upload.w1") in (25, 26)
+        stage.let_go("announce")
+        assert [actor.ended() for actor in [coordinator, thin, *others]] == [0, 0, 0, 0], stage.story
+        stage.assert_same_bits(rounds=1)
+        stage.assert_nobody_trained_twice()
+        assert stage.leftovers() == {}, stage.story
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -8,6 +8,7 @@ import pytest
 
 from tests.bench import moments, report, workload
 from tests.bench.cases import all_cases
+from tests.bench.lines import Shape, Way
 from tests.bench.report import Row
 
 
@@ -61,6 +62,26 @@ def test_peers_take_part_where_they_are_asked_for() -> None:
     assert sorted(systems(with_peers=True, with_many=True)) == sorted([*few, "10,000 weights, 30 processes"])
 
 
+def test_a_line_s_own_time_for_a_round_s_bytes_is_its_lower_bound() -> None:
+    """25 million float32 weights down and up are 200 MB: 32 s at 50 Mbit/s; with int8 up 20 s, both ways 8 s."""
+    bounds = [case.line_seconds for case in all_cases(with_peers=False, with_many=False) if case.line_seconds]
+    assert bounds == [32.0, 20.0, 8.0]
+
+
+def test_all_connections_of_a_line_share_its_bandwidth() -> None:
+    """Two pieces of a second each that come at once have left after one and after two; one that comes later waits for
+    nobody, and what a late wakening cost is made good of."""
+    way = Way(Shape(bytes_per_second=1000), seed=0)
+    assert [way.pass_through(1000, 10.0), way.pass_through(1000, 10.0)] == pytest.approx([10.95, 11.95])
+    assert way.pass_through(500, 20.0) == pytest.approx(20.45)
+
+
+def test_a_lost_packet_stalls_its_way() -> None:
+    """For as long as TCP waits before it sends it again, at the least."""
+    way = Way(Shape(bytes_per_second=1448, loss=1.0), seed=0)
+    assert way.pass_through(1448, 10.0) == pytest.approx(11.15)
+
+
 def test_without_mnist_noise_of_its_shape_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without the data can benchmark all the same."""
     monkeypatch.setattr(workload, "_BESIDE_THE_REPOSITORY", tmp_path)
@@ -76,14 +97,4 @@ def test_without_mnist_noise_of_its_shape_stands_in(tmp_path: Path, monkeypatch:
 
 
 def _row(system: str, seconds: float) -> Row:
-    return Row(
-        case="large",
-        system=system,
-        seconds=seconds,
-        first_seconds=None,
-        server_megabytes=None,
-        broker_megabytes=None,
-        training_seconds=None,
-        accuracy=None,
-        result_over_expected=None,
-    )
+    return Row(case="large", system=system, seconds=seconds)

@@ -53,8 +53,23 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
     assert back.strategy_state[0].tobytes() == STATE.strategy_state[0].tobytes()
     assert back.integers[0] == 7
     empty = np.empty(0, np.float32)
+    assert back.rest is None
     plain = {"vector": empty, "integers": (), "strategy_state": ()}
     assert replace(back, **plain).__repr__() == replace(STATE, **plain).__repr__()
+
+
+def test_what_the_workers_were_not_told_yet_comes_back_with_the_checkpoint(tmp_path: Path) -> None:
+    """It stands behind the strategy's state, of which there may be none; without it a file is as it ever was."""
+    rest = np.array([7, 8, 9], np.float32)
+    write_checkpoint(tmp_path, STATE)
+    size = (tmp_path / CHECKPOINT_FILE).stat().st_size
+    assert b"has_rest" not in (tmp_path / CHECKPOINT_FILE).read_bytes()
+    for states in ((), STATE.strategy_state):
+        write_checkpoint(tmp_path, replace(STATE, rest=rest, strategy_state=states))
+        back = read_checkpoint(tmp_path)
+        assert back.rest is not None
+        assert (back.rest.tolist(), len(back.strategy_state)) == ([7, 8, 9], len(states))
+    assert (tmp_path / CHECKPOINT_FILE).stat().st_size > size + 12
 
 
 def test_each_answer_is_encoded_once_and_the_header_is_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from broker.wire.tensors import TensorSpec
 from broker.wire.transfer import Digest
 from coordinator.learning.membership import Roster
 from coordinator.play import fetching
-from coordinator.play.fetching import Fetched, Fetcher, OtherParts
+from coordinator.play.fetching import EarlyParts, Fetched, Fetcher, OtherParts
 
 PART_BYTES = 8
 VALUES = np.arange(6, dtype=np.float32)
@@ -34,8 +34,9 @@ class Upload:
         layout = (TensorSpec(dtype="float32", shape=(6,), kind="trainable"),)
         validator = Validator(self.link, may_send_to_coordinator)
         out = np.empty(6, np.float32)
+        self.early = EarlyParts()
         self.fetcher = Fetcher(
-            self.link, validator, out, BASE, layout, PART_BYTES, threading.Event(), Roster()
+            self.link, validator, out, BASE, layout, PART_BYTES, threading.Event(), Roster(), early=self.early
         )
 
     def part(self, index: int, upload_id: str = "u1") -> bytes:
@@ -146,6 +147,55 @@ def test_what_is_kept_for_others_is_bounded() -> None:
         others.put(part)
     assert [others.take(upload_id) for upload_id in ("a", "b", "c")] == [[], [parts[1]], [parts[2]]]
     assert others.take("c") == []
+
+
+def test_parts_that_came_before_the_announcement_are_not_fetched_again(upload: Upload) -> None:
+    """Over a thin line an upload takes minutes, in which the coordinator has nothing else to do. Each part is taken
+    out once, and all of them are acknowledged with the update, and not sooner."""
+    upload.put(upload.part(0), upload.part(1))
+    upload.fetcher.look_ahead("w")
+    assert upload.broker.depth("upload.w") == 0
+    upload.put(upload.part(2))
+    fetched = upload.fetch()
+    assert (fetched.is_whole, fetched.flaw, len(fetched.deliveries)) == (True, None, 3)
+    assert np.array_equal(fetched.vector, VALUES)
+    assert upload.early.end() == []
+
+
+def test_early_parts_of_an_upload_that_was_begun_anew_are_let_go_of(upload: Upload) -> None:
+    """A worker that was killed on the way uploads under another id; its first parts are acknowledged in the end."""
+    upload.put(upload.part(0, "u0"))
+    upload.fetcher.look_ahead("w")
+    upload.put(*(upload.part(index) for index in range(3)))
+    upload.fetcher.look_ahead("w")
+    fetched = upload.fetch()
+    assert (fetched.is_whole, fetched.flaw, len(fetched.deliveries)) == (True, None, 4)
+
+
+def test_junk_in_an_upload_queue_is_not_looked_ahead_for(upload: Upload) -> None:
+    """What is there is told once the update is announced; before that nobody's junk takes the coordinator's time."""
+    upload.put(b"x", *[upload.part(0)] * 50)
+    for _ in range(20):
+        upload.fetcher.look_ahead("w")
+    assert upload.broker.depth("upload.w") >= 40
+
+
+def test_early_parts_take_no_more_memory_than_they_may(
+    upload: Upload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest stays with the broker until the update is announced."""
+    monkeypatch.setattr(upload.early, "_most_bytes", fetching._MOST_AT_ONCE * PART_BYTES - 1)
+    upload.put(*(upload.part(index) for index in range(3)))
+    upload.fetcher.look_ahead("w")
+    assert upload.broker.depth("upload.w") == 3
+
+
+def test_what_was_left_of_a_round_is_forgotten_by_the_broker(upload: Upload) -> None:
+    """An upload that nobody announced any more would else be held until the coordinator ends."""
+    upload.put(upload.part(0))
+    upload.fetcher.look_ahead("w")
+    assert len(upload.early.end()) == 1
+    assert upload.fetch().is_whole is False
 
 
 def local(values: np.ndarray, precision: Precision, size: int = 6) -> tuple[Fetched, np.ndarray]:

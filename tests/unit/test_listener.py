@@ -2,18 +2,23 @@
 
 import json
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from broker.audit import AuditLog
 from broker.errors import DataError
 from broker.link.memory import MemoryBroker, MemoryLink
 from broker.link.seam import coordinator_queue, dead_queue, outgoing, upload_queue, worker_queue
+from broker.wire.fields import Binary
 from broker.wire.messages import Joined, Message, Part, Refused, RollCall, RoundStart, RunFinished, decode
-from broker.wire.transfer import Digest
+from broker.wire.settings import Precision
+from broker.wire.tensors import Vector
+from broker.wire.transfer import Digest, Encoding, encoded, slices
 from tests.faults.actors import StandInData
 from tests.unit.test_messages import EXAMPLES
 from worker.rounds.hand_over import DeclineJob, HandOver, RoundJob
@@ -331,3 +336,135 @@ def test_a_pause_declines_what_has_come_in_half(tmp_path: Path) -> None:
     assert declined(hearing).key == LARGE.held
     assert hearing.hand_over.jobs.empty()
     assert hearing.is_all_acknowledged
+
+
+_LAYOUT = (replace(START.layout[0], shape=(20_000,)),)
+_ROUND = replace(
+    START, layout=_LAYOUT, part_bytes=64 * 1024, weights=None, parts=2, download_precision="int8"
+)
+
+
+def _digest_of(vector: Vector) -> str:
+    digest = Digest()
+    for index, span in enumerate(slices(vector.size, 64 * 1024)):
+        digest.add(index, vector[span].tobytes())
+    return digest.hex()
+
+
+def whole(vector: Vector, attempt: int = 1, round_number: int = 1) -> list[Message]:
+    """A round start with all weights."""
+    start = replace(_ROUND, round_number=round_number, attempt=attempt, digest=_digest_of(vector))
+    return [start, *_parts(start, [vector[span].tobytes() for span in slices(20_000, 64 * 1024)], "float32")]
+
+
+def step(base: Vector, seed: int, round_number: int = 2) -> tuple[list[Message], Vector]:
+    """A round start with a step on from a model, and what it leads to."""
+    moved = np.random.default_rng(seed).standard_normal(20_000, np.float32)
+    encoding, spans, vector = (
+        Encoding.of(moved, _LAYOUT, "int8"),
+        list(slices(20_000, 64 * 1024)),
+        base.copy(),
+    )
+    written = encoded(moved, encoding, spans, seed)
+    for span, data in zip(spans, written, strict=True):
+        encoding.follow(data, span, base, vector[span])
+    start = replace(
+        _ROUND,
+        round_number=round_number,
+        base=_digest_of(base),
+        digest=_digest_of(vector),
+        scales=encoding.scales,
+    )
+    return [start, *_parts(start, written, "int8")], vector
+
+
+def _parts(start: RoundStart, written: Sequence[Binary], precision: Precision) -> list[Message]:
+    return [
+        Part(
+            run_id=start.run_id, round_number=start.round_number, transfer_id=start.transfer_id, index=index,
+            count=len(written), precision=precision, data=bytes(data),
+        )
+        for index, data in enumerate(written)
+    ]  # fmt: skip
+
+
+FIRST = np.random.default_rng(0).standard_normal(20_000, np.float32)
+
+
+def next_job(hearing: Hearing, messages: list[Message]) -> RoundJob | None:
+    """What is to be trained once these have come."""
+    for message in messages:
+        hearing.say(message)
+    hearing.take_all()
+    job = None if hearing.hand_over.jobs.empty() else hearing.hand_over.jobs.get_nowait()
+    assert job is None or isinstance(job, RoundJob)
+    assert job is None or hearing.is_all_acknowledged
+    return job
+
+
+def test_a_step_leads_on_from_the_model_that_is_kept(hearing: Hearing) -> None:
+    """The second round's weights are what its step makes of the first one's, which are not changed for whoever still
+    trains from them; `joined` tells which model is here."""
+    first = next_job(hearing, whole(FIRST))
+    messages, vector = step(FIRST, 1)
+    second = next_job(hearing, messages)
+    assert first is not None
+    assert second is not None
+    assert first.weights.tobytes() == FIRST.tobytes()
+    assert second.weights.tobytes() == vector.tobytes()
+    assert hearing.joined().model == _digest_of(vector)
+
+
+def test_a_step_from_a_model_that_is_not_here_is_passed_over_and_said_so(hearing: Hearing) -> None:
+    """A process that was started anew holds none: what comes of the step is acknowledged, `joined` tells that it has
+    no model and no round, and the same round with all weights is taken."""
+    messages, vector = step(FIRST, 1)
+    assert next_job(hearing, messages) is None
+    assert hearing.is_all_acknowledged
+    assert hearing.listener._is_to_join
+    assert (hearing.joined().model, hearing.joined().held) == ("", None)
+    taken = next_job(hearing, whole(vector, round_number=2))
+    assert taken is not None
+    assert taken.weights.tobytes() == vector.tobytes()
+
+
+def test_a_whole_copy_takes_the_place_of_a_step_that_did_not_come_whole(hearing: Hearing) -> None:
+    """Parts of both are under way for one attempt: none of the one is taken for the other's."""
+    next_job(hearing, whole(FIRST))
+    messages, vector = step(FIRST, 1)
+    assert next_job(hearing, messages[:2]) is None
+    taken = next_job(hearing, whole(vector, round_number=2) + messages[2:])
+    assert taken is not None
+    assert taken.weights.tobytes() == vector.tobytes()
+
+
+def test_a_further_attempt_needs_no_weights(hearing: Hearing) -> None:
+    """Its model is here already, whatever the coordinator believes: a header alone, a step from the model before, or
+    all weights."""
+    next_job(hearing, whole(FIRST))
+    messages, vector = step(FIRST, 1)
+    second = next_job(hearing, messages)
+    assert second is not None
+    header = replace(messages[0], attempt=2, base=_digest_of(vector), parts=0, scales=())  # type: ignore[call-arg]
+    again = [
+        replace(message, attempt=3) if isinstance(message, RoundStart) else message for message in messages
+    ]
+    for attempt, coming in ((2, [header]), (3, again), (4, whole(vector, attempt=4, round_number=2))):
+        assert next_job(hearing, coming) is None, "it is trained already"
+        assert second.key.attempt == attempt
+        assert hearing.is_all_acknowledged
+
+
+def test_a_model_is_kept_where_steps_are_told_alone_and_no_longer_than_its_run(hearing: Hearing) -> None:
+    """By default a worker's memory holds no more than ever."""
+    plain = [
+        replace(message, download_precision="float32") if isinstance(message, RoundStart) else message
+        for message in whole(FIRST)
+    ]
+    next_job(hearing, plain)
+    assert hearing.joined().model == ""
+    next_job(hearing, whole(FIRST, round_number=2))
+    assert hearing.joined().model == _digest_of(FIRST)
+    hearing.say(RunFinished(run_id="r", rounds=2, outcome="done"))
+    hearing.take_all()
+    assert hearing.joined().model == ""

@@ -21,7 +21,7 @@ from broker.wire.tensors import (
     part_count,
     unflatten,
 )
-from broker.wire.transfer import Assembly, Digest, Encoding, slices
+from broker.wire.transfer import Assembly, Digest, Encoding, encoded, slices
 
 PART_BYTES = 64
 
@@ -90,7 +90,7 @@ def sent(
     ours, out = Encoding.of(vector, layout, precision), np.empty_like(vector)
     theirs = Encoding.told(layout, precision, ours.scales)
     for index, place in enumerate(slices(vector.size, 4 * part)):
-        theirs.decode(ours.encode(vector, place, np.random.default_rng([seed, index])), place, out[place])
+        theirs.decode(ours.encode(vector, place, [seed, index]), place, out[place])
     return out
 
 
@@ -114,6 +114,54 @@ def test_int8_rounding_is_right_on_average() -> None:
     vector[0] = 127.0
     out = sent(vector, layout_of(((20_000,), "trainable")), "int8", part=4096)
     assert float(out[1:].mean()) == pytest.approx(0.3, abs=0.02)
+
+
+def test_int8_rounds_each_chunk_by_chances_of_its_own() -> None:
+    """200,000 values, four times the same: their roundings are not, and on average they are right."""
+    vector = np.tile(np.linspace(-1, 1, 50_000, dtype=np.float32), 4)
+    layout = layout_of(((200_000,), "trainable"))
+    out = sent(vector, layout, "int8", part=1 << 20)
+    error = (out - vector) * 127
+    assert abs(float(error.mean())) < 0.005
+    assert float(error.var()) == pytest.approx(1 / 6, abs=0.005), "the mean of p (1 - p)"
+    assert np.all(np.abs(np.corrcoef(error.reshape(4, -1))[np.triu_indices(4, 1)]) < 0.02)
+
+
+def test_the_same_seed_rounds_int8_to_the_same_bytes() -> None:
+    """An update that is uploaded again is the same one; another part, or another round, is rounded otherwise."""
+    vector = np.random.default_rng(1).standard_normal(1000).astype(np.float32)
+    encoding = Encoding.of(vector, layout_of(((1000,), "trainable")), "int8")
+    first, again, other = (encoding.encode(vector, slice(0, 1000), [5, index]) for index in (0, 0, 1))
+    assert first == again != other
+
+
+@given(st.floats(2**-90, 2**90), st.integers(0, 9))
+def test_the_largest_value_is_127_steps_and_never_wraps_around(largest: float, seed: int) -> None:
+    """One rounded up to 128 would come back as its opposite."""
+    vector = np.full(64, np.float32(largest))
+    layout = layout_of(((64,), "trainable"))
+    for sign in (1, -1):
+        out = sent(sign * vector, layout, "int8", seed, part=64) * sign
+        assert out.min() > 0
+        assert out.max() <= vector[0] * np.float32(1 + 2**-7)
+
+
+def test_what_a_precision_cuts_off_stays_behind() -> None:
+    """What was written down and what was cut off are the vector. Of statistics nothing is, nor of float32."""
+    layout = layout_of(((6,), "trainable"), ((2,), "statistic"))
+    vector = np.array([0.1, 0.2, -0.3, 0.4, 0.5, 0.6, 7.7, 8.8], np.float32)
+    for precision in ("int8", "float16"):
+        rest, out = vector.copy(), np.empty_like(vector)
+        encoding = Encoding.of(rest, layout, precision)
+        spans = list(slices(8, 12))
+        for span, data in zip(spans, encoded(rest, encoding, spans, 1, keeps_rest=True), strict=True):
+            encoding.decode(data, span, out[span])
+        assert out + rest == pytest.approx(vector, rel=1e-6)
+        assert np.any(rest[:6] != 0)
+        assert np.all(rest[6:] == 0)
+    rest = vector.copy()
+    encoded(rest, Encoding(), [slice(0, 8)], 1, keeps_rest=True)
+    assert rest.tobytes() == vector.tobytes()
 
 
 def test_a_scale_belongs_to_one_tensor() -> None:

@@ -108,6 +108,11 @@ class HandOver:
             spare, self._spare = self._spare, None
             return spare
 
+    def give_spare(self, vector: Vector) -> None:
+        """Hand over memory that nobody needs any more."""
+        with self.lock:
+            self._spare = vector
+
     def held(self, worker: str) -> RoundKey | None:
         """The open round whose start this worker has whole."""
         with self.lock:
@@ -242,10 +247,10 @@ class HandOver:
     def _forget(self, worker: str) -> None:
         """Keep a worker's update no longer; its memory can be received into, unless it is on its way."""
         update = self.updates.pop(worker, None)
-        if update is None or update.vector is None:
+        if update is None:
             return
-        self._kept_bytes -= update.vector.nbytes
-        if update.announced and update.vector.dtype == FLOAT32:
+        self._kept_bytes -= update.num_kept_bytes
+        if update.announced and update.vector is not None and update.vector.dtype == FLOAT32:
             self._spare = np.asarray(update.vector, FLOAT32)
 
     def keep(self, job: RoundJob, update: KeptUpdate) -> bool:
@@ -256,7 +261,7 @@ class HandOver:
             update.at_attempt(job.key)
             self._forget(job.worker)
             self.updates[job.worker] = update
-            self._kept_bytes += 0 if update.vector is None else update.vector.nbytes
+            self._kept_bytes += update.num_kept_bytes
             return True
 
     def note_announced(self, updates: Sequence[KeptUpdate]) -> None:
@@ -269,7 +274,7 @@ class HandOver:
                 update.note_announced()
             while self._kept_bytes > _MOST_KEPT_BYTES and len(self.updates) > 1:
                 oldest = next(
-                    (each for each in self.updates.values() if each.announced and each.vector is not None),
+                    (each for each in self.updates.values() if each.announced and each.num_kept_bytes),
                     None,
                 )
                 if oldest is None:

@@ -29,12 +29,11 @@ from broker.wire.messages import (
 )
 from broker.wire.statistics import StatisticsAsked
 from broker.wire.swarms import swarm_words
-from broker.wire.tensors import Vector
 from broker.wire.versions import VERSION, difference, release
 from worker.rounds.failures import told
 from worker.rounds.hand_over import HandOver, RoundJob, StatisticsJob
 from worker.rounds.participant import Participant
-from worker.rounds.round_starts import Incoming, check_start
+from worker.rounds.round_starts import Incoming, Newest, check_start
 from worker.site.resting import Resting
 
 logger = logging.getLogger(__name__)
@@ -87,7 +86,9 @@ class Listener(threading.Thread):
         self._validator = Validator(link, may_send_to_worker, self._heed)
         self._publisher = Publisher(link, stop)
         self._incoming: Incoming | None = None
-        self._whole: tuple[RoundKey, Vector] | None = None  # what a swarm has received last
+        self._newest: Newest | None = (
+            None  # kept by a swarm, and where the next may be told as a step from it
+        )
         self._is_to_join = False
         self._repeat_at = 0.0
         self._repeat_seconds = _FIRST_REPEAT_SECONDS
@@ -186,6 +187,7 @@ class Listener(threading.Thread):
             token=self._token,
             pause=self._pause,
             release=release(),
+            model=self._newest.digest if self._newest else "",
         )
 
     def _on_connection(self, event: Connection) -> None:
@@ -247,7 +249,7 @@ class Listener(threading.Thread):
         if not isinstance(error, ProtocolError):
             logger.error("Can't take a %s.", message.TYPE, exc_info=error)
         self._validator.bury(delivery, told(error))
-        incoming, self._incoming = self._incoming, None
+        incoming, self._incoming, self._newest = self._incoming, None, None
         if incoming is not None:
             self._link.ack(incoming.deliveries)
         if isinstance(message, RoundStart):
@@ -330,7 +332,7 @@ class Listener(threading.Thread):
     def _on_finished(self, finished: RunFinished) -> None:
         for worker in self._participants:
             self._hand_over.close(worker, finished.run_id, None)
-        self._whole = None
+        self._newest = None
         self._on_run_finished(finished)
         if finished.session:
             self._ended = dict([*self._ended.items(), (finished.run_id, finished.session)][-_MOST_ENDED:])
@@ -354,10 +356,12 @@ class Listener(threading.Thread):
         if not workers:
             return True
         incoming = self._incoming
-        if incoming is None or incoming.start.held != start.held:
+        if incoming is None or (incoming.start.held, incoming.start.base) != (start.held, start.base):
             self._let_go()
-            incoming = self._known(start) or Incoming(start, self._hand_over.take_spare())
-            self._incoming = incoming
+            incoming = self._incoming = self._expected(start)
+        if incoming is None:
+            self.say_joined()  # and which model is here: the weights then come whole
+            return True
         incoming.account = delivery.user_id or ""
         incoming.workers.update(dict.fromkeys(workers))
         return self._advance(incoming, delivery)
@@ -375,11 +379,16 @@ class Listener(threading.Thread):
             return held != start.held
         return _order(start.held) >= _order(held) and held != start.held
 
-    def _known(self, start: RoundStart) -> Incoming | None:
-        """For more workers of a swarm the weights may be here already."""
-        if self._whole is None or self._whole[0] != start.held or start.parts == 0:
+    def _expected(self, start: RoundStart) -> Incoming | None:
+        """What is to come of a round start; None if that is a step from a model that isn't here."""
+        newest = self._newest
+        if newest is not None and newest.is_of(start):
+            return Incoming.of(start, newest.vector)  # its parts are passed over when they come
+        if not start.base:
+            return Incoming(start, self._hand_over.take_spare())
+        if newest is None or not newest.leads_to(start):
             return None
-        return Incoming.of(start, self._whole[1])
+        return Incoming(start, self._hand_over.take_spare(), newest)
 
     def _on_part(self, part: Part, delivery: Delivery) -> bool:
         """A part of a round start that isn't awaited (older, or received already) is dropped."""
@@ -397,7 +406,8 @@ class Listener(threading.Thread):
 
     def _begin(self, incoming: Incoming) -> None:
         start = incoming.start
-        self._whole = (start.held, incoming.vector) if self._swarm is not None else None
+        is_kept = self._swarm is not None or start.download_precision != "float32"
+        self._newest = Newest(digest=start.digest, vector=incoming.vector) if is_kept else None
         self._is_end_told = False
         if not self._has_begun:
             self._has_begun = True

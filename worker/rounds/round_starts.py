@@ -1,5 +1,8 @@
 """A round start put together from its header and its parts."""
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
 
 from broker.errors import ProtocolError
@@ -9,10 +12,12 @@ from broker.wire.tensors import (
     FLOAT32,
     MAX_MODEL_BYTES,
     Vector,
+    as_bytes,
     part_count,
+    sections_of,
     vector_size,
 )
-from broker.wire.transfer import Assembly, Digest
+from broker.wire.transfer import Assembly, Digest, Encoding, slices
 
 _SMALLEST_PART = 64 * 1024
 _LARGEST_PART = 8 * 1024 * 1024
@@ -31,10 +36,41 @@ def check_start(start: RoundStart) -> None:
         raise ProtocolError(
             f"Expected parts of {_SMALLEST_PART} to {_LARGEST_PART} bytes, got {start.part_bytes}."
         )
-    if start.parts != part_count(num_bytes, start.part_bytes):
+    if start.parts != _parts_of(start, num_bytes):
         raise ProtocolError(f"A model of {num_bytes} bytes does not come in {start.parts} parts.")
     if start.weights is not None and len(start.weights) != num_bytes:
         raise ProtocolError(f"Expected {num_bytes} bytes of weights, got {len(start.weights)}.")
+
+
+def _parts_of(start: RoundStart, num_bytes: int) -> int:
+    """In how many parts the weights of a round start come, or what is new of them."""
+    if not start.base:
+        return part_count(num_bytes, start.part_bytes)
+    is_news = start.base != start.digest
+    return is_news * math.ceil(sections_of(start.layout).num_up * FLOAT32.itemsize / start.part_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Newest:
+    """The newest global model that came, kept by the whole process.
+
+    Attributes:
+        digest: Of its float weights.
+        vector: These, float32 of shape (P,); read by whoever trains from them, and never changed.
+    """
+
+    digest: str
+    vector: Vector
+
+    def leads_to(self, start: RoundStart) -> bool:
+        """Whether a round start tells a step on from this model."""
+        is_alike = self.vector.shape == (vector_size(start.layout),)
+        return is_alike and start.base == self.digest and start.parts > 0
+
+    def is_of(self, start: RoundStart) -> bool:
+        """Whether this is the model that a round begins with, which comes in parts, or not again."""
+        is_alike = self.vector.shape == (vector_size(start.layout),)
+        return is_alike and start.digest == self.digest and start.weights is None
 
 
 class Incoming:
@@ -43,6 +79,10 @@ class Incoming:
     Args:
         start: A checked header.
         spare: A vector that nobody needs any more; used if it has the right size.
+        newest: The model that the weights are told as a step from; None where they come whole.
+
+    Raises:
+        ProtocolError: There is no memory for it, or its scales are none of such a model.
 
     Attributes:
         workers: Whom it is for.
@@ -53,17 +93,27 @@ class Incoming:
 
     account = ""
 
-    def __init__(self, start: RoundStart, spare: Vector | None = None) -> None:
+    def __init__(self, start: RoundStart, spare: Vector | None = None, newest: Newest | None = None) -> None:
         self.start = start
         self.workers: dict[str, None] = {}
         self.deliveries: list[Delivery] = []
         size = vector_size(start.layout)
         fits = spare is not None and (spare.shape, spare.dtype) == ((size,), FLOAT32)
         self.vector: Vector = spare if spare is not None and fits else _reserved(size)
-        self._assembly = Assembly(self.vector, start.transfer_id, start.part_bytes)
+        self._newest = newest
+        self._assembly = self._assembly_of_step(newest) if newest else self._assembly_of_all()
         self._is_inline = start.parts == 0
         if self._is_inline:
             self._take_inline()
+
+    def _assembly_of_all(self) -> Assembly:
+        return Assembly(self.vector, self.start.transfer_id, self.start.part_bytes)
+
+    def _assembly_of_step(self, newest: Newest) -> Assembly:
+        start = self.start
+        out = self.vector[: sections_of(start.layout).num_up]
+        encoding = Encoding.told(start.layout, start.download_precision, start.scales)
+        return Assembly(out, start.transfer_id, start.part_bytes, encoding, base=newest.vector)
 
     @classmethod
     def of(cls, start: RoundStart, vector: Vector) -> "Incoming":
@@ -96,8 +146,17 @@ class Incoming:
         if not self._assembly.place(part):
             return False
         if self._assembly.is_complete:
-            self._check_digest(self._assembly.digest)
+            self._check_digest(self._digest_of_step(self._newest) if self._newest else self._assembly.digest)
         return True
+
+    def _digest_of_step(self, newest: Newest) -> Digest:
+        """Of the model that the step has led to, once what never changes is there, too."""
+        end = sections_of(self.start.layout).num_up
+        self.vector[end:] = newest.vector[end:]
+        digest = Digest()
+        for index, span in enumerate(slices(self.vector.size, self.start.part_bytes)):
+            digest.add(index, as_bytes(self.vector[span]))
+        return digest
 
     def _check_digest(self, digest: Digest) -> None:
         if digest.hex() != self.start.digest:

@@ -15,7 +15,7 @@ from broker.wire.messages import Part, RoundKey, UpdateAnnounced
 from broker.wire.messages import encode as encode_message
 from broker.wire.scores import AnswerCounts
 from broker.wire.settings import Precision, Summed
-from broker.wire.tensors import FLOAT32, INLINE_BYTES, Array, Layout, Values, Vector
+from broker.wire.tensors import FLOAT32, INLINE_BYTES, Array, Layout, Values, Vector, sections_of
 from broker.wire.transfer import Digest, Encoding, is_local
 
 
@@ -102,13 +102,16 @@ class KeptUpdate:
         measured: What is announced with it.
         vector: What travels up, float32 of shape (U,): of trainable weights the difference local minus global,
             statistics as they are; where local values are asked for, these, float64 if need be. None when the worker
-            only measured.
+            only measured. It is given away.
         layout: Of the model.
         part_bytes: The most that one message carries of it.
         precision: How its values are asked for.
         seed: Of int8's stochastic rounding: the same part is encoded to the same bytes every time.
         reader: The process whose upload queue takes its parts; the worker's own if it is called like it.
         is_audited: Whether the audit log is to tell which update this was.
+
+    Attributes:
+        vector: The same; where a coarser precision is written down once, what that cut off (`take_rest`).
 
     Raises:
         ModelError: Training has diverged, and int8 can't tell the coordinator.
@@ -128,21 +131,22 @@ class KeptUpdate:
         reader: str | None = None,
         is_audited: bool = False,
     ) -> None:
-        if precision == "int8" and vector is not None and not np.isfinite(vector).all():
-            raise ModelError(
-                "Training has diverged: the update has NaN or infinity. Try a lower learning rate."
-            )
         self.worker = worker
         self._reader = reader or worker
         self.key = key
         self.measured = measured
         self.vector = vector
+        self._has_update = vector is not None
         self._encoding = (
             Encoding() if vector is None else Encoding.of(vector, layout, _written(vector, precision))
         )
-        self._seed = seed
-        is_inline = vector is None or vector.nbytes <= INLINE_BYTES
-        self._slices = [] if vector is None or is_inline else list(transfer.slices(vector.size, part_bytes))
+        self._values: list[Binary] = []
+        self._num_parts = self._num_bytes = 0
+        if vector is not None:
+            is_inline = vector.nbytes <= INLINE_BYTES
+            spans = [slice(0, vector.size)] if is_inline else list(transfer.slices(vector.size, part_bytes))
+            self._num_parts, self._num_bytes = 0 if is_inline else len(spans), vector.nbytes
+            self._write(vector, spans, sections_of(layout).num_trainable, seed)
         self._is_audited = is_audited
         self._digest = Digest(is_audited=is_audited)
         self._sizes: dict[
@@ -150,6 +154,26 @@ class KeptUpdate:
         ] = {}  # of this upload's messages, by index; the announcement's after all parts
         self._upload_id = ""
         self._is_announced = False
+
+    def _write(self, vector: Values, spans: list[slice], num_trainable: int, seed: int) -> None:
+        """Write its values down, once for all uploads; as float32 that takes no memory of its own."""
+        is_exact = self._encoding.precision == "int8"
+        if is_exact and not (self._encoding.is_tellable and np.isfinite(vector[num_trainable:]).all()):
+            raise ModelError(
+                "Training has diverged: the update has NaN or infinity. Try a lower learning rate."
+            )
+        self._values = transfer.encoded(vector, self._encoding, spans, seed, keeps_rest=True)
+
+    def take_rest(self) -> Vector | None:
+        """What the precision cut off, float32 of shape (U,), once: it is added to the next update (error feedback).
+
+        Karimireddy et al. 2019, "Error Feedback Fixes SignSGD and other Gradient Compression Schemes", algorithm 1.
+        None as float32, or where a training that has diverged leaves nothing to go on with.
+        """
+        if self.vector is None or not self._encoding.is_coarse:
+            return None
+        rest, self.vector = np.asarray(self.vector, FLOAT32), None
+        return rest if np.isfinite(rest).all() else None
 
     def at_attempt(self, key: RoundKey) -> None:
         """Answer a later attempt at the same round with the same update."""
@@ -192,24 +216,30 @@ class KeptUpdate:
     @property
     def num_parts(self) -> int:
         """How many parts it travels in; 0 when it rides inside its announcement."""
-        return len(self._slices)
+        return self._num_parts
 
     @property
     def num_bytes(self) -> int:
         """What its values take before they are encoded."""
-        return 0 if self.vector is None else self.vector.nbytes
+        return self._num_bytes
+
+    @property
+    def num_kept_bytes(self) -> int:
+        """What its values take here, as they are written down; as float32 that is where they are."""
+        is_apart = self.vector is not None and self._encoding.precision != "float32"
+        return sum(map(len, self._values)) + (self._num_bytes if is_apart else 0)
 
     def parts(self) -> Iterator[Outgoing]:
         """The parts of the upload that was begun, encoded one by one as they are published."""
         queue = names.upload_queue(self._reader)
         return (
             Outgoing(key=queue, body=_PartBody(self, self._upload_id, index), message_type=Part.TYPE)
-            for index in range(len(self._slices))
+            for index in range(self._num_parts)
         )
 
     def part(self, upload_id: str, index: int) -> bytes:
         """One part's body."""
-        data = self._encoded(index)
+        data = self._values[index]
         self._digest.add(index, data)
         body = encode_message(
             Part(
@@ -217,18 +247,13 @@ class KeptUpdate:
                 round_number=self.key.round_number,
                 transfer_id=upload_id,
                 index=index,
-                count=len(self._slices),
+                count=self._num_parts,
                 precision=self._encoding.precision,
                 data=data,
             )
         )
         self._sizes[index] = len(body)
         return body
-
-    def _encoded(self, index: int) -> Binary:
-        assert self.vector is not None  # noqa: S101 - an update without a vector has no parts
-        section = self._slices[index] if self._slices else slice(0, self.vector.size)
-        return self._encoding.encode(self.vector, section, np.random.default_rng([self._seed, index]))
 
     def announcement(self) -> Outgoing:
         """What tells the coordinator, once the parts are confirmed; encoded when it is published, as they are."""
@@ -242,11 +267,11 @@ class KeptUpdate:
         measured = self.measured
         names_of = sorted({*measured.metrics, *measured.global_metrics})
         figures = f"the figures {', '.join(names_of)}" if names_of else "no figures"
-        what = "nothing trained" if self.vector is None else f"the update of {measured.num_examples} examples"
+        what = f"the update of {measured.num_examples} examples" if self._has_update else "nothing trained"
         return (
             f"Sent for round {self.key.round_number}, and confirmed by the broker: {what}, {figures}; "
             f"{sum(self._sizes.values()):,} bytes in {len(self._sizes)} messages"
-            f"{'' if self.vector is None else f', digest {self._digest.hex()}'}."
+            f"{f', digest {self._digest.hex()}' if self._has_update else ''}."
         )
 
     def _announcement_body(self) -> bytes:
@@ -265,38 +290,25 @@ class KeptUpdate:
             num_test_examples=self.measured.num_test_examples,
             precision=self._encoding.precision,
             scales=self._encoding.scales,
-            parts=len(self._slices),
+            parts=self._num_parts,
             update=None,
             digest=self._digest.hex(),
             seconds=self.measured.seconds,
             base=self.key.digest,
             summed=self.measured.summed,
         )
-        if self.vector is not None and not self._slices:
-            data = self._encoded(0)
+        if self._has_update and not self._num_parts:
+            (data,) = self._values
             self._digest.add(0, data)
             message = replace(message, update=bytes(data), digest=self._digest.hex())
         body = encode_message(message)
-        self._sizes[len(self._slices)] = len(body)
+        self._sizes[self._num_parts] = len(body)
         if len(body) > MOST_WORD_BYTES:
             raise ModelError(
                 f"What the model's metrics keep is larger than the {MOST_WORD_BYTES // 1024} KiB that the coordinator "
                 "takes. Compile it with metrics of fewer thresholds or classes."
             )
         return body
-
-    def lost_in_encoding(self) -> Vector | None:
-        """What the precision cut off, float32 of shape (U,): added to the next update (error feedback).
-
-        Karimireddy et al. 2019, "Error Feedback Fixes SignSGD and other Gradient Compression Schemes", algorithm 1.
-        """
-        precision = self._encoding.precision
-        if self.vector is None or precision == "float32" or is_local(precision):
-            return None
-        decoded = np.empty_like(self.vector)
-        for index, section in enumerate(self._slices or [slice(0, self.vector.size)]):
-            self._encoding.decode(self._encoded(index), section, decoded[section])
-        return np.subtract(self.vector, decoded, out=decoded)
 
 
 def _written(vector: Values, asked: Precision) -> Precision:

@@ -260,7 +260,7 @@ class WorkerLoop:
             is_audited=self._audit.is_kept and not self._is_swarm,
         )
         if not settings.deterministic:
-            residual = update.lost_in_encoding()
+            residual = update.take_rest()
             if residual is not None:
                 self._residuals[job.worker] = residual
         return update
@@ -270,7 +270,9 @@ class WorkerLoop:
         residual = self._residuals.pop(worker, None)
         if vector is None or residual is None or residual.shape != vector.shape:
             return vector
-        return vector + residual
+        vector += residual  # given away by the trainer
+        self._hand_over.give_spare(residual)
+        return vector
 
     def _upload_first(self, update: KeptUpdate) -> None:
         """Upload at once; a swarm's small updates are gathered for a moment and published together."""

@@ -4,14 +4,14 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
 import pika
 
-from broker.errors import BrokerError, PublishRefused, Unroutable
+from broker.errors import BrokerError, LinkLost, PublishRefused, Unroutable
 from broker.link.rabbitmq.confirms import Confirms
 from broker.link.rabbitmq.connection import ConnectionThread
 from broker.link.rabbitmq.settings import LinkSettings
@@ -21,7 +21,9 @@ from broker.wire import names
 
 logger = logging.getLogger(__name__)
 
-_WINDOW_BYTES = 12 * 1024 * 1024  #: unconfirmed bytes under way at once; more is memory, not speed
+_WINDOW_BYTES = (
+    13 * 1024 * 1024
+)  #: unconfirmed bytes under way at once, three parts; more is memory, not speed
 _WINDOW_MESSAGES = 256
 _HANDFUL_BYTES = 512 * 1024  #: of small messages that are handed over together
 _LARGE_BYTES = 64 * 1024
@@ -31,6 +33,61 @@ _CONFIRM_SECONDS = 5.0  #: a message unconfirmed for so long: the broker takes n
 _CONFIRM_LIMIT_SECONDS = 60.0  #: then its connection is given up
 _LOOK_SECONDS = 0.5  #: how often it is looked at after the first of these
 _UNCONFIRMED = "a message is unconfirmed"  #: why messages are not taken
+
+
+class _Window:
+    """What of one batch is under way.
+
+    Args:
+        settle: Waits for a confirm, and tells why a message reached no queue.
+
+    Attributes:
+        missed: The last of these reasons.
+    """
+
+    def __init__(self, settle: Callable[[Future[Any]], BrokerError | None]) -> None:
+        self._settle = settle
+        self._underway: deque[tuple[int, Future[Any]]] = deque()
+        self._num_bytes = 0
+        self._num_settled = 0
+        self.missed: BrokerError | None = None
+
+    def make_room(self, num_bytes: int) -> None:
+        """Wait until so much more may be under way."""
+        while self._underway and (
+            len(self._underway) >= _WINDOW_MESSAGES or self._num_bytes + num_bytes > _WINDOW_BYTES
+        ):
+            self._settle_oldest()
+
+    def add(self, sent: Iterable[tuple[int, Future[Any]]]) -> None:
+        """These are under way now, each with its size."""
+        for size, future in sent:
+            self._underway.append((size, future))
+            self._num_bytes += size
+
+    def close(self) -> None:
+        """Wait until nothing is under way any more."""
+        while self._underway:
+            self._settle_oldest()
+
+    def _settle_oldest(self) -> None:
+        size, oldest = self._underway[0]
+        self.missed = self._settle(oldest) or self.missed
+        self._underway.popleft()
+        self._num_bytes -= size
+        self._num_settled += 1
+
+    @property
+    def num_safe(self) -> int:
+        """How many of the first the broker has; none where a repeat of all is to find again what was missed."""
+        if self.missed is not None:
+            return 0
+        confirmed = itertools.takewhile(_is_confirmed, (future for _, future in self._underway))
+        return self._num_settled + sum(1 for _ in confirmed)
+
+
+def _is_confirmed(future: Future[Any]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
 
 
 class Publishing:
@@ -55,22 +112,17 @@ class Publishing:
 
     def publish(self, batch: Sequence[Outgoing]) -> None:
         """Publish in order, a window of them under way at once; returns once the broker has them all."""
-        underway: deque[tuple[int, Future[Any]]] = deque()
-        underway_bytes = 0
-        missed: BrokerError | None = None
-        for group in _handfuls(batch):
-            size = sum(len(body) for _, body in group)
-            while underway and (len(underway) >= _WINDOW_MESSAGES or underway_bytes + size > _WINDOW_BYTES):
-                oldest_size, oldest = underway.popleft()
-                underway_bytes -= oldest_size
-                missed = self._settle(oldest) or missed
-            futures = self._calls.send_all([partial(self._publish_one, *each) for each in group])
-            underway.extend((len(body), future) for (_, body), future in zip(group, futures, strict=True))
-            underway_bytes += size
-        for _, future in underway:
-            missed = self._settle(future) or missed
-        if missed is not None:
-            raise missed
+        window = _Window(self._settle)
+        try:
+            for group in _handfuls(batch):
+                window.make_room(sum(len(body) for _, body in group))
+                futures = self._calls.send_all([partial(self._publish_one, *each) for each in group])
+                window.add((len(body), future) for (_, body), future in zip(group, futures, strict=True))
+            window.close()
+        except LinkLost as exc:
+            raise LinkLost(str(exc), window.num_safe) from exc
+        if window.missed is not None:
+            raise window.missed
 
     def post(self, message: Outgoing) -> "Future[None]":
         """Publish without waiting."""
