@@ -371,12 +371,16 @@ class LiveRound:
 
     # --- looking after it ----------------------------------------------------------------------------------
 
-    def look_after(self) -> None:
-        """What time asks for: a checkpoint of what is held, who went away, a roll call."""
-        session, unacknowledged = self._tools.session, self._tools.unacknowledged
+    def keep_if_due(self) -> None:
+        """Write a checkpoint of what is held, and let the broker forget it: it gives no more than its prefetch."""
+        unacknowledged = self._tools.unacknowledged
         if unacknowledged.is_due:
             self.keep()
             unacknowledged.release()
+
+    def look_after(self) -> None:
+        """What time asks for: who went away, who came, a roll call."""
+        session = self._tools.session
         if self._presence.is_due:
             self._look_for_away()
         self._invite_newcomers()

@@ -323,10 +323,13 @@ class Run:
             raise RunStopped("Stopped in the middle of a round.")
         event = self._session.next_event(self._patience() if patience_seconds is None else patience_seconds)
         self._decide(event)
-        if self._live is not None and self._session.single_reader.is_confirmed:
-            self._live.look_after()
-            if self._session.is_idle and patience_seconds is None:
-                self._live.look_ahead()
+        if self._live is not None:
+            # Also before the claim is proven: the ping that does so may wait behind all that is held.
+            self._live.keep_if_due()
+            if self._session.single_reader.is_confirmed:
+                self._live.look_after()
+                if self._session.is_idle and patience_seconds is None:
+                    self._live.look_ahead()
 
     def _patience(self) -> float:
         if self._live is None:

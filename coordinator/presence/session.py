@@ -220,7 +220,7 @@ class Session:
         return RollCall(session=self.number)
 
     def call_roll_if_due(self) -> None:
-        """Ask again after half a minute (of thousands, who all answer, later): a queue may have been emptied."""
+        """Ask again after half a minute, or later of thousands, who all answer: a queue may have been emptied."""
         seconds = _ROLL_CALL_SECONDS + len(self.roster.members) * _ROLL_CALL_SECONDS_EACH
         if time.monotonic() - self.roll_called_at >= seconds:
             self.call_roll()

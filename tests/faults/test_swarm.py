@@ -58,6 +58,20 @@ def test_a_killed_coordinator_goes_on_with_a_swarm(vhost: str, make_stage: MakeS
     assert stage.leftovers(["s"]) == {}, stage.story
 
 
+def test_a_coordinator_comes_back_to_more_answers_than_it_is_given_at_once(stage: Stage) -> None:
+    """Killed at the first of 300, it starts anew once all wait: the broker gives it 256 and no more until it has
+    acknowledged some, and its ping, by which it knows that it is the one coordinator, waits behind the rest."""
+    many = {f"s.{number}": 10 for number in range(1, 301)}
+    swarm = stage.swarm(len(many))
+    first = stage.coordinator(rounds=1, run={"workers": len(many)}, breaks=(Break(point="settle"),))
+    assert first.ended() == -signal.SIGKILL, stage.story
+    stage.wait(lambda: stage.num_ready("coordinator") >= len(many), 60, "all answers")
+    second = stage.coordinator(rounds=1, run={"workers": len(many)})
+    assert [actor.ended() for actor in (second, swarm)] == [0, 0], stage.story
+    stage.assert_same_bits(rounds=1, workers=many)
+    stage.assert_nobody_trained_twice()
+
+
 def test_a_purged_upload_queue_costs_a_swarm_no_round(vhost: str, make_stage: MakeStage) -> None:
     """The parts of several workers are lost while they are uploaded: each is asked for its own again, and what others
     have uploaded behind them is not lost with that."""
