@@ -72,7 +72,7 @@ needs-machines: install
 	@command -v systemd-nspawn >/dev/null || deploy/install-package systemd-container || true
 
 test-walk: needs-machines  ## deploy/README.md on three bare Debian machines: services, backup, move, upgrade; half an hour
-	$(BIN)/python -m pytest -m soak --durations 0 tests/system/test_real_machines.py
+	$(BIN)/python -m pytest -m soak -rP --durations 0 tests/system/test_real_machines.py
 
 # axe-core comes by npm. Where a package can't be installed the tests skip, and fail in CI.
 needs-browser: install

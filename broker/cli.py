@@ -29,7 +29,7 @@ from broker.hosting.certs_command import Asked, encryption_options
 from broker.hosting.encryption import SERVER_DAYS, Encryption
 from broker.hosting.management import Fields, Management
 from broker.link.access import Access, read_pem, with_host, with_login
-from broker.link.address import addresses_in, is_loopback, without_password
+from broker.link.address import addresses_in, check_host, is_loopback, without_password
 from broker.link.invitation import check_is_new, write_invitation
 from broker.logs import LogContext
 from broker.wire.names import COORDINATOR, MOST_IN_A_SWARM
@@ -162,6 +162,10 @@ def _up_encrypted(asked: Asked, port: int | None, management_port: int | None, h
     write_invitation(login, broker.access)
     logger.info("our encrypted broker is ready; the login of %s is in %s", broker.user, login)
     if broker.encryption is not None:
+        if ignored := ", ".join(asked.ignored_by(broker.encryption)):
+            logger.warning(
+                "it was running and stays as it was started, without %s: `broker down` first", ignored
+            )
         certs_command.warn_of_short(Path(broker.encryption.folder))
     click.echo(broker.access.address)
     click.echo(Management(broker.management_url).address)
@@ -313,6 +317,10 @@ def invite(
     broker invite hospital-1 --upload-limit 4G --again
     broker invite hospital-1 --new-password --invitation hospital-1-new.toml
     """
+    if parts > 1 and swarm is None:
+        raise UsageError("--parts are of a swarm: expected it with --swarm.")
+    if public_host is not None:
+        check_host(public_host)
     if invitation is not None:
         check_is_new(invitation)
         if again:
@@ -359,7 +367,7 @@ def invite(
         click.echo(url)
         logger.info("%s uses it as AMQP_URL", _user_of(name, swarm))
     else:
-        page = _page_for_others(management.address, name_there if own else None)
+        page = _page_for_others(management.address, name_there if own else None) if len(urls) == 1 else None
         given = Access(amqp_url=url, name=name, ca=access.ca, management_url=page)
         write_invitation(invitation, _with_certificate(given, own, login.user) if by_certificate else given)
         click.echo(invitation)
@@ -370,6 +378,8 @@ def invite(
 
 def _page_for_others(address: str, host: str | None) -> str | None:
     """Where others reach the management page, which also tells them the time; None where nobody knows.
+
+    Of a cluster it is left out: each node has one, at the usual port.
 
     Args:
         address: Where it is reached from here.

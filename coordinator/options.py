@@ -42,6 +42,7 @@ class RecordedSettings:
     keep_every: int | None
     track: tuple[str, ...]
     private: tuple[str, ...]
+    relays: tuple[str, ...]
     upload_precision: Precision
     download_precision: Precision
     deterministic: bool
@@ -65,6 +66,7 @@ class RunOptions:
         patience: Rounds without a better one before the run ends.
         keep_every: Every so many rounds the model is kept for good.
         private: Patterns of weights that stay at the workers; see `broker.model.kinds.matches`.
+        relays: Invited accounts that may speak for many workers; see `Admission`.
         track: Who is told the figures; see `coordinator.folder.tracking`.
         normalize: What `coordinator statistics` has found, for the model's Normalization layer.
         download_precision: How the step to the next global model is told; see `coordinator.learning.squeezing`.
@@ -95,6 +97,7 @@ class RunOptions:
     keep_every: int | None = None
     track: tuple[str, ...] = ()
     private: tuple[str, ...] = ()
+    relays: tuple[str, ...] = ()
     initial_model: Path | None = None
     normalize: Path | None = None
     seed: int = 0
@@ -239,6 +242,7 @@ class RunOptions:
             keep_every=self.keep_every,
             track=self.track,
             private=self.private,
+            relays=self.relays,
             upload_precision=first.precision,
             download_precision=self.download_precision,
             deterministic=self.deterministic,

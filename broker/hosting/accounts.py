@@ -35,6 +35,7 @@ _CHANNELS_PER_CONNECTION = 5
 
 # It may set policies where it has all rights already, and see what it may use: so it sizes the room for each model.
 _COORDINATORS_TAG = "policymaker"
+_LAST_WORD_TAG = "management"  # of an account that is being revoked: without it nobody publishes by the API
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,12 +141,14 @@ def revoke(management: Management, name: str, vhost: str = "/") -> Revoked:
     Queues that a worker without an account of its own left behind are deleted, too, in `vhost`.
 
     Raises:
-        UsageError: It was never invited, and there are no queues of it.
+        UsageError: It was never invited, and there are no queues of it; or it administers the broker.
         BrokerError: The management API did not do it.
     """
     if name != names.COORDINATOR:
         names.check_name(name)
     users = _users_of(management, name)
+    for user in users:
+        _check_is_invited(management, user)
     vhosts = {right["vhost"] for user in users for right in management.api.get("users", user, "permissions")}
     closed = sum(_shut_out(management, vhosts, name, user) for user in users)
     removed = _removed(management, vhosts or {vhost}, name)
@@ -162,7 +165,7 @@ def _shut_out(management: Management, vhosts: set[str], name: str, user: str) ->
     Its last word is said for it, with a password that nobody else knows: the coordinator waits for it no longer.
     """
     password = secrets.token_urlsafe(_PASSWORD_BYTES)
-    management.put_user(user, password, tags="management")  # without that tag nobody publishes by the API
+    management.put_user(user, password, tags=_LAST_WORD_TAG)
     closed = management.close_connections(user=user)
     if name != names.COORDINATOR:
         for vhost in vhosts:
@@ -237,6 +240,14 @@ def _check_free(management: Management, name: str, user: str, *, again: bool) ->
         raise UsageError(f"There is no account {user!r} to set again{others}. Try it without --again.")
     if again and management.tags(user) not in ((), (_tags_of(user),)):
         raise UsageError(f"The account {user!r} was not made by `broker invite`: it is left as it is.")
+
+
+def _check_is_invited(management: Management, user: str) -> None:
+    """Whoever revoked the administrator would be shut out of the broker for good."""
+    if not set(management.tags(user)) <= {_LAST_WORD_TAG, _COORDINATORS_TAG}:
+        raise UsageError(
+            f"The account {user!r} administers this broker, and was not invited: it is left as it is."
+        )
 
 
 def _limit(management: Management, user: str, *, is_swarm: bool) -> None:

@@ -16,6 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from broker.errors import UsageError
 from broker.link.access import read_pem, write_private
+from broker.link.address import check_host
 
 _AUTHORITY_DAYS = 3650
 _SKEW = timedelta(hours=1)  #: a site's clock may be late
@@ -57,7 +58,12 @@ def make_authority(folder: Path) -> Pair:
     pair = Pair(folder, CA)
     if pair.certificate.exists() or pair.key.exists():
         return pair
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as exc:
+        raise UsageError(
+            f"{folder} can't be made: {exc.strerror}. Expected a folder that may be written to."
+        ) from exc
     key = ec.generate_private_key(ec.SECP256R1())
     name = _named("Warren federation")
     builder = _builder(name, name, key, _AUTHORITY_DAYS)
@@ -75,7 +81,7 @@ def make_server(folder: Path, names: list[str], *, days: int) -> Pair:
     """
     if not names:
         raise UsageError("A broker's certificate needs a name: the one that sites reach it by.")
-    alternatives = x509.SubjectAlternativeName([_host(name) for name in names])
+    alternatives = x509.SubjectAlternativeName([_host(check_host(name)) for name in names])
     return _signed(Pair(folder, SERVER), names[0], ExtendedKeyUsageOID.SERVER_AUTH, days, alternatives)
 
 
@@ -233,11 +239,7 @@ def _host(name: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
-        pass
-    try:
         return x509.DNSName(name.encode("idna").decode())
-    except ValueError as exc:
-        raise UsageError(f"{name!r} is no host name and no address.") from exc
 
 
 def _key_of(authority: Pair) -> ec.EllipticCurvePrivateKey:

@@ -1,6 +1,7 @@
 """The command `broker certs`, and the options of `broker up` that say how others reach it."""
 
 import logging
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from broker.hosting.certificates import (
 )
 from broker.hosting.encryption import SERVER_DAYS, Encryption, encrypted
 from broker.link.access import Access
+from broker.link.address import check_host
 from broker.link.validity import WARNING_DAYS, Validity, days_until, ends_in, validities
 from broker.logs import LogContext
 from broker.wire.names import check_name
@@ -30,6 +32,7 @@ logger = logging.getLogger(__name__)
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 
+_HERE = "127.0.0.1"
 PORT = 5671  #: RabbitMQ's own for TLS
 
 
@@ -44,7 +47,11 @@ class Asked:
     takes_clients: bool
 
     def encryption(self, own: Path, former: Encryption | None) -> Encryption:
-        """The certificates, a person's or the broker's own, and what it listens on."""
+        """The certificates, a person's or the broker's own, and what it listens on.
+
+        Raises:
+            UsageError: They can't be used, or nothing can listen there.
+        """
         if former is not None and not any((self.listen, self.names, self.folder, self.takes_clients)):
             return encrypted(
                 Path(former.folder),
@@ -53,13 +60,39 @@ class Asked:
                 takes_clients=former.takes_clients,
                 is_given=Path(former.folder) != own.absolute(),
             )
+        listen = self.listen or _HERE
+        _check_listens(listen)
         return encrypted(
             (self.folder or own).absolute(),
             self.names,
-            listen=self.listen or "127.0.0.1",
+            listen=listen,
             takes_clients=self.takes_clients,
             is_given=self.folder is not None,
         )
+
+    def ignored_by(self, running: Encryption) -> Iterator[str]:
+        """What is asked for and not so of a broker that has been running: it keeps what it was started with."""
+        if self.listen not in (None, running.listen):
+            yield "--listen"
+        if not set(self.names) <= set(running.names):
+            yield "--name"
+        if self.folder is not None and str(self.folder.absolute()) != running.folder:
+            yield "--certs"
+        if self.takes_clients and not running.takes_clients:
+            yield "--client-certificates"
+
+
+def _check_listens(address: str) -> None:
+    """Find out before a broker is started, whose own words for it are fifty lines of Erlang."""
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as listener:
+            listener.bind(place)
+    except OSError as exc:
+        raise UsageError(
+            f"Nothing can listen at {address!r:.80} ({exc.strerror or exc}). Expected an address of this machine, or "
+            "0.0.0.0 for all of them."
+        ) from exc
 
 
 def encryption_options(function: _Function) -> _Function:
@@ -71,7 +104,7 @@ def encryption_options(function: _Function) -> _Function:
         }
         if not is_tls and any(given.values()):
             raise UsageError("--listen, --admin, --name, --certs and --client-certificates belong to --tls.")
-        return Asked(**given) if is_tls else None
+        return Asked(**given | {"names": tuple(map(check_host, given["names"]))}) if is_tls else None
 
     options = (
         click.option("--tls", is_flag=True, callback=gathered,
@@ -129,10 +162,14 @@ def certs_command(
     if not (names or clients or renew):
         _show(folder)
         return
+    for name in names:
+        check_host(name)
+    for client in clients:
+        check_name(client)
     made = [renew_server(folder, days=days)] if renew else []
     click.echo(make_authority(folder).certificate)
     made += [make_server(folder, [*names], days=days)] if names else []
-    made += [make_client(folder, check_name(client), days=days) for client in clients]
+    made += [make_client(folder, client, days=days) for client in clients]
     for pair in made:
         click.echo(pair.certificate)
         logger.info("%s is valid until %s", pair.certificate.name, end_of(pair.certificate).date())

@@ -17,6 +17,9 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _SAFE = re.compile(r"(?:[^\s\x00-\x1f\x7f/?#\[\]@%]|%[0-9A-Fa-f]{2})*")  #: needs no percent-encoding
 _PLACE = re.compile(r"(?P<host>\[[^\]]*\]|[^:/?#]*)(?P<port>:[^/?#]*)?(?P<path>[^?#]*)(?P<query>\?[^#]*)?")
 _LAST_PORT = 65535
+_HOST = re.compile(
+    r"(?=.{1,253}\.?$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*\.?"
+)
 _OTHER_NAMES = (62, 64)  #: OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and …_IP_ADDRESS_MISMATCH
 _OTHER_TIMES = (9, 10)  #: X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED
 _PORTS = {"amqp": 5672, "amqps": 5671}
@@ -104,6 +107,27 @@ def host_and_port(amqp_url: str) -> tuple[str, int]:
     """The host and port that an AMQP URL names."""
     parts = urlsplit(amqp_url)
     return parts.hostname or "localhost", parts.port or _PORTS.get(parts.scheme, _PORTS["amqp"])
+
+
+def check_host(name: str) -> str:
+    """Return what others call a machine, if it is a host name or an address alone.
+
+    Raises:
+        UsageError: It is none, such as a whole URL, or a name with a port.
+    """
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        try:
+            is_name = _HOST.fullmatch(name.encode("idna").decode()) is not None
+        except UnicodeError:
+            is_name = False
+        if not is_name:
+            raise UsageError(
+                f"{name!r:.80} is no host name and no address. Expected one such as fl.example.org or 192.0.2.7, "
+                "without a port."
+            ) from None
+    return name
 
 
 def is_loopback(host: str) -> bool:

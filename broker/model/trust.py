@@ -21,9 +21,11 @@ _UNUSED = ("matplotlib", "IPython", "jax", "sklearn")
 def without_unused() -> Iterator[None]:
     """Keep Keras and TensorFlow from importing what they take only because it is installed: nearly half of the time.
 
-    What is loaded already stays, and in a notebook all is as its owner has it.
+    What is loaded already stays, and in a notebook all is as its owner has it. Once Keras is there nothing is kept from
+    anybody: another thread may import what it draws with.
     """
-    names = [] if "IPython" in sys.modules else [name for name in _UNUSED if name not in sys.modules]
+    is_open = not {"IPython", "keras"}.isdisjoint(sys.modules)
+    names = [] if is_open else [name for name in _UNUSED if name not in sys.modules]
     sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]  # None: the documented way to refuse an import
     try:
         yield

@@ -1,7 +1,9 @@
 """The coordinator's child process, for the coordinator never imports TensorFlow: builds and saves the model.
 
 `coordinator.keras.process` starts it and talks to it: one JSON line a request on stdin, one JSON line a reply
-on stdout. It ends when its stdin does, so it never outlives a coordinator, even a killed one.
+on stdout, with the request's number. What no round waits for, saving and drawing, is done by a thread of its own with
+a model of its own: a trial meanwhile answers at once. The process ends when its stdin does, so it never outlives a
+coordinator, even a killed one.
 """
 
 import json
@@ -11,7 +13,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -22,10 +24,12 @@ from coordinator.folder.history import flat_workers
 from coordinator.keras.building import describe, given_by, keras_here, trust_modules
 from coordinator.keras.curves import draw_workers
 from coordinator.keras.keeper import Keeper
+from coordinator.keras.pipes import LATER
 
 _LAST_SECONDS = 10  # what a request under way may still take once stdin has ended
 
 Request = dict[str, Any]
+Requests = queue.SimpleQueue[Request | None]
 
 
 def main() -> None:
@@ -36,14 +40,46 @@ def main() -> None:
     # Ctrl-C and a stop of the whole group are the coordinator's to handle; the end of stdin is ours.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    replies = _claim_stdout()
-    requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+    replies = Replies(_claim_stdout())
+    now, later = Requests(), Requests()
     done = threading.Event()
-    threading.Thread(target=_read, args=(requests, done), daemon=True).start()
-    while (request := requests.get()) is not None:
-        replies.write(json.dumps(_answer(request)) + "\n")
-        replies.flush()
+    threading.Thread(target=_read, args=(now, later, done), daemon=True).start()
+    saving = threading.Thread(target=_serve, args=(later, replies))
+    saving.start()
+    _serve(now, replies)
+    saving.join()
     done.set()
+
+
+class Replies:
+    """The way back, on which a line is written whole.
+
+    Args:
+        stream: Where the coordinator reads.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+
+    def write(self, reply: Mapping[str, Any]) -> None:
+        """Send one."""
+        with self._lock:
+            self._stream.write(json.dumps(reply) + "\n")
+            self._stream.flush()
+
+
+def _serve(requests: "Requests", replies: Replies) -> None:
+    while (request := requests.get()) is not None:
+        replies.write({"number": request["number"], **_answer_in_turn(request)})
+
+
+def _answer_in_turn(request: Request) -> dict[str, Any]:
+    """Beside another once Keras is there: two threads that import it at once may each find half of it."""
+    with _LOADING:
+        if "keras" not in sys.modules:
+            return _answer(request)
+    return _answer(request)
 
 
 def _claim_stdout() -> TextIO:
@@ -53,10 +89,12 @@ def _claim_stdout() -> TextIO:
     return replies
 
 
-def _read(requests: "queue.SimpleQueue[Request | None]", done: threading.Event) -> None:
+def _read(now: "Requests", later: "Requests", done: threading.Event) -> None:
     for line in sys.stdin:
-        requests.put(json.loads(line))
-    requests.put(None)
+        request = json.loads(line)
+        (later if request["op"] in LATER else now).put(request)
+    now.put(None)
+    later.put(None)
     if not done.wait(_LAST_SECONDS):
         os._exit(1)  # the coordinator is gone, and a request hangs
 
@@ -95,11 +133,12 @@ def _draw_workers(request: Request) -> dict[str, Any]:
     return {}
 
 
-_KEEPER = Keeper()
+_LOADING = threading.Lock()
+_KEEPER, _SAVING = Keeper(), Keeper()
 _OPERATIONS: dict[str, Callable[[Request], dict[str, Any]]] = {
     "warm": _warm,
     "build": _build,
-    "save": _KEEPER.save,
+    "save": _SAVING.save,
     "check": _KEEPER.check,
     "work-out": _KEEPER.work_out,
     "draw-workers": _draw_workers,

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -20,10 +21,13 @@ CLOSE_SECONDS = 15  #: that ending may take, before it is by force
 REQUEST_SECONDS = (
     1800.0  #: that building, saving or trying a model may take; a person's own code may fetch weights
 )
+LATER = frozenset({"save", "draw-workers"})  #: what no round waits for, beside which others are answered
+
+Answer = dict[str, Any]
 
 
 class Child:
-    """The process itself and its three pipes.
+    """The process itself and its three pipes; it is at one request of each kind at most, now and later.
 
     Args:
         trusted_modules: What these register may occur in a model.
@@ -43,16 +47,25 @@ class Child:
         self._last_lines: deque[str] = deque(maxlen=5)
         self._relay = threading.Thread(target=self._relay_stderr, name="model-stderr", daemon=True)
         self._relay.start()
+        self._lock = threading.Lock()  # guards the two below, and who writes
+        self._number = 0
+        self._asked: dict[int, tuple[str, queue.SimpleQueue[Answer | None]]] = {}  # what is under way
+        self._is_too_slow = self._has_ended = False
+        self._reader = threading.Thread(target=self._read_answers, name="model-answers", daemon=True)
+        self._reader.start()
         if is_warm:
             self._send({"op": "warm"})
-        self._answers_to_skip = int(is_warm)
-        self._operation: str | None = None
-        self._is_too_slow = False
 
     @property
     def is_alive(self) -> bool:
         """Whether it has not ended."""
         return self._process.poll() is None
+
+    @property
+    def operations(self) -> set[str]:
+        """What it is at."""
+        with self._lock:
+            return {operation for operation, _ in self._asked.values()}
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """Send one request and wait for its answer.
@@ -63,24 +76,19 @@ class Child:
         limit = threading.Timer(REQUEST_SECONDS, self._give_up)
         limit.daemon = True
         limit.start()
-        self._operation = request["op"]
-        self._send(request)
-        line = ""
-        for _ in range(self._answers_to_skip + 1):
-            line = _pipe(self._process.stdout).readline()
+        answer = self._send(request).get()
         limit.cancel()
-        self._answers_to_skip, self._operation = 0, None
-        if not line.endswith("\n"):
+        if answer is None:
             raise ModelError(self._how_it_died())
-        return dict(json.loads(line))
+        return answer
 
     def _give_up(self) -> None:
         self._is_too_slow = True
         self._process.kill()
 
     def end_request(self, but: str) -> None:
-        """Kill the process if it is at a request of another kind; who waits for the answer then hears that it died."""
-        if self._operation not in (None, but):
+        """Kill the process if it is at requests of other kinds alone; who waits for answers then hears that it died."""
+        if self.operations and but not in self.operations:
             self._process.kill()
 
     def close(self) -> None:
@@ -95,16 +103,36 @@ class Child:
             self._process.kill()
             self._process.wait(CLOSE_SECONDS)
         self._relay.join(CLOSE_SECONDS)
+        self._reader.join(CLOSE_SECONDS)
         _pipe(self._process.stdout).close()
         _pipe(self._process.stderr).close()
 
-    def _send(self, request: dict[str, Any]) -> None:
-        stdin = _pipe(self._process.stdin)
-        try:
-            stdin.write(json.dumps(request) + "\n")
-            stdin.flush()
-        except BrokenPipeError:
-            log.debug("the model process has ended")  # the missing answer tells the rest
+    def _send(self, request: dict[str, Any]) -> "queue.SimpleQueue[Answer | None]":
+        """Let it have a request; its answer comes by the queue, None if there will be none."""
+        stdin, answers = _pipe(self._process.stdin), queue.SimpleQueue[Answer | None]()
+        with self._lock:
+            self._number += 1
+            self._asked[self._number] = request["op"], answers
+            try:
+                stdin.write(json.dumps({"number": self._number, **request}) + "\n")
+                stdin.flush()
+            except (BrokenPipeError, ValueError):
+                log.debug("the model process has ended")  # the missing answer tells the rest
+            if self._has_ended:
+                answers.put(None)
+        return answers
+
+    def _read_answers(self) -> None:
+        for line in _pipe(self._process.stdout):
+            if line.endswith("\n"):
+                answer = json.loads(line)
+                with self._lock:
+                    _, answers = self._asked.pop(answer.pop("number"))
+                answers.put(answer)
+        with self._lock:
+            self._has_ended = True
+            for _, answers in self._asked.values():
+                answers.put(None)
 
     def _relay_stderr(self) -> None:
         """Show what the child says, except TensorFlow's chatter."""

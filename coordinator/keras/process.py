@@ -142,8 +142,8 @@ class ModelProcess:
     """One child process with Keras in it; started at once, so that its slow import overlaps with connecting.
 
     `build` waits for its answer. `save` does not: a thread hands over the newest state of each file, and a state that
-    was overtaken before its turn is dropped. What the run waits for goes before all saves but the one under way. Should
-    the child die, the next request starts another.
+    was overtaken before its turn is dropped. What the run waits for is answered beside a save that is under way, and
+    goes before all others. Should the child die, the next request starts another.
 
     Args:
         trusted_modules: What these register may occur in a model.
@@ -154,7 +154,8 @@ class ModelProcess:
         self._trusted_modules = tuple(trusted_modules)
         self._is_warm = is_warm
         self._child = Child(self._trusted_modules, is_warm=is_warm)
-        self._talking = threading.Lock()  # one request at a time
+        self._starting = threading.Lock()  # guards the child itself
+        self._talking = threading.Lock()  # one request at a time of those that are waited for
         self._changed = threading.Condition()  # guards the five below
         self._waiting: dict[Path, _Later] = {}  # by the file
         self._is_saving = False
@@ -306,11 +307,12 @@ class ModelProcess:
         self._child.close()
 
     def _ask_first(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Ask what the run waits for: of all saves only the one under way goes before it."""
+        """Ask what the run waits for: no save that waits begins meanwhile."""
         with self._changed:
             self._num_waited_for += 1
         try:
-            return self._ask(request)
+            with self._talking:
+                return self._ask(request)
         finally:
             with self._changed:
                 self._num_waited_for -= 1
@@ -348,11 +350,12 @@ class ModelProcess:
         return None
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        with self._talking:
+        with self._starting:
             if not self._child.is_alive:
                 self._child.close()
                 self._child = Child(self._trusted_modules, is_warm=self._is_warm)
-            answer = self._child.ask(request)
+            child = self._child
+        answer = child.ask(request)
         if "error" not in answer:
             return dict(answer["result"])
         if answer["error"] in _ERRORS:

@@ -58,8 +58,9 @@ class _StateCollector(Collector):
         if watched.disk is not None:
             yield _gauge("runs_disk_free_bytes", "Free on the disk that the runs are on.", watched.disk[0])
             yield _gauge("runs_disk_size_bytes", "Size of the disk that the runs are on.", watched.disk[1])
-        text = "When a certificate of the broker's connection expires."
-        ends: dict[str, float] = {each.whose: each.expires_at for each in watched.certificates}
+        text = "When a certificate of the broker's connection expires; of several nodes' the first."
+        latest_first = sorted(watched.certificates, key=lambda each: -each.expires_at)
+        ends: dict[str, float] = {each.whose: each.expires_at for each in latest_first}
         yield _labelled("certificate_expiry_timestamp_seconds", text, "certificate", ends)
         yield from _of_workers(status.workers if status else ())
         yield from _of_tally(watched.tallied)

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from broker.model.fit import holds_of_classes, misfit
 from broker.model.likeness import common_inputs, is_other_scale, scale_difference, shape_difference
@@ -22,16 +22,21 @@ class Admission:
         roster: Everyone who joined.
         task: The run's.
         takes_sums: Whether its strategy needs no single update, so that a relay may send its workers' sum.
+        relays: Who may be one: whoever is it weighs as much as all that it says to be behind it. None: anybody, where
+            all share one account.
 
     Attributes:
         unfit: Workers that can't take part, with the reason.
     """
 
-    def __init__(self, roster: Roster, task: str, *, takes_sums: bool = True) -> None:
+    def __init__(
+        self, roster: Roster, task: str, *, takes_sums: bool = True, relays: Collection[str] | None = None
+    ) -> None:
         self.unfit: dict[str, str] = {}
         self._roster = roster
         self._task = task
         self._takes_sums = takes_sums
+        self._relays = relays
         self._known: set[str] = set()
         self._odd: set[str] = set()
 
@@ -106,6 +111,11 @@ class Admission:
             return (
                 "it is a relay, which sends the sum of its workers' updates, and this run's strategy needs each update "
                 "by itself: choose a strategy of the mean, such as fedavg"
+            )
+        if member.behind and self._relays is not None and member.worker not in self._relays:
+            return (
+                f"it says to be a relay with {len(member.behind)} workers behind it, which a run allows by name: "
+                f"--relay {member.worker}"
             )
         if state.is_arrays and not member.has_trainer:
             return f"it trains Keras models, and {state.task} is a task of arrays: start it with --trainer MODULE:CLASS"

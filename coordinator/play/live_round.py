@@ -326,7 +326,7 @@ class LiveRound:
         if self._sent.take(reader):  # not a model for every word that a worker may say
             self._asked.update(member.worker for member in members)
             roll_call = outgoing(session.roll_call(), names.worker_queue(reader), is_transient=True)
-            session.publisher.try_send([roll_call])
+            session.link.post(roll_call)  # ten thousand may be asked: none is waited for
 
     def _invite_newcomers(self) -> None:
         """Let who came meanwhile take part, all together: each time everyone who takes part is written down anew."""

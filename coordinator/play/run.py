@@ -108,7 +108,11 @@ class Run:
             room=room,
         )
         takes_sums = isinstance(self._tools.strategy, OfTheMean)
-        self._admission = Admission(self._session.roster, options.task.name, takes_sums=takes_sums)
+        has_accounts = link.account == names.COORDINATOR  # workers on the same one would not be heard
+        relays = options.relays if has_accounts else None
+        self._admission = Admission(
+            self._session.roster, options.task.name, takes_sums=takes_sums, relays=relays
+        )
         self._committed = Committed(options, folder, models, log)
         self._gathering = Gathering(self._session, self._admission, self._committed, options)
         self._attempts = Attempts(self._tools, self._committed, options, self._admission, log)

@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 PREFETCH = 256
 _PROBE_SECONDS = 2.0
 _ROLL_CALL_SECONDS = 30.0
+_ROLL_CALL_SECONDS_EACH = 0.01
 _MOST_WORDS = 20  #: of one worker that it comes or goes; the roll call asks again whoever was not heard
 _WORDS_SECONDS = 30.0
 _MOST_LOOKED_AFTER = 50  #: asking for one queue's readers takes a third of a millisecond
@@ -219,8 +220,9 @@ class Session:
         return RollCall(session=self.number)
 
     def call_roll_if_due(self) -> None:
-        """Ask again after half a minute: a queue may have been emptied or deleted."""
-        if time.monotonic() - self.roll_called_at >= _ROLL_CALL_SECONDS:
+        """Ask again after half a minute (of thousands, who all answer, later): a queue may have been emptied."""
+        seconds = _ROLL_CALL_SECONDS + len(self.roster.members) * _ROLL_CALL_SECONDS_EACH
+        if time.monotonic() - self.roll_called_at >= seconds:
             self.call_roll()
 
     @contextmanager

@@ -74,6 +74,8 @@ def run_options(function: _Function) -> _Function:
                          help="Keep the model of every N-th round, as model-0010.keras."),
             click.option("--private", multiple=True, metavar="PATTERN",
                          help='Weights that stay at each worker, e.g. "batch_normalization*"; may be repeated.'),
+            click.option("--relay", "relays", multiple=True, metavar="NAME",
+                         help="An invited account that may be a relay, and speak for many workers; may be repeated."),
             click.option("--track", type=click.Choice(KINDS), multiple=True,
                          help="Tell the figures to TensorBoard (RUN/tensorboard) or MLflow; may be repeated."),
             click.option("--normalize", type=_FILE, metavar="FILE.json",

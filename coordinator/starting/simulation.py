@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.command import Interruptible, checked_amqp_url
-from broker.errors import Interrupted, ModelError, UsageError
+from broker.errors import DataError, Interrupted, ModelError, UsageError
 from broker.link.access import Access
 from broker.link.memory import MemoryBroker, MemoryLink
 from broker.link.seam import Link
@@ -49,7 +49,7 @@ def simulate(
     workers: int = 100,
     fraction: float = 0.1,
     rounds: int = 20,
-    partition: str = "dirichlet:0.3",
+    partition: str | None = None,
     strategy: str | Strategy = "fedavg",
     trainer: Any = None,
     epochs: int | None = None,
@@ -81,7 +81,8 @@ def simulate(
         workers: How many there are.
         fraction: Share of them that is invited to a round.
         rounds: How many.
-        partition: How alike their data are: iid, shards or dirichlet:ALPHA.
+        partition: How alike their data are: iid, shards or dirichlet:ALPHA; by default dirichlet:0.3, of data without
+            classes iid.
         strategy: By name, or one of `coordinator.strategies`, or an object of one's own.
         trainer: A class or function that makes a trainer of one's own for each worker, see `worker.trainer`, as
             `trainer(data=..., worker=NAME)`; data are its part, ((x_train, y_train), (x_test, y_test)).
@@ -151,13 +152,15 @@ def _task_of(model: Any) -> tuple[Task, Callable[[], Any] | None]:
 
 
 def _participants(
-    data: Any, trainer: Any, workers: int, partition: str, seed: int, trusts: tuple[str, ...]
+    data: Any, trainer: Any, workers: int, partition: str | None, seed: int, trusts: tuple[str, ...]
 ) -> list[Participant]:
     """The workers, each with its part of the data, or with a trainer that has it."""
     names = [f"{_NAME}.{number}" for number in range(1, workers + 1)]
     if trainer is not None and not isinstance(data, tuple | list):
         return [Participant(name=name, data=site_with(trainer, data, name)) for name in names]
-    parts: Sequence[Dataset | TableSet] = open_any(data, seed=seed).divide(workers, partition, seed)
+    whole = open_any(data, seed=seed)
+    scheme = partition or ("dirichlet:0.3" if whole.classes else "iid")
+    parts: Sequence[Dataset | TableSet] = whole.divide(workers, scheme, seed)
     return [
         Participant(
             name=name,
@@ -191,14 +194,14 @@ def _values(part: Dataset | TableSet) -> tuple[tuple[Any, Any], tuple[Any, Any]]
     """((x_train, y_train), (x_test, y_test)) of one worker.
 
     Raises:
-        UsageError: The data have no classes to be cut by.
+        DataError: They are streamed, or have weights.
     """
     if isinstance(part, TableSet):
-        raise UsageError(
-            "Data without classes are not cut for a trainer. Give a PATH, and let it take its part."
-        )
+        return part.pairs()
     shape = part.inputs.shape or ()
     train, test = part.train(shape), part.test(shape)
+    if train.weights is not None:
+        raise DataError("A trainer of one's own is given x and y, and no sample weights.")
     return (train.x, train.y), (test.x, test.y)
 
 

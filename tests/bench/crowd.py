@@ -182,6 +182,7 @@ class Play:
         while True:
             word = self._next_word()
             event, at = word["event"], word["at"]
+            print(f"{at - begun:.1f} s: {event} {word.get('round', '')}", file=sys.stderr, flush=True)
             if event == "opened" and word["round"] == 1:
                 told = {"joining_seconds": round(at - begun, 1), "joining_cpu": _since(cpu, self._cpu())}
             if event == "opened":
@@ -318,6 +319,7 @@ def main(
         with _told_to_end() as stop:
             take_part(amqp_url, names_of(counts[0])[number::_PROCESSES], _GROUP, stop, is_invited=invited)
     else:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was started is ended
         for count in counts:
             with (
                 tempfile.TemporaryDirectory(prefix="warren-crowd-") as name,

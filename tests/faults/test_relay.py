@@ -1,5 +1,6 @@
 """Two regions behind relays: the bits of the same workers at one broker, whoever is killed or away meanwhile."""
 
+import json
 import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -9,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from broker.hosting import accounts
+from broker.hosting.management import Management
 from broker.hosting.private import PrivateBroker
-from tests.brokers import fresh_vhost, started_broker
+from tests.brokers import control, fresh_vhost, started_broker
 from tests.faults.actors import Break, undisturbed
 from tests.faults.stage import MANY_PARTS, SMALL_PARTS, Actor, Stage
 
@@ -20,6 +23,7 @@ REGIONS = {
 }
 EVERYBODY = {worker: number for region in REGIONS.values() for worker, number in region.items()}
 ROUNDS = 3
+SHOVEL = Path(__file__).parents[2] / "deploy" / "shovel.json"
 
 
 #: Where the relay of the north is killed. With five workers "settle" comes five times a round.
@@ -69,18 +73,18 @@ class Tree:
         run = {"workers": len(self.regions)} | more.pop("run", {})  # type: ignore[operator]
         return self.top.coordinator(**{"rounds": ROUNDS, **more}, run=run)  # type: ignore[arg-type]
 
-    def region(self, name: str, *, breaks: tuple[Break, ...] = ()) -> None:
+    def region(self, name: str, *, breaks: tuple[Break, ...] = (), above: str = "") -> None:
         """A relay and its workers."""
-        self.relay(name, breaks=breaks)
+        self.relay(name, breaks=breaks, above=above)
         stage = self.regions[name]
         self.workers += [
             stage.worker(worker, num_examples=number) for worker, number in REGIONS[name].items()
         ]
 
-    def relay(self, name: str, *, breaks: tuple[Break, ...] = ()) -> Actor:
+    def relay(self, name: str, *, breaks: tuple[Break, ...] = (), above: str = "") -> Actor:
         """One of the relays."""
-        region = self.regions[name]
-        self.relays[name] = region.relay(name, self.top.amqp_url, workers=len(REGIONS[name]), breaks=breaks)
+        region, number = self.regions[name], len(REGIONS[name])
+        self.relays[name] = region.relay(name, above or self.top.amqp_url, workers=number, breaks=breaks)
         return self.relays[name]
 
     @property
@@ -276,3 +280,38 @@ def test_a_relay_that_lost_its_folder_asks_for_the_round_and_its_updates_again(m
     shutil.rmtree(tree.regions["north"].folder / "relay-north")
     tree.relay("north")
     tree.assert_same_bits(coordinator)
+
+
+@pytest.mark.soak
+def test_a_relay_reaches_above_by_its_own_brokers_shovels(
+    own_brokers: tuple[PrivateBroker, PrivateBroker], tmp_path: Path
+) -> None:
+    """Where only the broker may dial out: `deploy/shovel.json` at the region's broker carries the relay's words and
+    sums up in their order, and the coordinator's down. The broker above is killed with half of a sum on its way."""
+    above, here = own_brokers
+    management = Management(above.management_url)
+    logins = {name: accounts.invite(management, "/", name).password for name in ("coordinator", "north")}
+    urls = {name: f"amqp://{name}:{word}@127.0.0.1:{above.port}/%2F" for name, word in logins.items()}
+    at_here = f"127.0.0.1:{here.port}/above"
+    words = {
+        "ABOVE": urls["north"], "HERE": f"amqp://shovel:secret@{at_here}",
+        "SHOVEL_PASSWORD": "secret", "RELAY_PASSWORD": "secret",
+    }  # fmt: skip
+    definitions = SHOVEL.read_text(encoding="utf-8")
+    for word, value in words.items():
+        definitions = definitions.replace(f"@{word}@", value)
+    control(here, "enable", "rabbitmq_shovel", program="rabbitmq-plugins")
+    Management(here.management_url).api.post("definitions", body=json.loads(definitions))
+    tree = Tree(urls["coordinator"], {"north": here.amqp_url}, tmp_path, size=MANY_PARTS, patches=SMALL_PARTS)
+    stage = tree.regions["north"]
+    try:
+        tree.region(
+            "north", above=f"amqp://north:secret@{at_here}", breaks=(stage.hold("upload-part", count=25),)
+        )
+        coordinator = tree.coordinator(run={"relays": ("north",)})
+        stage.reached("upload-part")
+        restarted(above)
+        stage.let_go("upload-part")
+        tree.assert_same_bits(coordinator, REGIONS["north"])
+    finally:
+        tree.close()

@@ -310,6 +310,28 @@ def test_an_invited_worker_s_queues_never_expire_and_others_do(
     assert other == {"expires": 14 * 24 * 3600 * 1000}
 
 
+def test_who_administers_the_broker_is_not_revoked(
+    vhost: str, broker: PrivateBroker, management: Management
+) -> None:
+    """Nobody could get in any more to mend it: not by its own account's name, which a slip is enough for."""
+    user, _ = login_of(vhost)
+    told = run("revoke", user, amqp_url=vhost, broker=broker)
+    assert (told.returncode, told.stdout) == (2, "")
+    assert "administers this broker" in told.stderr
+    assert management.tags(user) == ("administrator",)
+    assert management.is_ready()
+
+
+def test_a_slip_at_an_invitation_makes_no_account(
+    vhost: str, broker: PrivateBroker, management: Management, name: str
+) -> None:
+    """It would be there with a password that nobody has seen; or with the queues of a swarm that it is not."""
+    for slip in (["--host", "https://fl.example.org"], ["--host", "bad host"], ["--parts", "3"]):
+        told = run("invite", name, *slip, amqp_url=vhost, broker=broker)
+        assert (told.returncode, told.stderr.count("\n")) == (2, 1), told.stderr
+    assert name not in management.users()
+
+
 def test_an_impossible_name_is_refused(vhost: str, broker: PrivateBroker) -> None:
     """Names become part of patterns and queue names."""
     answer = run("invite", "Hospital 1", amqp_url=vhost, broker=broker)

@@ -508,6 +508,20 @@ def test_a_failed_save_is_told_at_the_flush(process: ModelProcess, tmp_path: Pat
     assert not (tmp_path / "model.keras").exists()
 
 
+def test_a_model_is_tried_while_another_is_being_saved(process: ModelProcess, tmp_path: Path) -> None:
+    """A commit waits for no save, however long it takes: here for a checkpoint that comes through a pipe."""
+    built = process.build(function("good"), seed=1)
+    os.mkfifo(tmp_path / "slow")
+    process.save(tmp_path / "slow", tmp_path / "model.keras", card())
+    assert wait_until(lambda: "save" in process._child.operations, 60)
+    (tmp_path / "new").mkdir()
+    assert tried(process, tmp_path, built, 0.25, 0.5) is None
+    assert process._child.operations == {"save"}
+    (tmp_path / "slow").write_bytes(b"torn")
+    with pytest.raises(CheckpointError):
+        process.flush(60)
+
+
 SHADOWS = ("broker", "coordinator", "worker", "json", "queue", "numpy", "keras", "xxhash", "random")
 
 
@@ -560,7 +574,7 @@ def test_a_build_under_way_does_not_hold_up_the_end() -> None:
 
     building = threading.Thread(target=build)
     building.start()
-    assert wait_until(lambda: process._child._operation == "build", 10)
+    assert wait_until(lambda: process._child.operations == {"build"}, 10)
     begun = time.monotonic()
     process.close()
     building.join(60)

@@ -42,6 +42,7 @@ COMMANDS: list[tuple[click.Group, list[str]]] = [
     (broker_cli.main, ["status"]),
     (broker_cli.main, ["invite", "a"]),
     (broker_cli.main, ["revoke", "a"]),
+    (broker_cli.main, ["forget", "a"]),
     (coordinator_cli.main, ["run", "mnist", "--out", "out"]),
     (coordinator_cli.main, ["serve"]),
     (coordinator_cli.main, ["launch", "mnist"]),

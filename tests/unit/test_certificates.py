@@ -19,7 +19,8 @@ from broker.hosting.certificates import (
     names_in,
     note_revoked,
 )
-from broker.hosting.encryption import encrypted
+from broker.hosting.certs_command import Asked
+from broker.hosting.encryption import Encryption, encrypted
 from broker.link.access import common_name
 
 
@@ -185,3 +186,44 @@ def test_a_revoked_certificate_is_not_let_in_by_another_account_of_its_name(tmp_
     make_client(tmp_path, "site-3", days=0)
     note_revoked(tmp_path, "site-3")
     check_not_revoked(tmp_path, "site-3")  # it has expired
+
+
+NO_HOSTS = ["", "bad name!", "https://fl.example.org", "fl.example.org:5671", "-x", "a..b", "[::1]"]
+
+
+@pytest.mark.parametrize("name", NO_HOSTS)
+def test_what_is_no_host_gets_no_certificate(tmp_path: Path, name: str) -> None:
+    """A slip is one line, before anything is made: no site would ever reach the broker by such a name."""
+    folder = tmp_path / "certs"
+    code, said = certs("--out", str(folder), "--name", name)
+    assert (code, said.count("\n"), "no host name" in said) == (2, 1, True)
+    up = CliRunner().invoke(cli.main, ["up", "--tls", "--name", name, "--home", str(tmp_path / "home")])
+    assert (up.exit_code, "no host name" in up.output) == (2, True)
+    assert not folder.exists()
+
+
+def test_a_folder_that_can_not_be_made_and_a_site_that_can_not_be_are_a_line(tmp_path: Path) -> None:
+    """No traceback, and no authority that nobody asked for."""
+    (tmp_path / "file").touch()
+    for folder, words in (("file/x", ["--name", "a"]), ("y", ["--client", "A B"])):
+        code, said = certs("--out", str(tmp_path / folder), *words)
+        assert (code, said.count("\n")) == (2, 1), said
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_broker_that_can_not_listen_there_is_not_started(tmp_path: Path) -> None:
+    """RabbitMQ's own words for it are fifty lines of Erlang."""
+    for address in ("999.1.1.1", "192.0.2.1", "no such host"):
+        asked = Asked(listen=address, admin="me", names=(), folder=None, takes_clients=False)
+        with pytest.raises(UsageError, match="Nothing can listen at"):
+            asked.encryption(tmp_path / "own", None)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_what_a_running_broker_does_not_take_is_told(tmp_path: Path) -> None:
+    """It keeps what it was started with: whoever types another name would wait for it in vain."""
+    running = Encryption(folder=str(tmp_path), names=("a", "localhost"), listen="0.0.0.0")
+    same = Asked(listen=None, admin="me", names=("a",), folder=tmp_path, takes_clients=False)
+    assert not [*same.ignored_by(running)]
+    other = Asked(listen="127.0.0.1", admin="me", names=("a", "b"), folder=tmp_path / "x", takes_clients=True)
+    assert [*other.ignored_by(running)] == ["--listen", "--name", "--certs", "--client-certificates"]

@@ -1,5 +1,6 @@
-"""The open round with thousands of names: what each of them costs does not grow with their number."""
+"""The open round: with thousands of names, whose cost does not grow with their number; with words that come late."""
 
+import threading
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -7,19 +8,26 @@ from typing import Any
 
 import pytest
 
+from broker import logs
+from broker.link.seam import outgoing, upload_queue
 from broker.wire import names
+from broker.wire.messages import Declined, Part
 from broker.wire.settings import TrainingSettings
 from coordinator.folder.run_folder import RunFolder
 from coordinator.learning.rounds import Round, Step
 from coordinator.learning.spares import Spares
 from coordinator.learning.strategies import make_strategy
+from coordinator.options import RunOptions
 from coordinator.play.live_round import LiveRound, Tools
+from coordinator.play.run import Run
 from coordinator.play.unacknowledged import Unacknowledged
 from coordinator.presence.seldom import Seldom
 from tests.unit.test_checkpoint import STATE
+from tests.unit.test_messages import EXAMPLES
 from tests.unit.test_seldom import Clock
 from tests.unit.test_session import Place, joined
 from tests.unit.test_status import RECORD
+from tests.unit.test_waiting_saves import TASK
 
 MANY = [f"w{number}" for number in range(1, 1201)]
 SETTINGS = TrainingSettings(epochs=1, batch_size=8, learning_rate=0.1, class_weight="none", examples_per_class=None,
@@ -45,6 +53,33 @@ def opened(place: Place, folder: Path, *, mode: Any, selected: tuple[str, ...]) 
     examples = dict.fromkeys(selected, 2)
     record = replace(RECORD, mode=mode, selected=selected, evaluators=(), num_examples=examples)
     return LiveRound(tools, STATE, Round(record, 0.0), SETTINGS, 5, None)
+
+
+def test_a_word_on_an_earlier_attempt_takes_no_part_of_the_answer_to_this_one(
+    place: Place, tmp_path: Path
+) -> None:
+    """It came late, or once more after a reconnect, and parts of the next answer are in the upload queue already;
+    what is left there by the attempt that is declined goes."""
+    options = RunOptions(task=TASK, out=tmp_path, workers=1, rounds=5)
+    models: Any = None
+    run = Run(
+        place.link, options, models, stop=threading.Event(), log=logs.configure(), session=place.session
+    )
+    worker = place.worker("w1")
+    worker.declare([upload_queue("w1")])
+    place.session.roster.join(joined("w1"))
+    run._live = live = opened(place, tmp_path, mode="train", selected=("w1",))
+    live.round.record = replace(live.record, attempt=2)
+    part = next(example for example in EXAMPLES if isinstance(example, Part))
+    left = []
+    for attempt in (1, 2):
+        worker.publish([outgoing(part, "upload.w1")])
+        declined = Declined(worker="w1", run_id="r", round_number=2, attempt=attempt, reason="no memory")
+        place.say(declined)
+        run._turn(1.0)
+        left.append(place.broker.depth("upload.w1"))
+    assert left == [1, 0]
+    assert live.round.rejected == {"w1": "no memory"}
 
 
 def test_who_has_not_answered_is_asked_for_in_pieces_and_all_have_their_turn(
@@ -104,3 +139,17 @@ def test_who_comes_while_newcomers_are_invited_is_invited_with_the_next(
     live.look_after()
     assert live.record.selected == ("w1", "first", "a", "b")
     assert kept == [2, 4]
+
+
+def test_who_may_not_have_the_round_start_yet_is_asked_without_waiting_for_the_broker(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first round start ten thousand words of before it come in: a confirm waited for at each takes minutes
+    at a busy broker."""
+    live = opened(place, tmp_path, mode="train", selected=("w1", "w2"))
+    posted: list[str] = []
+    monkeypatch.setattr(place.link, "post", lambda message: posted.append(message.key))
+    monkeypatch.setattr(place.link, "publish", None)
+    for name in ("w1", "w2"):
+        live.greet([place.session.roster.join(joined(name))], takes_newcomers=True)
+    assert posted == ["worker.w1", "worker.w2"]

@@ -49,7 +49,7 @@ def full() -> str:
     return text_of(
         Watched(
             status=status, is_connected=True, takes_messages=False, tallied=tally.told, disk=(25, 100),
-            certificates=[Validity(whose="broker", subject="fl", expires_at=2e9, days_left=1)],
+            certificates=[Validity(whose="broker", subject="fl", expires_at=at, days_left=1) for at in (2e9, 3e9)],
         )
     )  # fmt: skip
 

@@ -235,6 +235,22 @@ def test_a_strategy_that_needs_each_update_refuses_a_relay_by_name() -> None:
     assert Admission(Roster(), TASK.name).consider(member, state) is None
 
 
+def test_an_invited_account_is_a_relay_only_where_the_run_says_so() -> None:
+    """Or whoever was invited as one worker would weigh as much as it says that there are behind it."""
+    state, roster = state_of("classes", classes=("no", "yes")), Roster()
+    member, plain = roster.join(joined("north", 30, behind=(10, 20))), roster.join(joined("w1", 30))
+    for relays, reason in (
+        (("south",), "--relay north"),
+        ((), "--relay north"),
+        (("north",), ""),
+        (None, ""),
+    ):
+        admission = Admission(roster, TASK.name, relays=relays)
+        assert reason in (admission.consider(member, state) or "")
+        assert bool(reason) == ("north" in admission.unfit)
+        assert admission.consider(plain, state) is None
+
+
 def test_a_relay_can_t_say_more_of_its_workers_than_their_sum() -> None:
     """Its weight rests on it."""
     for behind, number in (((10, 20), 31), ((0, 30), 30), ((-1, 31), 30)):
@@ -275,12 +291,13 @@ class Tree:
         self.brokers = {name: MemoryBroker() for name in ("top", *REGIONS)}
         self.threads = ThreadPoolExecutor(8)
         self.relays: dict[str, Future[None]] = {}
+        self.ends: list[threading.Event] = []
 
     def region(self, name: str, *, slow: str = "", crashes: str = "", **options: Any) -> None:
         """A relay and its workers."""
         asked = RelayOptions(name=name, out=self.folder / name, **{"workers": 2, **options})
         make_folder(asked.out)
-        ends = threading.Event()
+        self.ends.append(ends := threading.Event())
         links = MemoryLink(self.brokers[name], "coordinator"), MemoryLink(self.brokers["top"], name)
         self.relays[name] = self.threads.submit(relay, *links, asked, ends, logs.configure(), once=True)
         for worker, number in REGIONS[name].items():
@@ -300,7 +317,11 @@ class Tree:
 
     def play(self, **options: Any) -> Summary:
         """All rounds."""
-        asked = RunOptions(task=TASK, out=self.folder / "run", **{"workers": 2, "rounds": 2, **options})
+        asked = RunOptions(
+            task=TASK,
+            out=self.folder / "run",
+            **{"workers": 2, "rounds": 2, "deadline_seconds": 60.0, "relays": tuple(REGIONS), **options},
+        )
         make_folder(asked.out)
         models: Any = StandInModels(SIZE)
         link = MemoryLink(self.brokers["top"], "coordinator")
@@ -316,7 +337,8 @@ class Tree:
 def tree(tmp_path: Path) -> Iterator[Tree]:
     made = Tree(tmp_path)
     yield made
-    made.stop.set()
+    for event in (made.stop, *made.ends):
+        event.set()
     made.threads.shutdown(wait=True, cancel_futures=True)
 
 

@@ -81,6 +81,7 @@ def test_a_person_pauses_and_resumes_by_the_command_line(tmp_path: Path) -> None
     paused = CliRunner().invoke(main, ["pause", "--name", "w"], env=state)
     assert paused.exit_code == 0, paused.output
     assert "worker resume --name w" in paused.output
+    assert "Nothing of a worker w is in" in paused.output  # a slip would pause nobody
     assert PauseSwitch(tmp_path, "w").is_on
     assert CliRunner().invoke(main, ["resume", "--name", "w", "--state", str(tmp_path)]).exit_code == 0
     assert not PauseSwitch(tmp_path, "w").is_on

@@ -1,6 +1,7 @@
 """The coordinator's place at the broker: who is there, and when time counts; over the in-memory link."""
 
 import threading
+import time
 
 import pytest
 
@@ -84,6 +85,25 @@ def test_who_left_for_good_is_shown_no_longer_until_it_joins_again(place: Place)
     place.say(joined("b"))
     place.take_all()
     assert (place.present, shown()) == (["b"], ["b"])
+
+
+def test_thousands_are_asked_less_often_who_is_there(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every one answers each time: ten thousand every half minute are a load of their own."""
+    place.begin()
+    calls: list[int] = []
+    monkeypatch.setattr(place.session, "call_roll", lambda: calls.append(1))
+
+    def is_called_after(seconds: float) -> bool:
+        calls.clear()
+        place.session.roll_called_at = time.monotonic() - seconds
+        place.session.call_roll_if_due()
+        return bool(calls)
+
+    assert is_called_after(35.0)
+    for number in range(3000):
+        place.session.roster.join(joined(f"w{number}"))
+    assert not is_called_after(35.0)
+    assert is_called_after(65.0)
 
 
 def test_who_is_known_by_a_waiting_word_alone_is_looked_for_once(place: Place) -> None:

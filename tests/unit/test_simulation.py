@@ -105,6 +105,39 @@ def test_the_result_is_the_textbook_average() -> None:
     np.testing.assert_allclose(coef, expected, rtol=2.0**-23)
 
 
+def test_without_a_word_about_it_data_are_divided_as_they_can_be() -> None:
+    """By their classes if they have some, in mixtures that differ; numbers that are to be learned like cards."""
+    x, y = examples()
+    for given, is_even in (((x, y), False), ((x, y / 4 + 0.1), True)):
+        made: list[Mean] = []
+
+        def make(data: Any, worker: str, made: list[Mean] = made) -> Mean:
+            made.append(Mean(data, worker))
+            return made[-1]
+
+        coordinator.simulate(ARRAYS, given, trainer=make, workers=5, fraction=1.0, rounds=1, progress=False)
+        shares = [np.unique(each.y, return_counts=True)[1].max() / each.num_examples for each in made]
+        assert (max(shares) < 0.5) == is_even
+
+
+def test_a_trainer_has_several_inputs_by_name_and_no_weights() -> None:
+    """Weights that a trainer is not given would be left out in silence."""
+    x, y = examples(40)
+    seen: list[Any] = []
+
+    def make(data: Any, worker: str) -> Mean:
+        ((inputs, targets), test) = data
+        seen.append(inputs["age"][:, 0].tolist())
+        return Mean(((inputs["age"], targets), (test[0]["age"], test[1])), worker)
+
+    asked: Any = {"trainer": make, "workers": 2, "fraction": 1.0, "rounds": 1, "progress": False}
+    coordinator.simulate(ARRAYS, (({"age": x}, y / 4), ({"age": x}, y / 4)), **asked)
+    assert sorted(seen[0] + seen[1]) == sorted(x[:, 0].tolist())
+    for given in ((x, y, np.ones(40)), ({"age": x}, y / 4, np.ones(40))):
+        with pytest.raises(DataError, match="sample weights"):
+            coordinator.simulate(ARRAYS, (given, given), **asked)
+
+
 def test_the_same_seed_gives_the_same_bits() -> None:
     """Threads decide who answers first, and nothing else."""
     first, again, other = (simulate(seed=seed).arrays["coef"] for seed in (1, 1, 2))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from broker.errors import DataError, UsageError
@@ -120,6 +121,20 @@ def test_a_table_of_pandas_is_one_array_or_one_a_column() -> None:
     columns = named(Frame(a=[1.0, 2.0], b=np.array(["u", "ü"], object)), "x")
     assert columns["b"].tolist() == [b"u", "ü".encode()]
     assert columns["a"].dtype == np.float32
+
+
+def test_columns_of_pandas_that_may_lack_numbers_are_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Int64 beside bool is no table of objects; a number that is missing is told as one, and not as a text."""
+    table = pd.DataFrame({"age": pd.array([30, 41], "Int64"), "well": pd.array([True, False], "boolean")})
+    assert named(table, "x")["0"].tolist() == [[30, 1], [41, 0]]
+    assert named(table["age"], "y")["0"].tolist() == [30, 41]
+    gaps = pd.DataFrame({"age": pd.array([30, None], "Int64"), "dose": [0.5, 1.5]})
+    with pytest.raises(DataError, match="holds NaN or infinity"):
+        named(gaps, "x")
+    labelled = pd.concat([table] * 10), np.array([0, 1] * 10)
+    data = returned(monkeypatch, lambda: (labelled, labelled))
+    assert isinstance(data, Dataset)
+    assert sorted(set(data.train((2,)).x.ravel().tolist())) == [0, 1, 30, 41]
 
 
 def test_a_function_may_take_the_workers_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,3 +51,11 @@ def test_in_a_notebook_nothing_is_kept_out(refused: set[str], monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
     load_keras()
     assert refused == set()
+
+
+def test_once_keras_is_there_nothing_is_kept_out(refused: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may be importing what it draws curves with; it would find that it is forbidden, or lose it."""
+    monkeypatch.setitem(sys.modules, "keras", ModuleType("keras"))
+    with trust.without_unused():
+        refused.update(name for name in trust._UNUSED if not can_import(name))
+    assert refused == set()

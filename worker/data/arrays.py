@@ -24,7 +24,7 @@ from worker.data.classes import (
     whole_labels,
 )
 from worker.data.listing import LabelledArrays, Labels, Listing, Tables, count_per_class, first_line
-from worker.tables.naming import ALONE, are_several
+from worker.tables.naming import ALONE, are_several, array_of
 from worker.tables.stream import Stream, maker_of
 from worker.tables.table import Table, table_of
 from worker.tensorflow import load_keras
@@ -164,7 +164,7 @@ def _labelled(train: Any, test: Any, classes: Any, spec: str, given: Declared | 
     if given == NO_CLASSES or any(are_several(value, count) for value in values.values()):
         return None
     try:
-        arrays = {name: np.asarray(value) for name, value in values.items()}
+        arrays = {name: array_of(value) for name, value in values.items()}
     except (TypeError, ValueError, RuntimeError) as exc:
         raise DataError(f"{spec!r} returned what can't become arrays: {first_line(exc)} {_RETURNS}.") from exc
     return _from_arrays(arrays, spec, given) if _are_labelled(arrays, given) else None

@@ -1,5 +1,6 @@
 """The commands `worker pause` and `worker resume`: a person at the site has the last word over a worker that runs."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +11,8 @@ from broker.command import log_options
 from broker.logs import LogContext
 from broker.wire.names import check_name
 from worker.site.resting import PauseSwitch, default_folder
+
+logger = logging.getLogger(__name__)
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -36,8 +39,13 @@ def pause_command(name: str, state: Path | None, log: LogContext) -> None:
     worker pause --name hospital-1
     worker resume --name hospital-1
     """
-    switch = PauseSwitch(state or default_folder(), check_name(name))
+    folder = state or default_folder()
+    switch = PauseSwitch(folder, check_name(name))
     switch.set()
+    if not (folder / name).exists():
+        logger.warning(
+            "Nothing of a worker %s is in %s: are --name and --state as it was given them?", name, folder
+        )
     click.echo(f"{name} is paused ({switch.path}). It takes rounds again after: worker resume --name {name}")
 
 

@@ -29,7 +29,7 @@ def named(value: Any, where: str) -> Named:
         DataError: It can't become arrays of numbers or texts.
     """
     if _is_frame(value):
-        value = value.to_numpy() if _is_numeric(value) else {name: value[name] for name in value.columns}
+        value = array_of(value) if _is_numeric(value) else {name: value[name] for name in value.columns}
     if isinstance(value, Mapping):
         return {str(name): plain(each, f"{where}[{name!r}]") for name, each in value.items()}
     if isinstance(value, list | tuple) and value and all(_is_array(each) for each in value):
@@ -55,7 +55,25 @@ def _is_frame(value: Any) -> bool:
 
 
 def _is_numeric(frame: Any) -> bool:
-    return all(np.asarray(frame[name]).dtype.kind in _NUMBERS for name in frame.columns)
+    return all(_kind_of(frame[name]) in _NUMBERS for name in frame.columns)
+
+
+def _kind_of(column: Any) -> str:
+    """What a column holds, by numpy's letter; where numpy sees objects alone, pandas may say that they are numbers."""
+    kind = np.asarray(column).dtype.kind
+    return kind if kind != "O" else str(getattr(getattr(column, "dtype", None), "kind", kind))
+
+
+def array_of(value: Any) -> Array:
+    """What numpy makes of a value; numbers of pandas stay numbers, and a missing one becomes NaN, which is refused."""
+    array = np.asarray(value.to_numpy() if hasattr(value, "to_numpy") else value)
+    if array.dtype.kind != "O":
+        return array
+    if _is_frame(value) and len(value.columns) and _is_numeric(value):
+        return np.column_stack([array_of(value[name]) for name in value.columns])
+    if hasattr(value, "to_numpy") and _kind_of(value) in _NUMBERS:
+        return np.asarray(value.to_numpy(np.float64, na_value=np.nan))
+    return array
 
 
 def _is_array(value: Any) -> bool:
@@ -69,7 +87,7 @@ def plain(value: Any, where: str) -> Array:
         DataError: It holds something else, or what isn't finite.
     """
     try:
-        array = np.asarray(value.to_numpy() if hasattr(value, "to_numpy") else value)
+        array = array_of(value)
     except (TypeError, ValueError, RuntimeError) as exc:
         raise DataError(f"{where} can't become an array: {' '.join(str(exc).split())[:200]}") from exc
     if array.dtype.kind in _TEXTS or array.dtype.kind == "O":

@@ -1,7 +1,7 @@
 """A participant's data set of any form; beside `worker.data.data_set.Dataset`, which is of labelled examples."""
 
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ from broker.wire.settings import TEXT, Held, Needs
 from broker.wire.statistics import is_row
 from broker.wire.tensors import InputFacts
 from worker.tables.fitted import Rows, fitted
-from worker.tables.naming import Array, dtype_of
+from worker.tables.naming import ALONE, Array, Named, dtype_of
 from worker.tables.stream import Stream
 from worker.tables.table import Table
 
@@ -81,6 +81,20 @@ class TableSet:
                 found[f"{held.role} {held.name}"] = float(low), float(high)
         return found
 
+    def pairs(self) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+        """(x_train, y_train), (x_test, y_test), each an array, or several by name; without a test subset of no example.
+
+        Raises:
+            DataError: It is streamed, or has weights, which these have no place for.
+        """
+        train, test = self._train, self._test
+        if not isinstance(train, Table) or isinstance(test, Stream) or train.weights:
+            raise DataError(
+                "A trainer of one's own is given x and y in memory, and no stream and no sample weights."
+            )
+        test = train.take(np.arange(0)) if test is None else test
+        return (plainly(train.inputs), plainly(train.targets)), (plainly(test.inputs), plainly(test.targets))
+
     def columns(self) -> npt.NDArray[np.float32]:
         """The training subset as `broker.wire.statistics.columns_of` names it, float32 of shape (n, columns).
 
@@ -145,6 +159,11 @@ class TableSet:
             TableSet(mine, its, is_held_out=self.is_held_out, inputs=self.inputs)
             for mine, its in zip(train, tests, strict=True)
         ]
+
+
+def plainly(arrays: Named) -> Array | Named:
+    """One array that has no name by itself, several by theirs."""
+    return arrays[ALONE] if list(arrays) == [ALONE] else arrays
 
 
 def _facts_of(subsets: Sequence[Table | Stream]) -> InputFacts | None:
