@@ -197,6 +197,8 @@ def test_what_was_found_at_the_broker_is_told_in_words() -> None:
     text = "\n".join(reaching.lines_of(replace(FOUND, tls=tls, num_readers=1, has_coordinator=True)))
     for word in ("TLSv1.3", "signed by our CA", "(30 days)", "accepted as w", "the name is in use", "there"):
         assert word in text
+    untold = "\n".join(reaching.lines_of(replace(FOUND, has_coordinator=None)))
+    assert "the broker tells this account nothing of its queue" in untold
     away = "\n".join(
         reaching.lines_of(replace(FOUND, problems_at={"amqps://w@other/%2F": "nobody is there"}))
     )

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from broker.command import management_url_for
-from broker.errors import BrokerError
+from broker.errors import BrokerError, PublishRefused
 from broker.link.access import Access
 from broker.link.address import LOCAL_HOSTS, addresses_in
 from broker.link.rabbitmq.rabbit_link import RabbitLink
@@ -34,6 +34,12 @@ from worker.site.check import line
 logger = logging.getLogger(__name__)
 
 _Fact = TypeVar("_Fact")
+
+_COORDINATOR_TEXTS = {
+    True: "there",
+    False: "none reads its queue now",
+    None: "unknown: the broker tells this account nothing of its queue",
+}
 
 _SECONDS = 5.0
 _STRANGE_SECONDS = (
@@ -103,7 +109,7 @@ def reach(access: Access, worker: str, *, connect_seconds: float) -> BrokerFacts
         link.open()
         known["is_login_accepted"] = True
         known["num_readers"] = link.consumers(names.worker_queue(worker))
-        known["has_coordinator"] = bool(link.consumers(names.COORDINATOR))
+        known["has_coordinator"] = _has_coordinator(link)
     except BrokerError as exc:
         known["problem"] = str(exc)
     finally:
@@ -113,6 +119,14 @@ def reach(access: Access, worker: str, *, connect_seconds: float) -> BrokerFacts
         clock_seconds=_first(_clock_seconds_at(access, url) for url in _management_urls(access)),
         problems_at=_problems_at(access, worker, min(connect_seconds, _SECONDS)),
     )
+
+
+def _has_coordinator(link: RabbitLink) -> bool | None:
+    """RabbitMQ 4.3 tells an invited account nothing of a queue that it has no right to; older ones do."""
+    try:
+        return bool(link.consumers(names.COORDINATOR))
+    except PublishRefused:
+        return None
 
 
 def _first(found: Iterator[_Fact | None]) -> _Fact | None:
@@ -212,7 +226,7 @@ def lines_of(facts: BrokerFacts) -> Iterator[str]:
     if facts.is_login_accepted:
         yield line("  login", f"accepted as {facts.account}")
         yield line("  queue", _queue_text(facts))
-        yield line("  coordinator", "there" if facts.has_coordinator else "none reads its queue now")
+        yield line("  coordinator", _COORDINATOR_TEXTS[facts.has_coordinator])
     yield line("  clock", _clock_text(facts.clock_seconds))
 
 
