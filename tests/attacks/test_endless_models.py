@@ -214,9 +214,9 @@ def test_sigterm_ends_a_worker_inside_of_an_endless_step(
     with command(log, "worker", "run", "--name", "w1", "--data", data, amqp_url=stage.amqp_url) as worker:
         enemy.hear(Joined)
         enemy.send(start_of(ENDLESS_STEP, 1))
-        stage.wait(lambda: "Training started" in log.read_text(), 60, "the training")
+        stage.wait(lambda: "Training started" in log.read_text(), 180, "the training")
         begun = cpu_seconds(worker.pid)
-        stage.wait(lambda: cpu_seconds(worker.pid) > begun + 5, 60, "the endless step")
+        stage.wait(lambda: cpu_seconds(worker.pid) > begun + 5, 180, "the endless step")
         told = time.monotonic()
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(60) == 0, log.read_text()

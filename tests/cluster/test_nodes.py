@@ -3,14 +3,12 @@
 import itertools
 import random
 import shutil
-import signal
 import statistics
 from datetime import datetime
 
 import pytest
 
-from broker.hosting.management import Management
-from tests.brokers import control, wait_until
+from tests.brokers import control
 from tests.cluster.conftest import Nodes
 from tests.faults.stage import Actor, Stage, passed
 
@@ -111,31 +109,6 @@ def test_the_nodes_are_restarted_one_after_the_other(stage: Stage, nodes: Nodes)
         node.stop()
         nodes.start()
     assert_all_is_well(stage, coordinator, 40)
-
-
-def test_a_node_is_cut_off_and_comes_back(stage: Stage, nodes: Nodes) -> None:
-    """It is stopped in mid-air, so that neither the others nor its clients hear of it: the others go on without it, its
-    clients find them when their heartbeats stay away, and it takes its place again, with what it has missed."""
-    stage.workers(train_seconds=1.5)
-    coordinator = stage.coordinator(rounds=30, run={"deadline_seconds": 600.0})
-    stage.wait(lambda: stage.has_begun("w3", 2), 60, "round 2")
-    node = nodes.nodes[2]
-    others = Management(",".join(each.management_url for each in nodes.nodes[:2]))
-    node._signal(signal.SIGSTOP)
-    try:
-        wait_until(lambda: node.node in down(others), 120, what="the others' word that it is gone")
-        goal = stage.committed_round + 3
-        stage.wait(lambda: stage.committed_round >= goal, 180, "three more rounds")
-    finally:
-        node._signal(signal.SIGCONT)
-    nodes.start()
-    wait_until(lambda: not down(others), 120, what="the others' word that it is there")
-    assert_all_is_well(stage, coordinator, 30)
-
-
-def down(management: Management) -> set[str]:
-    """The nodes that the others don't see."""
-    return {str(node["name"]) for node in management.nodes() if not node.get("running")}
 
 
 def test_a_nodes_disk_is_lost(stage: Stage, nodes: Nodes) -> None:

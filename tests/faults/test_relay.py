@@ -12,8 +12,8 @@ import pytest
 
 from broker.hosting import accounts
 from broker.hosting.management import Management
-from broker.hosting.private import PrivateBroker
-from tests.brokers import control, fresh_vhost, started_broker
+from broker.hosting.private import PrivateBroker, free_ports
+from tests.brokers import fresh_vhost, started_broker
 from tests.faults.actors import Break, undisturbed
 from tests.faults.stage import MANY_PARTS, SMALL_PARTS, Actor, Stage
 
@@ -95,7 +95,7 @@ class Tree:
     def assert_same_bits(self, coordinator: Actor, workers: dict[str, int] = EVERYBODY) -> None:
         """All ended, with the model of the same workers at one broker; nobody trained twice, and nothing is left."""
         everybody = [coordinator, *self.relays.values(), *self.workers]
-        assert [actor.ended() for actor in everybody] == [0] * len(everybody), self.story
+        assert [actor.ended(120) for actor in everybody] == [0] * len(everybody), self.story
         self.top.assert_bits(undisturbed(workers, rounds=ROUNDS, size=self.top.size), ROUNDS)
         assert self.top.leftovers(REGIONS) == {}, self.story
         for name, region in self.regions.items():
@@ -190,14 +190,31 @@ def test_a_killed_coordinator_above_goes_on_with_relays(make_tree: MakeTree, ste
     tree.assert_same_bits(tree.coordinator())
 
 
+class WithShovels(PrivateBroker):
+    """One that has the plugin from its start on: its tool to enable it takes a minute where others are busy."""
+
+    def _write(self, name: str, text: str) -> None:
+        is_plugins = name == "enabled_plugins"
+        super()._write(
+            name,
+            text.replace("rabbitmq_management", "rabbitmq_management,rabbitmq_shovel")
+            if is_plugins
+            else text,
+        )
+
+
 @pytest.fixture(scope="module")
 def own_brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[PrivateBroker, PrivateBroker]]:
     """The one above and that of the north, which the tests of this file may kill."""
-    with (
-        started_broker(tmp_path_factory.mktemp("above")) as above,
-        started_broker(tmp_path_factory.mktemp("north")) as north,
-    ):
-        yield above, north
+    with started_broker(tmp_path_factory.mktemp("above")) as above:
+        port, management_port = free_ports(2)
+        home = tmp_path_factory.mktemp("north")
+        north = WithShovels(home=home, port=port, management_port=management_port)
+        try:
+            north.start()
+            yield above, north
+        finally:
+            north.kill()
 
 
 @contextmanager
@@ -300,7 +317,6 @@ def test_a_relay_reaches_above_by_its_own_brokers_shovels(
     definitions = SHOVEL.read_text(encoding="utf-8")
     for word, value in words.items():
         definitions = definitions.replace(f"@{word}@", value)
-    control(here, "enable", "rabbitmq_shovel", program="rabbitmq-plugins")
     Management(here.management_url).api.post("definitions", body=json.loads(definitions))
     tree = Tree(urls["coordinator"], {"north": here.amqp_url}, tmp_path, size=MANY_PARTS, patches=SMALL_PARTS)
     stage = tree.regions["north"]

@@ -195,9 +195,9 @@ def test_a_password_is_changed_by_a_new_invitation(house: House) -> None:
 
 def test_an_invitation_leads_to_the_brokers_clock(house: House) -> None:
     """Its management page is at a port that nobody can guess: the invitation says which, without a login of its own."""
-    access = read_invitation(house.invited("site-1"))
+    access = read_invitation(house.invited("site-2"))
     assert access.management_url == f"https://{house.public_name}:{house.broker.management_port}"
-    found = reach(access, "site-1", connect_seconds=10)
+    found = reach(access, "site-2", connect_seconds=10)
     assert found.problem is None
     assert found.clock_seconds is not None
     assert abs(found.clock_seconds) < 5

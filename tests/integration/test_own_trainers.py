@@ -30,7 +30,7 @@ from worker.examples.digits import Site, log_softmax, open_site
 from worker.rounds.participant import seed_of
 
 ROUNDS = 2
-SECONDS = 120  # to import PyTorch takes long on a busy machine
+SECONDS = 240  # to import PyTorch takes long on a busy machine
 EXAMPLES = {"sklearn_logistic": "sklearn", "sklearn_mlp": "sklearn", "jax_optax": "jax", "torch_mlp": "torch"}
 _SHUT_OUT = """
 import pathlib

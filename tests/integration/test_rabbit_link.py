@@ -1,7 +1,9 @@
 """The RabbitMQ link keeps the contract of every link, and is connected only when it takes messages again."""
 
+import gc
 import socket
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -396,3 +398,18 @@ def test_where_none_of_several_answers_each_is_named(vhost: str, make_link: Make
         make_link(",".join(urls), connect_seconds=1.0)
     for port in ports:
         assert f"Nothing listens at localhost:{port} (connection refused)" in str(caught.value)
+
+
+def test_a_link_that_is_given_up_while_it_connects_leaves_no_socket(
+    vhost: str, make_link: MakeRabbitLink
+) -> None:
+    """What is there takes connections and says nothing: the socket that waits for it is closed with the link, and not
+    left to whoever collects garbage."""
+    with Forwarder(vhost) as silent:
+        silent.swallow()
+        with pytest.raises(BrokerUnreachable):
+            make_link(silent.amqp_url, connect_seconds=0.2)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            gc.collect()
+        assert [each for each in told if each.category is ResourceWarning] == []

@@ -59,7 +59,9 @@ def test_status_shows_the_nodes_of_a_cluster() -> None:
         "memory_bytes": 0,
         "alarms": [],
         "queues": [],
+        "certificates": [],
         "connections": [],
+        "certificates": [],
     }
     text = _table({**found, "nodes": [node, down]})
     assert "a     running  138 MB  c" in text

@@ -56,14 +56,16 @@ def squeezed(squeezing: Squeezing, wanted: Vector, held: Vector, rest: Vector | 
 class Sending:
     """A coordinator that sends round 2, and what its workers a, b and c get."""
 
-    def __init__(self, squeezing: Squeezing, vector: Vector) -> None:
+    def __init__(self, squeezing: Squeezing, vector: Vector, relays: frozenset[str] = frozenset()) -> None:
         broker = MemoryBroker()
         self.coordinator, self.worker = MemoryLink(broker, "coordinator"), MemoryLink(broker, "w")
         self.worker.declare([worker_queue(name) for name in "abc"])
         base = replace(STATE, layout=LAYOUT, vector=vector, integers=(), strategy_state=())
-        self.record = replace(RECORD, round_number=2, part_bytes=PART_BYTES)
+        self.record = record = replace(
+            RECORD, round_number=2, part_bytes=PART_BYTES, relays=dict.fromkeys(relays)
+        )
         settings = TrainingSettings(epochs=1, batch_size=1, seed=0)
-        self.invitation = Invitation(self.record, base, settings, last_round=3, squeezing=squeezing)
+        self.invitation = Invitation(record, base, settings, last_round=3, squeezing=squeezing)
 
     def send(self, models: dict[str, str]) -> dict[str, tuple[RoundStart, list[Part]]]:
         publisher = Publisher(self.coordinator, threading.Event())
@@ -114,6 +116,17 @@ def test_without_the_option_everybody_gets_all_weights() -> None:
     came = Sending(squeezing, vector).send({"a": digest_of(held), "b": digest_of(vector)})
     assert [len(parts) for _, parts in came.values()] == [4, 4, 4]
     assert all(start.download_precision == "float32" and not start.base for start, _ in came.values())
+
+
+def test_a_relay_gets_all_weights() -> None:
+    """It keeps no model, and passes on to its own workers what it was given."""
+    held, squeezing = model(1), Squeezing("int8", 0)
+    vector = after(held, 2)
+    squeezed(squeezing, vector, held)
+    models = dict.fromkeys("abc", digest_of(held))
+    came = Sending(squeezing, vector, frozenset("a")).send(models)
+    assert received(*came["a"]).tobytes() == vector.tobytes()
+    assert [bool(start.base) for start, _ in came.values()] == [False, True, True]
 
 
 def test_what_a_step_cuts_off_is_told_with_the_next() -> None:

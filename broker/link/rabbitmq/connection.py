@@ -256,7 +256,7 @@ class ConnectionThread(threading.Thread):
 def _shut(connection: Any) -> None:
     # A blocked broker does not answer a close: the loop then ends by itself.
     connection.ioloop.call_later(_CLOSE_SECONDS, connection.ioloop.stop)
-    if connection.is_open:
-        connection.close()
-    else:
+    if connection.is_closing or connection.is_closed:
         connection.ioloop.stop()
+    else:
+        connection.close()  # one that is just opening gives its socket back, too

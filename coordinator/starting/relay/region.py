@@ -180,8 +180,8 @@ class Region(threading.Thread):
 
     def _finish(self, finished: RunFinished, is_told: threading.Event) -> None:
         session, part = self._session, self._part
+        is_ours = part is not None and part.start.run_id == finished.run_id
         workers = {*session.roster.members, *(part.live.record.invited if part else ())}
-        self._tools.unacknowledged.release()
         readers = sorted(session.roster.by_reader(workers))
         message = RunFinished(
             run_id=finished.run_id,
@@ -191,8 +191,10 @@ class Region(threading.Thread):
         )
         for group in groups_of(readers):
             session.publisher.send([addressed(message, group)])
-        self._part = None
-        forget_start(self._options.out)
+        if is_ours:
+            self._tools.unacknowledged.release()
+            self._part = None
+            forget_start(self._options.out)
         is_told.set()
 
     # --- what comes in -----------------------------------------------------------------------------------------
