@@ -176,7 +176,8 @@ class Play:
 
     def _follow(self, begun: float) -> dict[str, Any]:
         """From the first word of the coordinator to its last."""
-        opened_at, sent_at, cpu, killed = 0.0, 0.0, self._cpu(), None
+        opened_at, sent_at, cpu = 0.0, 0.0, self._cpu()
+        killed: str | None = None
         rounds: list[dict[str, Any]] = []
         told: dict[str, Any] = {}
         while True:
@@ -190,8 +191,9 @@ class Play:
             elif event == "sent":
                 sent_at = at
             elif event == "half":
-                killed = self._kills.pop(word["round"], None)
-                self._kill(killed)
+                if to_kill := self._kills.pop(word["round"], None):
+                    killed = to_kill
+                    self._kill(to_kill)
             elif event == "closed" and word["round"] <= self._rounds:
                 rounds.append(
                     {
@@ -216,13 +218,13 @@ class Play:
         word: dict[str, Any] = json.loads(line)
         return word
 
-    def _kill(self, who: str | None) -> None:
+    def _kill(self, who: str) -> None:
         if who == "coordinator":
             assert self._coordinator is not None
             self._coordinator.kill()
             self._coordinator.wait(10)
             self._start_coordinator()
-        elif who == "broker":
+        else:
             self._note_peaks()
             self._broker.kill()
             self._broker.start(seconds=300)
