@@ -12,6 +12,6 @@ Contents:
     accounts     least-privilege accounts for workers
     certificates an authority of one's own, and what it signs
     encryption   a private broker that others reach, by TLS alone
-    certs_command  `broker certs`, and how `broker up` is reached by others
     probe        what answers at an AMQP address
+    commands     commands about brokers, their certificates and who may take part
 """

@@ -19,7 +19,7 @@ from broker.hosting.certificates import (
     names_in,
     note_revoked,
 )
-from broker.hosting.certs_command import Asked
+from broker.hosting.commands.certs import Asked
 from broker.hosting.encryption import Encryption, encrypted
 from broker.link.access import common_name
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from broker.cli import _table, main
+from broker.cli import main
 from broker.errors import BrokerError
 from broker.hosting import probe
+from broker.hosting.commands.overview import table
 from broker.hosting.private import PrivateBroker
 from broker.hosting.starting import cluster
 
@@ -62,10 +63,10 @@ def test_status_shows_the_nodes_of_a_cluster() -> None:
         "certificates": [],
         "connections": [],
     }
-    text = _table({**found, "nodes": [node, down]})
+    text = table({**found, "nodes": [node, down]})
     assert "a     running  138 MB  c" in text
     assert "b     down     0 MB    -" in text
-    assert "running" not in _table({**found, "nodes": [node]})
+    assert "running" not in table({**found, "nodes": [node]})
 
 
 def test_a_cluster_for_trying_is_for_this_machine_alone(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import broker.cli
 import coordinator.cli
 import worker.cli
-from broker.hosting.certs_command import PORT
+from broker.hosting.commands.certs import PORT
 from broker.hosting.private import MAIN_PID
 
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
