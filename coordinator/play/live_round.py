@@ -244,13 +244,13 @@ class LiveRound:
         session.roster.set_present(update.worker, is_present=True)
         logger.debug("%s: %s after %.1f s.", update.worker, verdict.value, update.seconds)
 
-    def decline(self, delivery: Delivery, declined: Declined | SwarmDeclined) -> None:
-        """Go on without workers that can't answer."""
+    def decline(self, delivery: Delivery, declined: Declined | SwarmDeclined) -> bool:
+        """Go on without workers that can't answer; whether that is news, and not of an earlier attempt or a repeat."""
         is_old = declined.attempt < self.record.attempt
         workers = [] if is_old else list(filter(self.round.waits_for, declined.workers))
         if not workers:
             self._put_away(delivery, *declined.workers)
-            return
+            return False
         reason = shortened(declined.reason, len(self.record.invited))
         logger.warning("%s can't answer: %s", listed(workers), reason)
         sender = {"worker": declined.worker, "account": delivery.user_id}
@@ -260,6 +260,7 @@ class LiveRound:
             self.round.decline(worker, reason, now)
         self._unsaved.update(workers)
         self._tools.unacknowledged.hold(delivery)
+        return True
 
     def _may_ask_again(self, worker: str) -> bool:
         self._num_torn[worker] += 1

@@ -370,9 +370,10 @@ class Run:
         declined, live = event.declined, self._live
         key = (declined.run_id, declined.round_number)
         if live is not None and key == (live.record.run_id, live.record.round_number):
-            live.decline(event.delivery, declined)
+            is_news = live.decline(event.delivery, declined)
             with self._session.until_link_is_back():
-                if self._may_empty(declined.worker):
+                # What is there after an earlier attempt's word may be the answer to this one.
+                if is_news and self._may_empty(declined.worker):
                     empty_upload_queue(self._session.link, self._session.validator, declined.worker)
         else:
             self._session.link.ack([event.delivery])

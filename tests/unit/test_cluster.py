@@ -61,7 +61,6 @@ def test_status_shows_the_nodes_of_a_cluster() -> None:
         "queues": [],
         "certificates": [],
         "connections": [],
-        "certificates": [],
     }
     text = _table({**found, "nodes": [node, down]})
     assert "a     running  138 MB  c" in text
