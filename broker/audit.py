@@ -5,6 +5,7 @@ What others sent is escaped, so that nobody begins a line over the wire. The fil
 logrotate does: the next line begins a new one.
 """
 
+import fcntl
 import hashlib
 import logging
 import os
@@ -103,6 +104,7 @@ class AuditLog:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, _MODE)
         try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # a line that another process is writing is not torn
             left = memoryview(b"\n" + data if data and _is_torn(descriptor) else data)
             while left:
                 left = left[os.write(descriptor, left) :]

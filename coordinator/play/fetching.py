@@ -25,7 +25,7 @@ _MOST_FOREIGN = 64  #: messages that are no part of this upload, besides a few w
 _MOST_OLDER = 4
 _MOST_LOOKED_AT = 32  #: more than make a flood
 _MOST_OTHER_BYTES = 32 * 1024 * 1024
-_MOST_EARLY_BYTES = 384 * 1024 * 1024  #: of updates that are not announced yet, of all workers together
+_MOST_EARLY_BYTES = 64 * 1024 * 1024  #: of updates that are not announced yet, of all workers together
 _MOST_AT_ONCE = 4  #: parts taken of one of them before others have their turn
 _MOST_BROKEN = (
     10  #: connections lost while one worker's queue was read: a queue of some kinds ends the connection
