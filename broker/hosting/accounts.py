@@ -125,10 +125,15 @@ def forget(management: Management, name: str, vhost: str) -> Removed:
     names.check_name(name)
     if _users_of(management, name):
         raise UsageError(f"{name} was invited, and may come back. To end that: `broker revoke {name}`.")
+    is_there = f"{name} is there: somebody reads its queue. End it first, or leave it as it is."
     if queues.are_read(management, vhost, name):
-        raise UsageError(f"{name} is there: somebody reads its queue. End it first, or leave it as it is.")
+        raise UsageError(is_there)
     readers = queues.readers(management, vhost, name)
-    removed = _removed(management, {vhost}, name)
+    try:
+        removed = queues.remove(management, vhost, name, are_unread=True)
+    except BrokerError as exc:
+        raise UsageError(is_there) if "in use" in str(exc) else exc from exc
+    policies.unlimit(management, vhost, name)
     if not removed.queues:
         raise UsageError(f"There are no queues of {name} in {vhost!r}. Try `broker status`.")
     _say_left(management.api, vhost, management.api.get("whoami")["name"], SwarmLeft, readers)

@@ -78,9 +78,9 @@ class Api:
         """Add something to what is at a path, or have something done there; what comes of it."""
         return self._call("POST", path, body)
 
-    def delete(self, *path: str) -> None:
+    def delete(self, *path: str, query: str = "") -> None:
         """Delete what is at a path; what is missing is as good as deleted."""
-        self._call("DELETE", path, missing_ok=True)
+        self._call("DELETE", path, query=query, missing_ok=True)
 
     def _call(
         self,

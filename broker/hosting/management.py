@@ -11,7 +11,9 @@ from broker.hosting.api import Api, Fields
 __all__ = ["Fields", "Management", "Rights"]
 
 _PAGE_SIZE = 500  #: RabbitMQ's own limit
-_QUEUE_COLUMNS = ("name", "type", "messages", "messages_ready", "messages_unacknowledged", "consumers")
+_QUEUE_COLUMNS = (
+    "name", "type", "policy", "messages", "messages_ready", "messages_unacknowledged", "consumers",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,14 +60,13 @@ def _make_anew(management: Management, vhost: str, queue: Queue) -> None:
 
 
 def are_read(management: Management, vhost: str, name: str) -> bool:
-    """Whether somebody reads a queue of this worker, or of its swarm: then it is there."""
-    return any(
-        _reading(management, vhost, names.worker_queue(reader)) for reader in readers(management, vhost, name)
-    )
+    """Whether somebody reads a queue of this worker, or of its swarm; who has just begun is not told yet."""
+    own = {names.worker_queue(reader) for reader in readers(management, vhost, name)}
+    return any(each["queue"]["name"] in own for each in management.api.get("consumers", vhost))
 
 
 def _reading(management: Management, vhost: str, queue: str) -> list[str]:
-    """The connections that read a queue."""
+    """The connections that read a queue, as far as RabbitMQ tells them yet: of a new one not for some seconds."""
     return [
         each["channel_details"]["connection_name"]
         for each in management.api.get("consumers", vhost)
@@ -81,11 +80,24 @@ def readers(management: Management, vhost: str, name: str) -> list[str]:
     return [queue.partition(".")[2] for queue in own if queue.startswith(names.worker_queue(""))]
 
 
-def remove(management: Management, vhost: str, name: str) -> Removed:
-    """Delete the queues of a worker, or of its swarm, with what is in them."""
-    found = [queue for queue in _listed(management, vhost) if _is_for(queue["name"], name)]
+def remove(management: Management, vhost: str, name: str, *, are_unread: bool = False) -> Removed:
+    """Delete the queues of a worker, or of its swarm, with what is in them.
+
+    Args:
+        management: Of the broker.
+        vhost: Where they are.
+        name: Of the worker or the swarm.
+        are_unread: Nobody is thought to read them. RabbitMQ looks once more, at a classic queue; at a quorum queue it
+            can't.
+
+    Raises:
+        BrokerError: Somebody reads one after all.
+    """
+    own = [queue for queue in _listed(management, vhost) if _is_for(queue["name"], name)]
+    found = sorted(own, key=lambda queue: str(queue["name"]), reverse=True)  # what is read before what is not
     for queue in found:
-        management.api.delete("queues", vhost, queue["name"])
+        looks = are_unread and queue.get("type") == "classic"
+        management.api.delete("queues", vhost, queue["name"], query="if-unused=true" if looks else "")
     return Removed(queues=len(found), messages=sum(queue.get("messages") or 0 for queue in found))
 
 

@@ -44,7 +44,7 @@ def main() -> None:
     now, later = Requests(), Requests()
     done = threading.Event()
     threading.Thread(target=_read, args=(now, later, done), daemon=True).start()
-    saving = threading.Thread(target=_serve, args=(later, replies))
+    saving = threading.Thread(target=_serve_or_end, args=(later, replies), daemon=True)
     saving.start()
     _serve(now, replies)
     saving.join()
@@ -72,6 +72,15 @@ class Replies:
 def _serve(requests: "Requests", replies: Replies) -> None:
     while (request := requests.get()) is not None:
         replies.write({"number": request["number"], **_answer_in_turn(request)})
+
+
+def _serve_or_end(requests: "Requests", replies: Replies) -> None:
+    """In a thread of its own, whose end alone nobody would notice: code of a model's that ends it ends the process."""
+    try:
+        _serve(requests, replies)
+    except BaseException:  # noqa: BLE001 - SystemExit, too: a thread would swallow it
+        traceback.print_exc()
+        os._exit(1)
 
 
 def _answer_in_turn(request: Request) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What may wait at the broker is what the model of a run needs: less for an enemy, and enough for everybody else."""
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -186,5 +187,7 @@ def test_the_enemy_fills_another_s_upload_queue_and_is_named(
     else:
         assert set(row.accepted) == {"honest"}
         assert "upload queue is full" in row.rejected["victim"]
-        assert row.rejected["evil"] == "sent 32 messages that were rejected"
+        number = re.fullmatch(r"sent (\d+) messages that were rejected", row.rejected["evil"])
+        assert number is not None
+        assert 32 <= int(number[1]) < 64
         assert row.seconds < 40

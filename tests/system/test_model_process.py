@@ -1,5 +1,6 @@
 """The child process that holds Keras: it builds, checks and saves, and never outlives the coordinator."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -517,7 +518,8 @@ def test_a_model_is_tried_while_another_is_being_saved(process: ModelProcess, tm
     (tmp_path / "new").mkdir()
     assert tried(process, tmp_path, built, 0.25, 0.5) is None
     assert process._child.operations == {"save"}
-    (tmp_path / "slow").write_bytes(b"torn")
+    with contextlib.suppress(BrokenPipeError):  # its reader may see at once that a pipe has no places
+        (tmp_path / "slow").write_bytes(b"torn")
     with pytest.raises(CheckpointError):
         process.flush(60)
 
