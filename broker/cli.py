@@ -24,7 +24,7 @@ from broker.hosting.commands.overview import look, table
 from broker.hosting.commands.participants import forget, invite, revoke
 from broker.hosting.management import Management
 from broker.link.access import Access
-from broker.link.address import addresses_in, without_password
+from broker.link.address import addresses_in, vhost_of, without_password
 from broker.link.invitation import write_invitation
 from broker.logs import LogContext
 from broker.wire.versions import release
@@ -219,7 +219,7 @@ def status(as_json: bool, access: Access, management_url: str | None, home: Path
     """
     access, _ = known_broker(access, home)
     management = management_of(access, management_url, home)
-    found = look(management, probe.vhost_of(access.amqp_url))
+    found = look(management, vhost_of(access.amqp_url))
     found["certificates"] = [asdict(each) for each in certs.told_validities(access)]
     click.echo(json.dumps(found, indent=2) if as_json else table(found))
 

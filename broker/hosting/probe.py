@@ -6,9 +6,9 @@ import struct
 from enum import Enum
 from urllib.parse import unquote, urlsplit
 
-from broker.link.address import host_and_port
+from broker.link.address import host_and_port, vhost_of
 
-__all__ = ["Answer", "ask", "host_and_port", "is_free", "login_of", "vhost_of"]
+__all__ = ["Answer", "ask", "host_and_port", "is_free", "login_of"]
 
 _HEADER = b"AMQP\x00\x00\x09\x01"
 _FRAME_END = b"\xce"
@@ -63,11 +63,6 @@ def login_of(amqp_url: str) -> tuple[str, str]:
     """The user and password that an AMQP URL names; guest where it names none."""
     parts = urlsplit(amqp_url)
     return unquote(parts.username or "guest"), unquote(parts.password or "guest")
-
-
-def vhost_of(amqp_url: str) -> str:
-    """The virtual host that an AMQP URL names; / where it names none."""
-    return unquote(urlsplit(amqp_url).path.removeprefix("/")) or "/"
 
 
 def is_free(port: int) -> bool:

@@ -24,7 +24,7 @@ from broker.hosting.probe import Answer
 from broker.hosting.starting import cluster
 from broker.hosting.starting.turns import in_turn
 from broker.link.access import Access, login_in, with_login
-from broker.link.address import LOCAL_HOSTS, addresses_in, not_trusted, without_password
+from broker.link.address import LOCAL_HOSTS, addresses_in, not_trusted, vhost_of, without_password
 
 __all__ = [
     "Ours",
@@ -293,7 +293,7 @@ def _reachable_or_new(
 
 def _set_policies_on(running: Running, tls: ssl.SSLContext | None) -> None:
     try:
-        vhost = probe.vhost_of(addresses_in(running.amqp_url)[0])
+        vhost = vhost_of(addresses_in(running.amqp_url)[0])
         set_policies(Management(running.management_url, tls=tls), vhost)
     except BrokerError as exc:
         if running.kind != "found":
@@ -369,7 +369,7 @@ def _new(amqp_url: str, port: int, management_port: int | None, home: Path) -> P
         management_port=management_port or _management_port_beside(port),
         user=user,
         password=password,
-        vhost=probe.vhost_of(amqp_url),
+        vhost=vhost_of(amqp_url),
     )
 
 
@@ -466,7 +466,7 @@ def _unusable(amqp_url: str, answer: Answer) -> BrokerError:
     if answer is Answer.REFUSED:
         return LoginRefused(
             f"The broker at {where} refused the login. Expected a user with its password and a right to "
-            f"the virtual host {probe.vhost_of(amqp_url)!r}. Try another AMQP_URL."
+            f"the virtual host {vhost_of(amqp_url)!r}. Try another AMQP_URL."
         )
     if answer is Answer.UNTRUSTED:
         return BrokerUnreachable(not_trusted(where))

@@ -4,7 +4,7 @@ import ipaddress
 import re
 import ssl
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from broker.errors import UsageError
 
@@ -101,6 +101,11 @@ def _check_not_in_clear(url: str) -> None:
             f"not this machine. Expected {secure}://. If nobody else can read along there, such as between containers "
             "or in a tunnel, say so with --insecure, or WARREN_INSECURE=1."
         )
+
+
+def vhost_of(amqp_url: str) -> str:
+    """The virtual host that an AMQP URL names; / where it names none."""
+    return unquote(urlsplit(amqp_url).path.removeprefix("/")) or "/"
 
 
 def host_and_port(amqp_url: str) -> tuple[str, int]:

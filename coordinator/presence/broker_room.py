@@ -6,10 +6,11 @@ import time
 from collections.abc import Mapping
 
 from broker.errors import BrokerError
-from broker.hosting import probe, server
+from broker.hosting import server
 from broker.hosting.management import Management
 from broker.hosting.policies import Need, make_room
 from broker.link.access import Access
+from broker.link.address import vhost_of
 from broker.wire import names
 from broker.wire.tensors import FLOAT32, Layout, part_count, sections_of
 
@@ -88,7 +89,7 @@ def room_at(access: Access, management_url: str | None = None) -> BrokerRoom | N
         return None
     url = server.known_management_url(access, management_url, server.default_home())
     management = Management(url, timeout_seconds=_REQUEST_SECONDS, tls=access.tls())
-    return BrokerRoom(management, probe.vhost_of(access.amqp_url))
+    return BrokerRoom(management, vhost_of(access.amqp_url))
 
 
 def needs_of(layout: Layout, part_bytes: int, processes: Mapping[str, int]) -> dict[str, Need]:

@@ -9,7 +9,7 @@ import pytest
 from broker.errors import UsageError
 from broker.hosting import accounts
 from broker.hosting.management import Management
-from broker.hosting.probe import vhost_of
+from broker.link.address import vhost_of
 
 Invite = Callable[..., str]
 

@@ -10,8 +10,8 @@ from pika.adapters.blocking_connection import BlockingChannel as Channel
 
 from broker.hosting import accounts, policies
 from broker.hosting.management import Management
-from broker.hosting.probe import vhost_of
 from broker.link.access import Access
+from broker.link.address import vhost_of
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.seam import Delivery, coordinator_queue, dead_queue

@@ -13,7 +13,7 @@ import pytest
 from broker.hosting.management import Management
 from broker.hosting.policies import UPLOAD_BYTES
 from broker.hosting.private import PrivateBroker
-from broker.hosting.probe import vhost_of
+from broker.link.address import vhost_of
 from broker.wire.names import EXCHANGE
 from tests.attacks.conftest import Invite
 from tests.attacks.test_accounts import MEGABYTE, channel_to, filled, waiting_in

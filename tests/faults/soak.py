@@ -27,7 +27,7 @@ import numpy as np
 from broker.hosting import accounts
 from broker.hosting.management import Management
 from broker.hosting.private import PrivateBroker, wait_until
-from broker.hosting.probe import vhost_of
+from broker.link.address import vhost_of
 from broker.link.seam import Outgoing
 from broker.wire.tensors import Vector
 from tests.attacks.enemy import NAME as ENEMY

@@ -8,7 +8,8 @@ import pytest
 from broker.hosting import accounts
 from broker.hosting.management import Management
 from broker.hosting.private import wait_until
-from broker.hosting.probe import login_of, vhost_of
+from broker.hosting.probe import login_of
+from broker.link.address import vhost_of
 from tests.faults.conftest import MakeStage
 from tests.faults.stage import WORKERS
 

@@ -20,7 +20,8 @@ from broker.errors import LoginRefused, UsageError
 from broker.hosting import accounts
 from broker.hosting.management import Management, Rights
 from broker.hosting.private import PrivateBroker
-from broker.hosting.probe import login_of, vhost_of
+from broker.hosting.probe import login_of
+from broker.link.address import vhost_of
 from broker.link.validator import may_send_to_coordinator
 from broker.wire.messages import Left, Message, SwarmLeft, decode
 from broker.wire.names import COORDINATOR, EXCHANGE

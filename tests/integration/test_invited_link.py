@@ -11,8 +11,8 @@ from broker.errors import DeclareRefused, LoginRefused
 from broker.hosting import accounts
 from broker.hosting.management import Management
 from broker.hosting.private import PrivateBroker
-from broker.hosting.probe import vhost_of
 from broker.link.access import Access
+from broker.link.address import vhost_of
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.seam import Connection, Delivery, Queue, upload_queue, worker_queue

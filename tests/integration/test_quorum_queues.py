@@ -7,9 +7,9 @@ import pytest
 from broker.hosting.management import Management
 from broker.hosting.policies import Need, limit_account, make_room, set_policies
 from broker.hosting.private import PrivateBroker
-from broker.hosting.probe import vhost_of
 from broker.link import attempts
 from broker.link.access import Access
+from broker.link.address import vhost_of
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.seam import Connection, coordinator_queue, upload_queue, worker_queue

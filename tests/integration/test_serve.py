@@ -10,7 +10,7 @@ import pytest
 
 from broker.hosting.management import Management
 from broker.hosting.private import PrivateBroker
-from broker.hosting.probe import vhost_of
+from broker.link.address import vhost_of
 from broker.link.validator import may_answer
 from tests.brokers import wait_until
 from tests.servings import TASK, Lab

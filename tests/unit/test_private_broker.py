@@ -14,6 +14,7 @@ from broker.hosting.container import Container
 from broker.hosting.encryption import encrypted
 from broker.hosting.management import Management
 from broker.hosting.private import PrivateBroker
+from broker.link.address import vhost_of
 
 
 def a_broker(home: Path, **fields: object) -> PrivateBroker:
@@ -117,7 +118,7 @@ def test_addresses_quote_the_login(tmp_path: Path) -> None:
     """A password may hold what a URL may not; both addresses read back as they were meant."""
     broker = a_broker(tmp_path, user="a@b", password="p/w:d", vhost="la/b")
     assert probe.login_of(broker.amqp_url) == ("a@b", "p/w:d")
-    assert probe.vhost_of(broker.amqp_url) == "la/b"
+    assert vhost_of(broker.amqp_url) == "la/b"
     assert Management(broker.management_url).address == "http://localhost:15700"
 
 
@@ -127,7 +128,7 @@ def test_addresses_quote_the_login(tmp_path: Path) -> None:
 )
 def test_no_virtual_host_in_the_address_is_the_default_one(url: str, vhost: str) -> None:
     """As RabbitMQ's own clients read it."""
-    assert probe.vhost_of(url) == vhost
+    assert vhost_of(url) == vhost
 
 
 def test_a_folder_without_a_record_holds_no_broker(tmp_path: Path) -> None:

@@ -86,9 +86,7 @@ class Listener(threading.Thread):
         self._validator = Validator(link, may_send_to_worker, self._heed)
         self._publisher = Publisher(link, stop)
         self._incoming: Incoming | None = None
-        self._newest: Newest | None = (
-            None  # kept by a swarm, and where the next may be told as a step from it
-        )
+        self._newest: Newest | None = None  # kept by a swarm, and where the next may be a step from it
         self._is_to_join = False
         self._repeat_at = 0.0
         self._repeat_seconds = _FIRST_REPEAT_SECONDS

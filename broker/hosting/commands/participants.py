@@ -15,7 +15,7 @@ from broker.hosting.commands import certs
 from broker.hosting.commands.home import address_options, known_broker, management_of, note
 from broker.hosting.encryption import SERVER_DAYS, Encryption
 from broker.link.access import Access, read_pem, with_host, with_login
-from broker.link.address import check_host, is_loopback
+from broker.link.address import check_host, is_loopback, vhost_of
 from broker.link.invitation import check_is_new, write_invitation
 from broker.logs import LogContext
 from broker.wire.names import COORDINATOR, MOST_IN_A_SWARM
@@ -115,7 +115,7 @@ def invite(
         check_not_revoked(Path(own.folder), accounts.user_of(name, swarm))
     login = accounts.invite(
         management,
-        probe.vhost_of(access.amqp_url),
+        vhost_of(access.amqp_url),
         name,
         swarm=swarm,
         parts=parts,
@@ -198,7 +198,7 @@ def revoke(name: str, access: Access, management_url: str | None, home: Path, lo
     broker revoke hospital-1
     """
     access, own = known_broker(access, home)
-    vhost = probe.vhost_of(access.amqp_url)
+    vhost = vhost_of(access.amqp_url)
     revoked = accounts.revoke(management_of(access, management_url, home), name, vhost)
     note(
         home,
@@ -231,7 +231,7 @@ def forget(
     broker forget laptop-7
     """
     access, _ = known_broker(access, home)
-    management, vhost = management_of(access, management_url, home), probe.vhost_of(access.amqp_url)
+    management, vhost = management_of(access, management_url, home), vhost_of(access.amqp_url)
     for name in names:
         removed = accounts.forget(management, name, vhost)
         counts = {"queues": removed.queues, "messages": removed.messages}

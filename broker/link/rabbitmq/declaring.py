@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from broker.errors import BrokerError, DeclareRefused, LinkLost, LoginRefused
+from broker.link.address import vhost_of
 from broker.link.rabbitmq.calls import fail, finish
 from broker.link.rabbitmq.connection import ConnectionThread
 from broker.link.rabbitmq.settings import LinkSettings
@@ -17,7 +18,6 @@ from broker.link.rabbitmq.translation import (
     is_missing,
     is_not_equivalent,
     is_refusal,
-    vhost_of,
 )
 from broker.link.seam import Queue
 from broker.wire import names

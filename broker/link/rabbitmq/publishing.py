@@ -21,9 +21,7 @@ from broker.wire import names
 
 logger = logging.getLogger(__name__)
 
-_WINDOW_BYTES = (
-    13 * 1024 * 1024
-)  #: unconfirmed bytes under way at once, three parts; more is memory, not speed
+_WINDOW_BYTES = 13 * 1024 * 1024  #: unconfirmed at once, three parts; more is memory, not speed
 _WINDOW_MESSAGES = 256
 _HANDFUL_BYTES = 512 * 1024  #: of small messages that are handed over together
 _LARGE_BYTES = 64 * 1024

@@ -4,12 +4,11 @@ import socket
 import ssl
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
 
 import pika.exceptions
 
 from broker.errors import BrokerError, BrokerUnreachable, LinkLost, LoginRefused, PublishRefused, Unroutable
-from broker.link.address import host_and_port, not_trusted, without_password
+from broker.link.address import host_and_port, not_trusted, vhost_of, without_password
 from broker.link.seam import Delivery
 
 _NOT_EQUIVALENT = 406  #: AMQP's PRECONDITION_FAILED
@@ -53,11 +52,6 @@ def translate(error: BaseException, amqp_url: str) -> BrokerError:
     ):
         return LinkLost(f"The connection to the broker at {where} was lost: {reason}")
     return LinkLost(f"The connection to the broker at {where} failed: {reason}")
-
-
-def vhost_of(amqp_url: str) -> str:
-    """The virtual host that an address names."""
-    return unquote(urlsplit(amqp_url).path.removeprefix("/")) or "/"
 
 
 def _unreachable(error: BaseException, amqp_url: str) -> BrokerError | None:
