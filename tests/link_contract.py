@@ -244,6 +244,20 @@ class LinkContract:
         other.consume(["worker.a"], prefetch=1)
         assert link.consumers("worker.a") == 1
 
+    def test_what_waits_in_a_queue_is_counted_and_what_somebody_holds_is_not(
+        self, make_link: MakeLink
+    ) -> None:
+        """So it is seen how fast an upload comes, without taking anything out."""
+        link = make_link()
+        assert link.waiting("upload.a") is None
+        link.declare([upload_queue("a")])
+        assert link.waiting("upload.a") == 0
+        link.publish([message("upload.a"), message("upload.a")])
+        assert link.waiting("upload.a") == 2
+        (held,) = link.fetch("upload.a")
+        assert link.waiting("upload.a") == 1
+        link.ack([held])
+
     def test_of_many_queues_those_that_nobody_reads_are_known_at_once(self, make_link: MakeLink) -> None:
         """Missing ones in between, at the beginning and at the end are among them; the link goes on."""
         link, other = make_link(), make_link()

@@ -250,6 +250,12 @@ class MemoryLink:
             store = self._broker.stores.get(queue)
             return len(store.readers) if store else None
 
+    def waiting(self, queue: str) -> int | None:
+        """How many messages wait in a queue; None when there is no such queue."""
+        with self._broker.lock:
+            store = self._broker.stores.get(queue)
+            return len(store.ready) if store else None
+
     def unread(self, queues: Sequence[str]) -> list[str]:
         """Those of these queues that nobody reads, or that are missing."""
         return [name for name in queues if not self.consumers(name)]

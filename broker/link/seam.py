@@ -232,6 +232,9 @@ class Link(Protocol):
     def consumers(self, queue: str) -> int | None:
         """How many readers a queue has; None when there is no such queue."""
 
+    def waiting(self, queue: str) -> int | None:
+        """How many messages wait in a queue, without those that somebody holds; None when there is no such queue."""
+
     def unread(self, queues: Sequence[str]) -> list[str]:
         """Those of these queues that nobody reads, that are missing, or that can't be used; many in one go."""
 

@@ -32,6 +32,11 @@ def is_local(precision: Precision) -> bool:
     return precision in ("local32", "local64")
 
 
+def item_bytes(precision: Precision) -> int:
+    """What a value weighs on its way."""
+    return np.dtype(_CODES[precision]).itemsize
+
+
 def is_exact(layout: Layout) -> bool:
     """Whether a model is so small that its local values may travel: what of it is trained is one part at most."""
     return sections_of(layout).num_trainable * FLOAT32.itemsize <= PART_BYTES

@@ -3,10 +3,7 @@
 Contents:
     admission        who may take part in one run
     inviting         who is invited to a round, and to another attempt
-    round_start      the round start on its way
-    fetching         the parts of one announced update
-    unacknowledged   deliveries held until a checkpoint covers them
-    live_round       the open round with all that belongs to it
+    open_round/      The open round: from its start that goes out to the updates that are in
     committed        the committed state, and what follows it
     attempts         rounds opened, taken up again, and tried once more
     gathering        bringing together those who take part

@@ -12,7 +12,9 @@ from coordinator.options import RunOptions
 from coordinator.play.admission import Admission
 from coordinator.play.committed import Committed
 from coordinator.play.inviting import open_record, reinvited
-from coordinator.play.live_round import LiveRound, Tools
+from coordinator.play.log_text import told_of
+from coordinator.play.open_round.live_round import LiveRound
+from coordinator.play.open_round.tools import Tools
 from coordinator.play.story import sizes_of, tell_opened, tell_retried, why_not_reached
 
 logger = logging.getLogger(__name__)
@@ -107,8 +109,7 @@ class Attempts:
             )
         why = f"with its update {reason} (largest changes: {sizes})"
         logger.warning("Round %d without %s: %s.", record.round_number, culprit, why)
-        told = {"run": record.run_id, "round": record.round_number, "attempt": record.attempt}
-        self._tools.folder.audit.hold("update-rejected", **told, worker=culprit, reason=why)
+        self._tools.folder.audit.hold("update-rejected", **told_of(record), worker=culprit, reason=why)
         without = the_round.without(culprit, why, self._tools.session.clock.now())
         if live.aggregate is not None:
             live.aggregate.end(self._tools.spares)

@@ -24,7 +24,7 @@ from coordinator.keras.process import BuiltModel, Models
 from coordinator.learning.measures import Figures
 from coordinator.learning.strategies import Strategy, first_states
 from coordinator.options import RunOptions
-from coordinator.play.live_round import LiveRound
+from coordinator.play.open_round.live_round import LiveRound
 
 logger = logging.getLogger(__name__)
 

@@ -1,9 +1,10 @@
-"""How the coordinator's log says things: names, reasons, measures; no list floods a line."""
+"""How the coordinator's logs say things: names, reasons, measures; no list floods a line."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
 from coordinator.learning.measure_names import best_known_first
 from coordinator.learning.membership import Member
+from coordinator.learning.rounds import RoundRecord
 
 _MOST_NAMES = 8
 _MOST_CLASSES = 10
@@ -19,6 +20,11 @@ def listed(names: Iterable[str]) -> str:
 def reasons(rejected: Mapping[str, str]) -> str:
     """Who was rejected, and why."""
     return "; ".join(f"{worker}: {reason}" for worker, reason in rejected.items())
+
+
+def told_of(record: RoundRecord) -> dict[str, object]:
+    """Which round this is, to the audit log."""
+    return {"run": record.run_id, "round": record.round_number, "attempt": record.attempt}
 
 
 def described(member: Member) -> str:

@@ -27,14 +27,15 @@ from coordinator.options import RunOptions
 from coordinator.play.admission import Admission
 from coordinator.play.attempts import Attempts
 from coordinator.play.committed import Committed
-from coordinator.play.fetching import empty_upload_queue
 from coordinator.play.gathering import Gathering
 from coordinator.play.inviting import fewest_present
-from coordinator.play.live_round import LiveRound, Tools
-from coordinator.play.round_start import addressed, groups_of
+from coordinator.play.open_round.fetching import empty_upload_queue
+from coordinator.play.open_round.live_round import LiveRound
+from coordinator.play.open_round.round_start import addressed, groups_of
+from coordinator.play.open_round.tools import Tools
+from coordinator.play.open_round.unacknowledged import Unacknowledged
 from coordinator.play.run_view import Phase, RunView, describe
 from coordinator.play.story import tell_closed, tell_enough, tell_waiting, too_few
-from coordinator.play.unacknowledged import Unacknowledged
 from coordinator.presence.broker_room import BrokerRoom
 from coordinator.presence.seldom import Seldom
 from coordinator.presence.session import DeclineCame, Event, Session, UpdateCame

@@ -35,7 +35,8 @@ from coordinator.folder.checkpoint import read_checkpoint
 from coordinator.learning.aggregation import UpdateSum, scale_exponent
 from coordinator.learning.strategies.averages import FedAvg
 from coordinator.options import RunOptions
-from coordinator.play.live_round import LiveRound
+from coordinator.play.open_round.live_round import LiveRound
+from coordinator.play.open_round.taking import Taking
 from coordinator.play.run import Run
 from tests.bench.fleet import NUM_EXAMPLES, TASK, NoModels
 from tests.bench.idle import cpu_seconds
@@ -78,23 +79,23 @@ def tell(event: str, **fields: object) -> None:
 
 def tell_rounds(count: int) -> None:
     """Have each round told when it opens, is half answered, and is committed."""
-    send, settle, end = LiveRound.send, LiveRound._settle, LiveRound.end
+    send, settle, end = LiveRound.send, Taking._settle, LiveRound.end
 
     def sending(live: LiveRound) -> None:
         tell("opened", round=live.record.round_number)
         send(live)
         tell("sent", round=live.record.round_number)
 
-    def settling(live: LiveRound, *words: Any) -> None:
-        settle(live, *words)
-        if len(live.round.answers) == count // 2:
-            tell("half", round=live.record.round_number)
+    def settling(taking: Taking, *words: Any) -> None:
+        settle(taking, *words)
+        if len(taking.round.answers) == count // 2:
+            tell("half", round=taking.record.round_number)
 
     def ending(live: LiveRound) -> None:
         end(live)
         tell("closed", round=live.record.round_number)
 
-    LiveRound.send, LiveRound._settle, LiveRound.end = sending, settling, ending  # type: ignore[method-assign]
+    LiveRound.send, Taking._settle, LiveRound.end = sending, settling, ending  # type: ignore[method-assign]
 
 
 def coordinate(amqp_url: str, out: Path, count: int, size: int, rounds: int) -> None:

@@ -33,7 +33,7 @@ from broker.wire.settings import Precision
 from broker.wire.tensors import TensorSpec, Vector
 from coordinator.keras.process import BuiltModel
 from coordinator.options import RunOptions
-from coordinator.play.live_round import LiveRound
+from coordinator.play.open_round.live_round import LiveRound
 from coordinator.play.run import Run
 from coordinator.tasks import Task, TaskDefaults
 from tests.bench.memory import peak_megabytes

@@ -41,8 +41,8 @@ QUICK = SMALL_PARTS | {
     "broker.link.rabbitmq.settings:_HEARTBEAT_SECONDS": 2,
     "broker.link.attempts:_LONGEST_DELAY_SECONDS": 2,
     "coordinator.presence.session:_ROLL_CALL_SECONDS": 3,
-    "coordinator.play.live_round:_PRESENCE_SECONDS": 1,
-    "coordinator.play.unacknowledged:LONGEST_SECONDS": 2,
+    "coordinator.play.open_round.guests:_PRESENCE_SECONDS": 1,
+    "coordinator.play.open_round.unacknowledged:LONGEST_SECONDS": 2,
 }
 
 

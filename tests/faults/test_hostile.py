@@ -27,7 +27,8 @@ from coordinator.learning.aggregation import UpdateSum
 from coordinator.learning.rounds import Verdict
 from coordinator.learning.strategies.mean import MeanAggregate
 from coordinator.options import RunOptions
-from coordinator.play import attempts, fetching
+from coordinator.play import attempts
+from coordinator.play.open_round import fetching
 from coordinator.play.run import Run, _building
 from tests.faults.actors import (
     CLASSES,

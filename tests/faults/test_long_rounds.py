@@ -11,7 +11,7 @@ from tests.faults.stage import MANY_PARTS, SMALL_PARTS, Stage
 
 TIMEOUT_SECONDS = 6
 #: A checkpoint of the partial sum after 2 s instead of 30, as the delivery timeout is 6 s instead of 30 minutes.
-QUICK: dict[str, float] = SMALL_PARTS | {"coordinator.play.unacknowledged:LONGEST_SECONDS": 2}
+QUICK: dict[str, float] = SMALL_PARTS | {"coordinator.play.open_round.unacknowledged:LONGEST_SECONDS": 2}
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ def test_a_killed_coordinator_goes_on_with_a_swarm(vhost: str, make_stage: MakeS
     first = stage.coordinator(
         run={"workers": COUNT},
         breaks=(Break(point="settle", when="after", count=COUNT + 5),),
-        patches={"coordinator.play.unacknowledged:MOST_HELD": 3},
+        patches={"coordinator.play.open_round.unacknowledged:MOST_HELD": 3},
     )
     assert first.ended() == -signal.SIGKILL, stage.story
     second = stage.coordinator(run={"workers": COUNT})
@@ -80,7 +80,7 @@ def test_a_purged_upload_queue_costs_a_swarm_no_round(vhost: str, make_stage: Ma
     coordinator = stage.coordinator(
         run={"workers": COUNT},
         breaks=(stage.hold("fetch", count=3 * COUNT + 4),),
-        patches={"coordinator.play.fetching:_PATIENCE_SECONDS": 0.3},
+        patches={"coordinator.play.open_round.fetching:_PATIENCE_SECONDS": 0.3},
     )
     stage.reached("fetch")
     stage.link().purge("upload.s")

@@ -12,7 +12,7 @@ from tests.faults.forwarder import Forwarder
 from tests.faults.stage import MANY_PARTS, SMALL_PARTS, Stage, passed
 
 #: Nothing is taken out of an upload queue before its update is announced.
-NOT_AHEAD: dict[str, float] = {"coordinator.play.live_round:_MOST_LOOKED_AHEAD": 0}
+NOT_AHEAD: dict[str, float] = {"coordinator.play.open_round.taking:_MOST_LOOKED_AHEAD": 0}
 
 
 def test_a_worker_killed_while_training_answers_the_same_round(stage: Stage) -> None:

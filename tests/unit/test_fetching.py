@@ -15,8 +15,9 @@ from broker.wire.settings import Precision
 from broker.wire.tensors import TensorSpec
 from broker.wire.transfer import Digest
 from coordinator.learning.membership import Roster
-from coordinator.play import fetching
-from coordinator.play.fetching import EarlyParts, Fetched, Fetcher, OtherParts
+from coordinator.play.open_round import early_parts, fetching
+from coordinator.play.open_round.early_parts import EarlyParts
+from coordinator.play.open_round.fetching import Fetched, Fetcher, OtherParts
 
 PART_BYTES = 8
 VALUES = np.arange(6, dtype=np.float32)
@@ -34,7 +35,8 @@ class Upload:
         layout = (TensorSpec(dtype="float32", shape=(6,), kind="trainable"),)
         validator = Validator(self.link, may_send_to_coordinator)
         out = np.empty(6, np.float32)
-        self.early = EarlyParts()
+        self.now = 0.0
+        self.early = EarlyParts(read=lambda: self.now)
         self.fetcher = Fetcher(
             self.link, validator, out, BASE, layout, PART_BYTES, threading.Event(), Roster(), early=self.early
         )
@@ -45,6 +47,12 @@ class Upload:
             data=VALUES[2 * index : 2 * index + 2].tobytes(),
         )  # fmt: skip
         return encode(part)
+
+    def look_ahead(self) -> None:
+        """Twice, a second apart: what has not come on by then comes slowly."""
+        self.fetcher.look_ahead("w")
+        self.now += 1.0
+        self.fetcher.look_ahead("w")
 
     def put(self, *bodies: bytes) -> None:
         self.worker.publish([Outgoing(key="upload.w", body=body, message_type="part") for body in bodies])
@@ -153,7 +161,7 @@ def test_parts_that_came_before_the_announcement_are_not_fetched_again(upload: U
     """Over a thin line an upload takes minutes, in which the coordinator has nothing else to do. Each part is taken
     out once, and all of them are acknowledged with the update, and not sooner."""
     upload.put(upload.part(0), upload.part(1))
-    upload.fetcher.look_ahead("w")
+    upload.look_ahead()
     assert upload.broker.depth("upload.w") == 0
     upload.put(upload.part(2))
     fetched = upload.fetch()
@@ -165,9 +173,9 @@ def test_parts_that_came_before_the_announcement_are_not_fetched_again(upload: U
 def test_early_parts_of_an_upload_that_was_begun_anew_are_let_go_of(upload: Upload) -> None:
     """A worker that was killed on the way uploads under another id; its first parts are acknowledged in the end."""
     upload.put(upload.part(0, "u0"))
-    upload.fetcher.look_ahead("w")
+    upload.look_ahead()
     upload.put(*(upload.part(index) for index in range(3)))
-    upload.fetcher.look_ahead("w")
+    upload.look_ahead()
     fetched = upload.fetch()
     assert (fetched.is_whole, fetched.flaw, len(fetched.deliveries)) == (True, None, 4)
 
@@ -176,7 +184,7 @@ def test_junk_in_an_upload_queue_is_not_looked_ahead_for(upload: Upload) -> None
     """What is there is told once the update is announced; before that nobody's junk takes the coordinator's time."""
     upload.put(b"x", *[upload.part(0)] * 50)
     for _ in range(20):
-        upload.fetcher.look_ahead("w")
+        upload.look_ahead()
     assert upload.broker.depth("upload.w") >= 40
 
 
@@ -186,14 +194,14 @@ def test_early_parts_take_no_more_memory_than_they_may(
     """The rest stays with the broker until the update is announced."""
     monkeypatch.setattr(upload.early, "_most_bytes", fetching._MOST_AT_ONCE * PART_BYTES - 1)
     upload.put(*(upload.part(index) for index in range(3)))
-    upload.fetcher.look_ahead("w")
+    upload.look_ahead()
     assert upload.broker.depth("upload.w") == 3
 
 
 def test_what_was_left_of_a_round_is_forgotten_by_the_broker(upload: Upload) -> None:
     """An upload that nobody announced any more would else be held until the coordinator ends."""
     upload.put(upload.part(0))
-    upload.fetcher.look_ahead("w")
+    upload.look_ahead()
     assert len(upload.early.end()) == 1
     assert upload.fetch().is_whole is False
 
@@ -231,3 +239,28 @@ def test_local_values_of_a_large_model_are_refused() -> None:
     assert fetched.flaw is not None
     assert "difference" in fetched.flaw
     assert fetched.vector.dtype == np.float32
+
+
+def test_parts_that_come_fast_are_left_at_the_broker(upload: Upload, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a good line all of an update is there in a moment: copies of its parts cost memory, and save nothing."""
+    monkeypatch.setattr(early_parts, "_THIN_BYTES_A_SECOND", PART_BYTES - 0.5)
+    for index in range(3):
+        upload.put(upload.part(index))
+        upload.fetcher.look_ahead("w")
+        upload.now += 1.0
+    assert upload.broker.depth("upload.w") == 3
+    upload.now += 1.0
+    upload.fetcher.look_ahead("w")
+    assert upload.broker.depth("upload.w") == 0
+
+
+def test_how_fast_parts_come_is_told_by_what_they_weigh_on_their_way(upload: Upload) -> None:
+    """A part of int8 is a quarter of one of float32: over the same line four times as many come."""
+    parts = {"float32": 4 * 2**20, "int8": 2**20}
+    slow: dict[str, bool] = {}
+    for precision, part_bytes in parts.items():
+        early = EarlyParts(read=lambda: upload.now).of(precision)
+        early.comes_slowly(1, part_bytes)
+        upload.now += 1.0
+        slow[precision] = early.comes_slowly(1 + 6, part_bytes)  # 6 parts a second
+    assert slow == {"float32": False, "int8": True}

@@ -24,7 +24,7 @@ from coordinator.folder.history import (
 )
 from coordinator.folder.run_index import read_rows
 from coordinator.learning.rounds import Answer, Round, Verdict
-from coordinator.play.live_round import shortened
+from coordinator.play.open_round.taking import shortened
 from tests.unit.test_rounds import RECORD
 
 

@@ -18,9 +18,10 @@ from coordinator.learning.rounds import Round, Step
 from coordinator.learning.spares import Spares
 from coordinator.learning.strategies import make_strategy
 from coordinator.options import RunOptions
-from coordinator.play.live_round import LiveRound, Tools
+from coordinator.play.open_round.live_round import LiveRound
+from coordinator.play.open_round.tools import Tools
+from coordinator.play.open_round.unacknowledged import Unacknowledged
 from coordinator.play.run import Run
-from coordinator.play.unacknowledged import Unacknowledged
 from coordinator.presence.seldom import Seldom
 from tests.unit.test_checkpoint import STATE
 from tests.unit.test_messages import EXAMPLES
@@ -96,7 +97,7 @@ def test_who_has_not_answered_is_asked_for_in_pieces_and_all_have_their_turn(
 
     monkeypatch.setattr(place.link, "unread", unread)
     clock = Clock()
-    live._presence = Seldom(5.0, clock)
+    live._guests._presence = Seldom(5.0, clock)
     for number in (500, 500, 200):
         assert live.round.next_step(1.0) is Step.WAIT
         live.look_after()
@@ -117,10 +118,10 @@ def test_who_comes_while_newcomers_are_invited_is_invited_with_the_next(
     again keeps no other from taking part."""
     live = opened(place, tmp_path, mode="train", selected=("w1",))
     kept: list[int] = []
-    monkeypatch.setattr(live, "keep", lambda: kept.append(len(live.record.selected)))
-    monkeypatch.setattr(live, "_send_to", lambda _workers: None)
+    monkeypatch.setattr(live._guests, "_keep", lambda: kept.append(len(live.record.selected)))
+    monkeypatch.setattr(live._guests, "_send_to", lambda _workers: None)
     clock = Clock()
-    live._inviting = Seldom(0.0, clock)
+    live._guests._inviting = Seldom(0.0, clock)
 
     def came(name: str) -> None:
         if name != "gone":
@@ -129,7 +130,7 @@ def test_who_comes_while_newcomers_are_invited_is_invited_with_the_next(
 
     came("first")
     assert live.record.selected == ("w1", "first")
-    with live._inviting.doing():
+    with live._guests._inviting.doing():
         clock.now += 1.0
     for name in ("a", "gone", "b"):
         came(name)

@@ -32,7 +32,7 @@ def test_the_patched_constants_are_found() -> None:
     """The search below looks at something."""
     assert {
         "coordinator.presence.session:WAIT_SECONDS",
-        "coordinator.play.live_round:_PRESENCE_SECONDS",
+        "coordinator.play.open_round.guests:_PRESENCE_SECONDS",
     } <= places()
 
 

@@ -15,7 +15,7 @@ from broker.wire.settings import Precision, TrainingSettings
 from broker.wire.tensors import Layout, TensorSpec, Vector
 from broker.wire.transfer import Digest, slices
 from coordinator.learning.squeezing import Squeezing
-from coordinator.play.round_start import Invitation
+from coordinator.play.open_round.round_start import Invitation
 from tests.unit.test_checkpoint import STATE
 from tests.unit.test_rounds import RECORD
 from worker.rounds.round_starts import Incoming, Newest, check_start

@@ -2,7 +2,7 @@
 
 from broker.link.memory import MemoryBroker, MemoryLink
 from broker.link.seam import Delivery, Outgoing, upload_queue
-from coordinator.play.unacknowledged import LONGEST_SECONDS, MOST_HELD, Unacknowledged
+from coordinator.play.open_round.unacknowledged import LONGEST_SECONDS, MOST_HELD, Unacknowledged
 
 
 def delivery(number: int = 0) -> Delivery:

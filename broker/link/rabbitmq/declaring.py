@@ -163,16 +163,25 @@ class Declaring:
 
     def consumers(self, queue: str) -> int | None:
         """How many readers a queue has; None when there is no such queue."""
+        found = self._looked_at(queue)
+        return None if found is None else int(found.consumer_count)
+
+    def waiting(self, queue: str) -> int | None:
+        """How many messages wait in a queue; None when there is no such queue."""
+        found = self._looked_at(queue)
+        return None if found is None else int(found.message_count)
+
+    def _looked_at(self, queue: str) -> Any:
+        """What the broker tells of a queue; None when there is no such queue."""
 
         def use(future: Future[Any], channel: Any) -> None:
             def answered(frame: Any) -> None:
-                finish(future, frame.method.consumer_count)
+                finish(future, frame.method)
                 channel.close()
 
             channel.queue_declare(queue, passive=True, callback=answered)
 
-        count: int | None = self._ask(use)
-        return count
+        return self._ask(use)
 
     def unread(self, queues: Sequence[str]) -> list[str]:
         """Those of these queues that nobody reads, that are missing or can't be used; by several channels at once."""

@@ -153,6 +153,10 @@ class RabbitLink:
         """How many readers a queue has; None when there is no such queue."""
         return self._declaring.consumers(queue)
 
+    def waiting(self, queue: str) -> int | None:
+        """How many messages wait in a queue; None when there is no such queue."""
+        return self._declaring.waiting(queue)
+
     def unread(self, queues: Sequence[str]) -> list[str]:
         """Those of these queues that nobody reads, that are missing, or that can't be used."""
         return self._declaring.unread(queues)

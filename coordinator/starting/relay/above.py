@@ -17,8 +17,8 @@ from coordinator.files import lock_folder, make_folder
 from coordinator.folder.run_folder import RunFolder
 from coordinator.learning.spares import Spares
 from coordinator.learning.strategies import FedAvg
-from coordinator.play.live_round import Tools
-from coordinator.play.unacknowledged import Unacknowledged
+from coordinator.play.open_round.tools import Tools
+from coordinator.play.open_round.unacknowledged import Unacknowledged
 from coordinator.presence.broker_room import BrokerRoom, room_at
 from coordinator.presence.session import Session
 from coordinator.starting.api import opened

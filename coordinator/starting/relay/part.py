@@ -14,8 +14,9 @@ from coordinator.learning.measures import Measurement, together
 from coordinator.learning.membership import Member
 from coordinator.learning.rounds import Answer, Round, RoundRecord, Step
 from coordinator.learning.strategies import FedAvg, MeanAggregate
-from coordinator.play.live_round import LiveRound, Tools
 from coordinator.play.log_text import listed, reasons
+from coordinator.play.open_round.live_round import LiveRound
+from coordinator.play.open_round.tools import Tools
 
 _SHARE_OF_DEADLINE = 0.9  #: of the one above: there must be time for the sum to travel
 

@@ -12,9 +12,9 @@ from broker.wire import names
 from broker.wire.messages import Joined, RoundStart, RunFinished
 from broker.wire.tensors import Vector
 from coordinator.learning.membership import Member
-from coordinator.play.live_round import Tools
 from coordinator.play.log_text import listed
-from coordinator.play.round_start import addressed, groups_of
+from coordinator.play.open_round.round_start import addressed, groups_of
+from coordinator.play.open_round.tools import Tools
 from coordinator.play.run_view import describe
 from coordinator.presence.session import DeclineCame, Event, UpdateCame, WorkersCame
 from coordinator.starting.relay.gathered import alike, word_of

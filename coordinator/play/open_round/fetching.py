@@ -4,7 +4,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,11 +13,13 @@ from broker.link.seam import Delivery, Link
 from broker.link.validator import Validator
 from broker.wire import names
 from broker.wire.messages import Part, UpdateAnnounced
+from broker.wire.settings import Precision
 from broker.wire.tensors import FLOAT32, Layout, Values, Vector
-from broker.wire.transfer import PLAIN, Assembly, Digest, Encoding, is_local
+from broker.wire.transfer import PLAIN, Assembly, Digest, Encoding, is_local, item_bytes
 from coordinator.learning.aggregation import num_integers
 from coordinator.learning.exact_sum import Integers
 from coordinator.learning.membership import Roster
+from coordinator.play.open_round.early_parts import EarlyParts
 
 _PATIENCE_SECONDS = 1.0  #: without any part: the rest is not there
 _EMPTY_SECONDS = 0.25  #: after a reconnect the broker needs a moment to put held parts back
@@ -25,8 +27,7 @@ _MOST_FOREIGN = 64  #: messages that are no part of this upload, besides a few w
 _MOST_OLDER = 4
 _MOST_LOOKED_AT = 32  #: more than make a flood
 _MOST_OTHER_BYTES = 32 * 1024 * 1024
-_MOST_EARLY_BYTES = 64 * 1024 * 1024  #: of updates that are not announced yet, of all workers together
-_MOST_AT_ONCE = 4  #: parts taken of one of them before others have their turn
+_MOST_AT_ONCE = 4  #: parts taken of one that is not announced yet before others have their turn
 _MOST_BROKEN = (
     10  #: connections lost while one worker's queue was read: a queue of some kinds ends the connection
 )
@@ -82,69 +83,6 @@ class OtherParts:
         return parts
 
 
-@dataclass(slots=True, kw_only=True)
-class _Early:
-    """What has come of one worker's upload.
-
-    Attributes:
-        parts: Of the newest upload.
-        deliveries: Of whatever was taken.
-        is_left: Nothing more is to be taken before the announcement.
-    """
-
-    parts: list[Part] = field(default_factory=list)
-    deliveries: list[Delivery] = field(default_factory=list)
-    is_left: bool = False
-
-    @property
-    def upload_id(self) -> str:
-        """The newest upload that a part of was seen."""
-        return self.parts[0].transfer_id if self.parts else ""
-
-    @property
-    def num_bytes(self) -> int:
-        """The memory that its parts take."""
-        return sum(len(part.data) for part in self.parts)
-
-    def put(self, delivery: Delivery, part: Part) -> None:
-        """Keep a part; those of an upload before it, or of a channel that has since been closed, are let go of."""
-        is_other = part.transfer_id != self.upload_id
-        if is_other or (self.deliveries and self.deliveries[-1].tag[0] != delivery.tag[0]):
-            self.parts = []
-        self.parts.append(part)
-        self.deliveries.append(delivery.without_body())
-        self.is_left = len(self.parts) >= part.count or len(self.deliveries) >= _MOST_OLDER * part.count
-
-
-class EarlyParts:
-    """Parts taken out while their uploads go on: over thin lines these take long, and end all at the same time.
-
-    What is kept here is a copy. Its deliveries are held until the update is taken, or the round is over: after a crash
-    all of it is at the broker still.
-    """
-
-    def __init__(self, most_bytes: int = _MOST_EARLY_BYTES) -> None:
-        self._most_bytes = most_bytes
-        self._of: dict[str, _Early] = {}
-
-    def has_room(self, num_bytes: int) -> bool:
-        """Whether so much more can be kept."""
-        return sum(early.num_bytes for early in self._of.values()) + num_bytes <= self._most_bytes
-
-    def of(self, worker: str) -> _Early:
-        """What there is of a worker's."""
-        return self._of.setdefault(worker, _Early())
-
-    def take(self, worker: str) -> _Early:
-        """The same, once."""
-        return self._of.pop(worker, _Early())
-
-    def end(self) -> list[Delivery]:
-        """Let go of everything; what the broker can forget."""
-        left, self._of = self._of, {}
-        return [delivery for early in left.values() for delivery in early.deliveries]
-
-
 class _Patience:
     """How long one upload is read: a worker may have left older ones behind, but can't hold up a round with junk.
 
@@ -181,6 +119,7 @@ class Fetcher:
         base: The weights that the workers began with, of which the first are (U,).
         layout: Of the model.
         roster: Says whose upload queue holds a worker's parts, and of how many others.
+        precision: What the updates are asked for in.
         early: Where the parts are kept that come before the announcement.
         is_audited: Whether an audit log is to tell which update each was.
     """
@@ -196,6 +135,7 @@ class Fetcher:
         stop: threading.Event,
         roster: Roster,
         *,
+        precision: Precision = "float32",
         early: EarlyParts | None = None,
         is_audited: bool = False,
     ) -> None:
@@ -209,6 +149,7 @@ class Fetcher:
         self._base = base
         self._layout = layout
         self._part_bytes = part_bytes
+        self._sent_part_bytes = part_bytes * item_bytes(precision) / FLOAT32.itemsize
         self._stop = stop
         self._roster = roster
         self._others = OtherParts()
@@ -233,7 +174,7 @@ class Fetcher:
             return self._fetched(flaw=f"its upload queue can't be read ({exc})")
 
     def look_ahead(self, worker: str) -> None:
-        """Take out some of what a worker has uploaded and not announced yet, if its queue holds nobody else's.
+        """Take out some of what a worker uploads over a thin line, if its queue holds nobody else's.
 
         Raises:
             LinkLost: The connection went away; the broker still has everything.
@@ -242,6 +183,8 @@ class Fetcher:
         if early.is_left or not self._early.has_room(_MOST_AT_ONCE * self._part_bytes):
             return
         try:
+            if not early.comes_slowly(self._link.waiting(queue) or 0, self._sent_part_bytes):
+                return
             if self._link.consumers(queue) != 0:
                 return  # whatever is wrong with it is told once its update is announced
             for delivery in self._link.fetch(queue, most=_MOST_AT_ONCE):
