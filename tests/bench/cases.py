@@ -80,7 +80,7 @@ def all_cases(*, with_peers: bool, with_many: bool) -> list[Case]:
         _transport("100 MB, 8 processes, int8 up", large, workers=8, precision="int8"),
         _transport("100 MB, 8 processes, int8 both ways", large, workers=8, precision="int8", down="int8"),
         _transport("100 MB, 16 processes", large, workers=16, floor=True),
-        _thin(large, workers=4, rounds=3),
+        _thin(large, workers=4, rounds=3, peers=2 if with_peers else 0),
         _thin(large, workers=4, rounds=3, precision="int8"),
         _thin(large, workers=4, rounds=3, precision="int8", down="int8"),
     ]
@@ -137,21 +137,26 @@ def _transport(
 
 
 def _thin(
-    weights: int, *, workers: int, rounds: int, precision: str = "float32", down: str = "float32"
+    weights: int,
+    *,
+    workers: int,
+    rounds: int,
+    precision: str = "float32",
+    down: str = "float32",
+    peers: int = 0,
 ) -> Case:
     """Each worker behind a line of its own, which carries the weights down, and then the update up."""
     megabits, milliseconds = 50.0, 40.0
+    line = {"megabits": megabits, "milliseconds": milliseconds}
     num_bytes = weights * (_ITEM_BYTES[down] + _ITEM_BYTES[precision])
     asked: dict[str, object] = {"weights": weights, "workers": workers, "rounds": rounds}
-    asked |= {
-        "precision": precision,
-        "download-precision": down,
-        "megabits": megabits,
-        "milliseconds": milliseconds,
-    }
+    asked |= {"precision": precision, "download-precision": down, **line}
+    scripts = {"Warren": _ours("fleet", **asked)}
+    if peers:
+        scripts |= _peers(weights=weights, clients=workers, rounds=peers, **line)
     return Case(
         name=f"100 MB, {workers} lines of {megabits:g} Mbit/s, {down} down, {precision} up",
-        scripts={"Warren": _ours("fleet", **asked)},
+        scripts=scripts,
         line_seconds=8 * num_bytes / (megabits * 1e6),
     )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench import moments
+from tests.bench.lines import Line, Shape
 from tests.bench.peers.job import Job
 from tests.bench.peers.processes import PeakMemory, descendants_ended, wait_for
 
@@ -50,9 +51,19 @@ def drive(*, package: str, server: tuple[str, ...], log: str, deploy: Callable[[
         print(json.dumps(told | outcome))
 
 
+def ports_to(server: int, job: Job) -> list[int]:
+    """Where each client finds the server: by way of a line of its own, where lines are asked for."""
+    if not job.megabits:
+        return [server] * job.clients
+    shape = Shape(bytes_per_second=job.megabits * 1e6 / 8, seconds=job.milliseconds / 2000)
+    return [Line(("127.0.0.1", server), shape, number).port for number in range(job.clients)]
+
+
 def _asked_for(folder: Path) -> Job:
     parser = argparse.ArgumentParser()
     parser.add_argument("--weights", type=int, default=10_000, help="0 trains the CNN")
     parser.add_argument("--clients", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--megabits", type=float, default=0.0, help="of each client's own line; 0: loopback")
+    parser.add_argument("--milliseconds", type=float, default=0.0)
     return Job(**vars(parser.parse_args()), folder=folder)

@@ -26,12 +26,16 @@ class Job:
         weights: How many synthetic ones travel; 0 trains the CNN instead.
         clients: How many take part, each a process of its own.
         folder: Of the sites' files and the outcome.
+        megabits: A second, of each client's own line; 0: loopback.
+        milliseconds: There and back on that line.
     """
 
     weights: int
     clients: int
     rounds: int
     folder: Path
+    megabits: float = 0.0
+    milliseconds: float = 0.0
 
     @property
     def outcome(self) -> Path:

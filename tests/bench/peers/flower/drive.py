@@ -10,7 +10,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from tests.bench.peers import processes
-from tests.bench.peers.driving import drive
+from tests.bench.peers.driving import drive, ports_to
 from tests.bench.peers.job import Job
 
 _APP = Path(__file__).parent / "app"
@@ -62,8 +62,8 @@ def deploy(job: Job) -> None:
     link = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port)]
     start(folder, "superlink", *link)
     processes.wait_for("The SuperLink", lambda: is_up(port), seconds=_START_SECONDS)
-    for number, node_port in enumerate(node_ports):
-        node = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}"]
+    for number, (node_port, by) in enumerate(zip(node_ports, ports_to(port, job), strict=True)):
+        node = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{by}"]
         node += ["--host", "127.0.0.1", "--port", str(node_port)]
         start(folder, f"node-{number}", *node, "--node-config", f"partition-id={number}")
     submit(job)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.peers import processes
-from tests.bench.peers.driving import drive
+from tests.bench.peers.driving import drive, ports_to
 from tests.bench.peers.job import Job
 
 _BIN = Path(sys.executable).parent
@@ -17,8 +17,8 @@ _SERVER = ("server_train", "runner_process")
 _LOGIN_SECONDS = 300
 
 
-def project(clients: int, port: int) -> dict[str, Any]:
-    """FLARE's own example project with our port and number of sites."""
+def project(port: int, ports: list[int]) -> dict[str, Any]:
+    """FLARE's own example project with our server's port, and the port that each site finds it at."""
     import yaml
     from nvflare import lighter
 
@@ -27,7 +27,9 @@ def project(clients: int, port: int) -> dict[str, Any]:
     admins = [each for each in described["participants"] if each["type"] == "admin"]
     server = {"name": "server", "type": "server", "org": "nvidia", "fed_learn_port": port, "admin_port": port}
     sites = [
-        {"name": f"site-{number}", "type": "client", "org": "nvidia"} for number in range(1, clients + 1)
+        {"name": f"site-{number}", "type": "client", "org": "nvidia"}
+        | ({} if by == port else {"connect_to": {"host": "localhost", "port": by}})
+        for number, by in enumerate(ports, start=1)
     ]
     return described | {"participants": [server, *sites, *admins]}
 
@@ -46,7 +48,8 @@ def deploy(job: Job) -> None:
     from tests.bench.peers.nvflare.controller import NotedFedAvg
 
     description = job.folder / "project.yml"
-    description.write_text(yaml.safe_dump(project(job.clients, processes.free_ports(1)[0])))
+    (port,) = processes.free_ports(1)
+    description.write_text(yaml.safe_dump(project(port, ports_to(port, job))))
     asked = FedJob(name="bench", min_clients=job.clients)
     asked.to_server(NotedFedAvg(job.weights, job.clients, job.rounds, str(job.folder)))
     script = ScriptRunner(
