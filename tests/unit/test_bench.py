@@ -57,6 +57,7 @@ def test_peers_take_part_where_they_are_asked_for() -> None:
         "MNIST CNN, 10 of 100 simulated clients",
         "10,000 weights, 3 processes",
         "100 MB, 8 processes",
+        "100 MB, 4 lines of 50 Mbit/s, float32 down, float32 up",
     ]
     assert systems(with_peers=True, with_many=False) == few
     assert sorted(systems(with_peers=True, with_many=True)) == sorted([*few, "10,000 weights, 30 processes"])
