@@ -191,6 +191,20 @@ class LinkContract:
         link.publish([message("upload.a", b"1")])
         assert fetched(link, "upload.a").body == b"1"
 
+    def test_a_queue_that_is_kept_is_taken_as_it_is_by_who_would_have_it_expire(
+        self, make_link: MakeLink
+    ) -> None:
+        """An older Warren made it, or an invitation: whoever reads it goes on with it and what is in it, and no other
+        argument may differ. One that expires is not what was asked for where it must be kept."""
+        link, other = make_link(), make_link()
+        other.declare([upload_queue("a", is_kept=True), upload_queue("b")])
+        other.publish([message("upload.a", b"kept")])
+        link.declare([upload_queue("b"), upload_queue("a"), upload_queue("c")])
+        assert fetched(link, "upload.a").body == b"kept"
+        link.publish([message("upload.c", b"made")])
+        with pytest.raises(DeclareRefused, match=r"'upload\.b' exists with other arguments"):
+            link.declare([upload_queue("b", is_kept=True)])
+
     def test_fetch_takes_messages_in_order_and_none_when_empty(self, make_link: MakeLink) -> None:
         """The parts of an update are taken out one by one, in order."""
         link = make_link()

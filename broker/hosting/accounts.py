@@ -91,13 +91,13 @@ def invite(
     is_coordinator = name == names.COORDINATOR and swarm is None
     user = user_of(name, swarm)
     again = again or new_password
-    _check_free(management, name, user, again=again)
+    _check_free(management, vhost, name, user, again=again)
     management.api.put("exchanges", vhost, names.EXCHANGE, body={"type": "topic", "durable": True})
     policies.set_policies(management, vhost)
     if not is_coordinator:
-        policies.limit_account(management, vhost, name, most_bytes=upload_bytes)
-        readers = names.readers_of(user, parts)
-        queues.make(management, vhost, [*map(worker_queue, readers), *map(upload_queue, readers)])
+        policies.limit_account(management, vhost, name, is_swarm=swarm is not None, most_bytes=upload_bytes)
+        readers, kinds = names.readers_of(user, parts), (worker_queue, upload_queue)
+        queues.make(management, vhost, [kind(reader, is_kept=True) for kind in kinds for reader in readers])
     # The account comes last: whoever can log in finds all of it, and no moment without limits.
     is_to_set = new_password or not again
     password = secrets.token_urlsafe(_PASSWORD_BYTES) if has_password and is_to_set else None
@@ -232,8 +232,20 @@ def _users_of(management: Management, name: str) -> list[str]:
     return [user for user in management.users() if names.invited_name(user) == name]
 
 
-def _check_free(management: Management, name: str, user: str, *, again: bool) -> None:
-    known = _users_of(management, name)
+def _may_be_known(management: Management, vhost: str, name: str, user: str) -> bool:
+    """Whether something speaks for an account of this name: then all are looked through, however many there are.
+
+    A swarm's may be called by any number. Its limits and its queues are made before it is, and go after it.
+    """
+    return (
+        any(management.has_user(each) for each in {name, user})
+        or policies.has_own(management, name)
+        or queues.are_there(management, vhost, name)
+    )
+
+
+def _check_free(management: Management, vhost: str, name: str, user: str, *, again: bool) -> None:
+    known = _users_of(management, name) if _may_be_known(management, vhost, name, user) else []
     if not again and known:
         raise UsageError(
             f"{name} has an account already, and its password is not stored here. To give it a new one: "

@@ -1,30 +1,41 @@
-"""How much may wait at the broker, and for how long: set as policies, of which a queue has one at a time."""
+"""How much may wait at the broker, and for how long: set as policies, of which a queue has one at a time.
+
+At each policy that is new or changed RabbitMQ holds every queue of the virtual host against every policy of it, and a
+queue that is made against every policy. So there are few, for all workers together, and what is there is not set again.
+"""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from broker.hosting.api import Fields
-from broker.hosting.management import Management
+from broker.hosting.management import PLAIN_QUEUES, Management
+from broker.link.seam import UNREAD_SECONDS
 from broker.wire import names
 
-__all__ = ["MOST_WAITING", "UPLOAD_BYTES", "Need", "limit_account", "make_room", "set_policies", "unlimit"]
+__all__ = [
+    "MOST_WAITING", "UPLOAD_BYTES", "Need", "has_own", "limit_account", "make_room", "set_policies", "unlimit",
+]  # fmt: skip
 
 MOST_WAITING = (
-    10_000  #: messages in each queue of an account; a model of 1 GB in its smallest parts is half of that
+    10_000  #: messages in each queue of a worker; a model of 1 GB in its smallest parts is half of that
 )
-UPLOAD_BYTES = 2**30  #: what may wait in each queue of an account until a run's model says how much must
+UPLOAD_BYTES = 2**30  #: what may wait in each queue of a worker until a run's model says how much must
 
 # A policy's name is the badge that a person sees beside the queue at the management page.
 _EXPIRY = "warren: deleted when nobody reads it for 14 days"
-_WORKER_QUEUES = r"^(worker|upload)\.[a-z0-9-]{1,48}(\.[0-9]+)?$"
-# A laptop may stay closed over a holiday; a worker that never comes back must not fill the disk for ever.
-# An upload queue that nobody looks into for so long holds nothing that a round still waits for, and its worker makes it
-# again when it next uploads. This is for workers without an account of their own: others' queues have another policy.
-_EXPIRES_MILLISECONDS = 14 * 24 * 3600 * 1000
+_LEFT_OVER = "warren: of an older one, deleted when nobody reads it for 14 days"
+_READING = "warren: what waits for a worker"
+_UPLOADING = "warren: what a worker may upload"
+_READERS = r"[a-z0-9-]{1,48}(\.[0-9]+)?"
+_EXPIRES = {"expires": 1000 * UNREAD_SECONDS}
 
-_SIZED = 10  #: the priority of what is said of one account; a number that is left to others is 0
+# A number below is left to others; of what matches a queue the highest counts.
+_COMMON = 8  #: the priority of what is said of all workers, once somebody was invited
+_ABOVE_COMMON = 9  #: of queues that have nothing but a policy to make them expire
+_SIZED = 10  #: of what is said of one account
 _AS_ASKED = 11  #: the same, where whoever invited it said how much: no run changes that
+_BOUNDS = ("max-length", "max-length-bytes")
 _STEP_BYTES = 64 * 2**20  # a bound is a multiple of this: most runs find it as they need it
 _AROUND_BYTES = 16 * 2**20  # round starts without their weights, roll calls
 # This round's and the one before, that the coordinator has not acknowledged; and two that lost connections cut short:
@@ -39,34 +50,63 @@ _DEAD = "warren: at most 64 MiB, then the oldest are dropped"
 _DEAD_BYTES = 64 * 2**20  # 1,000 copies, as it may hold
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Policy:
+    """A policy as it should be."""
+
+    badge: str
+    pattern: str
+    definition: Mapping[str, object]
+    priority: int = 0
+
+    @property
+    def is_sized(self) -> bool:
+        """Whether a run changes its bounds."""
+        return self.priority in (_COMMON, _SIZED)
+
+
 def set_policies(management: Management, vhost: str) -> None:
     """Set what Warren wants of every federation's queues.
 
-    A worker's queues go when nobody comes back for them. What everybody may write to is bounded: no account fills the
-    disk by way of the coordinator's queue, or of `dead`. The coordinator's takes nothing more when it is full, so that
-    who was told that his word is there can rely on it; of the others' copies the newest are worth most.
+    A worker's queues go when nobody comes back for them: RabbitMQ deletes those that a worker without an account made
+    whatever this says, and of an older Warren because this says so. What everybody may write to is bounded: no account
+    fills the disk by way of the coordinator's queue, or of `dead`. The coordinator's takes nothing more when it is
+    full, so that who was told that his word is there can rely on it; of the others' copies the newest are worth most.
     """
-    deliveries = _deliveries(management, vhost)
-    management.put_policy(
-        vhost,
-        _EXPIRY,
-        pattern=_WORKER_QUEUES,
-        definition={"expires": _EXPIRES_MILLISECONDS, **deliveries},
+    there, deliveries = _there(management, vhost), _deliveries(management, vhost)
+    coordinators = {
+        "max-length-bytes": _COORDINATOR_BYTES,
+        "max-length": _COORDINATOR_WAITING,
+        "overflow": "reject-publish",
+    }
+    for badge, pattern, definition in (
+        (_EXPIRY, rf"^(worker|upload)\.{_READERS}$", {**_EXPIRES, **deliveries}),
+        (_COORDINATOR, f"^{names.COORDINATOR}$", {**coordinators, **deliveries}),
+        (_DEAD, f"^{names.DEAD}$", {"max-length-bytes": _DEAD_BYTES}),
+    ):
+        _have(management, vhost, _Policy(badge=badge, pattern=pattern, definition=definition), there)
+
+
+def _there(management: Management, vhost: str) -> dict[str, Fields]:
+    """The policies of a virtual host, by their names."""
+    return {policy["name"]: policy for policy in management.api.get("policies", vhost)}
+
+
+def _have(management: Management, vhost: str, wanted: _Policy, there: Mapping[str, Fields]) -> None:
+    """Set a policy, if what is there differs; the bounds that a run has set stay."""
+    found = there.get(wanted.badge)
+    definition = dict(wanted.definition)
+    if found is not None and wanted.is_sized and found["priority"] == wanted.priority:
+        definition |= {key: found["definition"][key] for key in _BOUNDS if key in found["definition"]}
+    is_there = found is not None and (found["pattern"], found["definition"], found["priority"]) == (
+        wanted.pattern,
+        definition,
+        wanted.priority,
     )
-    management.put_policy(
-        vhost,
-        _COORDINATOR,
-        pattern=f"^{names.COORDINATOR}$",
-        definition={
-            "max-length-bytes": _COORDINATOR_BYTES,
-            "max-length": _COORDINATOR_WAITING,
-            "overflow": "reject-publish",
-            **deliveries,
-        },
-    )
-    management.put_policy(
-        vhost, _DEAD, pattern=f"^{names.DEAD}$", definition={"max-length-bytes": _DEAD_BYTES}
-    )
+    if not is_there:
+        management.put_policy(
+            vhost, wanted.badge, pattern=wanted.pattern, definition=definition, priority=wanted.priority
+        )
 
 
 def _deliveries(management: Management, vhost: str) -> dict[str, int]:
@@ -77,9 +117,10 @@ def _deliveries(management: Management, vhost: str) -> dict[str, int]:
     has. Where it does not belong it must be missing: RabbitMQ 3 refuses it, and a classic queue of RabbitMQ 4 then gets
     nothing of the policy.
     """
-    is_new = int(str(management.overview()["rabbitmq_version"]).partition(".")[0]) >= _LIMITS_DELIVERIES
-    is_quorum = is_new and management.api.get("vhosts", vhost).get("default_queue_type") == "quorum"
-    return {"delivery-limit": -1} if is_quorum else {}
+    if management.api.get("vhosts", vhost).get("default_queue_type") != "quorum":
+        return {}
+    version = str(management.overview()["rabbitmq_version"])
+    return {"delivery-limit": -1} if int(version.partition(".")[0]) >= _LIMITS_DELIVERIES else {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +156,13 @@ def _bounds(num_bytes: int, num_messages: int) -> dict[str, int]:
     return {"max-length": MOST_WAITING + num_messages, "max-length-bytes": steps * _STEP_BYTES}
 
 
-def limit_account(management: Management, vhost: str, name: str, *, most_bytes: int | None) -> None:
+def limit_account(
+    management: Management, vhost: str, name: str, *, is_swarm: bool = False, most_bytes: int | None = None
+) -> None:
     """Set how much may wait for a worker (or each of a swarm), and of it.
+
+    All that were invited as one worker have two policies together, made for the first of them: an invitation sets none.
+    A swarm needs as many times more as it has workers, and has its own, as has who was given a number.
 
     Without a number it is what most models need, and `make_room` sizes it by the model of each run.
 
@@ -127,31 +173,75 @@ def limit_account(management: Management, vhost: str, name: str, *, most_bytes: 
     A quorum queue takes some more than this, of what is under way while it becomes full (measured with 50 channels at
     once: 60 MB where the bound was 4), and takes again when it is down to four fifths.
     """
-    bounds = {
-        "max-length": MOST_WAITING,
-        "max-length-bytes": most_bytes or UPLOAD_BYTES,
-        **_deliveries(management, vhost),
-    }
-    workers = rf"{re.escape(name)}(\.[1-9][0-9]*)?"
-    for badge, queue, overflow in (
-        (_reading(name), names.worker_queue, "drop-head"),
-        (_uploading(name), names.upload_queue, "reject-publish"),
-    ):
-        kind = re.escape(queue(""))
-        management.put_policy(
-            vhost,
-            badge,
-            pattern=f"^{kind}{workers}$",
+    there, deliveries = _there(management, vhost), _deliveries(management, vhost)
+    if is_swarm or most_bytes is not None:
+        own = (_reading(name), _uploading(name))
+        readers = rf"{re.escape(name)}(\.[1-9][0-9]*)?"
+        priority = _SIZED if most_bytes is None else _AS_ASKED
+        for each in _pair(own, readers, priority, most_bytes or UPLOAD_BYTES, deliveries):
+            _have(management, vhost, each, there)
+        return
+    _keep_expiring(management, vhost, there, besides=name, deliveries=deliveries)
+    for each in _pair((_READING, _UPLOADING), _READERS, _COMMON, UPLOAD_BYTES, deliveries):
+        _have(management, vhost, each, there)
+    if _has_own(name, there):
+        unlimit(management, vhost, name)
+
+
+def _pair(
+    badges: tuple[str, str], readers: str, priority: int, num_bytes: int, deliveries: Mapping[str, int]
+) -> list[_Policy]:
+    """What is said of the queues that these processes read, and of those that they upload to."""
+    bounds = {"max-length": MOST_WAITING, "max-length-bytes": num_bytes, **deliveries}
+    kinds = ((names.worker_queue, "drop-head"), (names.upload_queue, "reject-publish"))
+    return [
+        _Policy(
+            badge=badge,
+            pattern=f"^{re.escape(queue(''))}{readers}$",
             definition={**bounds, "overflow": overflow},
-            priority=_AS_ASKED if most_bytes else _SIZED,
+            priority=priority,
         )
+        for badge, (queue, overflow) in zip(badges, kinds, strict=True)
+    ]
+
+
+def _keep_expiring(
+    management: Management,
+    vhost: str,
+    there: Mapping[str, Fields],
+    *,
+    besides: str,
+    deliveries: Mapping[str, int],
+) -> None:
+    """Have what workers without an account left under an older Warren still expire, beside those that were invited.
+
+    Their queues don't expire by themselves, and had a policy for that alone. They are named one by one: those that have
+    it now, when the first worker is invited; and without the one that is invited of them.
+    """
+    left_over = there.get(_LEFT_OVER)
+    is_one = left_over is not None and re.match(left_over["pattern"], names.worker_queue(besides))
+    if not is_one and _READING in there:
+        return
+    found = {
+        queue["name"].partition(".")[2]
+        for queue in management.api.get("queues", vhost, query=PLAIN_QUEUES)
+        if queue.get("policy") in (_EXPIRY, _LEFT_OVER) and "x-expires" not in queue["arguments"]
+    }
+    if readers := sorted(found - {besides}):
+        pattern = rf"^(worker|upload)\.({'|'.join(map(re.escape, readers))})$"
+        definition = {**_EXPIRES, **deliveries}
+        wanted = _Policy(badge=_LEFT_OVER, pattern=pattern, definition=definition, priority=_ABOVE_COMMON)
+        _have(management, vhost, wanted, there)
+    elif left_over is not None:
+        management.api.delete("policies", vhost, _LEFT_OVER)
 
 
 def make_room(management: Management, vhost: str, needs: Mapping[str, Need]) -> dict[str, int]:
-    """Size what may wait for these invited accounts, and of them, by what a run moves; never below that.
+    """Size what may wait for these workers, and of them, by what a run moves; never below that.
 
-    A queue has one policy alone: whatever else stands in an account's stays in it. What was said at its invitation is
-    left as it is, and so is who was not invited.
+    A queue has one policy alone: whatever else stands in it stays. What all have together is as much as one of those
+    needs that have nothing of their own, a worker that was not invited among them. What was said at an invitation is
+    left as it is; where nobody was invited there is nothing to size.
 
     Args:
         management: As an administrator, or with the tag "policymaker".
@@ -164,31 +254,50 @@ def make_room(management: Management, vhost: str, needs: Mapping[str, Need]) -> 
     Raises:
         BrokerError: The management API did not do it.
     """
-    there = {policy["name"]: policy for policy in management.api.get("policies", vhost)}
+    there = _there(management, vhost)
+    largest: dict[str, dict[str, int]] = {_READING: {}, _UPLOADING: {}}
     for name, need in needs.items():
-        for badge, bounds in ((_reading(name), need.reading), (_uploading(name), need.uploading)):
-            found = there.get(badge)
-            if found is not None and found["priority"] == _SIZED:
-                _set_bounds(management, vhost, found, bounds)
+        for own, common, bounds in (
+            (_reading(name), _READING, need.reading),
+            (_uploading(name), _UPLOADING, need.uploading),
+        ):
+            if own in there:
+                _set_bounds(management, vhost, there[own], bounds)
+            else:
+                so_far = largest[common]
+                so_far |= {key: max(bound, so_far.get(key, 0)) for key, bound in bounds.items()}
+    for common, bounds in largest.items():
+        if common in there:
+            _set_bounds(management, vhost, there[common], bounds)
     return {
         name: need.update_bytes
         for name, need in needs.items()
         if (found := there.get(_uploading(name))) is not None
-        and found["priority"] != _SIZED
+        and found["priority"] == _AS_ASKED
         and found["definition"]["max-length-bytes"] < need.update_bytes
     }
 
 
 def _set_bounds(management: Management, vhost: str, found: Fields, bounds: Mapping[str, int]) -> None:
+    """Give a policy these bounds, unless it has them, or others were asked for."""
     definition = {**found["definition"], **bounds}
-    if definition != found["definition"]:
+    if definition != found["definition"] and found["priority"] != _AS_ASKED:
         management.put_policy(
             vhost, found["name"], pattern=found["pattern"], definition=definition, priority=found["priority"]
         )
 
 
+def has_own(management: Management, name: str) -> bool:
+    """Whether something is set for one account alone, as for each swarm, in whatever virtual host."""
+    return _has_own(name, [policy["name"] for policy in management.api.get("policies")])
+
+
+def _has_own(name: str, badges: Collection[str]) -> bool:
+    return _reading(name) in badges or _uploading(name) in badges
+
+
 def unlimit(management: Management, vhost: str, name: str) -> None:
-    """Take back what was set for one account's queues."""
+    """Take back what was set for one account's queues alone."""
     for badge in (_reading(name), _uploading(name)):
         management.api.delete("policies", vhost, badge)
 

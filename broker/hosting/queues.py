@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from broker.hosting.api import Fields
-from broker.hosting.management import Management
+from broker.hosting.management import PLAIN_QUEUES, Management
 from broker.link.seam import Queue
 from broker.wire import names
 
 logger = logging.getLogger(__name__)
 
-_COUNTS = "disable_stats=true&enable_queue_totals=true"  # the rest is slow with thousands of queues, and late
 _KINDS = ("classic", "quorum")  # a stream is read from the beginning each time
 
 
@@ -29,9 +28,10 @@ def make(management: Management, vhost: str, wanted: Sequence[Queue]) -> None:
     One that is there is kept with what is in it, if it is what it should be; else it is made anew: whoever made it
     could have its messages go where they like.
     """
-    there = {queue["name"]: queue for queue in _listed(management, vhost)}
-    for queue in wanted:
-        found = there.get(queue.name)
+    for (
+        queue
+    ) in wanted:  # each is asked for by itself: a list is of the queues of all that were invited before
+        found = management.api.get("queues", vhost, queue.name, query=PLAIN_QUEUES, missing_ok=True)
         if found is not None and not _is_as_wanted(found, queue):
             logger.warning("The queue %r was there with other arguments; it is made anew.", queue.name)
             _make_anew(management, vhost, queue)
@@ -74,6 +74,14 @@ def _reading(management: Management, vhost: str, queue: str) -> list[str]:
     ]
 
 
+def are_there(management: Management, vhost: str, name: str) -> bool:
+    """Whether a worker, or a swarm in one process or several, has a queue to read."""
+    first = (names.worker_queue(reader) for reader in (name, f"{name}.1"))
+    return any(
+        management.api.get("queues", vhost, queue, query=PLAIN_QUEUES, missing_ok=True) for queue in first
+    )
+
+
 def readers(management: Management, vhost: str, name: str) -> list[str]:
     """The processes that have a queue to read: a worker, or the parts of its swarm."""
     own = [queue["name"] for queue in _listed(management, vhost) if _is_for(queue["name"], name)]
@@ -102,7 +110,7 @@ def remove(management: Management, vhost: str, name: str, *, are_unread: bool = 
 
 
 def _listed(management: Management, vhost: str) -> list[Fields]:
-    found: list[Fields] = management.api.get("queues", vhost, query=_COUNTS)
+    found: list[Fields] = management.api.get("queues", vhost, query=PLAIN_QUEUES)
     return found
 
 

@@ -6,7 +6,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from broker.errors import DeclareRefused, LinkLost, Unroutable
 from broker.link.seam import Connection, Delivery, Outgoing, Queue
@@ -43,7 +43,7 @@ class MemoryBroker:
     def declare(self, queue: Queue) -> None:
         """Create a queue and its bindings; raises DeclareRefused where one is there with other arguments."""
         store = self.stores.setdefault(queue.name, _Store(queue))
-        if store.declared != queue:
+        if store.declared not in (queue, replace(queue, expires_seconds=None)):
             raise DeclareRefused(f"The queue {queue.name!r} exists with other arguments.")
         for key in queue.keys:
             self._bound.setdefault(key, {})[queue.name] = store

@@ -18,6 +18,11 @@ Body = bytes | Callable[[], bytes]
 
 _CUT_BYTES = 1024
 
+# A laptop may stay closed over a holiday; a worker that never comes back must not fill the disk for ever. An upload
+# queue that nobody looks into for so long holds nothing that a round still waits for, and its worker makes it again
+# when it next uploads.
+UNREAD_SECONDS = 14 * 24 * 3600  #: then a worker's queue is deleted, unless it is kept for an account
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Queue:
@@ -26,7 +31,8 @@ class Queue:
     Attributes:
         single_active_consumer: Only one of its readers receives; another waits behind it.
         max_length: The oldest messages beyond this number are dropped; None keeps all.
-        expires_seconds: The broker deletes it once nobody used it for so long; None keeps it.
+        expires_seconds: The broker deletes it once nobody used it for so long; None keeps it. One that is there and is
+            kept, else the same, is taken as it is.
     """
 
     name: str
@@ -61,16 +67,26 @@ def dead_queue() -> Queue:
     return Queue(name=names.DEAD, keys=(names.DEAD,), max_length=1000)
 
 
-def worker_queue(worker: str) -> Queue:
-    """The queue that one worker reads; also bound to the key of the roll call."""
+def worker_queue(worker: str, *, is_kept: bool = False) -> Queue:
+    """The queue that one worker reads; also bound to the key of the roll call.
+
+    Args:
+        worker: Or the process that reads for a swarm.
+        is_kept: It never expires: an invited account could not make it again.
+    """
     name = names.worker_queue(worker)
-    return Queue(name=name, keys=(name, names.EVERY_WORKER), single_active_consumer=True)
+    return Queue(
+        name=name,
+        keys=(name, names.EVERY_WORKER),
+        single_active_consumer=True,
+        expires_seconds=None if is_kept else UNREAD_SECONDS,
+    )
 
 
-def upload_queue(worker: str) -> Queue:
-    """The queue that holds the parts of one worker's update."""
+def upload_queue(worker: str, *, is_kept: bool = False) -> Queue:
+    """The queue that holds the parts of one worker's update; kept as `worker_queue` is."""
     name = names.upload_queue(worker)
-    return Queue(name=name, keys=(name,))
+    return Queue(name=name, keys=(name,), expires_seconds=None if is_kept else UNREAD_SECONDS)
 
 
 def reply_queue(name: str) -> Queue:

@@ -193,7 +193,7 @@ def test_a_revoked_enemy_leaves_nothing(vhost: str, invite: Invite, management: 
     disk behind. Its connections are closed, its queues are gone with what is in them, and so are its limits; nobody can
     log in, and whose name only begins alike keeps everything."""
     url = invite("evil", swarm=2)
-    other_url = invite("evil-2")
+    other_url = invite("evil-2", upload_bytes=100 * MEGABYTE)  # so it has limits of its own, too
     virtual = vhost_of(vhost)
     with connected(url) as enemy, channel_to(other_url) as other:
         channel = enemy.channel()

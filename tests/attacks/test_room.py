@@ -37,10 +37,16 @@ def stage(vhost: str, tmp_path: Path) -> Iterator[Stage]:
 
 
 def limits(management: Management, vhost: str) -> dict[str, int]:
-    """How many bytes may wait of each account."""
-    policies = management.api.get("policies", vhost_of(vhost))
-    ends = {policy["name"].split()[2]: policy for policy in policies if "may upload" in policy["name"]}
-    return {name: policy["definition"]["max-length-bytes"] for name, policy in ends.items()}
+    """How many bytes may wait in each upload queue: of the policies that match it the highest counts."""
+    policies = sorted(management.api.get("policies", vhost_of(vhost)), key=lambda policy: policy["priority"])
+    queues = [queue["name"] for queue in management.queues(vhost_of(vhost))]
+    return {
+        queue.partition(".")[2]: policy["definition"]["max-length-bytes"]
+        for queue in queues
+        for policy in policies
+        if queue.startswith("upload.") and re.search(policy["pattern"], queue)
+        if "max-length-bytes" in policy["definition"]
+    }
 
 
 def test_the_enemy_has_the_room_of_the_model_and_the_next_model_has_its_own(

@@ -27,6 +27,12 @@ def quorum_vhost(broker: PrivateBroker) -> Iterator[str]:
 
 
 @pytest.fixture
+def classic_vhost(broker: PrivateBroker) -> Iterator[str]:
+    with fresh_vhost(broker, "classic") as amqp_url:
+        yield amqp_url
+
+
+@pytest.fixture
 def link(quorum_vhost: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[RabbitLink]:
     """A coordinator that reconnects without a pause."""
     monkeypatch.setattr(attempts, "_LONGEST_DELAY_SECONDS", 0.05)
@@ -68,9 +74,9 @@ def test_what_is_announced_survives_more_reconnects_than_a_quorum_queue_counts(
     link.ack([next_delivery(link, 20)])
 
 
-def test_classic_queues_get_their_whole_policy(vhost: str, management: Management) -> None:
+def test_classic_queues_get_their_whole_policy(classic_vhost: str, management: Management) -> None:
     """RabbitMQ 4 applies nothing of a policy to a classic queue if one word of it is about quorum queues."""
-    name = vhost_of(vhost)
+    name = vhost_of(classic_vhost)
     set_policies(management, name)
     management.api.put(
         "queues",

@@ -13,6 +13,7 @@ import coordinator
 import worker
 from broker.errors import BrokerUnreachable, DataError, Interrupted, UsageError
 from broker.link.memory import MemoryBroker, MemoryLink
+from tests.brokers import at_load
 from worker.trainer import Evaluated, FitSettings, Fitted, Weights
 
 TASK = "def arrays():\n    import numpy\n    return {'w': numpy.zeros(3)}\n"
@@ -52,7 +53,7 @@ def test_a_run_and_its_workers_are_three_calls(task: str, tmp_path: Path) -> Non
             pool.submit(worker.run, name, trainer=trainer, link=link, once=True)
             for name, (trainer, link) in names.items()
         ]
-        result, works = run.result(30), [each.result(30) for each in working]
+        result, works = run.result(at_load(60)), [each.result(30) for each in working]
     assert (result.outcome, result.rounds, result.num_dead) == ("done", 2, 0)
     assert result.path == Path("run/model.npz")
     assert dict(np.load(tmp_path / "run" / "model.npz"))["w"].tolist() == [5.0] * 3  # (1·1 + 3·3) / 4 twice

@@ -5,6 +5,7 @@ import shlex
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -82,7 +83,7 @@ class Declaring:
 
         def use(channel: Any) -> None:
             channel.exchange_declare(names.EXCHANGE, passive=True)
-            for each in queues:
+            for each in unmade:
                 _declare(each, channel, made)
             # The broker answers in order: the answer to this last request comes after all others.
             channel.basic_qos(
@@ -100,7 +101,11 @@ class Declaring:
             if outcome:
                 return  # closed by ourselves
             left = [each.name for each in unmade]
-            if is_forbidden(reason) and left and not self._foreign(left):
+            if is_not_equivalent(reason) and left and unmade[0].expires_seconds is not None:
+                # It may be there without an expiry: an account's, or as an older Warren made it.
+                unmade[0] = replace(unmade[0], expires_seconds=None)
+                self._connection.on_own_channel(use, refused)
+            elif is_forbidden(reason) and left and not self._foreign(left):
                 # An invited account's queues were made for it: they are looked for.
                 self._connection.on_own_channel(look, refused)
             else:
