@@ -31,7 +31,9 @@ _AROUND_BYTES = 16 * 2**20  # round starts without their weights, roll calls
 # what is published again begins anew, and the worker can't take back what is there.
 _UPDATES = 4
 _STARTS = 2  # an older one may wait unread while the next comes
-_LIMITS_DELIVERIES = 4  # RabbitMQ's major version
+_LIMITS_DELIVERIES = (4, 0)  # RabbitMQ's version
+_KEEPS_READERS = (4, 3)
+_READER_MILLISECONDS = 3000
 _COORDINATOR = "warren: at most 512 MiB, then nothing more is taken"
 _COORDINATOR_BYTES = 512 * 2**20  # updates of 64 KiB of 8,000 workers, while no coordinator is there
 _COORDINATOR_WAITING = 100_000
@@ -76,10 +78,18 @@ def _deliveries(management: Management, vhost: str) -> dict[str, int]:
     reconnects of a coordinator between two checkpoints would cost it. It has to stand in the one policy that a queue
     has. Where it does not belong it must be missing: RabbitMQ 3 refuses it, and a classic queue of RabbitMQ 4 then gets
     nothing of the policy.
+
+    RabbitMQ 4.3 keeps a reader whose node is gone for the active one of its queue for 60 s: whoever came back in its
+    place at another node would hear nothing for so long, and take it for another process.
     """
-    is_new = int(str(management.overview()["rabbitmq_version"]).partition(".")[0]) >= _LIMITS_DELIVERIES
-    is_quorum = is_new and management.api.get("vhosts", vhost).get("default_queue_type") == "quorum"
-    return {"delivery-limit": -1} if is_quorum else {}
+    major, minor, *_ = str(management.overview()["rabbitmq_version"]).split(".")
+    version = (int(major), int(minor))
+    if version < _LIMITS_DELIVERIES or (
+        management.api.get("vhosts", vhost).get("default_queue_type") != "quorum"
+    ):
+        return {}
+    readers = {"consumer-disconnected-timeout": _READER_MILLISECONDS} if version >= _KEEPS_READERS else {}
+    return {"delivery-limit": -1, **readers}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

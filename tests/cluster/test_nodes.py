@@ -105,39 +105,42 @@ def test_the_majority_is_away_and_comes_back(
     stage: Stage, nodes: Nodes, majority: Majority, seconds: int, is_left: bool
 ) -> None:
     """Two of three nodes are dead while a round is open, and the third takes nothing, for longer than the round may
-    last. Each side meets that, says so once, and once that it is over; the round goes on in the same attempt.
+    last. Each side meets that, says so once (after a minute once more), and that it is over; the round goes on in the
+    same attempt.
 
     The coordinator is at the node that dies last, or at the one that is left over.
     """
     stage.workers(train_seconds=6.0)
-    coordinator = stage.coordinator(rounds=4, run={"deadline_seconds": 20.0})
-    stage.wait(lambda: stage.has_begun("w3", 1), 60, "round 1")
+    coordinator = stage.coordinator(rounds=5, run={"deadline_seconds": max(30.0, 0.8 * seconds)})
+    # A quorum queue that is made just before a node is killed may be lost, or keep the node's reader.
+    stage.wait(lambda: stage.has_begun("w3", 2), 60, "round 2")
     nodes.nodes[0].kill()
     stage.wait(
         lambda: len(connected_to(nodes.management, nodes.nodes[1:])) == 2 * len(stage.actors),
         60,
         "the next node",
     )
-    stage.wait(lambda: stage.has_begun("w3", 2), 60, "round 2")
+    stage.wait(lambda: stage.has_begun("w3", 3), 60, "round 3")
     words = {actor.name: len(actor.said) for actor in stage.actors}
     at = connected_to(nodes.management, nodes.nodes[1:])["coordinator (consume)"]
     begun = time.time()
     next(node for node in nodes.nodes[1:] if (node.node == at) is not is_left).kill()
     passed(seconds)
     nodes.start()
-    assert_all_is_well(stage, coordinator, 4)
+    assert_all_is_well(stage, coordinator, 5)
     away = majority.seconds_away(begun, time.time())
     assert away >= seconds, f"the majority was away for {away:.0f} s alone"
     assert ", attempt " not in coordinator.said, coordinator.said
     for actor in stage.actors:
-        assert_one_line_each_way(actor.name, actor.said[words[actor.name] :])
+        assert_few_lines(actor.name, actor.said[words[actor.name] :], most=1 if seconds < 60 else 2)
 
 
-def assert_one_line_each_way(who: str, said: str) -> None:
-    """It met that the broker was away, and told that once: as a connection that ended, or that confirmed nothing."""
+def assert_few_lines(who: str, said: str, most: int) -> None:
+    """It met that the broker was away, and told that: as a connection that ended, or that confirmed nothing. One that
+    confirms nothing for a minute is begun anew: that is told, too."""
     went, came = (sum(said.count(each) for each in words) for words in (_WENT, _CAME))
     print(f"{who}: {went} lines that it went away, {came} that it is back")
-    assert (went, came) == (1, 1), f"{who}:\n{said}"
+    assert 1 <= went == came <= most, f"{who}:\n{said}"
 
 
 def test_the_nodes_are_restarted_one_after_the_other(stage: Stage, nodes: Nodes) -> None:
@@ -177,7 +180,9 @@ def test_a_node_is_frozen(stage: Stage, nodes: Nodes) -> None:
     stage.workers(train_seconds=1.5)
     coordinator = stage.coordinator(rounds=60, run={"deadline_seconds": 600.0})
     stage.wait(lambda: stage.has_begun("w3", 2), 60, "round 2")
-    at = connected_to(nodes.management, nodes.nodes)["coordinator (consume)"]
+    there = "coordinator (consume)"
+    stage.wait(lambda: there in connected_to(nodes.management, nodes.nodes), 60, "the coordinator's node")
+    at = connected_to(nodes.management, nodes.nodes)[there]
     frozen = next(node for node in nodes.nodes if node.node == at)
     others = [node for node in nodes.nodes if node is not frozen]
     signal_all(frozen, signal.SIGSTOP)
