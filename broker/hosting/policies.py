@@ -42,7 +42,9 @@ _AROUND_BYTES = 16 * 2**20  # round starts without their weights, roll calls
 # what is published again begins anew, and the worker can't take back what is there.
 _UPDATES = 4
 _STARTS = 2  # an older one may wait unread while the next comes
-_LIMITS_DELIVERIES = 4  # RabbitMQ's major version
+_LIMITS_DELIVERIES = (4, 0)  # RabbitMQ's version
+_KEEPS_READERS = (4, 3)
+_READER_MILLISECONDS = 3000
 _COORDINATOR = "warren: at most 512 MiB, then nothing more is taken"
 _COORDINATOR_BYTES = 512 * 2**20  # updates of 64 KiB of 8,000 workers, while no coordinator is there
 _COORDINATOR_WAITING = 100_000
@@ -116,11 +118,16 @@ def _deliveries(management: Management, vhost: str) -> dict[str, int]:
     reconnects of a coordinator between two checkpoints would cost it. It has to stand in the one policy that a queue
     has. Where it does not belong it must be missing: RabbitMQ 3 refuses it, and a classic queue of RabbitMQ 4 then gets
     nothing of the policy.
+
+    RabbitMQ 4.3 keeps a reader whose node is gone for the active one of its queue for 60 s: whoever came back in its
+    place at another node would hear nothing for so long, and take it for another process.
     """
     if management.api.get("vhosts", vhost).get("default_queue_type") != "quorum":
         return {}
-    version = str(management.overview()["rabbitmq_version"])
-    return {"delivery-limit": -1} if int(version.partition(".")[0]) >= _LIMITS_DELIVERIES else {}
+    major, minor, *_ = str(management.overview()["rabbitmq_version"]).split(".")
+    version = (int(major), int(minor))
+    readers = {"consumer-disconnected-timeout": _READER_MILLISECONDS} if version >= _KEEPS_READERS else {}
+    return {"delivery-limit": -1, **readers} if version >= _LIMITS_DELIVERIES else {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

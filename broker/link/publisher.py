@@ -28,6 +28,7 @@ class Publisher:
         self._link = link
         self._stop = stop
         self.is_refused = False
+        self._is_refusal_told = False
 
     def send(self, batch: Sequence[Outgoing]) -> bool:
         """Publish; whether every mandatory message reached a queue, and none was refused.
@@ -43,8 +44,9 @@ class Publisher:
             except Unroutable:
                 return False
             except PublishRefused as exc:
-                logger.warning("%s", exc)
-                self.is_refused = True
+                # It is sent again until it is taken: a cluster without a majority refuses for minutes.
+                logger.log(logging.DEBUG if self._is_refusal_told else logging.WARNING, "%s", exc)
+                self.is_refused = self._is_refusal_told = True
                 return False
             except LinkLost as exc:
                 logger.debug("Publishing again in %.1f s: %s", delay, exc)
@@ -53,6 +55,7 @@ class Publisher:
                 delay = min(2 * delay, _LONGEST_DELAY_SECONDS)
                 batch = batch[exc.num_confirmed :]  # an upload that was cut at 90 % goes on from there
             else:
+                self._is_refusal_told = False
                 return True
 
     def try_send(self, batch: Sequence[Outgoing]) -> bool:

@@ -13,7 +13,7 @@ from types import FrameType
 import click
 
 from tests.bench import report
-from tests.bench.cases import Case, Script, all_cases
+from tests.bench.cases import Case, Script, all_cases, beside_cluster
 from tests.bench.cases import run as run_script
 from tests.bench.peers import install
 from tests.bench.report import Row
@@ -60,11 +60,12 @@ def _end(number: int, _frame: FrameType | None) -> None:
 @click.argument("words", nargs=-1)
 @click.option("--peers", is_flag=True, help="Flower and NVIDIA FLARE, too; installed if need be.")
 @click.option("--many", is_flag=True, help="The peers with 30 clients, too: Flower needs a minute a round.")
+@click.option("--cluster", is_flag=True, help="One node beside three with quorum queues, and nothing else.")
 @click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="Times over.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("build/bench"), show_default=True, help="A folder."
 )
-def main(words: tuple[str, ...], out: Path, repeat: int, *, peers: bool, many: bool) -> None:
+def main(words: tuple[str, ...], out: Path, repeat: int, *, peers: bool, many: bool, cluster: bool) -> None:
     """Run every case whose name contains one of the WORDS, or all."""
     signal.signal(signal.SIGTERM, _end)  # so that what was started is ended
     if peers:
@@ -73,7 +74,8 @@ def main(words: tuple[str, ...], out: Path, repeat: int, *, peers: bool, many: b
     if find_mnist() is None:
         header += "; noise in the place of MNIST, which is not here"
     rows: list[Row] = []
-    for case in all_cases(with_peers=peers, with_many=many):
+    cases = all_cases(with_peers=peers, with_many=many)
+    for case in beside_cluster(cases) if cluster else cases:
         if not words or any(word in case.name for word in words):
             rows += play(case, repeat)
             report.write(out, header, rows)  # after each, for an interrupted benchmark has told something

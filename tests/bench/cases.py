@@ -86,6 +86,17 @@ def all_cases(*, with_peers: bool, with_many: bool) -> list[Case]:
     ]
 
 
+def beside_cluster(cases: list[Case]) -> list[Case]:
+    """Of those that are played on a cluster, too: Warren on one node, and on three."""
+    of_interest = [case for case in cases if any(each.is_on_cluster for each in case.scripts.values())]
+    return [
+        replace(
+            case, scripts={name: each for name, each in case.scripts.items() if name.startswith("Warren")}
+        )
+        for case in of_interest
+    ]
+
+
 def _training(*, with_peers: bool) -> Case:
     scripts = {
         "ideal": Script(module="tests.bench.ideal", words=("--clients", "3", "--rounds", "5")),

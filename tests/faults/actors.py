@@ -28,9 +28,10 @@ import numpy as np
 from broker import logs
 from broker.audit import AUDIT_FILE, AuditLog
 from broker.command import Stop
-from broker.errors import EXIT_SIGNAL, BrokerUnreachable, Interrupted, WarrenError
+from broker.errors import EXIT_SIGNAL, BrokerError, BrokerUnreachable, Interrupted, WarrenError
 from broker.hosting.private import wait_until
 from broker.link.access import Access
+from broker.link.rabbitmq.connection import ConnectionThread
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.single_reader import SingleReader
@@ -116,6 +117,7 @@ class Options:
         holds_gil_seconds: How long a training blocks all of Python besides, as a C extension can.
         names: More than one: a process that speaks for several workers, one after the other.
         trainings: Where each training is noted, one JSON line each.
+        connections: Where it is noted when each connection went away and came back, one JSON line each.
         audit: A worker's audit log; a coordinator's is in its folder.
         patches: Constants of the product to set, "module:name" to value: shorter waits for the tests.
         processes: That train behind a swarm's own; 1 trains in it.
@@ -153,6 +155,7 @@ class Options:
     above: str = ""
     management_url: str = ""
     trainings: str = ""
+    connections: str = ""
     audit: str = ""
     claim_seconds: float = 20.0
     connect_seconds: float = 20.0
@@ -513,6 +516,33 @@ def link_settings(options: Options, stop: Stop, *, above: bool = False) -> LinkS
     )
 
 
+def note_connections(options: Options) -> None:
+    """Note when a connection is there, and when one that was there is not any more: of both sides of a link, to the
+    millisecond, and in one form, while the log tells of one side and in seconds."""
+    path, be_ready, note_end = (
+        Path(options.connections),
+        ConnectionThread.be_ready,
+        ConnectionThread._note_end,
+    )
+    who = options.names[0] if options.names else options.role
+
+    def note(thread: ConnectionThread, what: str) -> None:
+        line = {"what": what, "who": who, "side": thread.name, "pid": os.getpid(), "at": time.time()}
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+    def there(thread: ConnectionThread) -> None:
+        be_ready(thread)
+        note(thread, "there")
+
+    def ended(thread: ConnectionThread, error: BrokerError) -> None:
+        if thread.ready.is_set():
+            note(thread, "lost")
+        note_end(thread, error)
+
+    ConnectionThread.be_ready, ConnectionThread._note_end = there, ended  # type: ignore[method-assign]
+
+
 def main(options: Options, log_path: str) -> None:
     """Play one part in this process, which was forked for it; everything it says goes to a file."""
     with open(log_path, "ab", buffering=0) as stream:  # noqa: PTH123 - as descriptors 1 and 2
@@ -526,6 +556,8 @@ def main(options: Options, log_path: str) -> None:
 def play(options: Options) -> int:
     """From the options to the exit code."""
     apply_patches(options)
+    if options.connections:
+        note_connections(options)
     log = logs.configure(verbose=options.verbose)
     with ExitStack() as stack:
         stop = stack.enter_context(Stop())

@@ -112,6 +112,7 @@ class Stage:
         self.patches = patches or {}
         self.out = folder / "run"
         self.trainings = folder / "trainings.jsonl"
+        self.connections = folder / "connections.jsonl"
         self.actors: list[Actor] = []
         self._links: list[RabbitLink] = []
 
@@ -155,6 +156,7 @@ class Stage:
                 "amqp_url": self.amqp_url,
                 "size": self.size,
                 "trainings": str(self.trainings),
+                "connections": str(self.connections),
                 **options,
                 "patches": self.patches | options.get("patches", {}),
             },
@@ -276,6 +278,18 @@ class Stage:
     def has_begun(self, worker: str, round_number: int) -> bool:
         """Whether a worker has begun to train a round."""
         return any((note["worker"], note["round"]) == (worker, round_number) for note in self.notes())
+
+    def gaps(self) -> list[tuple[str, float, float]]:
+        """Each time that one side of somebody's link was without its connection: whose, and from when to when."""
+        lost: dict[tuple[str, int], float] = {}
+        found = []
+        for line in lines_of(self.connections):
+            key = (f"{line['who']}, {line['side']}", line["pid"])
+            if line["what"] == "lost":
+                lost[key] = line["at"]
+            elif key in lost:
+                found.append((key[0], lost.pop(key), line["at"]))
+        return found
 
     def assert_nobody_trained_twice(self) -> None:
         """Each worker trained each round once."""

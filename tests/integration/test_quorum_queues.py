@@ -13,6 +13,7 @@ from broker.link.address import vhost_of
 from broker.link.rabbitmq.rabbit_link import RabbitLink
 from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.seam import Connection, coordinator_queue, upload_queue, worker_queue
+from coordinator.play.open_round.unacknowledged import MOST_RETURNS, Unacknowledged
 from tests.brokers import fresh_vhost, wait_until
 from tests.link_contract import message, next_delivery
 
@@ -53,7 +54,8 @@ def test_what_is_announced_survives_more_reconnects_than_a_quorum_queue_counts(
 ) -> None:
     """Its worker is gone, and the coordinator loses its connection, or is killed, 25 times before it can save: the word
     and the parts are there the next time. RabbitMQ 4 deletes both at the 21st time, unless a policy says otherwise;
-    an invited account's queues have another policy, which a run sizes."""
+    an invited account's queues have another policy, which a run sizes. Who holds them is told how often they came, and
+    saves them before that, whatever the policy."""
     vhost = vhost_of(quorum_vhost)
     set_policies(management, vhost)
     if is_invited:
@@ -65,9 +67,14 @@ def test_what_is_announced_survives_more_reconnects_than_a_quorum_queue_counts(
     link.publish([message("coordinator", b"announced"), message("upload.w", b"part")])
     link.consume(["coordinator"], prefetch=0)
     for time in range(MANY):
-        assert next_delivery(link, 20).body == b"announced", f"gone at the {time + 1}. time"
+        announced = next_delivery(link, 20)
+        assert announced.body == b"announced", f"gone at the {time + 1}. time"
         (part,) = link.fetch("upload.w")
         assert part.body == b"part", f"gone at the {time + 1}. time"
+        for each in (announced, part):
+            unacknowledged = Unacknowledged(link)
+            unacknowledged.hold(each)
+            assert unacknowledged.is_due is (time >= MOST_RETURNS), each
         link._consuming.connection.calls.send(lambda _future: link._consuming.connection.restart("a test"))
         assert link.receive(20) is Connection.LOST
         assert link.receive(20) is Connection.RESTORED

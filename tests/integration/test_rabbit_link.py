@@ -325,6 +325,25 @@ def test_a_connection_that_confirms_nothing_more_is_given_up(
     assert sum("Connecting anew" in each.getMessage() for each in caplog.records) == 1
 
 
+def test_what_is_unconfirmed_is_doubted_when_the_other_connection_is_there_again(
+    make_link: MakeRabbitLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a cluster that had lost its majority one connection was lost, the other has confirmed nothing since: a node
+    of RabbitMQ 4 keeps it. It isn't waited for a minute, but given up when the first one is there again."""
+    monkeypatch.setattr(publishing, "_CONFIRM_SECONDS", 0.3)
+    link = make_link()
+    link.declare([coordinator_queue()])
+    with monkeypatch.context() as patch:
+        patch.setattr(link._publishing, "_on_confirm", lambda *_: None)  # the broker's confirms are lost
+        posted = link.post(message("coordinator", b"1"))
+        wait_until(lambda: not link.takes_messages, 10)
+        consuming = link._consuming.connection
+        consuming.calls.send(lambda _future: consuming.restart("a test"))
+        assert isinstance(posted.exception(20), LinkLost)
+    wait_until(lambda: link.takes_messages, 10)
+    link.publish([message("coordinator", b"2")])
+
+
 def test_of_several_addresses_a_dead_one_is_passed_over(vhost: str, make_link: MakeRabbitLink) -> None:
     """Nothing listens at the one: the other is used, at once, by both connections."""
     (port,) = free_ports(1)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.bench import moments, report, workload
-from tests.bench.cases import all_cases
+from tests.bench.cases import all_cases, beside_cluster
 from tests.bench.lines import Shape, Way
 from tests.bench.report import Row
 
@@ -99,3 +99,10 @@ def test_without_mnist_noise_of_its_shape_stands_in(tmp_path: Path, monkeypatch:
 
 def _row(system: str, seconds: float) -> Row:
     return Row(case="large", system=system, seconds=seconds)
+
+
+def test_what_a_cluster_costs_is_measured_alone() -> None:
+    """One node and three, at a small model and at a large one: nothing else that takes minutes."""
+    found = beside_cluster(all_cases(with_peers=False, with_many=False))
+    assert [case.name for case in found] == ["10,000 weights, 3 processes", "100 MB, 8 processes"]
+    assert all(list(case.scripts) == ["Warren", "Warren, 3 nodes"] for case in found)

@@ -2,12 +2,18 @@
 
 from broker.link.memory import MemoryBroker, MemoryLink
 from broker.link.seam import Delivery, Outgoing, upload_queue
-from coordinator.play.open_round.unacknowledged import LONGEST_SECONDS, MOST_HELD, Unacknowledged
+from coordinator.play.open_round.unacknowledged import (
+    LONGEST_SECONDS,
+    MOST_HELD,
+    MOST_RETURNS,
+    Unacknowledged,
+)
 
 
-def delivery(number: int = 0) -> Delivery:
+def delivery(number: int = 0, **headers: object) -> Delivery:
     return Delivery(
-        queue="coordinator", body=b"", message_type=None, content_type=None, user_id=None, headers={}, tag=(0, number)
+        queue="coordinator", body=b"", message_type=None, content_type=None, user_id=None, headers=headers,
+        tag=(0, number),
     )  # fmt: skip
 
 
@@ -31,6 +37,18 @@ def test_nothing_is_held_for_longer_than_a_while() -> None:
     assert not unacknowledged.is_due
     now[0] += LONGEST_SECONDS
     assert unacknowledged.is_due
+
+
+def test_what_a_quorum_queue_gave_often_is_saved_at_once() -> None:
+    """RabbitMQ 4 deletes what it gave 20 times: a coordinator that never lives for long would lose it."""
+    unacknowledged = Unacknowledged(MemoryLink(MemoryBroker()), read_clock=lambda: 0.0)
+    unacknowledged.hold(delivery(**{"x-delivery-count": MOST_RETURNS - 1}), [delivery(), delivery()])
+    assert not unacknowledged.is_due
+    unacknowledged.hold(delivery(), [delivery(), delivery(**{"x-delivery-count": MOST_RETURNS})])
+    assert unacknowledged.is_due
+    unacknowledged.release()
+    unacknowledged.hold(delivery(**{"x-delivery-count": "a sender's own"}))
+    assert not unacknowledged.is_due
 
 
 def test_what_is_released_is_acknowledged_and_counts_no_more() -> None:

@@ -62,7 +62,7 @@ class ConnectionThread(threading.Thread):
         self._tells = role == "consume"  # of two connections that fail alike, one says so
         self.ready, self.was_ready = threading.Event(), False
         self.alarm = Alarm(f"an alarm at {role}", standstill)
-        self.calls = Calls(settings.stop, self.alarm, self._run_soon, self.restart, self.translated)
+        self.calls = Calls(settings.stop, self.alarm, self.run_soon, self.restart, self.translated)
         self._parameters = settings.parameters(role)
         self._on_ready, self._on_lost = on_ready, on_lost
         self._outage, self._standstill = f"no connection to {role}", standstill
@@ -221,7 +221,7 @@ class ConnectionThread(threading.Thread):
         else:
             logger.warning("Not connected again, but trying until it works: %s", error)
 
-    def _run_soon(self, act: Callable[[], None]) -> None:
+    def run_soon(self, act: Callable[[], None]) -> None:
         """Have something done in this thread, from any other.
 
         Raises:

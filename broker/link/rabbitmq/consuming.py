@@ -53,6 +53,7 @@ class Consuming:
 
     Args:
         standstill: Told while there is no connection.
+        on_again: Called in the connection's thread when it was lost, and is there again.
 
     Attributes:
         connection: Its thread.
@@ -61,7 +62,8 @@ class Consuming:
         consumed: The queues that are received from on every connection, and the prefetch of each.
     """
 
-    def __init__(self, settings: LinkSettings, standstill: Standstill) -> None:
+    def __init__(self, settings: LinkSettings, standstill: Standstill, on_again: Callable[[], None]) -> None:
+        self._on_again = on_again
         self.connection = ConnectionThread(settings, "consume", self._on_ready, self._on_lost, standstill)
         self.declaring = Declaring(settings, self.connection)
         self.fetching = Fetching(self.connection)
@@ -152,6 +154,7 @@ class Consuming:
         self.connection.be_ready()
         if not is_first:
             logger.info("Connected to the broker again.")
+            self._on_again()
             self._events.put(Connection.RESTORED)
         for delivery in early:
             self._events.put(delivery)

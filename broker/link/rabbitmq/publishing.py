@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -196,6 +197,22 @@ class Publishing:
             self._tell_slow(age)
             self._standstill.begin(_UNCONFIRMED, seconds_ago=age)
         self.connection.later(max(_LOOK_SECONDS, _CONFIRM_SECONDS - age), partial(self._watch, confirms))
+
+    def doubt(self) -> None:
+        """The other connection was lost and is there again: what still isn't confirmed after a while never will be.
+
+        A node of RabbitMQ 4 that was left without a majority keeps its clients, and may confirm nothing more of what
+        they sent meanwhile, also when the majority is back.
+        """
+        with suppress(BrokerError):  # a new connection begins with nothing unconfirmed
+            self.connection.run_soon(
+                lambda: self.connection.later(_CONFIRM_SECONDS, partial(self._begin_anew, self._confirms))
+            )
+
+    def _begin_anew(self, confirms: Confirms) -> None:
+        """Give the connection up, if it has confirmed nothing since well before it was doubted."""
+        if confirms.age >= 2 * _CONFIRM_SECONDS and not self.connection.alarm.is_on:
+            self.connection.restart(f"a message was not confirmed within {confirms.age:.0f} s")
 
     def _tell_slow(self, age: float) -> None:
         """Once, and again after a while: with a slow network it comes to this at each part."""

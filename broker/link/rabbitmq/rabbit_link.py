@@ -35,7 +35,7 @@ class RabbitLink:
         self._settings = settings
         self._standstill = Standstill()
         self._publishing = Publishing(settings, self._standstill)
-        self._consuming = Consuming(settings, self._standstill)
+        self._consuming = Consuming(settings, self._standstill, self._publishing.doubt)
         self._declaring = self._consuming.declaring
 
     @property
