@@ -16,8 +16,8 @@ from broker.wire.messages import Ping
 
 logger = logging.getLogger(__name__)
 
-#: A half-open predecessor is gone after 3 heartbeats of 15 s. One whose node died stays for 60 on RabbitMQ 4.3: a policy
-#: says less there.
+#: A half-open predecessor is gone after 3 heartbeats of 15 s. One whose node died stays for 60 on RabbitMQ 4.3, where a
+#: policy says less.
 WAIT_SECONDS = 50.0
 _REPEAT_SECONDS = 1.0
 _TOLD_AFTER = 5  #: unheard pings; a predecessor that is just ending is not worth a line

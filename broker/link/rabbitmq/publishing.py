@@ -106,6 +106,7 @@ class Publishing:
         self._calls = self.connection.calls
         self._standstill = standstill
         self._is_slow_told, self._slow_told_at = False, float("-inf")
+        self._doubted_until = 0.0
         self._confirms = Confirms()
         self._message_ids = itertools.count(1)
 
@@ -161,6 +162,7 @@ class Publishing:
 
     def _on_ready(self) -> None:
         confirms = self._confirms = Confirms()
+        self._doubted_until = 0.0
         channel = self.connection.channel
         channel.add_on_return_callback(self._on_return)
         channel.confirm_delivery(
@@ -169,7 +171,6 @@ class Publishing:
 
     def _on_lost(self, error: BrokerError) -> None:
         logger.debug("The publishing connection was lost: %s", error)
-        self._is_slow_told = False
         self._standstill.end(_UNCONFIRMED)
 
     def _on_return(self, _channel: Any, method: Any, properties: Any, _body: bytes) -> None:
@@ -188,10 +189,10 @@ class Publishing:
         confirms.is_watched = bool(confirms.waiting)
         if not confirms.is_watched:
             return
-        age, alarm = confirms.age, self.connection.alarm
-        if not alarm.is_on and min(age, time.monotonic() - alarm.ended_at) >= _CONFIRM_LIMIT_SECONDS:
+        age, alarm, limit = confirms.age, self.connection.alarm, self._limit_seconds
+        if not alarm.is_on and min(age, time.monotonic() - alarm.ended_at) >= limit:
             # A cluster that has its majority back may confirm nothing more on an old connection.
-            self.connection.restart(f"a message was not confirmed within {_CONFIRM_LIMIT_SECONDS:g} s")
+            self.connection.restart(f"a message was not confirmed within {limit:g} s")
             return
         if age >= _CONFIRM_SECONDS:
             self._tell_slow(age)
@@ -199,24 +200,26 @@ class Publishing:
         self.connection.later(max(_LOOK_SECONDS, _CONFIRM_SECONDS - age), partial(self._watch, confirms))
 
     def doubt(self) -> None:
-        """The other connection was lost and is there again: what still isn't confirmed after a while never will be.
+        """The other connection was lost and is there again: what isn't confirmed soon never will be.
 
         A node of RabbitMQ 4 that was left without a majority keeps its clients, and may confirm nothing more of what
         they sent meanwhile, also when the majority is back.
         """
-        with suppress(BrokerError):  # a new connection begins with nothing unconfirmed
-            self.connection.run_soon(
-                lambda: self.connection.later(_CONFIRM_SECONDS, partial(self._begin_anew, self._confirms))
-            )
+        with suppress(BrokerError):  # a new connection begins without doubt
+            self.connection.run_soon(self._begin_doubt)
 
-    def _begin_anew(self, confirms: Confirms) -> None:
-        """Give the connection up, if it has confirmed nothing since well before it was doubted."""
-        if confirms.age >= 2 * _CONFIRM_SECONDS and not self.connection.alarm.is_on:
-            self.connection.restart(f"a message was not confirmed within {confirms.age:.0f} s")
+    def _begin_doubt(self) -> None:
+        self._doubted_until = time.monotonic() + _CONFIRM_LIMIT_SECONDS
+
+    @property
+    def _limit_seconds(self) -> float:
+        """How long a confirm may take before the connection is given up."""
+        is_doubted = time.monotonic() < self._doubted_until
+        return 3 * _CONFIRM_SECONDS if is_doubted else _CONFIRM_LIMIT_SECONDS
 
     def _tell_slow(self, age: float) -> None:
-        """Once, and again after a while: with a slow network it comes to this at each part."""
-        is_news = time.monotonic() - self._slow_told_at > _CONFIRM_LIMIT_SECONDS
+        """Once until messages are taken again, and not again soon: a slow network has it come to this at each part."""
+        is_news = not self._is_slow_told and time.monotonic() - self._slow_told_at > _CONFIRM_LIMIT_SECONDS
         if is_news and not (self.connection.alarm.is_on or self._standstill.is_on):
             self._slow_told_at, self._is_slow_told = time.monotonic(), True
             logger.warning("The broker has not confirmed a message for %.0f s; waiting.", age)
