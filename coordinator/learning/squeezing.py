@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from broker.wire import transfer
 from broker.wire.fields import Binary
 from broker.wire.settings import Precision
-from broker.wire.tensors import FLOAT32, INLINE_BYTES, Layout, Sections, Vector, sections_of
+from broker.wire.tensors import FLOAT32, INLINE_BYTES, PART_BYTES, Layout, Sections, Vector, sections_of
 from broker.wire.transfer import Encoding, Writing
 
 _CHUNK = 1 << 16  #: values at a time: the scratch array stays in the processor's cache
@@ -59,8 +59,10 @@ class Rest:
     def of(cls, left: Vector, layout: Layout, seed: int) -> Self:
         """Write down what is left, float32 of shape (U,); of the statistics nothing is."""
         encoding = Encoding.of(left, layout, "int8")
-        written = encoding.encode(left, slice(0, encoding.num_trainable), [seed])
-        return cls(values=np.frombuffer(written, np.int8), scales=encoding.scales)
+        values = np.empty(encoding.num_trainable, np.int8)
+        for index, span in enumerate(transfer.slices(values.size, PART_BYTES)):
+            values[span] = np.frombuffer(encoding.encode(left, span, [seed, index]), np.int8)
+        return cls(values=values, scales=encoding.scales)
 
     def add_to(self, wanted: Vector, layout: Layout) -> None:
         """Add it to the next model, float32 of shape (P,)."""

@@ -12,6 +12,7 @@ from broker.audit import AuditLog
 from broker.errors import CheckpointError, ModelError
 from broker.wire import codec
 from broker.wire.tensors import InputFacts, Layout, TensorSpec
+from coordinator import files
 from coordinator.folder.checkpoint import (
     CHECKPOINT_FILE,
     ROUND_FILE,
@@ -76,6 +77,30 @@ def test_what_the_workers_were_not_told_yet_comes_back_with_the_checkpoint(tmp_p
     write_checkpoint(tmp_path, replace(STATE, rest=replace(coarse, scales=(0.5, 0.5))))
     with pytest.raises(CheckpointError, match="2 scales of 1 tensors"):
         read_checkpoint(tmp_path)
+
+
+def test_room_that_was_made_for_a_checkpoint_is_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there from before, also from a process that was killed, larger or smaller: the file is what was
+    committed, nothing is left beside it, and room that nobody needs is given back."""
+    aside, file = tmp_path / f".{CHECKPOINT_FILE}.new", tmp_path / CHECKPOINT_FILE
+    folder = RunFolder(tmp_path)
+    folder.commit(STATE)
+    expected = file.read_bytes()
+    folder.make_room()
+    assert not aside.exists(), "a small file needs none"
+    monkeypatch.setattr(files, "_LARGE_BYTES", 1)
+    for size in (1, 100_000):
+        aside.write_bytes(bytes(size))
+        folder.commit(STATE)
+        assert file.read_bytes() == expected
+    folder.make_room()
+    folder.commit(STATE)
+    assert file.read_bytes() == expected
+    folder.make_room()
+    folder.give_up_room()
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_each_answer_is_encoded_once_and_the_header_is_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
