@@ -170,6 +170,27 @@ class Encoding:
             out[:num_coarse] -= self.base[coarse]
         out[num_coarse:] = np.frombuffer(data, FLOAT32, num_exact, cut)
 
+    def take_away(self, data: Binary, span: slice, out: Values) -> None:
+        """Leave of one slice of a vector what the precision cut off it.
+
+        Args:
+            data: As `encode` wrote it.
+            span: What of the vector.
+            out: These values, float32 of the slice's shape.
+        """
+        coarse, _ = self._divided(span)
+        num_coarse = coarse.stop - coarse.start
+        written = np.frombuffer(data, _CODES[self.precision], num_coarse)
+        scratch = np.empty(min(num_coarse, _CHUNK), FLOAT32)
+        pieces = self._pieces(coarse) if self.precision == "int8" else [(slice(0, num_coarse), 1.0)]
+        for piece, scale in pieces:
+            for begin in range(piece.start, piece.stop, _CHUNK):
+                chunk = slice(begin, min(begin + _CHUNK, piece.stop))
+                told = scratch[: chunk.stop - begin]
+                np.multiply(written[chunk], np.float32(scale), out=told)
+                out[chunk] -= told
+        out[num_coarse:] = 0
+
     def follow(self, data: Binary, span: slice, base: Vector, out: Vector) -> None:
         """Read one slice of a step from a model to the next into `out`: statistics come as they are.
 
@@ -290,9 +311,7 @@ class Writing:
             span = self._spans[index]
             self._written[index] = data = self._encoding.encode(self._vector, span, [self._seed, index])
             if self._keeps_rest:
-                decoded = np.empty(span.stop - span.start, FLOAT32)
-                self._encoding.decode(data, span, decoded)
-                self._vector[span] -= decoded
+                self._encoding.take_away(data, span, self._vector[span])
         return self._written[index]
 
     def all_parts(self) -> list[Binary]:

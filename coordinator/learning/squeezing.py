@@ -56,10 +56,18 @@ class Rest:
     scales: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, left: Vector, layout: Layout, seed: int) -> Self:
-        """Write down what is left, float32 of shape (U,); of the statistics nothing is."""
+    def of(cls, left: Vector, layout: Layout, seed: int, values: NDArray[np.int8] | None = None) -> Self:
+        """Write down what is left, float32 of shape (U,); of the statistics nothing is.
+
+        Args:
+            left: What is left.
+            layout: Of the model.
+            seed: Decides the rounding.
+            values: Memory to use again.
+        """
         encoding = Encoding.of(left, layout, "int8")
-        values = np.empty(encoding.num_trainable, np.int8)
+        if values is None or values.size != encoding.num_trainable:
+            values = np.empty(encoding.num_trainable, np.int8)
         for index, span in enumerate(transfer.slices(values.size, PART_BYTES)):
             values[span] = np.frombuffer(encoding.encode(left, span, [seed, index]), np.int8)
         return cls(values=values, scales=encoding.scales)
@@ -114,6 +122,7 @@ class Squeezing:
         self._seed = seed
         self._newest: Step | None = None
         self._left: Vector = np.empty(0, FLOAT32)  # used again: fresh pages are dear
+        self._spare: NDArray[np.int8] | None = None
 
     def step_to(self, vector: Vector, part_bytes: int) -> Step | None:
         """The step that leads to this model in parts of this size, if it is the newest."""
@@ -162,15 +171,23 @@ class Squeezing:
         spans = list(transfer.slices(sections.num_up, part_bytes))
         seed = _seed_of(self._seed, round_number, "down")
         written = Writing(left, encoding, spans, seed).all_parts()
+        change = np.empty(part_bytes // FLOAT32.itemsize, FLOAT32)
         for span, data in zip(spans, written, strict=True):
             encoding.follow(data, span, held, wanted[span])
             moved = slice(span.start, max(span.start, min(span.stop, num_trainable)))
-            left[moved] -= wanted[moved] - held[moved]
+            np.subtract(wanted[moved], held[moved], out=change[: moved.stop - moved.start])
+            left[moved] -= change[: moved.stop - moved.start]
         self._newest = Step(
             base=held_digest, vector=wanted, encoding=encoding, part_bytes=part_bytes, written=written
         )
         seed = _seed_of(self._seed, round_number, "rest")
-        return Rest.of(left, layout, seed) if sections.tensors else None
+        spare, self._spare = self._spare, None
+        return Rest.of(left, layout, seed, spare) if sections.tensors else None
+
+    def give_back(self, rest: Rest | None) -> None:
+        """Hand over memory that nobody needs any more."""
+        if rest is not None and rest.scales and rest.values.flags.owndata:
+            self._spare = rest.values.view(np.int8)
 
 
 def _seed_of(seed: int, round_number: int, what: str) -> int:

@@ -191,6 +191,7 @@ class LiveRound:
         if self.aggregate is not None:
             self.aggregate.end(self._tools.spares)
             self._tools.spares.give(self._base.vector)  # the staging memory holds the new weights
+            self._tools.squeezing.give_back(self._base.rest)
         self._tools.unacknowledged.release()
         self._tools.session.link.ack(self._tools.early.end())
         self._guests.tell_closed()
