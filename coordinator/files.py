@@ -3,14 +3,18 @@
 import fcntl
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 from broker.disk import sync
 from broker.errors import CheckpointError, NameInUse, WarrenError
 
 Chunk = bytes | memoryview
+
+_LARGE_BYTES = 16 * 1024 * 1024
+_PIECE_BYTES = 1024 * 1024
 
 
 def write_atomically(
@@ -26,16 +30,18 @@ def write_atomically(
     Raises:
         CheckpointError: There is no space left, or no permission; the old file is intact.
     """
-    aside = path.with_name(f".{path.name}.new")
+    aside = _aside(path)
     try:
-        with aside.open("wb") as stream:
+        with aside.open("r+b" if is_file(aside) else "wb") as stream:
             for chunk in chunks:
                 stream.write(chunk)
+            stream.truncate()
             stream.flush()
             os.fsync(stream.fileno())
         check(aside)
-        aside.replace(path)
-        sync(path.parent)
+        with _freed_aside(path):
+            aside.replace(path)
+            sync(path.parent)
     except OSError as exc:
         aside.unlink(missing_ok=True)
         raise CheckpointError(
@@ -45,6 +51,68 @@ def write_atomically(
     except WarrenError:
         aside.unlink(missing_ok=True)
         raise
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
+
+
+class Room:
+    """A file aside, of the size of the one that it is to replace, made in a thread before its content is known.
+
+    Fresh pages of some hundred megabytes take half a second; `write_atomically` then writes over what is there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._is_enough = threading.Event()
+        self._thread = threading.Thread(target=self._make, name="room", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def beside(cls, path: Path) -> Self | None:
+        """Begin to make room for a file's successor, if it is large."""
+        try:
+            return cls(path) if path.stat().st_size >= _LARGE_BYTES else None
+        except OSError:
+            return None
+
+    def _make(self) -> None:
+        with (
+            suppress(OSError),
+            _aside(self._path).open("wb", buffering=0) as stream,
+        ):  # it is tried in earnest later
+            left, piece = self._path.stat().st_size, bytes(_PIECE_BYTES)
+            while left > 0 and not self._is_enough.is_set():
+                left -= stream.write(piece[:left])
+
+    def end(self) -> None:
+        """What is there is enough: from now on nobody writes to it."""
+        self._is_enough.set()
+        self._thread.join()
+
+    def give_up(self) -> None:
+        """Nothing will take its place there."""
+        self.end()
+        _aside(self._path).unlink(missing_ok=True)
+
+
+@contextmanager
+def _freed_aside(path: Path) -> Iterator[None]:
+    """Hold the file that is about to be replaced: giving back the pages of a large one takes long, and nobody waits."""
+    try:
+        former = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        yield  # there is none, or it can't be read
+        return
+    is_large = os.fstat(former).st_size >= _LARGE_BYTES
+    try:
+        yield
+    finally:
+        if is_large:
+            threading.Thread(target=os.close, args=(former,), name="free", daemon=True).start()
+        else:
+            os.close(former)
 
 
 def is_file(path: Path) -> bool:

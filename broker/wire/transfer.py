@@ -170,6 +170,27 @@ class Encoding:
             out[:num_coarse] -= self.base[coarse]
         out[num_coarse:] = np.frombuffer(data, FLOAT32, num_exact, cut)
 
+    def take_away(self, data: Binary, span: slice, out: Values) -> None:
+        """Leave of one slice of a vector what the precision cut off it.
+
+        Args:
+            data: As `encode` wrote it.
+            span: What of the vector.
+            out: These values, float32 of the slice's shape.
+        """
+        coarse, _ = self._divided(span)
+        num_coarse = coarse.stop - coarse.start
+        written = np.frombuffer(data, _CODES[self.precision], num_coarse)
+        scratch = np.empty(min(num_coarse, _CHUNK), FLOAT32)
+        pieces = self._pieces(coarse) if self.precision == "int8" else [(slice(0, num_coarse), 1.0)]
+        for piece, scale in pieces:
+            for begin in range(piece.start, piece.stop, _CHUNK):
+                chunk = slice(begin, min(begin + _CHUNK, piece.stop))
+                told = scratch[: chunk.stop - begin]
+                np.multiply(written[chunk], np.float32(scale), out=told)
+                out[chunk] -= told
+        out[num_coarse:] = 0
+
     def follow(self, data: Binary, span: slice, base: Vector, out: Vector) -> None:
         """Read one slice of a step from a model to the next into `out`: statistics come as they are.
 
@@ -187,6 +208,13 @@ class Encoding:
         self.decode(data, span, out)
         moved, _ = self._divided(span)
         out[: moved.stop - moved.start] += base[moved]
+
+    def num_bytes(self, span: slice) -> int:
+        """What one slice of a vector takes."""
+        coarse, exact = self._divided(span)
+        num_coarse: int = coarse.stop - coarse.start
+        num_exact: int = exact.stop - exact.start
+        return num_coarse * item_bytes(self.precision) + num_exact * item_bytes("float32")
 
     def _divided(self, span: slice) -> tuple[slice, slice]:
         """A slice's part with the precision asked for, and the rest."""
@@ -250,28 +278,50 @@ def _in_order(parts: Mapping[int, bytes]) -> str:
     return whole.hexdigest()
 
 
-def encoded(
-    vector: Values, encoding: Encoding, spans: Sequence[slice], seed: int, *, keeps_rest: bool = False
-) -> list[Binary]:
-    """Each slice of a vector as it travels.
+class Writing:
+    """Slices of a vector as they travel, each written down when it is first asked for: the first can leave at once.
 
     Args:
-        vector: float32, shape (P,).
+        vector: float32, shape (P,), of local values also float64; nobody else changes it.
         encoding: How its values are written down.
         spans: The slices.
         seed: Of int8's rounding.
         keeps_rest: Put into the vector's place what the precision cut off it; as float32 it stays what it is.
     """
-    written: list[Binary] = []
-    decoded = np.empty(max((span.stop - span.start for span in spans), default=0), FLOAT32)
-    for index, span in enumerate(spans):
-        data = encoding.encode(vector, span, [seed, index])
-        written.append(data)
-        if keeps_rest and encoding.is_coarse:
-            out = decoded[: span.stop - span.start]
-            encoding.decode(data, span, out)
-            vector[span] -= out
-    return written
+
+    def __init__(
+        self,
+        vector: Values,
+        encoding: Encoding,
+        spans: Sequence[slice],
+        seed: int,
+        *,
+        keeps_rest: bool = False,
+    ) -> None:
+        self._vector = vector
+        self._encoding = encoding
+        self._spans = spans
+        self._seed = seed
+        self._keeps_rest = keeps_rest and encoding.is_coarse
+        self._written: dict[int, Binary] = {}
+
+    def part(self, index: int) -> Binary:
+        """One of the slices."""
+        if index not in self._written:
+            span = self._spans[index]
+            self._written[index] = data = self._encoding.encode(self._vector, span, [self._seed, index])
+            if self._keeps_rest:
+                self._encoding.take_away(data, span, self._vector[span])
+        return self._written[index]
+
+    def all_parts(self) -> list[Binary]:
+        """All of them."""
+        return [self.part(index) for index in range(len(self._spans))]
+
+    @property
+    def num_bytes(self) -> int:
+        """What they take."""
+        return sum(self._encoding.num_bytes(span) for span in self._spans)
 
 
 def slices(size: int, part_bytes: int) -> Iterator[slice]:
@@ -289,7 +339,7 @@ class Assembly:
         part_bytes: Bytes of float32 values that one part covers.
         encoding: How the values are written down.
         base: The parts are a step on from this model, float32 of shape (P,); None: they are the values themselves.
-        is_audited: See `Digest`.
+        digest: Of the parts, of which some may be in it before they are placed.
     """
 
     def __init__(
@@ -300,16 +350,24 @@ class Assembly:
         encoding: Encoding = PLAIN,
         *,
         base: Vector | None = None,
-        is_audited: bool = False,
+        digest: Digest | None = None,
     ) -> None:
         self.transfer_id = transfer_id
-        self.digest = Digest(is_audited=is_audited)
+        self.digest = Digest() if digest is None else digest
         self._out = out
         self._encoding = encoding
         self._base = base
         self._step = part_bytes // FLOAT32.itemsize
         self._count = math.ceil(out.size / self._step)
         self._missing = set(range(self._count))
+        self._num_in_order = 0
+
+    @property
+    def num_in_order(self) -> int:
+        """How many parts, from the first on, were placed."""
+        while self._num_in_order < self._count and self._num_in_order not in self._missing:
+            self._num_in_order += 1
+        return self._num_in_order
 
     @property
     def num_missing(self) -> int:
@@ -321,8 +379,12 @@ class Assembly:
         """Whether every part was placed."""
         return not self._missing
 
-    def place(self, part: Part) -> bool:
+    def place(self, part: Part, *, is_digested: bool = False) -> bool:
         """Put one part where it belongs; False when it is of another transfer.
+
+        Args:
+            part: With its values.
+            is_digested: These are in the digest already.
 
         Raises:
             ProtocolError: It does not fit.
@@ -339,7 +401,8 @@ class Assembly:
             self._encoding.decode(part.data, span, self._out[span])
         else:
             self._encoding.follow(part.data, span, self._base, self._out[span])
-        self.digest.add(part.index, part.data)
+        if not is_digested:
+            self.digest.add(part.index, part.data)
         self._missing.discard(part.index)
         return True
 

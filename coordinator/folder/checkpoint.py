@@ -27,6 +27,7 @@ from broker.wire.versions import release
 from coordinator.files import Chunk, write_atomically
 from coordinator.folder.history import Row
 from coordinator.learning.rounds import Answer, RoundRecord
+from coordinator.learning.squeezing import Rest, split_rest
 
 CHECKPOINT_FILE = "checkpoint"
 ROUND_FILE = "open-round"
@@ -45,6 +46,7 @@ _NOT_OF_A_CHECKPOINT = {
     "num_states",
     "written_by",
     "has_rest",
+    "rest_scales",
 }  #: of its header, or not as they are there
 
 
@@ -62,8 +64,7 @@ class Checkpoint:
         parts: Registered names of what its model holds beside Keras's own parts: workers must trust these.
         next_attempt: The first attempt of the next round: an evaluation may have used earlier ones.
         strategy_state: The strategy's own vectors, each of shape (T,), for T trainable values.
-        rest: What of the last rounds' steps the workers were not told yet, float32 of shape (U,), U being what travels
-            up; None where they are told all of it.
+        rest: What of the last rounds' steps the workers were not told yet; None where they are told all of it.
     """
 
     run_id: str
@@ -83,7 +84,7 @@ class Checkpoint:
     needs: Needs | None = None
     is_general: bool = False
     parts: tuple[str, ...] = ()
-    rest: Vector | None = None
+    rest: Rest | None = None
 
     @property
     def is_arrays(self) -> bool:
@@ -137,6 +138,7 @@ class _CheckpointHeader:
 
     Attributes:
         written_by: The version of Warren, for a later one that can't read this format.
+        has_rest, rest_scales: See `split_rest`.
     """
 
     run_id: str
@@ -157,6 +159,7 @@ class _CheckpointHeader:
     num_states: int
     written_by: str = ""
     has_rest: bool = False
+    rest_scales: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,10 +191,12 @@ def write_checkpoint(
     header.put("written_by", codec.pack_value(release()))
     header.put("history", codec.packed_list([row.packed for row in checkpoint.history]))
     header.put("num_states", codec.pack_value(len(checkpoint.strategy_state)))
-    arrays = [checkpoint.vector, *checkpoint.strategy_state]
+    arrays: list[NDArray[Any]] = [checkpoint.vector, *checkpoint.strategy_state]
     if checkpoint.rest is not None:
-        header.put("has_rest", codec.pack_value(value=True))
-        arrays.append(checkpoint.rest)
+        scales = list(checkpoint.rest.scales)
+        name, value = ("rest_scales", scales) if scales else ("has_rest", True)
+        header.put(name, codec.pack_value(value))
+        arrays.append(checkpoint.rest.values)
     write_sealed(folder / CHECKPOINT_FILE, _CHECKPOINT_MAGIC, header.packed(), arrays, check)
 
 
@@ -206,14 +211,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
     header, body = read_sealed(file, _CHECKPOINT_MAGIC, _CheckpointHeader)
     try:
         size, sections = vector_size(header.layout), sections_of(header.layout)
+        body, rest = split_rest(body, header.rest_scales, sections, has_rest=header.has_rest)
         vectors = body.view(FLOAT32)
-        end = vectors.size - (sections.num_up if header.has_rest else 0)
-        states = vectors[size:end].reshape(header.num_states, sections.num_trainable)
+        states = vectors[size:].reshape(header.num_states, sections.num_trainable)
     except ValueError as exc:
         raise _not_ours(file, f"its vectors have another size ({exc})") from exc
     names = set(_CheckpointHeader.__slots__) - _NOT_OF_A_CHECKPOINT
     fields = {name: getattr(header, name) for name in names}
-    fields |= {"history": list(header.history), "rest": vectors[end:] if header.has_rest else None}
+    fields |= {"history": list(header.history), "rest": rest}
     return Checkpoint(**fields, vector=vectors[:size], strategy_state=tuple(states))
 
 

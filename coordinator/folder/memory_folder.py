@@ -85,6 +85,9 @@ class MemoryFolder(RunFolder):
             del self._states[_CANDIDATE]
         self._states[CHECKPOINT_FILE] = state
 
+    def make_room(self) -> None:
+        """There is no file."""
+
     def keep_open(
         self, _record: RoundRecord, _answers: dict[str, Answer], _arrays: list[NDArray[Any]]
     ) -> None:

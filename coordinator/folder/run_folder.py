@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from broker import audit
 from broker.model.arrays import NPZ
+from coordinator.files import Room
 from coordinator.folder.checkpoint import (
     CHECKPOINT_FILE,
     Checkpoint,
@@ -52,6 +53,7 @@ class RunFolder:
         self.audit = audit_log
         self._history_at = float("-inf")
         self._packed = PackedRounds()
+        self._room: Room | None = None
 
     @property
     def checkpoint(self) -> Path:
@@ -110,7 +112,20 @@ class RunFolder:
             CheckpointError: It can't be written; the former one is intact.
         """
         self.audit.flush(is_synced=True)
+        room, self._room = self._room, None
+        if room is not None:
+            room.end()
         write_checkpoint(self.path, state, check)
+
+    def make_room(self) -> None:
+        """A round will be committed soon: begin to make the file, for the pages of a large one are dear."""
+        self._room = self._room or Room.beside(self.checkpoint)
+
+    def give_up_room(self) -> None:
+        """Nothing will be committed."""
+        room, self._room = self._room, None
+        if room is not None:
+            room.give_up()
 
     def keep_open(self, record: RoundRecord, answers: dict[str, Answer], arrays: list[NDArray[Any]]) -> None:
         """Fsync the open round.

@@ -247,6 +247,7 @@ class Committed:
         Args:
             outcome: How the run ended; None where it goes on later.
         """
+        self._folder.give_up_room()
         if self.state is not None:
             self._audit.note("run-ended", outcome=outcome or "interrupted", **self._told_of(self.state))
         if self.state is not None:

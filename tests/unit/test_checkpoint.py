@@ -1,6 +1,7 @@
 """What is on disk is whole and ours, or it is named and not loaded."""
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from broker.audit import AuditLog
 from broker.errors import CheckpointError, ModelError
 from broker.wire import codec
 from broker.wire.tensors import InputFacts, Layout, TensorSpec
+from coordinator import files
 from coordinator.folder.checkpoint import (
     CHECKPOINT_FILE,
     ROUND_FILE,
@@ -25,6 +27,7 @@ from coordinator.folder.history import Row
 from coordinator.folder.run_folder import RunFolder
 from coordinator.learning.rounds import Answer, Round, Verdict
 from coordinator.learning.spares import Spares
+from coordinator.learning.squeezing import Rest
 from coordinator.learning.strategies import Aggregate, make_strategy
 from tests.unit.test_rounds import RECORD, update
 
@@ -59,17 +62,45 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_what_the_workers_were_not_told_yet_comes_back_with_the_checkpoint(tmp_path: Path) -> None:
-    """It stands behind the strategy's state, of which there may be none; without it a file is as it ever was."""
-    rest = np.array([7, 8, 9], np.float32)
+    """It stands behind the strategy's state, of which there may be none; without it a file is as it ever was. A rest in
+    float32, as files of before have it, is read and kept, too."""
     write_checkpoint(tmp_path, STATE)
-    size = (tmp_path / CHECKPOINT_FILE).stat().st_size
-    assert b"has_rest" not in (tmp_path / CHECKPOINT_FILE).read_bytes()
-    for states in ((), STATE.strategy_state):
+    assert b"rest" not in (tmp_path / CHECKPOINT_FILE).read_bytes()
+    fine = Rest(values=np.array([7, 8, 9], np.float32))
+    coarse = Rest(values=np.array([7, 8, -9], np.int8), scales=(0.5,))
+    for rest, states in product((fine, coarse), ((), STATE.strategy_state)):
         write_checkpoint(tmp_path, replace(STATE, rest=rest, strategy_state=states))
         back = read_checkpoint(tmp_path)
         assert back.rest is not None
-        assert (back.rest.tolist(), len(back.strategy_state)) == ([7, 8, 9], len(states))
-    assert (tmp_path / CHECKPOINT_FILE).stat().st_size > size + 12
+        assert (back.rest.values.tolist(), back.rest.scales) == (rest.values.tolist(), rest.scales)
+        assert (back.vector.tobytes(), len(back.strategy_state)) == (STATE.vector.tobytes(), len(states))
+    write_checkpoint(tmp_path, replace(STATE, rest=replace(coarse, scales=(0.5, 0.5))))
+    with pytest.raises(CheckpointError, match="2 scales of 1 tensors"):
+        read_checkpoint(tmp_path)
+
+
+def test_room_that_was_made_for_a_checkpoint_is_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there from before, also from a process that was killed, larger or smaller: the file is what was
+    committed, nothing is left beside it, and room that nobody needs is given back."""
+    aside, file = tmp_path / f".{CHECKPOINT_FILE}.new", tmp_path / CHECKPOINT_FILE
+    folder = RunFolder(tmp_path)
+    folder.commit(STATE)
+    expected = file.read_bytes()
+    folder.make_room()
+    assert not aside.exists(), "a small file needs none"
+    monkeypatch.setattr(files, "_LARGE_BYTES", 1)
+    for size in (1, 100_000):
+        aside.write_bytes(bytes(size))
+        folder.commit(STATE)
+        assert file.read_bytes() == expected
+    folder.make_room()
+    folder.commit(STATE)
+    assert file.read_bytes() == expected
+    folder.make_room()
+    folder.give_up_room()
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_each_answer_is_encoded_once_and_the_header_is_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:

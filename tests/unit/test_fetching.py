@@ -170,6 +170,27 @@ def test_parts_that_came_before_the_announcement_are_not_fetched_again(upload: U
     assert upload.early.end() == []
 
 
+def test_a_line_that_was_seen_to_be_thin_is_not_asked_for_its_length_again(
+    upload: Upload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look would cost one more way to the broker and back."""
+    upload.put(upload.part(0))
+    upload.look_ahead()
+    monkeypatch.setattr(upload.link, "waiting", None)
+    upload.put(upload.part(1))
+    upload.fetcher.look_ahead("w")
+    assert upload.broker.depth("upload.w") == 0
+
+
+def test_early_parts_that_were_damaged_are_found_out(upload: Upload) -> None:
+    """Their digest is worked out before the update is announced, and holds all the same."""
+    broken = Part(run_id="r", round_number=1, transfer_id="u1", index=0, count=3, data=bytes(8))
+    upload.put(encode(broken), upload.part(1))
+    upload.look_ahead()
+    upload.put(upload.part(2))
+    assert "digest" in (upload.fetch().flaw or "")
+
+
 def test_early_parts_of_an_upload_that_was_begun_anew_are_let_go_of(upload: Upload) -> None:
     """A worker that was killed on the way uploads under another id; its first parts are acknowledged in the end."""
     upload.put(upload.part(0, "u0"))

@@ -9,7 +9,7 @@ import pytest
 
 from broker.audit import AuditLog
 from broker.errors import ModelError
-from broker.wire.messages import RoundStart
+from broker.wire.messages import RoundStart, UpdateAnnounced, decode
 from broker.wire.settings import Precision
 from broker.wire.tensors import FLOAT32, TensorSpec
 from tests.unit.test_messages import EXAMPLES
@@ -35,7 +35,9 @@ def job(round_number: int) -> RoundJob:
     return RoundJob(worker="w", start=start, weights=np.zeros(2, FLOAT32), key=start.held)
 
 
-def kept(the_job: RoundJob, precision: Precision, values: list[float]) -> KeptUpdate:
+def kept(
+    the_job: RoundJob, precision: Precision, values: list[float], *, keeps_rest: bool = False
+) -> KeptUpdate:
     vector = np.array(values, FLOAT32)
     return KeptUpdate(
         "w",
@@ -46,6 +48,7 @@ def kept(the_job: RoundJob, precision: Precision, values: list[float]) -> KeptUp
         part_bytes=65536,
         precision=precision,
         seed=1,
+        keeps_rest=keeps_rest,
     )
 
 
@@ -94,6 +97,31 @@ def test_an_update_that_is_being_uploaded_keeps_its_memory(again: bool) -> None:
     hand_over.begin(job(2))
     assert hand_over.take_spare() is None
     assert not hand_over.begin_upload(update), "its round is over"
+
+
+@pytest.mark.parametrize("is_sent", [True, False])
+def test_what_int8_cuts_off_is_the_same_whether_the_update_was_sent_or_not(is_sent: bool) -> None:
+    """Values are written down when their turn comes; a round may close before. It is nobody's spare memory."""
+    hand_over, first, values = HandOver(), job(1), [1.0, 0.3]
+    update = kept(first, "int8", values, keeps_rest=True)
+    hand_over.begin(first)
+    assert hand_over.keep(first, update)
+    assert hand_over.begin_upload(update)
+    num_kept = update.num_kept_bytes
+    told = decode(update.announcement().encoded())
+    assert isinstance(told, UpdateAnnounced)
+    if is_sent:
+        hand_over.note_announced([update])
+    else:
+        update = kept(first, "int8", values, keeps_rest=True)
+    rest = update.take_rest()
+    assert rest is not None
+    sent = np.frombuffer(told.update or b"", np.int8) * np.float32(told.scales[0])
+    assert (rest + sent).tolist() == pytest.approx(values)
+    assert update.take_rest() is None, "it is added once"
+    assert update.num_kept_bytes == num_kept == 2
+    hand_over.begin(job(2))
+    assert hand_over.take_spare() is None
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

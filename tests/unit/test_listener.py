@@ -18,7 +18,7 @@ from broker.wire.fields import Binary
 from broker.wire.messages import Joined, Message, Part, Refused, RollCall, RoundStart, RunFinished, decode
 from broker.wire.settings import Precision
 from broker.wire.tensors import Vector
-from broker.wire.transfer import Digest, Encoding, encoded, slices
+from broker.wire.transfer import Digest, Encoding, Writing, slices
 from tests.faults.actors import StandInData
 from tests.unit.test_messages import EXAMPLES
 from worker.rounds.hand_over import DeclineJob, HandOver, RoundJob
@@ -365,7 +365,7 @@ def step(base: Vector, seed: int, round_number: int = 2) -> tuple[list[Message],
         list(slices(20_000, 64 * 1024)),
         base.copy(),
     )
-    written = encoded(moved, encoding, spans, seed)
+    written = Writing(moved, encoding, spans, seed).all_parts()
     for span, data in zip(spans, written, strict=True):
         encoding.follow(data, span, base, vector[span])
     start = replace(

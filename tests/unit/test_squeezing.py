@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import replace
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from broker.wire.messages import Part, RoundStart, decode
 from broker.wire.settings import Precision, TrainingSettings
 from broker.wire.tensors import Layout, TensorSpec, Vector
 from broker.wire.transfer import Digest, slices
-from coordinator.learning.squeezing import Squeezing
+from coordinator.learning.squeezing import Rest, Squeezing
 from coordinator.play.open_round.round_start import Invitation
 from tests.unit.test_checkpoint import STATE
 from tests.unit.test_rounds import RECORD
@@ -47,7 +48,7 @@ def digest_of(vector: Vector) -> str:
     return digest.hex()
 
 
-def squeezed(squeezing: Squeezing, wanted: Vector, held: Vector, rest: Vector | None = None) -> Vector | None:
+def squeezed(squeezing: Squeezing, wanted: Vector, held: Vector, rest: Rest | None = None) -> Rest | None:
     return squeezing.squeeze(
         wanted, held, rest, LAYOUT, held_digest=digest_of(held), part_bytes=PART_BYTES, round_number=2
     )
@@ -106,6 +107,24 @@ def test_each_worker_gets_what_it_needs_and_all_have_the_same_bits(precision: Pr
     assert models == dict.fromkeys("abc", digest_of(vector)), "all of them have it, or have it before them"
 
 
+@pytest.mark.parametrize("order", ["as sent", "backwards", "one of them twice"])
+def test_sha256_of_the_model_is_worked_out_while_it_comes(order: str) -> None:
+    """Whole or as a step, whatever the disorder: the audit log tells it before the training, which need not wait."""
+    held, squeezing = model(1), Squeezing("int8", 0)
+    vector = after(held, 2)
+    squeezed(squeezing, vector, held)
+    came = Sending(squeezing, vector).send({"a": digest_of(held)})
+    for name, newest in (("a", Newest(digest=digest_of(held), vector=held)), ("b", None)):
+        start, parts = came[name]
+        sent = {"as sent": parts, "backwards": parts[::-1], "one of them twice": [parts[0], *parts]}[order]
+        incoming = Incoming(start, None, newest, is_audited=True)
+        for part in sent:
+            assert incoming.take(part)
+        assert (incoming.sha256 is None) == (order == "one of them twice"), "it is worked out anew then"
+        assert incoming.sha256 is None or incoming.sha256() == sha256(vector).hexdigest()
+        assert received(start, sent, newest).tobytes() == vector.tobytes()
+
+
 def test_without_the_option_everybody_gets_all_weights() -> None:
     """Whatever is known of them: workers keep no model then."""
     held, squeezing = model(1), Squeezing("float32", 0)
@@ -129,16 +148,36 @@ def test_a_relay_gets_all_weights() -> None:
     assert [bool(start.base) for start, _ in came.values()] == [False, True, True]
 
 
+def in_full(rest: Rest | None) -> Vector:
+    """What a rest adds to each value of a model."""
+    added = np.zeros(sum(SIZES.values()), np.float32)
+    if rest is not None:
+        rest.add_to(added, LAYOUT)
+    return added
+
+
+def test_a_rest_is_coarse_and_right_in_the_mean() -> None:
+    """An eighth of its own steps comes to nothing seven times of eight, and to a whole one else: it is not lost."""
+    left = np.full(40_010, 1e-3 / 127 / 8, np.float32)
+    left[0] = 1e-3
+    rest = Rest.of(left, LAYOUT, 0)
+    assert rest.values.nbytes == 40_000
+    assert set(np.unique(in_full(rest)[1:40_000] * 127e3).round(3)) == {0, 1}
+    assert in_full(rest)[1:40_000].mean() == pytest.approx(left[1], rel=0.05)
+    assert not in_full(rest)[40_000:].any()
+
+
 def test_what_a_step_cuts_off_is_told_with_the_next() -> None:
     """Twenty rounds towards the same model: the one that is held comes as near as float32 tells; without the rest
     kept it would stay half a step away."""
-    held, wanted, squeezing, rest = model(1), after(model(1), 2), Squeezing("int8", 0), None
+    held, wanted, squeezing = model(1), after(model(1), 2), Squeezing("int8", 0)
+    rest: Rest | None = None
     far = np.abs(wanted - held)[:40_000].max()
     for _ in range(20):
-        former, held = held, wanted - (0 if rest is None else np.pad(rest, (0, 20_000)))
+        former, held = held, wanted - in_full(rest)
         rest = squeezed(squeezing, held, former, rest)
         assert rest is not None
-        assert np.allclose((held[:40_000] + rest[:40_000]), wanted[:40_000], atol=1e-6)
+        assert np.abs(held + in_full(rest) - wanted)[:40_000].max() <= rest.scales[0] * 1.1 + 1e-6
     assert np.abs(held - wanted)[:40_000].max() < far * 1e-4
     assert held[40_000:].tobytes() == wanted[40_000:].tobytes(), "statistics and frozen weights are exact"
 
@@ -156,12 +195,13 @@ def test_the_same_round_is_squeezed_to_the_same_bits() -> None:
 
 def test_what_was_not_told_yet_is_told_when_the_run_goes_on_without_steps() -> None:
     """A run that goes on with --download-precision float32 loses nothing of its model."""
-    held, rest = model(1), np.full(40_010, 0.5, np.float32)
-    rest[40_000:] = 0
-    vector = after(held, 2)
-    expected = vector[:40_000] + np.float32(0.5)
-    assert squeezed(Squeezing("float32", 0), vector, held, rest) is None
-    assert vector[:40_000].tobytes() == expected.tobytes()
+    in_float32 = Rest(values=np.concatenate([np.full(40_000, 0.5, np.float32), np.zeros(10, np.float32)]))
+    for rest in (in_float32, Rest(values=np.full(40_000, 2, np.int8), scales=(0.25,))):
+        held = model(1)
+        vector = after(held, 2)
+        expected = np.concatenate([vector[:40_000] + np.float32(0.5), vector[40_000:]])
+        assert squeezed(Squeezing("float32", 0), vector, held, rest) is None
+        assert vector.tobytes() == expected.tobytes()
 
 
 def test_a_step_beyond_what_int8_can_tell_is_a_whole_copy() -> None:

@@ -21,7 +21,7 @@ from broker.wire.tensors import (
     part_count,
     unflatten,
 )
-from broker.wire.transfer import Assembly, Digest, Encoding, encoded, slices
+from broker.wire.transfer import Assembly, Digest, Encoding, Writing, slices
 
 PART_BYTES = 64
 
@@ -154,13 +154,15 @@ def test_what_a_precision_cuts_off_stays_behind() -> None:
         rest, out = vector.copy(), np.empty_like(vector)
         encoding = Encoding.of(rest, layout, precision)
         spans = list(slices(8, 12))
-        for span, data in zip(spans, encoded(rest, encoding, spans, 1, keeps_rest=True), strict=True):
+        for span, data in zip(
+            spans, Writing(rest, encoding, spans, 1, keeps_rest=True).all_parts(), strict=True
+        ):
             encoding.decode(data, span, out[span])
         assert out + rest == pytest.approx(vector, rel=1e-6)
         assert np.any(rest[:6] != 0)
         assert np.all(rest[6:] == 0)
     rest = vector.copy()
-    encoded(rest, Encoding(), [slice(0, 8)], 1, keeps_rest=True)
+    Writing(rest, Encoding(), [slice(0, 8)], 1, keeps_rest=True).all_parts()
     assert rest.tobytes() == vector.tobytes()
 
 

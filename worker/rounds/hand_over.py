@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +24,7 @@ class RoundJob:
         key: The newest attempt at this round that was received; the answer names it.
         session: The coordinator's, that sent it.
         account: The coordinator's, as the broker says.
+        sha256: Of the weights, if it is known.
         stop: Set when the round has closed, or a newer one has come.
     """
 
@@ -33,6 +34,7 @@ class RoundJob:
     key: RoundKey
     session: int = 0
     account: str = ""
+    sha256: Callable[[], str] | None = None
     stop: threading.Event = field(default_factory=threading.Event)
 
 
@@ -161,7 +163,7 @@ class HandOver:
             mode=job.start.mode,
             task=job.start.task,
             bytes=len(model),
-            sha256=sha256_aside(model),
+            sha256=job.sha256 or sha256_aside(model),
         )
 
     def decline(self, worker: str, key: RoundKey, reason: str) -> None:

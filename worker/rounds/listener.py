@@ -382,11 +382,12 @@ class Listener(threading.Thread):
         newest = self._newest
         if newest is not None and newest.is_of(start):
             return Incoming.of(start, newest.vector)  # its parts are passed over when they come
-        if not start.base:
-            return Incoming(start, self._hand_over.take_spare())
-        if newest is None or not newest.leads_to(start):
+        if start.base and (newest is None or not newest.leads_to(start)):
             return None
-        return Incoming(start, self._hand_over.take_spare(), newest)
+        is_audited = self._hand_over.audit.is_kept
+        return Incoming(
+            start, self._hand_over.take_spare(), newest if start.base else None, is_audited=is_audited
+        )
 
     def _on_part(self, part: Part, delivery: Delivery) -> bool:
         """A part of a round start that isn't awaited (older, or received already) is dropped."""
@@ -420,6 +421,7 @@ class Listener(threading.Thread):
                     key=start.held,
                     session=start.session,
                     account=incoming.account,
+                    sha256=incoming.sha256,
                 )
             )
 

@@ -1,6 +1,8 @@
 """A round start put together from its header and its parts."""
 
+import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,6 +82,7 @@ class Incoming:
         start: A checked header.
         spare: A vector that nobody needs any more; used if it has the right size.
         newest: The model that the weights are told as a step from; None where they come whole.
+        is_audited: Whether SHA-256 of the weights is wanted: it is worked out while they come.
 
     Raises:
         ProtocolError: There is no memory for it, or its scales are none of such a model.
@@ -92,8 +95,16 @@ class Incoming:
     """
 
     account = ""
+    _sha256 = None
 
-    def __init__(self, start: RoundStart, spare: Vector | None = None, newest: Newest | None = None) -> None:
+    def __init__(
+        self,
+        start: RoundStart,
+        spare: Vector | None = None,
+        newest: Newest | None = None,
+        *,
+        is_audited: bool = False,
+    ) -> None:
         self.start = start
         self.workers: dict[str, None] = {}
         self.deliveries: list[Delivery] = []
@@ -103,8 +114,16 @@ class Incoming:
         self._newest = newest
         self._assembly = self._assembly_of_step(newest) if newest else self._assembly_of_all()
         self._is_inline = start.parts == 0
+        self._num_hashed = 0
         if self._is_inline:
             self._take_inline()
+        elif is_audited:
+            self._sha256 = hashlib.sha256()
+
+    @property
+    def sha256(self) -> Callable[[], str] | None:
+        """SHA-256 of the whole weights, if it was worked out while they came."""
+        return self._sha256.hexdigest if self._sha256 is not None else None
 
     def _assembly_of_all(self) -> Assembly:
         return Assembly(self.vector, self.start.transfer_id, self.start.part_bytes)
@@ -143,11 +162,24 @@ class Incoming:
         """
         if (part.run_id, part.round_number) != (self.start.run_id, self.start.round_number):
             return False
+        num_in_order = self._assembly.num_in_order
         if not self._assembly.place(part):
             return False
+        if part.index < num_in_order:
+            self._sha256 = None  # it came again, in the place of what is in there
         if self._assembly.is_complete:
             self._check_digest(self._digest_of_step(self._newest) if self._newest else self._assembly.digest)
+        self._hash_on()
         return True
+
+    def _hash_on(self) -> None:
+        """What is there from the first value on goes into SHA-256 before the rest has come."""
+        is_whole = self._assembly.is_complete
+        step = self.start.part_bytes // FLOAT32.itemsize
+        end = self.vector.size if is_whole else self._assembly.num_in_order * step
+        if self._sha256 is not None and end > self._num_hashed:
+            self._sha256.update(as_bytes(self.vector[self._num_hashed : end]))
+            self._num_hashed = end
 
     def _digest_of_step(self, newest: Newest) -> Digest:
         """Of the model that the step has led to, once what never changes is there, too."""

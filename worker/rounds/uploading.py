@@ -16,7 +16,7 @@ from broker.wire.messages import encode as encode_message
 from broker.wire.scores import AnswerCounts
 from broker.wire.settings import Precision, Summed
 from broker.wire.tensors import FLOAT32, INLINE_BYTES, Array, Layout, Values, Vector, sections_of
-from broker.wire.transfer import Digest, Encoding, is_local
+from broker.wire.transfer import Digest, Encoding, Writing, is_local
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,10 +108,11 @@ class KeptUpdate:
         precision: How its values are asked for.
         seed: Of int8's stochastic rounding: the same part is encoded to the same bytes every time.
         reader: The process whose upload queue takes its parts; the worker's own if it is called like it.
+        keeps_rest: Whether what a coarser precision cuts off is wanted (`take_rest`).
         is_audited: Whether the audit log is to tell which update this was.
 
     Attributes:
-        vector: The same; where a coarser precision is written down once, what that cut off (`take_rest`).
+        vector: The same, once it is written down in a coarser precision what that cut off; None where that is wanted.
 
     Raises:
         ModelError: Training has diverged, and int8 can't tell the coordinator.
@@ -129,6 +130,7 @@ class KeptUpdate:
         precision: Precision,
         seed: int,
         reader: str | None = None,
+        keeps_rest: bool = False,
         is_audited: bool = False,
     ) -> None:
         self.worker = worker
@@ -140,13 +142,17 @@ class KeptUpdate:
         self._encoding = (
             Encoding() if vector is None else Encoding.of(vector, layout, _written(vector, precision))
         )
-        self._values: list[Binary] = []
+        self._writing: Writing | None = None
+        self._rest: Values | None = None
         self._num_parts = self._num_bytes = 0
         if vector is not None:
             is_inline = vector.nbytes <= INLINE_BYTES
             spans = [slice(0, vector.size)] if is_inline else list(transfer.slices(vector.size, part_bytes))
             self._num_parts, self._num_bytes = 0 if is_inline else len(spans), vector.nbytes
-            self._write(vector, spans, sections_of(layout).num_trainable, seed)
+            self._check(vector[sections_of(layout).num_trainable :])
+            self._writing = Writing(vector, self._encoding, spans, seed, keeps_rest=True)
+            if keeps_rest and self._encoding.is_coarse:
+                self.vector, self._rest = None, vector
         self._is_audited = is_audited
         self._digest = Digest(is_audited=is_audited)
         self._sizes: dict[
@@ -155,14 +161,12 @@ class KeptUpdate:
         self._upload_id = ""
         self._is_announced = False
 
-    def _write(self, vector: Values, spans: list[slice], num_trainable: int, seed: int) -> None:
-        """Write its values down, once for all uploads; as float32 that takes no memory of its own."""
+    def _check(self, statistics: Values) -> None:
         is_exact = self._encoding.precision == "int8"
-        if is_exact and not (self._encoding.is_tellable and np.isfinite(vector[num_trainable:]).all()):
+        if is_exact and not (self._encoding.is_tellable and np.isfinite(statistics).all()):
             raise ModelError(
                 "Training has diverged: the update has NaN or infinity. Try a lower learning rate."
             )
-        self._values = transfer.encoded(vector, self._encoding, spans, seed, keeps_rest=True)
 
     def take_rest(self) -> Vector | None:
         """What the precision cut off, float32 of shape (U,), once: it is added to the next update (error feedback).
@@ -170,10 +174,11 @@ class KeptUpdate:
         Karimireddy et al. 2019, "Error Feedback Fixes SignSGD and other Gradient Compression Schemes", algorithm 1.
         None as float32, or where a training that has diverged leaves nothing to go on with.
         """
-        if self.vector is None or not self._encoding.is_coarse:
+        rest, self._rest = self._rest, None
+        if rest is None or self._writing is None:
             return None
-        rest, self.vector = np.asarray(self.vector, FLOAT32), None
-        return rest if np.isfinite(rest).all() else None
+        self._writing.all_parts()  # perhaps its round closed before all of them were published
+        return np.asarray(rest, FLOAT32) if np.isfinite(rest).all() else None
 
     def at_attempt(self, key: RoundKey) -> None:
         """Answer a later attempt at the same round with the same update."""
@@ -227,7 +232,8 @@ class KeptUpdate:
     def num_kept_bytes(self) -> int:
         """What its values take here, as they are written down; as float32 that is where they are."""
         is_apart = self.vector is not None and self._encoding.precision != "float32"
-        return sum(map(len, self._values)) + (self._num_bytes if is_apart else 0)
+        num_written = self._writing.num_bytes if self._writing is not None else 0
+        return num_written + (self._num_bytes if is_apart else 0)
 
     def parts(self) -> Iterator[Outgoing]:
         """The parts of the upload that was begun, encoded one by one as they are published."""
@@ -239,7 +245,7 @@ class KeptUpdate:
 
     def part(self, upload_id: str, index: int) -> bytes:
         """One part's body."""
-        data = self._values[index]
+        data = self._value(index)
         self._digest.add(index, data)
         body = encode_message(
             Part(
@@ -254,6 +260,11 @@ class KeptUpdate:
         )
         self._sizes[index] = len(body)
         return body
+
+    def _value(self, index: int) -> Binary:
+        """A part's values, written down once for all uploads; as float32 that takes no memory of its own."""
+        assert self._writing is not None  # noqa: S101 - an update has parts only if it has values
+        return self._writing.part(index)
 
     def announcement(self) -> Outgoing:
         """What tells the coordinator, once the parts are confirmed; encoded when it is published, as they are."""
@@ -298,7 +309,7 @@ class KeptUpdate:
             summed=self.measured.summed,
         )
         if self._has_update and not self._num_parts:
-            (data,) = self._values
+            data = self._value(0)
             self._digest.add(0, data)
             message = replace(message, update=bytes(data), digest=self._digest.hex())
         body = encode_message(message)

@@ -229,8 +229,10 @@ class WorkerLoop:
         job, update, error = answered.job, answered.update, answered.error
         if error is not None:
             self._decline(job.worker, self._hand_over.give_up(job), error)
-        elif update is not None and self._hand_over.keep(job, update):
-            self._upload_first(update)
+        elif update is not None:
+            if self._hand_over.keep(job, update):
+                self._upload_first(update)  # each part is written down when its turn comes
+            self._keep_rest(update)
 
     def _trained(self, job: RoundJob) -> KeptUpdate | None:
         participant = self._participants[job.worker]
@@ -257,13 +259,17 @@ class WorkerLoop:
             precision=settings.precision if trained.measured.summed is None else "float32",
             seed=seed_of(job.start, job.worker) if settings.deterministic else secrets.randbits(32),
             reader=self._reader,
+            keeps_rest=not settings.deterministic,
             is_audited=self._audit.is_kept and not self._is_swarm,
         )
-        if not settings.deterministic:
-            residual = update.take_rest()
-            if residual is not None:
-                self._residuals[job.worker] = residual
+        if self._threads is not None:
+            self._keep_rest(update)  # its next round may be trained before this update is published
         return update
+
+    def _keep_rest(self, update: KeptUpdate) -> None:
+        residual = update.take_rest()
+        if residual is not None:
+            self._residuals[update.worker] = residual
 
     def _with_residual(self, worker: str, vector: Vector | None) -> Vector | None:
         """Add what the precision cut off the last update (error feedback)."""

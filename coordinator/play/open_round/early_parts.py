@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from broker.link.seam import Delivery
 from broker.wire.messages import Part
+from broker.wire.transfer import Digest
 
 _MOST_EARLY_BYTES = 64 * 1024 * 1024  #: of all workers together
 _MOST_OLDER = 4  #: uploads of before in one queue
@@ -19,6 +20,7 @@ class Early:
 
     Attributes:
         parts: Of the newest upload.
+        digest: Of these, worked out while nothing else is to be done.
         deliveries: Of whatever was taken.
         is_left: Nothing more is to be taken before the announcement.
         is_slow: Its parts were seen to come as over a thin line.
@@ -27,6 +29,7 @@ class Early:
     """
 
     parts: list[Part] = field(default_factory=list)
+    digest: Digest = field(default_factory=Digest)
     deliveries: list[Delivery] = field(default_factory=list)
     is_left: bool = False
     is_slow: bool = False
@@ -62,12 +65,15 @@ class Early:
         """The memory that its parts take."""
         return sum(len(part.data) for part in self.parts)
 
-    def put(self, delivery: Delivery, part: Part) -> None:
+    def put(self, delivery: Delivery, part: Part, *, is_audited: bool = False) -> None:
         """Keep a part; those of an upload before it, or of a channel that has since been closed, are let go of."""
         is_other = part.transfer_id != self.upload_id
         if is_other or (self.deliveries and self.deliveries[-1].tag[0] != delivery.tag[0]):
             self.parts = []
+        if not self.parts:
+            self.digest = Digest(is_audited=is_audited)
         self.parts.append(part)
+        self.digest.add(part.index, part.data)
         self.deliveries.append(delivery.without_body())
         self.is_left = len(self.parts) >= part.count or len(self.deliveries) >= _MOST_OLDER * part.count
 
@@ -86,7 +92,7 @@ class EarlyParts:
         self._read = read
         self._of: dict[str, Early] = {}
 
-    def has_room(self, num_bytes: int) -> bool:
+    def has_room(self, num_bytes: float) -> bool:
         """Whether so much more can be kept."""
         return sum(early.num_bytes for early in self._of.values()) + num_bytes <= self._most_bytes
 

@@ -180,17 +180,20 @@ class Fetcher:
             LinkLost: The connection went away; the broker still has everything.
         """
         early, queue = self._early.of(worker), names.upload_queue(worker)
-        if early.is_left or not self._early.has_room(_MOST_AT_ONCE * self._part_bytes):
+        if early.is_left or not self._early.has_room(_MOST_AT_ONCE * self._sent_part_bytes):
             return
         try:
-            if not early.comes_slowly(self._link.waiting(queue) or 0, self._sent_part_bytes):
+            # What was seen once need not be asked for at each look.
+            if not early.is_slow and not early.comes_slowly(
+                self._link.waiting(queue) or 0, self._sent_part_bytes
+            ):
                 return
             if self._link.consumers(queue) != 0:
                 return  # whatever is wrong with it is told once its update is announced
             for delivery in self._link.fetch(queue, most=_MOST_AT_ONCE):
                 part = self._validator.open(delivery, uploader=worker)
                 if isinstance(part, Part):
-                    early.put(delivery, part)
+                    early.put(delivery, part, is_audited=self._is_audited)
                 else:
                     early.is_left = True
         except LinkLost:
@@ -209,26 +212,28 @@ class Fetcher:
         except ProtocolError as exc:
             # Its parts stay where they are: the next upload of this worker is read past them.
             return self._fetched(flaw=str(exc))
-        assembly = Assembly(
-            self._out, update.upload_id, self._part_bytes, encoding, is_audited=self._is_audited
-        )
-        return self._parts(update, assembly)
+        return self._parts(update, encoding)
 
-    def _parts(self, update: UpdateAnnounced, assembly: Assembly) -> Fetched:
+    def _parts(self, update: UpdateAnnounced, encoding: Encoding) -> Fetched:
         early, flaw = self._early.take(update.worker), None
         queue, deliveries = self._queue_of(update.worker), early.deliveries
-        for other in (*early.parts, *self._others.take(update.upload_id)):
-            flaw = _place(other, assembly) or flaw
+        is_of_it = early.upload_id == update.upload_id
+        digest = early.digest if is_of_it else Digest(is_audited=self._is_audited)
+        assembly = Assembly(self._out, update.upload_id, self._part_bytes, encoding, digest=digest)
+        for part in early.parts if is_of_it else ():
+            flaw = _place(part, assembly, is_digested=True) or flaw
+        for part in self._others.take(update.upload_id):
+            flaw = _place(part, assembly) or flaw
         num_sharing = self._roster.num_of_reader(update.worker)
         patience = _Patience(_MOST_FOREIGN + _MOST_OLDER * assembly.num_missing * num_sharing)
         for delivery in self._deliveries(queue, assembly, patience):
-            part, num_missing = self._validator.open(delivery, uploader=update.worker), assembly.num_missing
-            if isinstance(part, Part):
+            opened, num_missing = self._validator.open(delivery, uploader=update.worker), assembly.num_missing
+            if isinstance(opened, Part):
                 deliveries.append(delivery.without_body())  # its values are where they belong
-                if part.transfer_id != update.upload_id:
-                    self._others.put(part)
-                flaw = _place(part, assembly) or flaw
-            patience.note(is_part=part is not None, is_news=assembly.num_missing < num_missing)
+                if opened.transfer_id != update.upload_id:
+                    self._others.put(opened)
+                flaw = _place(opened, assembly) or flaw
+            patience.note(is_part=opened is not None, is_news=assembly.num_missing < num_missing)
         if patience.is_overrun:
             self._link.purge(queue)
             flaw = "its upload queue is full of what is no part of its update"
@@ -310,10 +315,10 @@ def empty_upload_queue(link: Link, validator: Validator, worker: str) -> None:
     link.purge(queue)
 
 
-def _place(part: Part, assembly: Assembly) -> str | None:
+def _place(part: Part, assembly: Assembly, *, is_digested: bool = False) -> str | None:
     """Take in a part, or leave it out and say what is wrong with it."""
     try:
-        assembly.place(part)
+        assembly.place(part, is_digested=is_digested)
     except ProtocolError as exc:
         assembly.skip(part)
         return str(exc)

@@ -130,6 +130,7 @@ class Taking:
         unacknowledged.hold(delivery, fetched.deliveries)
         if verdict is Verdict.ACCEPTED:
             self._add(update, fetched)
+            self._tools.folder.make_room()
         self._note(delivery, update, verdict, reason, fetched.digest)
         self._settle(update, verdict, reason, largest)
 
