@@ -94,8 +94,8 @@ test-cluster: needs-rabbitmq  ## three real nodes, killed, restarted, without a 
 
 # The chroot stays in build/rabbitmq-4 (300 MB) until `make clean`; where there can be none, that is said, and fails in CI.
 # An ordinary user can't start a broker in a chroot, so the test of that is left out.
-test-4x: needs-rabbitmq  ## integration and faults on RabbitMQ 4.x, of Debian forky in a chroot (root, debootstrap)
-	tests/on-rabbitmq-4 $(PYTEST_MANY) tests/faults tests/integration -k "not ordinary_user"
+test-4x: needs-rabbitmq  ## integration and faults on RabbitMQ 4.x, of Debian forky in a chroot (root, debootstrap; SOAK=1: the long ones, too)
+	tests/on-rabbitmq-4 $(PYTEST_MANY) $(if $(SOAK),-m "soak or not soak") tests/faults tests/integration -k "not ordinary_user"
 
 bench: needs-rabbitmq  ## what training and transport cost, beside the ideal and the floor
 	$(BIN)/python -m tests.bench

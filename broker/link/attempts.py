@@ -49,7 +49,7 @@ class Attempts:
     the others.
 
     Args:
-        addresses: With the login. The order is by chance: of many processes not all go to one node.
+        addresses: With the login, in the order in which they are tried.
 
     Attributes:
         address: The one that is tried now, or was last.
@@ -57,7 +57,7 @@ class Attempts:
     """
 
     def __init__(self, addresses: Sequence[str]) -> None:
-        self._addresses = random.sample(addresses, len(addresses))
+        self._addresses = list(addresses)
         self.address = self._addresses[-1]
         self.errors: dict[str, BrokerError] = {}
         self._refusals = {each: Refusals() for each in addresses}
@@ -74,12 +74,17 @@ class Attempts:
         self._there_since = float("inf")
 
     @property
+    def is_among_several(self) -> bool:
+        """Whether there is another address to try."""
+        return len(self._addresses) > 1
+
+    @property
     def patience(self) -> float | None:
         """After how many seconds the next address is better than this one; None where there is no other.
 
         It grows with each turn: a broker that needs longer to restore many queues gets there, too.
         """
-        if len(self._addresses) == 1:
+        if not self.is_among_several:
             return None
         return float(min(_PATIENCE_SECONDS * 2**self._num_turns, _MOST_PATIENCE_SECONDS))
 
@@ -106,7 +111,7 @@ class Attempts:
         self._num_tried = 0
         self._num_turns += 1
         delay = self._delay
-        longest = _LONGEST_DELAY_SECONDS if len(self._addresses) == 1 else _LONGEST_AMONG_SEVERAL_SECONDS
+        longest = _LONGEST_AMONG_SEVERAL_SECONDS if self.is_among_several else _LONGEST_DELAY_SECONDS
         self._delay = min(2 * delay, longest)
         return delay * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
 

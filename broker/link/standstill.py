@@ -1,8 +1,52 @@
-"""How long a link has taken no messages: time that must not count against anybody's deadline."""
+"""How long a link has taken no messages, which must not count against a deadline, and what a person is told of it."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+
+class Told:
+    """One line when a link stands still, and one when it goes on; thread-safe.
+
+    What befalls a broker befalls both connections of a link, each at a moment of its own and in its own way: whatever
+    comes after the first line, and before the last cause has ended, is not told again.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._causes: set[str] = set()
+        self._came = ""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the first line was said, and the second one was not."""
+        return bool(self._causes)
+
+    def begin(self, cause: str, went: str, came: str) -> bool:
+        """Add a cause; whether its line was said.
+
+        Args:
+            cause: What it is called.
+            went: What is said of it.
+            came: What is said in the end, if this is what it began with.
+        """
+        with self._lock:
+            is_news = not self._causes
+            self._causes.add(cause)
+            self._came = came if is_news else self._came
+        logger.log(logging.WARNING if is_news else logging.DEBUG, "%s", went)
+        return is_news
+
+    def end(self, cause: str) -> None:
+        """Take a cause away, if it is there."""
+        with self._lock:
+            is_last = self._causes == {cause}
+            self._causes.discard(cause)
+        if is_last:
+            logger.info("%s", self._came)
 
 
 class Standstill:
@@ -10,9 +54,13 @@ class Standstill:
 
     Args:
         read: A monotonic clock.
+
+    Attributes:
+        told: What a person is told of it.
     """
 
     def __init__(self, read: Callable[[], float] = time.monotonic) -> None:
+        self.told = Told()
         self._read = read
         self._lock = threading.Lock()
         self._causes: set[str] = set()

@@ -67,6 +67,12 @@ class Nodes:
         self.nodes = nodes
         self.management = Management(",".join(node.management_url for node in nodes))
 
+    @property
+    def version(self) -> tuple[int, int]:
+        """RabbitMQ's."""
+        major, minor, *_ = str(self.management.overview()["rabbitmq_version"]).split(".")
+        return int(major), int(minor)
+
     def start(self) -> None:
         """Start those that are down, and wait until all are ready."""
         cluster.start(self.nodes, seconds=CLUSTER_SECONDS)

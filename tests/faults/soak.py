@@ -1,22 +1,21 @@
 """`make soak MINUTES=N`: real processes, a seeded random schedule of all faults, and the bits of an undisturbed run.
 
-Runs of some rounds follow each other on one broker of its own: three with trainings that are plain arithmetic, which
-leave no time between the faults, then one that TensorFlow trains. Meanwhile coordinator, workers and broker are killed,
+Runs of some rounds follow each other on one broker of its own: five with trainings that are plain arithmetic, which
+leave no time between the faults, then one that TensorFlow trains. In two of the five a relay and a second broker stand
+between the coordinator and two of its three workers. Meanwhile coordinator, workers, relay and brokers are killed,
 frozen, told to stop and started again, their networks cut, their queues emptied, and junk is sent to them. Each run
 must end with the bits of an undisturbed one, no process stuck, no queue with a message left; worker w3 lives through
 all runs of its kind, and must not grow.
 """
 
-import random
 import signal
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from urllib.parse import quote, urlsplit
@@ -26,44 +25,17 @@ import numpy as np
 
 from broker.hosting import accounts
 from broker.hosting.management import Management
-from broker.hosting.private import PrivateBroker, wait_until
+from broker.hosting.private import PrivateBroker
 from broker.link.address import vhost_of
-from broker.link.seam import Outgoing
-from broker.wire.tensors import Vector
 from tests.attacks.enemy import NAME as ENEMY
-from tests.attacks.enemy import Enemy
-from tests.brokers import ALARMS, control, fresh_vhost, started_broker
+from tests.brokers import fresh_vhost, started_broker
 from tests.faults.actors import undisturbed
-from tests.faults.forwarder import Forwarder
-from tests.faults.stage import MANY_PARTS, SMALL_PARTS, WORKERS, Actor, Stage, passed
+from tests.faults.chaos import Chaos, Play
+from tests.faults.chaos_behind_relay import ChaosBehindRelay
+from tests.faults.stage import MANY_PARTS, WORKERS, Stage
 
-QUICK = SMALL_PARTS | {
-    "broker.link.rabbitmq.settings:_HEARTBEAT_SECONDS": 2,
-    "broker.link.attempts:_LONGEST_DELAY_SECONDS": 2,
-    "coordinator.presence.session:_ROLL_CALL_SECONDS": 3,
-    "coordinator.play.open_round.guests:_PRESENCE_SECONDS": 1,
-    "coordinator.play.open_round.unacknowledged:LONGEST_SECONDS": 2,
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Play:
-    """What is played under the faults.
-
-    Attributes:
-        name: "arithmetic" or "TensorFlow".
-        pause_seconds: Between two faults, from and to.
-        longest_seconds: A run that takes longer is stuck.
-        data: What each worker trains on; {} means plain arithmetic.
-        expected: The weights after `rounds` undisturbed rounds.
-    """
-
-    name: str
-    rounds: int
-    pause_seconds: tuple[float, float]
-    longest_seconds: float
-    data: dict[str, str]
-    expected: Vector
+#: Which federation plays when: plain, behind a relay, under siege, and one that TensorFlow trains.
+ORDER = (0, 3, 2, 0, 3, 1)
 
 
 def arithmetic() -> Play:
@@ -107,242 +79,18 @@ def trained(broker: PrivateBroker, folder: Path) -> Play:
     )
 
 
-class Chaos:
-    """One federation under faults.
-
-    Args:
-        broker: Killed and restarted.
-        amqp_url: The virtual host there that is this federation's alone.
-        folder: Logs and runs.
-        seed: Of the schedule; the same seed chooses the same faults.
-        logins: Addresses with accounts of their own, by name, an enemy's among them; {} for one account.
-    """
-
-    def __init__(
-        self,
-        play: Play,
-        broker: PrivateBroker,
-        amqp_url: str,
-        folder: Path,
-        seed: int,
-        logins: Mapping[str, str] | None = None,
-    ) -> None:
-        self.survived: Counter[str] = Counter()
-        self.memory: list[int] = []
-        self.play = play
-        self._broker = broker
-        self._amqp_url = amqp_url
-        self._folder = folder
-        self._random = random.Random(seed)
-        self._logins = logins or {}
-        self._networks = {
-            name: Forwarder(self._logins.get(name, amqp_url)) for name in ("coordinator", *WORKERS)
-        }
-        self._actors: dict[str, Actor] = {}
-
-    def run(self, number: int) -> None:
-        """One run under faults, and its proof."""
-        folder = self._folder / f"{self.play.name}-{number}"
-        folder.mkdir()
-        enemy = Enemy(self._logins[ENEMY], is_two_faced=False) if self._logins else None
-        if enemy is not None:
-            enemy.start()
-        stage = self._stage = Stage(self._amqp_url, folder, size=MANY_PARTS, patches=QUICK)
-        faults: Counter[str] = Counter()
-        try:
-            for name in ("coordinator", "w1", "w2"):
-                self._start(name)
-            if "w3" not in self._actors:
-                self._start("w3")
-            end = time.monotonic() + self.play.longest_seconds
-            while not self._is_done:
-                assert time.monotonic() < end, f"stuck after {dict(faults)}:\n{stage.story}"
-                passed(self._random.uniform(*self.play.pause_seconds))
-                if not self._is_done:
-                    faults[self._one_fault()] += 1
-                self._see_to_everyone()
-            if enemy is not None:
-                enemy.end.set()
-                enemy.join(60)
-            self._prove()
-        finally:
-            if enemy is not None:
-                enemy.end.set()
-            if "w3" in self._actors and self._actors["w3"] in stage.actors:
-                stage.actors.remove(self._actors["w3"])  # it plays on
-            stage.close()
-        self.survived += faults
-
-    @property
-    def _is_done(self) -> bool:
-        return self._stage.committed_round >= self.play.rounds
-
-    def report(self) -> str:
-        """How many runs, and what the worker that lived through them holds."""
-        return (
-            f"{len(self.memory)} runs of {self.play.rounds} rounds with {self.play.name}; memory of the worker that "
-            f"lived through them: {self.memory} MB."
-        )
-
-    @property
-    def grows(self) -> bool:
-        """Whether the memory of that worker does; the first run does not count, nor does noise."""
-        later = self.memory[1:]
-        return bool(later) and max(later) > 1.3 * later[0] + 20
-
-    def close(self) -> None:
-        """End what is left."""
-        for actor in self._actors.values():
-            if actor.is_running:
-                actor.kill()
-        for network in self._networks.values():
-            network.__exit__()
-
-    def __enter__(self) -> "Chaos":
-        for network in self._networks.values():
-            network.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    # --- actors --------------------------------------------------------------------------------------------
-
-    def _start(self, name: str) -> None:
-        url = self._networks[name].amqp_url
-        if name == "coordinator":
-            self._actors[name] = self._stage.coordinator(
-                rounds=self.play.rounds,
-                amqp_url=url,
-                connect_seconds=120,
-                run={"deadline_seconds": 3600.0, "deterministic": True},
-                data="mnist" if self.play.data else "",
-            )
-        else:
-            self._actors[name] = self._stage.worker(
-                name,
-                amqp_url=url,
-                train_seconds=self._random.uniform(0.0, 0.8),
-                connect_seconds=120,
-                once=name != "w3",
-                data=self.play.data.get(name, ""),
-                trainings=str(self._folder / "trainings.jsonl"),
-            )
-
-    def _see_to_everyone(self) -> None:
-        """Nobody may end by itself before the run does."""
-        if self._is_done:
-            return
-        for name, actor in self._actors.items():
-            assert actor.is_running, (
-                f"{name} ended by itself with {actor.process.exitcode}:\n{actor.said[-4000:]}"
-            )
-
-    def _prove(self) -> None:
-        coordinator = self._actors["coordinator"]
-        assert coordinator.ended(120) == 0, self._stage.story
-        for name in ("w1", "w2"):
-            assert self._actors[name].ended(60) == 0, self._stage.story
-        assert self._actors["w3"].is_running
-        self._stage.assert_bits(self.play.expected, self.play.rounds)
-        self.memory.append(self._memory_of(self._actors["w3"]))
-        left = partial(self._stage.leftovers, WORKERS, ENEMY)
-        assert wait_until(lambda: not left(), 20), left()
-
-    def _memory_of(self, actor: Actor) -> int:
-        """Its resident megabytes."""
-        pages = int(Path(f"/proc/{actor.process.pid}/statm").read_text().split()[1])
-        return pages * 4096 // 2**20
-
-    # --- faults --------------------------------------------------------------------------------------------
-
-    def _one_fault(self) -> str:
-        faults: dict[str, tuple[int, Callable[[], None]]] = {
-            "coordinator killed": (5, lambda: self._kill("coordinator")),
-            "coordinator told to stop": (2, lambda: self._terminate("coordinator", 143)),
-            "worker killed": (5, lambda: self._kill(self._random.choice(["w1", "w2"]))),
-            "worker told to stop": (2, lambda: self._terminate(self._random.choice(["w1", "w2"]), 0)),
-            "worker away for 5 s": (1, lambda: self._kill(self._random.choice(["w1", "w2"]), 5)),
-            "broker killed": (1, lambda: self._restart(PrivateBroker.kill)),
-            "broker stopped": (1, lambda: self._restart(PrivateBroker.stop)),
-            "connections dropped": (4, lambda: self._network().drop()),
-            "network cut": (2, lambda: self._disturb(Forwarder.cut, self._random.uniform(0.5, 3))),
-            "black hole": (2, lambda: self._disturb(Forwarder.swallow, self._random.uniform(1, 8))),
-            "half open": (2, lambda: self._network().half_open()),
-            "very slow": (2, self._slow_down),
-            "queue emptied": (2, lambda: self._lose_queue(is_deleted=False)),
-            "queue deleted": (1, lambda: self._lose_queue(is_deleted=True)),
-            "coordinator frozen": (1, lambda: self._freeze("coordinator")),
-            "worker frozen": (2, lambda: self._freeze(self._random.choice(list(WORKERS)))),
-            "broker short of memory": (1, lambda: self._alarm("memory")),
-            "broker short of disk": (1, lambda: self._alarm("disk")),
-            "junk sent": (2, self._send_junk),
-        }
-        name = self._random.choices(list(faults), [weight for weight, _ in faults.values()])[0]
-        round_number = self._stage.committed_round
-        click.echo(f"{time.strftime('%H:%M:%S')} {self.play.name}, round {round_number}: {name}", err=True)
-        faults[name][1]()
-        return name
-
-    def _kill(self, name: str, away_seconds: float = 0.0) -> None:
-        self._actors[name].kill()
-        passed(away_seconds)
-        self._start(name)
-
-    def _terminate(self, name: str, code: int) -> None:
-        actor = self._actors[name]
-        actor.process.terminate()
-        ended = actor.ended(20)
-        assert ended in (code, 0, -15), f"{name} ended with {ended}:\n{actor.said[-4000:]}"
-        if ended == code or ended < 0:  # told before it could listen: as good as killed
-            self._start(name)
-
-    def _restart(self, end: Callable[[PrivateBroker], None]) -> None:
-        end(self._broker)
-        self._broker.start()
-
-    def _network(self) -> Forwarder:
-        return self._networks[self._random.choice(list(self._networks))]
-
-    def _disturb(self, fault: Callable[[Forwarder], None], seconds: float) -> None:
-        network = self._network()
-        fault(network)
-        passed(seconds)
-        network.restore()
-
-    def _slow_down(self) -> None:
-        network = self._network()
-        network.bytes_per_second = 200_000
-        passed(4)
-        network.bytes_per_second = None
-
-    def _freeze(self, name: str) -> None:
-        """Longer than its heartbeats, sometimes: the broker takes it for dead, and it does not know."""
-        actor = self._actors[name]
-        actor.signal(signal.SIGSTOP)
-        passed(self._random.uniform(1, 8))
-        actor.signal(signal.SIGCONT)
-
-    def _alarm(self, kind: str) -> None:
-        raised, cleared = ALARMS[kind]
-        control(self._broker, *raised)
-        passed(self._random.uniform(1, 5))
-        control(self._broker, *cleared)
-
-    def _send_junk(self) -> None:
-        link = self._stage.link()
-        keys = ["coordinator", *(f"{kind}.{name}" for kind in ("worker", "upload") for name in WORKERS)]
-        for key in keys:
-            body = self._random.randbytes(self._random.randrange(1, 5000))
-            link.publish([Outgoing(key=key, body=body, message_type="junk", is_mandatory=False)])
-        link.close()
-
-    def _lose_queue(self, *, is_deleted: bool) -> None:
-        queue = self._random.choice(["coordinator", "worker.w1", "upload.w1", "worker.w2", "upload.w2"])
-        link = self._stage.link()
-        # An invited worker can't make its queue again: the admin side does.
-        link.delete([queue]) if is_deleted and not self._logins else link.purge(queue)
-        link.close()
+@contextmanager
+def behind_relay(play: Play, broker: PrivateBroker, folder: Path, seed: int) -> Iterator[Chaos]:
+    """The same play with a region behind a relay; the region's broker is its own."""
+    with (
+        started_broker(folder / "region") as region,
+        fresh_vhost(broker) as above,
+        fresh_vhost(region) as below,
+        ChaosBehindRelay(
+            replace(play, name=f"{play.name}, behind a relay"), broker, above, region, below, folder, seed
+        ) as chaos,
+    ):
+        yield chaos
 
 
 @contextmanager
@@ -383,9 +131,10 @@ def main(minutes: float, seed: int) -> None:
         amqp_url = stack.enter_context(fresh_vhost(broker))
         logins = stack.enter_context(invited(broker, amqp_url))
         federations.append(stack.enter_context(Chaos(besieged, broker, amqp_url, folder, seed, logins)))
+        federations.append(stack.enter_context(behind_relay(federations[0].play, broker, folder, seed)))
         number = 0
         while time.monotonic() < end:
-            federations[(0, 2, 0, 1)[number % 4]].run(number)
+            federations[ORDER[number % len(ORDER)]].run(number)
             number += 1
     click.echo(
         f"{number} runs in {(time.monotonic() - begun) / 60:.1f} minutes (seed {seed}), each with the bits of an"

@@ -281,6 +281,14 @@ class Stage:
 
     def gaps(self) -> list[tuple[str, float, float]]:
         """Each time that one side of somebody's link was without its connection: whose, and from when to when."""
+        return self._outages()[0]
+
+    @property
+    def away(self) -> set[str]:
+        """Which sides of somebody's link are without their connection now."""
+        return self._outages()[1]
+
+    def _outages(self) -> tuple[list[tuple[str, float, float]], set[str]]:
         lost: dict[tuple[str, int], float] = {}
         found = []
         for line in lines_of(self.connections):
@@ -289,7 +297,7 @@ class Stage:
                 lost[key] = line["at"]
             elif key in lost:
                 found.append((key[0], lost.pop(key), line["at"]))
-        return found
+        return found, {who for who, _ in lost}
 
     def assert_nobody_trained_twice(self) -> None:
         """Each worker trained each round once."""

@@ -60,14 +60,20 @@ def test_a_cut_network_is_connected_again(parts_stage: Stage, forwarder: Forward
 @mostly_one
 def test_a_black_hole_is_noticed_by_its_silence(parts_stage: Stage, forwarder: Forwarder, role: str) -> None:
     """Bytes go nowhere, and no FIN tells of it. Missing heartbeats do: the actor gives the connection up, and connects
-    again when the network is well."""
+    again when the network is well. It says so once, whether its first sign was a message that nobody confirms or the
+    silence, and once that it is over."""
     actor, actors = cast(parts_stage, forwarder, role)
     parts_stage.wait(lambda: parts_stage.has_begun("w1", 1), 30, "round 1")
     forwarder.swallow()
-    actor.says("Reconnecting.", 30)
+    parts_stage.wait(lambda: f"{role}, broker-consume" in parts_stage.away, 40, "the end of its connection")
     forwarder.restore()
-    actor.says("Connected to the broker again.", 60)
+    parts_stage.wait(lambda: not parts_stage.away, 60, "the next connections")
     assert_undisturbed(parts_stage, actors)
+    for either in (
+        ("Reconnecting.", "has not confirmed"),
+        ("Connected to the broker again.", "takes messages again"),
+    ):
+        assert sum(map(actor.said.count, either)) == 1, actor.said
 
 
 def test_a_silent_broker_does_not_cost_a_round_its_deadline(

@@ -13,9 +13,11 @@ import pytest
 from broker.hosting import accounts
 from broker.hosting.management import Management
 from broker.hosting.private import PrivateBroker, free_ports
+from broker.wire.tensors import Vector
 from tests.brokers import fresh_vhost, started_broker
 from tests.faults.actors import Break, undisturbed
 from tests.faults.stage import MANY_PARTS, SMALL_PARTS, Actor, Stage
+from tests.faults.test_thin_lines import INT8, undisturbed_steps
 
 REGIONS = {
     "north": {f"n{number}": 90 + number for number in range(5)},
@@ -92,11 +94,15 @@ class Tree:
         """What everybody said."""
         return "\n".join(stage.story for stage in (self.top, *self.regions.values()))
 
-    def assert_same_bits(self, coordinator: Actor, workers: dict[str, int] = EVERYBODY) -> None:
+    def assert_same_bits(
+        self, coordinator: Actor, workers: dict[str, int] = EVERYBODY, expected: Vector | None = None
+    ) -> None:
         """All ended, with the model of the same workers at one broker; nobody trained twice, and nothing is left."""
         everybody = [coordinator, *self.relays.values(), *self.workers]
         assert [actor.ended(120) for actor in everybody] == [0] * len(everybody), self.story
-        self.top.assert_bits(undisturbed(workers, rounds=ROUNDS, size=self.top.size), ROUNDS)
+        if expected is None:
+            expected = undisturbed(workers, rounds=ROUNDS, size=self.top.size)
+        self.top.assert_bits(expected, ROUNDS)
         assert self.top.leftovers(REGIONS) == {}, self.story
         for name, region in self.regions.items():
             region.assert_nobody_trained_twice()
@@ -173,6 +179,18 @@ def test_a_killed_relay_goes_on_and_nobody_trains_twice(make_tree: MakeTree, ste
 def test_a_relay_killed_among_parts_goes_on(make_tree: MakeTree, step: str) -> None:
     """Killed with a transfer half done, down or up: nothing is mixed, nothing counts twice."""
     assert_goes_on(make_tree(size=MANY_PARTS, patches=SMALL_PARTS), IN_PARTS[step])
+
+
+def test_relays_are_told_steps_and_one_that_was_killed_a_whole_copy(make_tree: MakeTree) -> None:
+    """With int8 on the way down, as plain workers are: the bits are those of all at one broker, told by steps. What
+    a relay was told is on disk as the model that it led to, so that it goes on below at once."""
+    tree = make_tree(size=MANY_PARTS, patches=SMALL_PARTS)
+    for name in REGIONS:
+        tree.region(name, breaks=(Break(point="settle", when="after", count=7),) if name == "north" else ())
+    coordinator = tree.coordinator(run=INT8)
+    assert tree.relays["north"].ended() == -signal.SIGKILL, tree.story
+    tree.relay("north")
+    tree.assert_same_bits(coordinator, expected=undisturbed_steps(EVERYBODY, rounds=ROUNDS))
 
 
 COORDINATOR_STEPS = {

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from broker.errors import BrokerError, BrokerUnreachable, LoginRefused
@@ -23,7 +24,7 @@ from broker.link.rabbitmq.settings import LinkSettings
 from broker.link.seam import Connection
 from broker.link.validity import shown_by_brokers, validities_of
 from tests.brokers import control, need_rabbitmq, wait_until
-from tests.servings import Process
+from tests.servings import Lab, Process
 from worker.site.reaching import reach
 
 _SECONDS = 120
@@ -84,14 +85,14 @@ def run(home: Path, *words: str, code: int = 0, with_home: bool = True) -> str:
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    """A broker that listens everywhere, and three invitations: two passwords, one certificate."""
+    """A broker that listens everywhere, and four invitations: three passwords, one certificate."""
     need_rabbitmq()
     home = tmp_path_factory.mktemp("house")
     port, page = free_ports(2)
     up = ["up", "--tls", "--port", str(port), "--management-port", str(page), "--admin", "me"]
     try:
         said = run(home, *up, "--listen", "0.0.0.0", "--name", "localhost", "--client-certificates")
-        for name, *more in (["coordinator"], ["site-1"], ["site-2", "--by-certificate"]):
+        for name, *more in (["coordinator"], ["site-1"], ["site-2", "--by-certificate"], ["north"]):
             said += run(home, "invite", name, "--invitation", str(home / f"{name}.toml"), *more)
         broker = PrivateBroker.recorded(home / str(port))
         assert broker is not None
@@ -133,6 +134,28 @@ def test_sites_join_by_invitation_and_train(house: House, tmp_path: Path) -> Non
     assert not [secret for secret in secrets if secret in house.said]
 
 
+def test_a_relay_reaches_the_broker_above_by_its_invitation(house: House, vhost: str, tmp_path: Path) -> None:
+    """Over TLS, with the account and the authority in the file, as any site does; its region has a broker of its own.
+    What the worker behind it learns comes up, and the account weighs as a relay because the run names it."""
+    (tmp_path / "partner.py").write_text(_PARTNER)
+    top = ["--workers", "1", "--rounds", "1", "--out", "run", "--relay", "north"]
+    with Lab(tmp_path, vhost, tmp_path) as lab:
+        relay = lab.start("coordinator", "relay", "--name", "north", "--above", str(house.invited("north")),
+                          "--workers", "1", "--out", "relay", "--once")  # fmt: skip
+        worker = lab.start("worker", "run", "--name", "n-1", "--trainer", "partner:Trainer", "--once")
+        coordinator = lab.start(
+            "coordinator", "run", "partner:task", *top, "--invitation", str(house.invited("coordinator"))
+        )
+        actors = [coordinator, relay, worker]
+        ended = [actor.ended(_SECONDS) for actor in actors]
+    said = "\n".join(each.said for each in actors)
+    assert ended == [0, 0, 0], said
+    assert "Valid: the broker's certificate (localhost) expires in 824 days" in relay.said
+    assert probe.login_of(read_invitation(house.invited("north")).amqp_url)[1] not in said
+    with np.load(tmp_path / "run" / "model.npz") as model:
+        assert np.array_equal(model["w"], np.full(3, 1.0, np.float32))
+
+
 def test_there_is_no_guest_and_nothing_without_tls(house: House) -> None:
     """Only the administrator who was asked for, and the invited; neither port answers without TLS, not even here."""
     broker, tls = house.broker, house.broker.access.tls()
@@ -141,6 +164,7 @@ def test_there_is_no_guest_and_nothing_without_tls(house: House) -> None:
         "coordinator",
         "site-1",
         "site-2",
+        "north",
     }
     guest = f"guest:guest@localhost:{broker.port}/"
     assert probe.ask(f"amqps://{guest}", tls=tls) is probe.Answer.REFUSED

@@ -5,14 +5,14 @@ import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pika
 import pytest
 
-from broker.errors import BrokerUnreachable, DeclareRefused, LinkLost, LoginRefused
+from broker.errors import BrokerUnreachable, DeclareRefused, LinkLost, LoginRefused, PublishRefused
 from broker.hosting.management import Management, Rights
 from broker.hosting.private import PrivateBroker, free_ports
 from broker.link import attempts
@@ -322,14 +322,69 @@ def test_a_connection_that_confirms_nothing_more_is_given_up(
     wait_until(lambda: link.takes_messages, 10)
     link.publish([message("coordinator", b"2")])
     assert [next_delivery(link).body, next_delivery(link).body] == [b"1", b"2"]
-    assert sum("Connecting anew" in each.getMessage() for each in caplog.records) == 1
+    assert [each.partition(" for ")[0] for each in caplog.messages] == [
+        "The broker has not confirmed a message"
+    ]
+
+
+def test_of_several_addresses_both_connections_leave_the_one_that_confirms_nothing(
+    vhost: str, make_link: MakeRabbitLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node of RabbitMQ 4 that is cut off from the others keeps its clients: it confirms nothing, and hands out
+    nothing either, which nobody could tell from a quiet hour."""
+    monkeypatch.setattr(publishing, "_CONFIRM_SECONDS", 0.3)
+    monkeypatch.setattr(publishing, "_CONFIRM_LIMIT_SECONDS", 1.0)
+    other = urlsplit(vhost)._replace(netloc=f"guest:guest@127.0.0.1:{urlsplit(vhost).port}").geturl()
+    link = make_link(f"{vhost},{other}")
+    link.declare([coordinator_queue()])
+    link.consume(["coordinator"], prefetch=0)
+    sides = link._consuming.connection, link._publishing.connection
+    left = {side.attempts.address for side in sides}
+    assert len(left) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(link._publishing, "_on_confirm", lambda *_: None)  # the broker's confirms are lost
+        assert isinstance(link.post(message("coordinator", b"1")).exception(10), LinkLost)
+    wait_until(
+        lambda: link.takes_messages and {side.attempts.address for side in sides} == {vhost, other} - left, 20
+    )
+
+
+@pytest.mark.parametrize("is_among_several", [False, True])
+def test_where_messages_are_refused_another_connection_is_tried_at_one_of_several_addresses(
+    vhost: str,
+    make_link: MakeRabbitLink,
+    channel: pika.adapters.blocking_connection.BlockingChannel,
+    monkeypatch: pytest.MonkeyPatch,
+    is_among_several: bool,
+) -> None:
+    """A channel of RabbitMQ 3 that asks a node that was cut off has every message refused, until that is back. Whoever
+    knows another address begins anew, and not again for a minute: a queue that is full refuses, too."""
+    monkeypatch.setattr(publishing, "_REFUSED_SECONDS", 0.2)
+    other = urlsplit(vhost)._replace(netloc=f"guest:guest@127.0.0.1:{urlsplit(vhost).port}").geturl()
+    link = make_link(f"{vhost},{other}" if is_among_several else vhost)
+    link.declare([coordinator_queue()])
+    channel.queue_declare("full", arguments={"x-max-length": 0, "x-overflow": "reject-publish"}, durable=True)
+    channel.queue_bind("full", names.EXCHANGE, "full")
+    side = link._publishing
+
+    def is_refused_for_long() -> bool:
+        with suppress(LinkLost, PublishRefused):
+            link.publish([message("full", b"x")])
+        return side._confirms.seconds_refused >= 0.2
+
+    for num_connections in (2, 2) if is_among_several else (1, 1):
+        wait_until(is_refused_for_long, 20)
+        wait_until(side.connection.ready.is_set, 20)
+        wait_until(lambda number=num_connections: side.connection.generation == number, 20)  # type: ignore[misc]
 
 
 def test_what_is_unconfirmed_is_doubted_when_the_other_connection_is_there_again(
-    make_link: MakeRabbitLink, monkeypatch: pytest.MonkeyPatch
+    make_link: MakeRabbitLink, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Of a cluster that had lost its majority one connection was lost, the other has confirmed nothing since: a node
-    of RabbitMQ 4 keeps it. It isn't waited for a minute, but given up when the first one is there again."""
+    of RabbitMQ 4 keeps it. It isn't waited for a minute, but given up when the first one is there again. Both together
+    are one line when it begins, and one when it is over."""
+    caplog.set_level("INFO", logger="broker")
     monkeypatch.setattr(publishing, "_CONFIRM_SECONDS", 0.3)
     link = make_link()
     link.declare([coordinator_queue()])
@@ -342,6 +397,10 @@ def test_what_is_unconfirmed_is_doubted_when_the_other_connection_is_there_again
         assert isinstance(posted.exception(20), LinkLost)
     wait_until(lambda: link.takes_messages, 10)
     link.publish([message("coordinator", b"2")])
+    wait_until(lambda: not link._standstill.told.is_on, 10)
+    went, *came = caplog.messages
+    assert "has not confirmed a message" in went
+    assert came == ["The broker takes messages again."]
 
 
 def test_of_several_addresses_a_dead_one_is_passed_over(vhost: str, make_link: MakeRabbitLink) -> None:

@@ -3,7 +3,9 @@
 import pytest
 
 from broker.errors import BrokerError, BrokerUnreachable, LinkLost, LoginRefused
+from broker.link.access import Access
 from broker.link.attempts import Attempts
+from broker.link.rabbitmq.settings import LinkSettings
 
 NODES = ("amqp://a/", "amqp://b/", "amqp://c/")
 AWAY, NO = LinkLost("away"), LoginRefused("no")
@@ -43,13 +45,16 @@ def test_a_cluster_is_tried_again_within_seconds() -> None:
 
 
 def test_not_all_begin_with_the_same_address() -> None:
-    """Of a hundred processes with one list some begin with each; otherwise one node carries all."""
+    """Of a hundred processes with one list some begin with each; otherwise one node carries all. Both connections of
+    one begin with the same: what shows on the one, that its node answers nothing, is true of the other."""
     first = set()
     for _ in range(100):
-        attempts = Attempts(NODES)
+        settings = LinkSettings(access=Access(amqp_url=",".join(NODES)), name="test")
+        assert sorted(settings.addresses) == sorted(settings.access.amqp_urls)
+        attempts = Attempts(settings.addresses)
         attempts.begin()
         first.add(attempts.address)
-    assert first == set(NODES)
+    assert first == set(settings.access.amqp_urls)
 
 
 def test_when_a_node_dies_the_others_are_tried_at_once() -> None:

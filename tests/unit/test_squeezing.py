@@ -137,15 +137,18 @@ def test_without_the_option_everybody_gets_all_weights() -> None:
     assert all(start.download_precision == "float32" and not start.base for start, _ in came.values())
 
 
-def test_a_relay_gets_all_weights() -> None:
-    """It keeps no model, and passes on to its own workers what it was given."""
+def test_a_relay_is_told_the_step_as_any_worker() -> None:
+    """The line between two sites is the thin one. Its own workers get whole copies of what the step leads it to."""
     held, squeezing = model(1), Squeezing("int8", 0)
     vector = after(held, 2)
     squeezed(squeezing, vector, held)
-    models = dict.fromkeys("abc", digest_of(held))
-    came = Sending(squeezing, vector, frozenset("a")).send(models)
-    assert received(*came["a"]).tobytes() == vector.tobytes()
-    assert [bool(start.base) for start, _ in came.values()] == [False, True, True]
+    models = dict.fromkeys("ab", digest_of(held))
+    came = Sending(squeezing, vector, frozenset("ac")).send(models)
+    newest = Newest(digest=digest_of(held), vector=held)
+    assert received(*came["a"], newest).tobytes() == vector.tobytes()
+    assert received(*came["c"]).tobytes() == vector.tobytes()
+    assert [start.relay is not None for start, _ in came.values()] == [True, False, True]
+    assert [len(parts) for _, parts in came.values()] == [len(came["b"][1]), len(came["b"][1]), 4]
 
 
 def in_full(rest: Rest | None) -> Vector:

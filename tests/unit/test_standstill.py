@@ -1,8 +1,12 @@
 """Time in which no messages are taken, and the clock that leaves it out, with time passed in."""
 
+from concurrent.futures import Future
+from types import SimpleNamespace
+
 import pytest
 
-from broker.link.standstill import Standstill
+from broker.link.rabbitmq.confirms import Confirms
+from broker.link.standstill import Standstill, Told
 from coordinator.presence.clock import ConnectedClock
 
 
@@ -89,3 +93,50 @@ def test_the_clock_leaves_out_both_the_standstill_and_the_time_without_a_place(
     clock.restored()
     times.now = 170
     assert clock.now() - begun == 20
+
+
+def test_whatever_befalls_two_connections_is_told_in_one_line_each_way(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The first cause is told, and the end of the last one, in the words of the first."""
+    caplog.set_level("INFO")
+    told = Told()
+    told.end("connection")
+    assert told.begin("connection", "Lost.", "Connected again.")
+    assert not told.begin("unconfirmed", "Not confirmed.", "Takes messages again.")
+    told.end("connection")
+    assert told.is_on
+    told.end("unconfirmed")
+    told.end("unconfirmed")
+    assert caplog.messages == ["Lost.", "Connected again."]
+    assert told.begin("unconfirmed", "Not confirmed.", "Takes messages again.")
+    told.end("unconfirmed")
+    assert caplog.messages[2:] == ["Not confirmed.", "Takes messages again."]
+
+
+def test_the_oldest_message_under_way_tells_whether_those_before_an_outage_are_settled() -> None:
+    """A broker may confirm what is new, and never what it was sent while it had no majority."""
+    confirms = Confirms()
+    assert confirms.oldest == 1
+    for number in range(3):
+        confirms.add(str(number), Future())
+    confirms.settle(_ack(2))
+    confirms.settle(_ack(3))
+    assert (confirms.oldest, confirms.next_tag) == (1, 4)
+    confirms.settle(_ack(1))
+    assert confirms.oldest == 4
+
+
+def test_refusals_count_from_the_first_of_a_row(monkeypatch: pytest.MonkeyPatch, times: Times) -> None:
+    """One alone says nothing, nor does one an hour after another."""
+    monkeypatch.setattr("broker.link.rabbitmq.confirms.time.monotonic", times.read)
+    confirms = Confirms()
+    for number, (now, seconds) in enumerate(((100, 0), (107, 7), (120, 20), (3720, 0), (3721, 1)), start=1):
+        times.now = now
+        confirms.add(str(number), Future())
+        confirms.settle(_ack(number, "Basic.Nack"))
+        assert confirms.seconds_refused == seconds
+
+
+def _ack(tag: int, name: str = "Basic.Ack") -> SimpleNamespace:
+    return SimpleNamespace(method=SimpleNamespace(NAME=name, delivery_tag=tag, multiple=False))

@@ -8,6 +8,8 @@ from typing import Any
 from broker.errors import PublishRefused, Unroutable
 from broker.link.rabbitmq.calls import fail, finish
 
+_FORGOTTEN_SECONDS = 60.0  #: a refusal after so long begins the count anew
+
 
 @dataclass(frozen=True, slots=True)
 class _Unconfirmed:
@@ -24,6 +26,8 @@ class Confirms:
         returned: The routing keys of messages that reached no queue, by message id; the broker says so before it
             confirms them.
         is_watched: Whether somebody will look at their age.
+        since: When the channel began.
+        seconds_refused: For how long messages have been refused again and again, up to the last of them.
     """
 
     def __init__(self) -> None:
@@ -31,6 +35,9 @@ class Confirms:
         self.waiting: dict[int, _Unconfirmed] = {}  # the oldest first
         self.returned: dict[str, str] = {}
         self.is_watched = False
+        self.since = time.monotonic()
+        self.seconds_refused = 0.0
+        self._refused_at = float("-inf")
         self._oldest_since = 0.0
 
     def add(self, message_id: str, future: Future[Any]) -> None:
@@ -39,6 +46,11 @@ class Confirms:
             self._oldest_since = time.monotonic()
         self.waiting[self.next_tag] = _Unconfirmed(message_id, future)
         self.next_tag += 1
+
+    @property
+    def oldest(self) -> int:
+        """The tag of the oldest one, or of the next, where there is none."""
+        return next(iter(self.waiting), self.next_tag)
 
     @property
     def age(self) -> float:
@@ -64,5 +76,11 @@ class Confirms:
         elif is_ack:
             finish(unconfirmed.future)
         else:
+            self._note_refused(time.monotonic())
             refused = "The broker refused a message: a queue is full, or its nodes are away."
             fail(unconfirmed.future, PublishRefused(refused))
+
+    def _note_refused(self, now: float) -> None:
+        between = now - self._refused_at
+        self.seconds_refused = 0.0 if between > _FORGOTTEN_SECONDS else self.seconds_refused + between
+        self._refused_at = now

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -45,6 +46,7 @@ class ConnectionThread(threading.Thread):
         ready: Set while calls are taken.
         was_ready: Whether it was ever set.
         attempts: At which address it is, and why others failed.
+        partner: The other connection of the link.
     """
 
     def __init__(
@@ -58,11 +60,12 @@ class ConnectionThread(threading.Thread):
         super().__init__(name=f"broker-{role}", daemon=True)
         self.channel: Any = None
         self.generation = 0
-        self.attempts = Attempts(settings.access.amqp_urls)
+        self.attempts = Attempts(settings.addresses)
         self._tells = role == "consume"  # of two connections that fail alike, one says so
         self.ready, self.was_ready = threading.Event(), False
         self.alarm = Alarm(f"an alarm at {role}", standstill)
-        self.calls = Calls(settings.stop, self.alarm, self.run_soon, self.restart, self.translated)
+        self.calls = Calls(settings.stop, self.alarm, self.run_soon, self.give_up, self.translated)
+        self.partner: ConnectionThread | None = None
         self._parameters = settings.parameters(role)
         self._on_ready, self._on_lost = on_ready, on_lost
         self._outage, self._standstill = f"no connection to {role}", standstill
@@ -160,9 +163,22 @@ class ConnectionThread(threading.Thread):
         connection = self._connection
         if connection is None or not connection.is_open:
             return  # it is at its end already
-        logger.warning("Connecting anew: %s.", reason)
+        logger.log(
+            logging.DEBUG if self._standstill.told.is_on else logging.WARNING, "Connecting anew: %s.", reason
+        )
         connection.ioloop.call_later(_CLOSE_SECONDS, partial(self._cut, connection))
         connection.close()
+
+    def give_up(self, reason: str) -> None:
+        """The broker does not answer: begin anew, and with the other connection, where there is another node.
+
+        One that is cut off from the others of RabbitMQ 4 keeps its clients: it hands out no more than it confirms.
+        """
+        partner, its = self.partner, self.attempts
+        if partner is not None and its.is_among_several and partner.attempts.address == its.address:
+            with suppress(BrokerError):  # it went away by itself
+                partner.run_soon(partial(partner.restart, reason))
+        self.restart(reason)
 
     def _cut(self, connection: Any) -> None:
         """End a connection whose broker does not answer a close, either."""

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import queue
+import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import Future
 from functools import partial
@@ -20,6 +21,7 @@ from broker.link.standstill import Standstill
 
 logger = logging.getLogger(__name__)
 
+_CONNECTION = "no connection"  #: why nothing is received
 _Restored = Callable[[Mapping[str, Queue], Mapping[str, int]], None]
 
 
@@ -53,7 +55,7 @@ class Consuming:
 
     Args:
         standstill: Told while there is no connection.
-        on_again: Called in the connection's thread when it was lost, and is there again.
+        on_again: Called in the connection's thread with when it was lost, before it is told that it is there again.
 
     Attributes:
         connection: Its thread.
@@ -62,8 +64,10 @@ class Consuming:
         consumed: The queues that are received from on every connection, and the prefetch of each.
     """
 
-    def __init__(self, settings: LinkSettings, standstill: Standstill, on_again: Callable[[], None]) -> None:
-        self._on_again = on_again
+    def __init__(
+        self, settings: LinkSettings, standstill: Standstill, on_again: Callable[[float], None]
+    ) -> None:
+        self._on_again, self._told, self._lost_at = on_again, standstill.told, float("inf")
         self.connection = ConnectionThread(settings, "consume", self._on_ready, self._on_lost, standstill)
         self.declaring = Declaring(settings, self.connection)
         self.fetching = Fetching(self.connection)
@@ -153,8 +157,8 @@ class Consuming:
         is_first, early = not self.connection.was_ready, self._early or []
         self.connection.be_ready()
         if not is_first:
-            logger.info("Connected to the broker again.")
-            self._on_again()
+            self._on_again(self._lost_at)
+            self._told.end(_CONNECTION)
             self._events.put(Connection.RESTORED)
         for delivery in early:
             self._events.put(delivery)
@@ -167,8 +171,9 @@ class Consuming:
             self._restore(more_declared, more_consumed, lambda *_: None)
 
     def _on_lost(self, error: BrokerError) -> None:
+        self._lost_at = time.monotonic()
         if not self._stop.is_set():
-            logger.warning("%s Reconnecting.", error)
+            self._told.begin(_CONNECTION, f"{error} Reconnecting.", "Connected to the broker again.")
         self._events.put(Connection.LOST)
 
     def _start_consumers(self, wanted: Mapping[str, int], started: Callable[[], None]) -> None:

@@ -30,6 +30,9 @@ _TRANSIENT_MILLISECONDS = "10000"
 _STOP_SECONDS = 2.0  #: how long a confirm is waited for after the wish to stop
 _CONFIRM_SECONDS = 5.0  #: a message unconfirmed for so long: the broker takes none now
 _CONFIRM_LIMIT_SECONDS = 60.0  #: then its connection is given up
+_REFUSED_SECONDS = (
+    5.0  #: messages refused for so long, at one of several addresses: another connection may be taken
+)
 _LOOK_SECONDS = 0.5  #: how often it is looked at after the first of these
 _UNCONFIRMED = "a message is unconfirmed"  #: why messages are not taken
 
@@ -105,8 +108,9 @@ class Publishing:
         self.connection = ConnectionThread(settings, "publish", self._on_ready, self._on_lost, standstill)
         self._calls = self.connection.calls
         self._standstill = standstill
-        self._is_slow_told, self._slow_told_at = False, float("-inf")
-        self._doubted_until = 0.0
+        self._told, self._slow_told_at = standstill.told, float("-inf")
+        self._doubted_until, self._first_trusted = 0.0, 0
+        self._left_refusal_at = float("-inf")
         self._confirms = Confirms()
         self._message_ids = itertools.count(1)
 
@@ -162,7 +166,7 @@ class Publishing:
 
     def _on_ready(self) -> None:
         confirms = self._confirms = Confirms()
-        self._doubted_until = 0.0
+        self._doubted_until, self._first_trusted = 0.0, 0
         channel = self.connection.channel
         channel.add_on_return_callback(self._on_return)
         channel.confirm_delivery(
@@ -180,9 +184,21 @@ class Publishing:
         confirms.settle(frame)
         if confirms.age < _CONFIRM_SECONDS:
             self._standstill.end(_UNCONFIRMED)
-            if self._is_slow_told:
-                self._is_slow_told = False
-                logger.info("The broker takes messages again.")
+            if confirms.oldest >= self._first_trusted:
+                self._told.end(_UNCONFIRMED)
+        if confirms.seconds_refused >= _REFUSED_SECONDS:
+            self._leave_refusal()
+
+    def _leave_refusal(self) -> None:
+        """Begin anew where a cluster's node refuses what it is sent, once in a while: a queue may be full, too.
+
+        A channel of RabbitMQ 3 asks the node that led a queue when it first wrote to it. If that node is cut off it
+        refuses every message to that queue, until the node is back; a channel that is opened later asks another one.
+        """
+        now = time.monotonic()
+        if self.connection.attempts.is_among_several and now - self._left_refusal_at > _CONFIRM_LIMIT_SECONDS:
+            self._left_refusal_at = now
+            self.connection.restart("messages are refused")
 
     def _watch(self, confirms: Confirms) -> None:
         """Look at what is unconfirmed when its time is up: who waits for a confirm hears nothing that tells it so."""
@@ -192,24 +208,30 @@ class Publishing:
         age, alarm, limit = confirms.age, self.connection.alarm, self._limit_seconds
         if not alarm.is_on and min(age, time.monotonic() - alarm.ended_at) >= limit:
             # A cluster that has its majority back may confirm nothing more on an old connection.
-            self.connection.restart(f"a message was not confirmed within {limit:g} s")
+            self.connection.give_up(f"a message was not confirmed within {limit:g} s")
             return
         if age >= _CONFIRM_SECONDS:
             self._tell_slow(age)
             self._standstill.begin(_UNCONFIRMED, seconds_ago=age)
         self.connection.later(max(_LOOK_SECONDS, _CONFIRM_SECONDS - age), partial(self._watch, confirms))
 
-    def doubt(self) -> None:
+    def doubt(self, lost_at: float) -> None:
         """The other connection was lost and is there again: what isn't confirmed soon never will be.
 
         A node of RabbitMQ 4 that was left without a majority keeps its clients, and may confirm nothing more of what
         they sent meanwhile, also when the majority is back.
         """
-        with suppress(BrokerError):  # a new connection begins without doubt
+        confirms = self._confirms
+        if not self.connection.ready.is_set() or confirms.since > lost_at:
+            return  # a new connection begins without doubt
+        if confirms.waiting:
+            self._tell_unconfirmed(confirms.age)
+        with suppress(BrokerError):
             self.connection.run_soon(self._begin_doubt)
 
     def _begin_doubt(self) -> None:
         self._doubted_until = time.monotonic() + _CONFIRM_LIMIT_SECONDS
+        self._first_trusted = self._confirms.next_tag
 
     @property
     def _limit_seconds(self) -> float:
@@ -219,10 +241,14 @@ class Publishing:
 
     def _tell_slow(self, age: float) -> None:
         """Once until messages are taken again, and not again soon: a slow network has it come to this at each part."""
-        is_news = not self._is_slow_told and time.monotonic() - self._slow_told_at > _CONFIRM_LIMIT_SECONDS
-        if is_news and not (self.connection.alarm.is_on or self._standstill.is_on):
-            self._slow_told_at, self._is_slow_told = time.monotonic(), True
-            logger.warning("The broker has not confirmed a message for %.0f s; waiting.", age)
+        is_quiet = time.monotonic() - self._slow_told_at <= _CONFIRM_LIMIT_SECONDS or self._standstill.is_on
+        if not self.connection.alarm.is_on and (self._told.is_on or not is_quiet):
+            self._tell_unconfirmed(age)
+
+    def _tell_unconfirmed(self, age: float) -> None:
+        went = f"The broker has not confirmed a message for {age:.0f} s; waiting."
+        if self._told.begin(_UNCONFIRMED, went, "The broker takes messages again."):
+            self._slow_told_at = time.monotonic()
 
 
 def _handfuls(batch: Iterable[Outgoing]) -> Iterator[list[tuple[Outgoing, bytes]]]:

@@ -37,6 +37,9 @@ class RabbitLink:
         self._publishing = Publishing(settings, self._standstill)
         self._consuming = Consuming(settings, self._standstill, self._publishing.doubt)
         self._declaring = self._consuming.declaring
+        sides = self._consuming.connection, self._publishing.connection
+        for side, other in zip(sides, reversed(sides), strict=True):
+            side.partner = other
 
     @property
     def account(self) -> str:

@@ -1,5 +1,6 @@
 """How the broker is reached, and what pika is told of it."""
 
+import random
 import threading
 from dataclasses import dataclass, field
 from typing import Literal
@@ -24,12 +25,18 @@ class LinkSettings:
         name: Shown at the management page, e.g. "worker hospital-1".
         connect_seconds: How long the first connection is tried; None: until told to stop.
         stop: The process's wish to end: every wait then ends within about a second.
+        addresses: In an order by chance: of many processes not all go to one node, and both connections of one do.
     """
 
     access: Access
     name: str
     connect_seconds: float | None = 10.0
     stop: threading.Event = field(default_factory=threading.Event)
+    addresses: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        urls = self.access.amqp_urls
+        object.__setattr__(self, "addresses", tuple(random.sample(urls, len(urls))))
 
     @property
     def account(self) -> str:

@@ -111,9 +111,9 @@ class Invitation:
                     models.update(dict.fromkeys(group, self._start.digest))
 
     def _base_for(self, reader: str, models: dict[str, str]) -> str:
-        """What a process is told the new model as a step from; empty: it needs all of it, as a relay always does."""
+        """What a process is told the new model as a step from; empty: it needs all of it."""
         model, start = models.get(reader, ""), self._start
-        if start.download_precision == "float32" or start.weights is not None or reader in self._terms:
+        if start.download_precision == "float32" or start.weights is not None:
             return ""
         is_enough = model == start.digest or (self._step is not None and model == self._step.base)
         return model if is_enough else ""
