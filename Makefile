@@ -89,7 +89,7 @@ needs-browser: install
 	@command -v npm >/dev/null || deploy/install-package npm || true
 
 test-browser: needs-rabbitmq needs-browser  ## the pages in a real browser; screenshots in build/screenshots
-	$(BIN)/python -m pytest tests/browser
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 10 tests/browser
 
 soak: needs-rabbitmq  ## all faults at random on real processes, for MINUTES=30 (SEED=1), and the long fault tests
 	$(BIN)/python -m pytest -m soak tests/faults tests/system
