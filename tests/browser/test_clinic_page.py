@@ -14,6 +14,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from broker.model.card import write_card
+from tests.brokers import at_load
 from tests.browser.chromium import (
     axe_faults,
     be_dark,
@@ -24,7 +25,6 @@ from tests.browser.chromium import (
     load_seconds,
     screenshot,
 )
-from tests.brokers import at_load
 from tests.clinics import CLASSES, card, replace_file, running_clinic, save_trained_model, save_xray
 from tests.dicoms import SECRETS, dicom
 from worker.learning.saved_model import load_model
