@@ -16,7 +16,7 @@ PYTEST_MANY := $(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loa
 .PHONY: needs-debootstrap needs-machines test-walk test-unit test-python test-pythons demo clean lock wheel wheelhouse audit sbom
 
 help:  ## this list
-	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
 venv: $(VENV)/.made  ## the virtual environment
 
@@ -101,15 +101,16 @@ test-cluster: needs-rabbitmq  ## three real nodes, killed, restarted, without a 
 	tests/on-rabbitmq-4 $(BIN)/python -m pytest $(if $(SOAK),-m "soak or not soak") -s tests/cluster
 
 # The chroot stays in build/rabbitmq-4 (300 MB) until `make clean`; where there can be none, that is said, and fails in CI.
-# An ordinary user can't start a broker in a chroot, so the test of that is left out.
 test-4x: needs-rabbitmq needs-debootstrap  ## integration and faults on RabbitMQ 4.x, of Debian forky in a chroot (root, debootstrap)
-	tests/on-rabbitmq-4 $(PYTEST_MANY) tests/faults tests/integration -k "not ordinary_user"
+	tests/on-rabbitmq-4 $(PYTEST_MANY) tests/faults tests/integration
 
-# What speaks to the broker most: link, queues, accounts, invitations, and the faults of broker, queues and both roles.
-SHORT_4X := $(addprefix tests/faults/test_,broker.py coordinator_killed.py workers.py queues.py accounts.py) \
-  $(addprefix tests/integration/test_,rabbit_link.py accounts.py invited_link.py many_invitations.py quorum_queues.py)
-test-4x-short: needs-rabbitmq needs-debootstrap  ## a part of it, in four minutes; CI does, where there can be a chroot
-	tests/on-rabbitmq-4 --if-possible $(PYTEST_MANY) $(SHORT_4X)
+# What speaks to the broker; left out is what trains with TensorFlow, or is the same whatever the broker: files, pages, experiments.
+FAULTS_4X := accounts broker coordinator_killed endings hostile logins long_rounds network queues relay swarm thin_lines \
+  two_coordinators undisturbed workers
+INTEGRATION_4X := accounts broker_up encrypted_broker invited_link many_invitations quorum_queues rabbit_link
+test-4x-short: needs-rabbitmq needs-debootstrap  ## five sixths of it, in four minutes; CI does, where there can be a chroot
+	tests/on-rabbitmq-4 --if-possible $(PYTEST_MANY) $(FAULTS_4X:%=tests/faults/test_%.py) \
+	  $(INTEGRATION_4X:%=tests/integration/test_%.py)
 
 bench: needs-rabbitmq  ## what training and transport cost, beside the ideal and the floor
 	$(BIN)/python -m tests.bench
