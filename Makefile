@@ -30,7 +30,7 @@ $(VENV)/.made:
 	$(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 
-# uv takes a third of pip's time. pip does it where an index of one's own is set for pip, which uv doesn't read; or where uv fails.
+# uv is faster than pip, which does it where an index of one's own is set for pip, which uv doesn't read; or where uv fails.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 $(VENV)/.installed: $(VENV)/.made requirements.lock pyproject.toml
 	! $(PIP) config list | grep '[.]index-url=' \
