@@ -14,6 +14,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from broker.model.card import write_card
+from tests.brokers import at_load
 from tests.browser.chromium import (
     axe_faults,
     be_dark,
@@ -88,7 +89,7 @@ def test_two_xrays_show_class_bars_and_heat_map(
 ) -> None:
     """The doctor's main path, and what the page must hold on it."""
     browser.get(address)
-    assert load_seconds(browser) < 2  # 0.5 s on a quiet machine; a test machine is seldom quiet
+    assert load_seconds(browser) < at_load(2)  # 0.5 s on a quiet machine; a test machine is seldom quiet
     assert "Not for clinical use" in browser.find_element(By.TAG_NAME, "header").text
     screenshot(browser, "clinic-empty")
     assert axe_faults(browser, axe) == []

@@ -9,7 +9,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from tests.brokers import started_broker, wait_until
+from tests.brokers import at_load, started_broker, wait_until
 from tests.browser.chromium import (
     axe_faults,
     be_dark,
@@ -105,7 +105,7 @@ def test_a_person_sees_workers_launches_watches_and_takes_the_model_away(
     """Workers appear by themselves, rounds advance by themselves, a killed worker goes away, and the model opens."""
     lab.serve()
     page.browser.get(lab.address)
-    assert load_seconds(page.browser) < 2
+    assert load_seconds(page.browser) < at_load(2)
     page.until(lambda: "ready" in page.text("coordinator-state"), 30, "a ready coordinator")
     page.browser.execute_script("window.isTheSamePage = true")
     assert not page.can_launch()

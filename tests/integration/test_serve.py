@@ -54,7 +54,7 @@ def test_one_coordinator_plays_many_runs_however_they_are_launched(
     serving = lab.serve()
     code, said = lab.run("launch", "mnist", "--deadline-seconds", "1", "--retries", "0")
     assert code == 0, said
-    lab.wait_for(is_over, 40, "a run without workers to fail")
+    lab.wait_for(is_over, 120, "a run without workers to fail")
     assert lab.get("/api/state")["last_run"]["reason"].startswith("Only 0 of 2 workers joined")
 
     for number in range(2):

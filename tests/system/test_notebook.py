@@ -3,9 +3,7 @@
 import time
 from pathlib import Path
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
 from tests.brokers import at_load
 
@@ -17,6 +15,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:::(zmq|jupyter_client|nbclient|a
 
 def test_the_first_notebook_runs_in_under_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it says is true: no cell fails, no file is left, and both kinds of workers learn."""
+    import nbformat  # late: it takes 3 s
+    from nbclient import NotebookClient
+
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "it is stored without outputs"

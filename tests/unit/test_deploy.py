@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import yaml
 
@@ -49,6 +48,8 @@ def test_kubernetes_takes_each_resource() -> None:
 
 def test_the_cluster_operator_takes_the_broker() -> None:
     """Its custom resource stands in no schema of Kubernetes; the settings are those of rabbitmq.conf."""
+    import jsonschema  # late: it takes 3 s
+
     (found,) = resources(BROKER)
     jsonschema.validate(found, json.loads((ROOT / "tests/schemas/rabbitmqcluster.json").read_text()))
     text = (DEPLOY / "rabbitmq.conf").read_text(encoding="utf-8")

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
 
 from broker.wire.scores import AnswerCounts, count_answers, flaw_in_counts, pooled_measures
 
@@ -26,6 +25,8 @@ def site(seed: int, count: int, spread: float, shift: float) -> tuple[np.ndarray
 @pytest.mark.parametrize("sharpness", [0.1, 1.0, 8.0])
 def test_the_pooled_auc_is_that_of_all_examples_together(sharpness: float) -> None:
     """Within 0.001, for flat scores and for ones near 0 and 1; the mean of the sites' AUCs is another figure."""
+    from sklearn.metrics import roc_auc_score  # late: it takes a second
+
     sites = [site(1, 500, 2.0 * sharpness, -2.0), site(2, 900, 1.0, 1.0), site(3, 40, 3.0, 0.0)]
     scores, y = (np.concatenate(each) for each in zip(*sites, strict=True))
     exact = roc_auc_score(y, scores)
@@ -37,6 +38,8 @@ def test_the_pooled_auc_is_that_of_all_examples_together(sharpness: float) -> No
 
 def test_the_pooled_balanced_accuracy_is_that_of_all_examples_together() -> None:
     """Five classes at three sites, one of which lacks two of them."""
+    from sklearn.metrics import accuracy_score, balanced_accuracy_score
+
     rng = np.random.default_rng(0)
     sites = [(rng.dirichlet(np.ones(5), n), rng.integers(0, k, n)) for n, k in ((50, 5), (70, 5), (30, 3))]
     probabilities, y = (np.concatenate(each) for each in zip(*sites, strict=True))
