@@ -104,6 +104,8 @@ class Outgoing:
         message_type: For the person at the management page.
         bcc: More routing keys that get the same message; no reader sees them.
         is_transient: It may be lost, and is dropped after 10 seconds in a queue.
+        is_said_again: Its sender says it again to who lacks it once the broker is back from a crash: nothing of it need
+            go to the broker's disk.
         is_mandatory: It must reach a queue, or `publish` raises Unroutable.
     """
 
@@ -112,6 +114,7 @@ class Outgoing:
     message_type: str
     bcc: tuple[str, ...] = ()
     is_transient: bool = False
+    is_said_again: bool = False
     is_mandatory: bool = True
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -126,6 +129,7 @@ def outgoing(
     *,
     bcc: Sequence[str] = (),
     is_transient: bool = False,
+    is_said_again: bool = False,
     is_mandatory: bool = True,
 ) -> Outgoing:
     """Address a message."""
@@ -135,6 +139,7 @@ def outgoing(
         message_type=message.TYPE,
         bcc=tuple(bcc),
         is_transient=is_transient,
+        is_said_again=is_said_again,
         is_mandatory=is_mandatory and not is_transient,
     )
 

@@ -1,14 +1,16 @@
 """The broker is stopped, killed, away, or takes nothing for a while."""
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from broker.hosting.private import PrivateBroker
+from broker.link.seam import Outgoing, worker_queue
 from tests.brokers import ALARMS, at_load, control, started_broker, wait_until
 from tests.faults.conftest import MakeStage
-from tests.faults.stage import MANY_PARTS, SMALL_PARTS, Stage, passed
+from tests.faults.stage import MANY_PARTS, SMALL_PARTS, Stage, drained, passed
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,38 @@ def test_the_broker_restarts_while_weights_go_out(
     restarted(own_broker, end)
     own_stage.let_go("send-part")
     assert_undisturbed(own_stage, [coordinator, *workers], 2)
+
+
+def test_the_broker_is_killed_with_a_whole_round_start_in_it(
+    own_stage: Stage, own_broker: PrivateBroker
+) -> None:
+    """One worker is frozen while the round goes out, and the broker, which writes no round start to its disk, is killed
+    with all of it. It is sent to that worker again, and to no other."""
+    frozen, *others = own_stage.workers()
+    coordinator = own_stage.coordinator(rounds=2, breaks=(own_stage.hold("sent"),))
+    own_stage.reached("sent")
+    frozen.signal(signal.SIGSTOP)
+    own_stage.let_go("sent")
+    own_stage.wait(lambda: own_stage.has_begun("w2", 1) and own_stage.has_begun("w3", 1), 30, "round 1")
+    restarted(own_broker, PrivateBroker.kill)
+    frozen.signal(signal.SIGCONT)
+    assert_undisturbed(own_stage, [coordinator, frozen, *others], 2)
+    assert coordinator.said.count("Round 1 is sent to w1.") == 1, coordinator.said
+    assert "is sent to w2" not in coordinator.said
+
+
+def test_what_is_said_again_is_not_on_the_brokers_disk(own_stage: Stage, own_broker: PrivateBroker) -> None:
+    """A killed broker has what its sender may forget, and not what the sender says again by itself."""
+    link = own_stage.link()
+    link.declare([worker_queue("w1")])
+    sent = [
+        Outgoing(key="worker.w1", body=body, message_type="part", is_said_again=is_said_again)
+        for body, is_said_again in ((b"start", True), (b"finished", False))
+    ]
+    link.publish(sent)
+    link.close()
+    restarted(own_broker, PrivateBroker.kill)
+    assert [delivery.body for delivery in drained(own_stage.link(), "worker.w1")] == [b"finished"]
 
 
 @mostly_stopped

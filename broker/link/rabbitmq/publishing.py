@@ -148,7 +148,7 @@ class Publishing:
         properties = pika.BasicProperties(
             app_id="warren",
             content_type="application/msgpack",
-            delivery_mode=1 if message.is_transient else 2,
+            delivery_mode=1 if message.is_transient or message.is_said_again else 2,
             expiration=_TRANSIENT_MILLISECONDS if message.is_transient else None,
             headers=headers or None,
             message_id=message_id,

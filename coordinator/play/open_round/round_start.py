@@ -1,4 +1,8 @@
-"""The round start on its way: one header and the parts of the global weights, published once for many workers."""
+"""The round start on its way: one header and the parts of the global weights, published once for many workers.
+
+The broker writes nothing of it to its disk: all can be made anew from the record and the checkpoint, and who lacks it
+says so when the broker is back. The queues of ten thousand workers would each keep a book of what they hold of it.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -124,11 +128,17 @@ class Invitation:
         others_alike = {reader: readers[reader] for reader in readers if reader not in self._terms}
         yield from each_addressed(start, others_alike)
         for relay in readers.keys() & self._terms.keys():
-            yield outgoing(replace(start, relay=self._terms[relay]), names.worker_queue(relay))
+            yield outgoing(
+                replace(start, relay=self._terms[relay]), names.worker_queue(relay), is_said_again=True
+            )
         first, *others = map(names.worker_queue, readers)
         for index in range(start.parts):
             yield Outgoing(
-                key=first, bcc=tuple(others), body=_PartBody(self, start, index), message_type=Part.TYPE
+                key=first,
+                bcc=tuple(others),
+                body=_PartBody(self, start, index),
+                message_type=Part.TYPE,
+                is_said_again=True,
             )
 
     def part(self, start: RoundStart, index: int) -> bytes:
@@ -165,18 +175,18 @@ def groups_of(readers: Sequence[str]) -> Iterator[Sequence[str]]:
     return (readers[begin : begin + _MOST_READERS] for begin in range(0, len(readers), _MOST_READERS))
 
 
-def addressed(message: Message, group: Sequence[str]) -> Outgoing:
+def addressed(message: Message, group: Sequence[str], *, is_said_again: bool = False) -> Outgoing:
     """One message to a group of processes; none learns of the others."""
     first, *others = map(names.worker_queue, group)
-    return outgoing(message, first, bcc=others)
+    return outgoing(message, first, bcc=others, is_said_again=is_said_again)
 
 
 def each_addressed(message: RoundStart | RoundClosed | UploadAgain, readers: Readers) -> Iterator[Outgoing]:
     """The same to workers of their own as one message, and to each swarm with those of its workers that are meant."""
     alone = [reader for reader, workers in readers.items() if workers == [reader]]
     for group in groups_of(alone):
-        yield addressed(message, group)
+        yield addressed(message, group, is_said_again=True)
     for reader, workers in readers.items():
         if workers != [reader]:
             numbers = names.pack_numbers(map(names.number_of, workers))
-            yield outgoing(replace(message, numbers=numbers), names.worker_queue(reader))
+            yield outgoing(replace(message, numbers=numbers), names.worker_queue(reader), is_said_again=True)
