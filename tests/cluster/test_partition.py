@@ -1,4 +1,4 @@
-"""A network that breaks between nodes that run: the smaller part takes nothing, and its clients go to the others."""
+"""A network that breaks between nodes that run: the smaller part takes nothing, and who notices goes to the others."""
 
 from collections.abc import Callable, Iterator
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.soak
 
 _ROUNDS = 60  #: two minutes: some of them before, some without the node, some afterwards
 _SEEN_SECONDS = 60.0
-_GONE_SECONDS = 60.0  #: a connection that is silent costs two heartbeats
+_GONE_SECONDS = 120.0  #: a connection that is silent costs two heartbeats, one that confirms nothing a minute
 _GOES_ON_SECONDS = 30.0
 _HEALED_SECONDS = 240.0
 
@@ -40,7 +40,9 @@ def test_a_node_is_cut_off(apart: list[NodeApart], stage: Stage, cables: tuple[s
     """The node that the coordinator is at, from the other two or from clients as well. With the cable in again the
     cluster is whole, and the run ends as an undisturbed one, in the same attempt; no hand is needed.
 
-    Whether it goes on without the node is printed, for it depends on RabbitMQ: see deploy/README.md.
+    The coordinator goes to another node, whether its own one ends its connections (RabbitMQ 3 pauses), confirms
+    nothing more (4 keeps them), or is silent. Whether the run goes on meanwhile is printed, for a worker that only
+    waits at a node of 4 that keeps it doesn't notice: see deploy/README.md.
     """
     stage.workers(train_seconds=1.5)
     coordinator = stage.coordinator(rounds=_ROUNDS, run={"deadline_seconds": 600.0})
@@ -54,10 +56,15 @@ def test_a_node_is_cut_off(apart: list[NodeApart], stage: Stage, cables: tuple[s
     lost.cut(*cables)
     try:
         stage.wait(lambda: running_for(others[0]) == {each.node for each in others}, _SEEN_SECONDS, "its end")
-        everybody = 2 * len(stage.actors)
-        are_there = private.wait_until(lambda: len(connected_to(left, others)) == everybody, _GONE_SECONDS)
-        goes_on = private.wait_until(lambda: stage.committed_round >= 5, _GOES_ON_SECONDS)
-        print(f"cut off {', '.join(cables)}: all are at the others: {are_there}, the run goes on: {goes_on}")
+        both = {"coordinator (consume)", "coordinator (publish)"}
+        stage.wait(
+            lambda: both <= connected_to(left, others).keys(), _GONE_SECONDS, "the coordinator elsewhere"
+        )
+        number = stage.committed_round
+        goes_on = private.wait_until(lambda: stage.committed_round >= number + 2, _GOES_ON_SECONDS)
+        print(
+            f"cut off {', '.join(cables)}: the run goes on: {goes_on}, {len(connected_to(left, others))} connections"
+        )
     finally:
         lost.mend(*cables)
     assert coordinator.is_running, "the run was over before the cable was in again"
