@@ -33,7 +33,7 @@ $(VENV)/.made:
 # uv is faster than pip, which does it where an index of one's own is set for pip, which uv doesn't read; or where uv fails.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 $(VENV)/.installed: $(VENV)/.made requirements.lock pyproject.toml
-	! $(PIP) config list | grep '[.]index-url=' \
+	! $(PIP) config list | grep -q '[.]index-url=' \
 	  && $(PIP) install --quiet "$$(grep '^uv==' requirements.lock)" \
 	  && UV_CACHE_DIR=build/uv $(BIN)/uv --no-config pip install --system-certs --compile-bytecode --python $(BIN)/python \
 	    --requirement requirements.lock \

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,7 @@ Chunk = bytes | memoryview
 
 _LARGE_BYTES = 16 * 1024 * 1024
 _PIECE_BYTES = 1024 * 1024
+_TIMES_FREE = 8  #: the open round is written meanwhile, perhaps twice, with eight bytes a value
 
 
 def write_atomically(
@@ -60,7 +62,8 @@ def _aside(path: Path) -> Path:
 class Room:
     """A file aside, of the size of the one that it is to replace, made in a thread before its content is known.
 
-    Fresh pages of some hundred megabytes take half a second; `write_atomically` then writes over what is there.
+    Fresh pages of some hundred megabytes take half a second; `write_atomically` then writes over what is there. Where
+    the disk is nearly full there is none.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,18 +76,20 @@ class Room:
     def beside(cls, path: Path) -> Self | None:
         """Begin to make room for a file's successor, if it is large."""
         try:
-            return cls(path) if path.stat().st_size >= _LARGE_BYTES else None
+            size, free = path.stat().st_size, shutil.disk_usage(path.parent).free
         except OSError:
             return None
+        return cls(path) if size >= _LARGE_BYTES and free >= _TIMES_FREE * size else None
 
     def _make(self) -> None:
-        with (
-            suppress(OSError),
-            _aside(self._path).open("wb", buffering=0) as stream,
-        ):  # it is tried in earnest later
-            left, piece = self._path.stat().st_size, bytes(_PIECE_BYTES)
-            while left > 0 and not self._is_enough.is_set():
-                left -= stream.write(piece[:left])
+        try:
+            with _aside(self._path).open("wb", buffering=0) as stream:
+                left, piece = self._path.stat().st_size, bytes(_PIECE_BYTES)
+                while left > 0 and not self._is_enough.is_set():
+                    left -= stream.write(piece[:left])
+        except OSError:  # it is tried in earnest later; until then others need the space
+            with suppress(OSError):
+                _aside(self._path).unlink(missing_ok=True)
 
     def end(self) -> None:
         """What is there is enough: from now on nobody writes to it."""

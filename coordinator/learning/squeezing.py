@@ -7,7 +7,7 @@ The global model of such a run is what the workers hold, to the bit: the coordin
 
 import hashlib
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -186,8 +186,8 @@ class Squeezing:
 
     def give_back(self, rest: Rest | None) -> None:
         """Hand over memory that nobody needs any more."""
-        if rest is not None and rest.scales and rest.values.flags.owndata:
-            self._spare = rest.values.view(np.int8)
+        if rest is not None and rest.values.dtype == np.int8 and rest.values.flags.owndata:
+            self._spare = cast("NDArray[np.int8]", rest.values)
 
 
 def _seed_of(seed: int, round_number: int, what: str) -> int:

@@ -241,13 +241,16 @@ class Committed:
             "sha256": sha256_aside(model),
         }
 
+    def give_up_room(self) -> None:
+        """Nothing more will be committed."""
+        self._folder.give_up_room()
+
     def finish(self, outcome: Outcome | None) -> None:
         """Wait until what follows is up to date.
 
         Args:
             outcome: How the run ended; None where it goes on later.
         """
-        self._folder.give_up_room()
         if self.state is not None:
             self._audit.note("run-ended", outcome=outcome or "interrupted", **self._told_of(self.state))
         if self.state is not None:

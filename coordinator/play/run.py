@@ -131,6 +131,12 @@ class Run:
             NameInUse: Another coordinator works on this virtual host.
             Interrupted: `stop` was set.
         """
+        try:
+            return self._played()
+        finally:
+            self._committed.give_up_room()
+
+    def _played(self) -> Summary:
         built: Future[BuiltModel] | None = None
         if self._committed.read():
             self._live = self._attempts.resumed()

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -101,6 +102,25 @@ def test_room_that_was_made_for_a_checkpoint_is_written_over(
     folder.make_room()
     folder.give_up_room()
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_disk_that_is_nearly_full_is_not_filled_with_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The open round is written down meanwhile, and others write, too."""
+    folder = RunFolder(tmp_path)
+    folder.commit(STATE)
+    monkeypatch.setattr(files, "_LARGE_BYTES", 1)
+    size = (tmp_path / CHECKPOINT_FILE).stat().st_size
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _path: SimpleNamespace(free=7 * size))
+    folder.make_room()
+    assert folder._room is None
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _path: SimpleNamespace(free=9 * size))
+    (tmp_path / f".{CHECKPOINT_FILE}.new").symlink_to("/dev/full")
+    folder.make_room()
+    assert folder._room is not None
+    folder._room.end()
+    assert list(tmp_path.iterdir()) == [tmp_path / CHECKPOINT_FILE]
 
 
 def test_each_answer_is_encoded_once_and_the_header_is_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,6 +142,36 @@ def test_who_comes_while_newcomers_are_invited_is_invited_with_the_next(
     assert kept == [2, 4]
 
 
+def test_all_who_lost_the_round_start_are_sent_it_together(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that crashed has lost it for everybody: a large model goes out once for all who said so meanwhile, not
+    once for each; not to one that has found it since."""
+    selected = ("w1", "w2", "w3", "w4")
+    live = opened(place, tmp_path, mode="train", selected=selected)
+    sent: list[list[str]] = []
+    monkeypatch.setattr(live._guests, "_invite", lambda workers: sent.append(list(workers)))
+    clock = Clock()
+    live._guests._sending_again = Seldom(0.0, clock)
+
+    def said(name: str, **more: Any) -> None:
+        live.greet([place.session.roster.join(replace(joined(name), **more))], takes_newcomers=True)
+
+    for name in selected:
+        said(name)  # is asked
+    with live._guests._sending_again.doing():
+        clock.now += 1.0
+    for name in selected:
+        said(name)
+    said("w2", held=live._guests._invitation.held)
+    live.look_after()
+    assert sent == []
+    clock.now += 4.0
+    live.look_after()
+    live.look_after()
+    assert sent == [["w1", "w3", "w4"]]
+
+
 def test_who_may_not_have_the_round_start_yet_is_asked_without_waiting_for_the_broker(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

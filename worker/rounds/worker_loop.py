@@ -267,7 +267,10 @@ class WorkerLoop:
         return update
 
     def _keep_rest(self, update: KeptUpdate) -> None:
-        residual = update.take_rest()
+        try:
+            residual = update.take_rest()
+        except MemoryError:  # it could not be written down, and was declined
+            return
         if residual is not None:
             self._residuals[update.worker] = residual
 

@@ -8,7 +8,9 @@ from typing import Any
 from broker.errors import PublishRefused, Unroutable
 from broker.link.rabbitmq.calls import fail, finish
 
-_FORGOTTEN_SECONDS = 60.0  #: a refusal after so long begins the count anew
+_FORGOTTEN_SECONDS = (
+    20.0  #: a refusal after so long begins the count anew; what is refused comes again every 5 s
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,7 +186,7 @@ class Publishing:
             self._standstill.end(_UNCONFIRMED)
             if confirms.oldest >= self._first_trusted:
                 self._told.end(_UNCONFIRMED)
-        if confirms.seconds_refused >= _REFUSED_SECONDS:
+        if frame.method.NAME == "Basic.Nack" and confirms.seconds_refused >= _REFUSED_SECONDS:
             self._leave_refusal()
 
     def _leave_refusal(self) -> None:

@@ -56,6 +56,8 @@ class Guests:
         self._away: set[str] = set()
         self._newcomers: dict[str, Member] = {}
         self._inviting = Seldom()
+        self._lacking: dict[str, None] = {}  # who lost it, and is sent it again
+        self._sending_again = Seldom()
 
     @property
     def record(self) -> RoundRecord:
@@ -101,6 +103,7 @@ class Guests:
             is_answered = worker in self.round.answers
             if is_answered or member.held == self._invitation.held:
                 self._asked.discard(worker)
+                self._lacking.pop(worker, None)
                 if not is_answered and member.announced is not None:
                     # Its announcement would have come before this word: the queue lost it.
                     torn[worker] = member.announced
@@ -117,7 +120,8 @@ class Guests:
         if unasked:
             self._ask(unasked)
         if without:
-            self._send_to(without)
+            self._lacking.update(dict.fromkeys(without))
+            self._send_again()
         if takes_newcomers:
             self._newcomers |= {member.worker: member for member in newcomers}
             self._invite_newcomers()
@@ -129,6 +133,13 @@ class Guests:
             self._asked.update(member.worker for member in members)
             roll_call = outgoing(session.roll_call(), names.worker_queue(reader), is_transient=True)
             session.link.post(roll_call)  # ten thousand may be asked: none is waited for
+
+    def _send_again(self) -> None:
+        """Send it to who lacks it, all together: after a crash of the broker that may be everybody."""
+        if self._lacking and self._sending_again.is_due:
+            with self._sending_again.doing():
+                lacking, self._lacking = self._lacking, {}
+                self._send_to([worker for worker in lacking if worker not in self.round.answers])
 
     def _invite_newcomers(self) -> None:
         """Let who came meanwhile take part, all together: each time everyone who takes part is written down anew."""
@@ -158,8 +169,9 @@ class Guests:
 
     def _send_to(self, workers: Sequence[str]) -> None:
         self._asked.difference_update(workers)
-        logger.info("Round %d is sent to %s.", self.record.round_number, listed(workers))
-        self._invite(workers)
+        if workers:
+            logger.info("Round %d is sent to %s.", self.record.round_number, listed(workers))
+            self._invite(workers)
 
     def _invite(self, workers: Iterable[str]) -> None:
         """Let the round start go out, once the broker has room for it and for what comes back."""
@@ -175,6 +187,7 @@ class Guests:
         """What time asks for: who went away, who came."""
         if self._presence.is_due:
             self._look_for_away()
+        self._send_again()
         self._invite_newcomers()
 
     def _look_for_away(self) -> None:
