@@ -119,7 +119,7 @@ def test_a_disk_that_is_nearly_full_is_not_filled_with_room(
     (tmp_path / f".{CHECKPOINT_FILE}.new").symlink_to("/dev/full")
     folder.make_room()
     assert folder._room is not None
-    folder._room.end()
+    folder._room._thread.join()
     assert list(tmp_path.iterdir()) == [tmp_path / CHECKPOINT_FILE]
 
 
