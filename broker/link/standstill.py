@@ -12,7 +12,8 @@ class Told:
     """One line when a link stands still, and one when it goes on; thread-safe.
 
     What befalls a broker befalls both connections of a link, each at a moment of its own and in its own way: whatever
-    comes after the first line, and before the last cause has ended, is not told again.
+    comes after the first line, and before the last cause has ended, is not told again. A line is said under the lock:
+    lines of two threads come in the order of what they tell.
     """
 
     def __init__(self) -> None:
@@ -23,7 +24,8 @@ class Told:
     @property
     def is_on(self) -> bool:
         """Whether the first line was said, and the second one was not."""
-        return bool(self._causes)
+        with self._lock:
+            return bool(self._causes)
 
     def begin(self, cause: str, went: str, came: str) -> bool:
         """Add a cause; whether its line was said.
@@ -37,7 +39,7 @@ class Told:
             is_news = not self._causes
             self._causes.add(cause)
             self._came = came if is_news else self._came
-        logger.log(logging.WARNING if is_news else logging.DEBUG, "%s", went)
+            logger.log(logging.WARNING if is_news else logging.DEBUG, "%s", went)
         return is_news
 
     def end(self, cause: str) -> None:
@@ -45,8 +47,8 @@ class Told:
         with self._lock:
             is_last = self._causes == {cause}
             self._causes.discard(cause)
-        if is_last:
-            logger.info("%s", self._came)
+            if is_last:
+                logger.info("%s", self._came)
 
 
 class Standstill:
