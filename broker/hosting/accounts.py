@@ -13,6 +13,7 @@ import logging
 import re
 import secrets
 from dataclasses import dataclass
+from datetime import timedelta
 
 from broker.errors import BrokerError, UsageError
 from broker.hosting import policies, queues
@@ -138,6 +139,12 @@ def forget(management: Management, name: str, vhost: str) -> Removed:
         raise UsageError(f"There are no queues of {name} in {vhost!r}. Try `broker status`.")
     _say_left(management.api, vhost, management.api.get("whoami")["name"], SwarmLeft, readers)
     return removed
+
+
+def unused(management: Management, vhost: str, age: timedelta) -> list[str]:
+    """The workers without an account whose queues nobody has used for so long, as far as RabbitMQ tells."""
+    invited = {names.invited_name(user) for user in management.users()}
+    return [name for name in queues.unused(management, vhost, age) if name not in invited]
 
 
 def revoke(management: Management, name: str, vhost: str = "/") -> Revoked:

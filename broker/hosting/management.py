@@ -15,7 +15,7 @@ PLAIN_QUEUES = "disable_stats=true&enable_queue_totals=true"
 
 _PAGE_SIZE = 500  #: RabbitMQ's own limit
 _QUEUE_COLUMNS = (
-    "name", "type", "policy", "messages", "messages_ready", "messages_unacknowledged", "consumers",
+    "name", "type", "policy", "messages", "messages_ready", "messages_unacknowledged", "consumers", "idle_since",
 )  # fmt: skip
 
 

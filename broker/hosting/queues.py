@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from broker.hosting.api import Fields
 from broker.hosting.management import PLAIN_QUEUES, Management
@@ -86,6 +87,29 @@ def readers(management: Management, vhost: str, name: str) -> list[str]:
     """The processes that have a queue to read: a worker, or the parts of its swarm."""
     own = [queue["name"] for queue in _listed(management, vhost) if _is_for(queue["name"], name)]
     return [queue.partition(".")[2] for queue in own if queue.startswith(names.worker_queue(""))]
+
+
+def unused(management: Management, vhost: str, age: timedelta) -> list[str]:
+    """The workers and swarms none of whose queues anybody has read, or put anything into, for so long.
+
+    RabbitMQ tells since when a classic queue is idle, which counts anew from a start of the broker on; of a quorum
+    queue it doesn't tell, and its worker is left out.
+    """
+    since = datetime.now(UTC) - age
+    is_old: dict[str, bool] = {}
+    for queue in management.queues(vhost):
+        name = queue["name"].partition(".")[2].partition(".")[0]
+        if _is_for(queue["name"], name):
+            is_old[name] = is_old.get(name, True) and _is_idle_since(queue, since)
+    return sorted(name for name, old in is_old.items() if old)
+
+
+def _is_idle_since(queue: Fields, moment: datetime) -> bool:
+    told = queue.get("idle_since")
+    if queue.get("consumers") or not told:
+        return False
+    idle_since = datetime.fromisoformat(told)
+    return (idle_since if idle_since.tzinfo else idle_since.replace(tzinfo=UTC)) <= moment
 
 
 def remove(management: Management, vhost: str, name: str, *, are_unread: bool = False) -> Removed:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -416,6 +417,42 @@ def test_a_worker_that_left_for_good_is_forgotten_and_the_coordinator_hears_of_i
     assert decode(body) == SwarmLeft(worker="old", for_good=True)
     assert properties.user_id == login_of(vhost)[0]
     assert run("forget", "old", amqp_url=vhost, broker=broker).returncode == 2
+
+
+def test_whose_queues_nobody_has_used_for_long_is_forgotten_and_nobody_else(
+    vhost: str, broker: PrivateBroker, invited: Invite, name: str, management: Management
+) -> None:
+    """One that is there stays, and so do an invited one, and all of a swarm of which one process is there."""
+    invited(name)
+    with channel_to(vhost) as channel:
+        channel.exchange_declare(EXCHANGE, "topic", durable=True)
+        declare(channel, COORDINATOR)
+        for queue in ("worker.gone", "upload.gone", "worker.here", "worker.some.1", "worker.some.2"):
+            channel.queue_declare(queue, durable=True)
+        for queue in ("worker.here", "worker.some.2"):
+            channel.basic_consume(queue, lambda *_: None)
+
+        def is_told() -> bool:
+            return bool(queues.unused(management, vhost_of(vhost), timedelta(0)))
+
+        if management.api.get("queues", vhost_of(vhost), "worker.gone")["type"] == "quorum":
+            assert not is_told()
+            return
+        wait_until(is_told, 20)
+        wait_until(lambda: queues.are_read(management, vhost_of(vhost), "some"), 20)
+        early = run("forget", "--unused-days", "1", amqp_url=vhost, broker=broker)
+        assert (early.returncode, early.stdout.split()[0]) == (0, "0")
+        answer = run("forget", "--unused-days", "0", amqp_url=vhost, broker=broker)
+        assert (answer.returncode, "gone is forgotten; 2 queues" in answer.stdout) == (0, True), answer.stderr
+        left = {queue["name"] for queue in management.queues(vhost_of(vhost))}
+    assert left == {
+        COORDINATOR,
+        "worker.here",
+        "worker.some.1",
+        "worker.some.2",
+        f"worker.{name}",
+        f"upload.{name}",
+    }
 
 
 def test_a_worker_that_is_there_and_one_that_was_invited_are_not_forgotten(

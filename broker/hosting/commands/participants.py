@@ -1,7 +1,9 @@
 """`broker invite`, `revoke` and `forget`: who may take part, and who no longer does."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -217,10 +219,22 @@ def revoke(name: str, access: Access, management_url: str | None, home: Path, lo
 
 
 @click.command()
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.option(
+    "--unused-days",
+    type=click.FloatRange(0),
+    metavar="DAYS",
+    help="All whose queues nobody has used for so long, instead of those named. RabbitMQ counts from its own start on, "
+    "and doesn't tell it of quorum queues.",
+)
 @address_options
 def forget(
-    names: tuple[str, ...], access: Access, management_url: str | None, home: Path, log: LogContext
+    names: tuple[str, ...],
+    unused_days: float | None,
+    access: Access,
+    management_url: str | None,
+    home: Path,
+    log: LogContext,
 ) -> None:
     """Delete what workers without an account left behind for good: their queues, and their lines in the status.
 
@@ -229,11 +243,24 @@ def forget(
 
     \b
     broker forget laptop-7
+    broker forget --unused-days 2
     """
+    if bool(names) == (unused_days is not None):
+        raise UsageError("Say whom to forget: names, or --unused-days DAYS. Try `broker status`.")
     access, _ = known_broker(access, home)
     management, vhost = management_of(access, management_url, home), vhost_of(access.amqp_url)
-    for name in names:
-        removed = accounts.forget(management, name, vhost)
+    found: Sequence[str] = names
+    if unused_days is not None:
+        found = accounts.unused(management, vhost, timedelta(days=unused_days))
+        click.echo(f"{len(found)} without an account whose queues nobody has used for {unused_days:g} days")
+    for name in found:
+        try:
+            removed = accounts.forget(management, name, vhost)
+        except UsageError as exc:
+            if name in names:
+                raise
+            logger.warning("%s", exc)  # it came, or was forgotten by another, since it was found
+            continue
         counts = {"queues": removed.queues, "messages": removed.messages}
         note(home, "forgotten", access.amqp_url, worker=name, **counts)
         click.echo(f"{name} is forgotten; {removed.queues} queues deleted, with {removed.messages} messages")
