@@ -4,6 +4,7 @@ And what ends a call from Python, where no command line is.
 """
 
 import logging
+import math
 import os
 import re
 import signal
@@ -46,6 +47,17 @@ class CommandGroup(click.Group):
         except WarrenError as exc:
             click.echo(f"Error: {exc}", err=True)
             ctx.exit(exc.exit_code)
+
+
+class Number(click.FloatRange):
+    """A number within bounds; what is none (NaN) and infinity are within no bounds."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
 
 
 class ByteSize(click.ParamType):  # type: ignore[type-arg] # generic from click 8.3 on

@@ -11,6 +11,7 @@ import click
 from broker.audit import AUDIT_FILE, AuditLog, sha256_of_file, user
 from broker.command import (
     CommandGroup,
+    Number,
     Stop,
     access_options,
     log_options,
@@ -50,7 +51,7 @@ from coordinator.terminal.status_text import status_text
 
 _FILE = click.Path(path_type=Path)
 _CONNECT = click.option(
-    "--connect-seconds", type=float, default=10.0, show_default=True, help="For the first connection."
+    "--connect-seconds", type=Number(), default=10.0, show_default=True, help="For the first connection."
 )
 
 
@@ -150,7 +151,7 @@ def _print_result(result: RunResult) -> None:
               help="Count by the edges of an earlier result: a site tells by no others.")  # fmt: skip
 @click.option("--floor", type=click.IntRange(LEAST_FLOOR), default=LEAST_FLOOR, show_default=True,
               help="Examples of a site that each told count rests on; a site may ask for more.")  # fmt: skip
-@click.option("--deadline-seconds", type=click.FloatRange(0, 1e9, min_open=True), default=600.0, show_default=True,
+@click.option("--deadline-seconds", type=Number(0, 1e9, min_open=True), default=600.0, show_default=True,
               help="For the workers to come, and for each of their two answers.")  # fmt: skip
 @_CONNECT
 @access_options

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from broker.command import CommandGroup, Stop, access_options, log_options, read_environment
+from broker.command import CommandGroup, Number, Stop, access_options, log_options, read_environment
 from broker.errors import EXIT_DONE, DataError, UsageError
 from broker.link.access import Access
 from broker.logs import LogContext
@@ -252,7 +252,7 @@ def participation_options(function: Any) -> Any:
             click.option("--state", type=_FILE, metavar="DIR",
                          help="Keeps the weights that stay here when a run has --private, this worker's own "
                               "model.keras, and whether it is paused.  [default: ~/.local/state/warren/workers]"),
-            click.option("--connect-seconds", type=float,
+            click.option("--connect-seconds", type=Number(),
                          help="End with 3 unless a broker answers within so long.  [default: wait for it]"),
         )
     ):  # fmt: skip
@@ -448,7 +448,7 @@ main.add_command(resume_command)
 @click.option("--out", type=_FILE, help="Save the trained model as FILE.keras.", metavar="FILE.keras")
 @click.option("--epochs", type=click.IntRange(min=1), default=5, show_default=True, help="In all.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="[default: as the model was trained]")
-@click.option("--learning-rate", type=float, help="[default: as the model was trained]")
+@click.option("--learning-rate", type=Number(), help="[default: as the model was trained]")
 @click.option(
     "--class-weight", type=click.Choice(["none", "balanced"]), help="[default: as the model was trained]"
 )

@@ -59,19 +59,26 @@ def check_amqp_url(url: str) -> str:
         UsageError: It can't; the message says what to change, and shows no part of the password.
     """
     found = [_checked(each, _AMQP) for each in addresses_in(url)]
-    for other in found[1:]:
-        if _what_is_meant(other) != _what_is_meant(found[0]):
-            raise UsageError(
-                f"The addresses {without_password(found[0])!r} and {without_password(other)!r} differ in more than "
-                "host and port. Expected the nodes of one cluster: the same login, virtual host and options, "
-                f"all with TLS or all without. {_AMQP.hint}"
-            )
+    _check_are_alike(found, _AMQP)
     return ",".join(dict.fromkeys(found))
 
 
 def check_management_url(url: str) -> str:
     """The same for the address of a management page."""
-    return ",".join(_checked(each, _MANAGEMENT) for each in addresses_in(url))
+    found = [_checked(each, _MANAGEMENT) for each in addresses_in(url)]
+    _check_are_alike(found, _MANAGEMENT)
+    return ",".join(found)
+
+
+def _check_are_alike(urls: list[str], kind: _Kind) -> None:
+    """Refuse addresses of which only the first one's login would be used."""
+    for other in urls[1:]:
+        if _what_is_meant(other) != _what_is_meant(urls[0]):
+            raise UsageError(
+                f"The addresses {without_password(urls[0])!r} and {without_password(other)!r} differ in more than "
+                "host and port. Expected the nodes of one cluster: the same login, virtual host and options, "
+                f"all with TLS or all without. {kind.hint}"
+            )
 
 
 def _what_is_meant(url: str) -> tuple[str, str, str, str]:

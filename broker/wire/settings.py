@@ -64,11 +64,14 @@ class RelayTerms:
     """What a relay is told with a round start, beside what it passes on to its own workers.
 
     Attributes:
-        num_examples: What its workers were counted with: its sum may rest on no more.
+        num_examples, num_workers, weight: What its workers were counted with: its sum may rest on no more, and weigh no
+            more.
         most_weight: In examples; what one worker's update was trained on beyond that doesn't count.
     """
 
     num_examples: int
+    num_workers: int
+    weight: int
     most_weight: int
 
 
@@ -80,12 +83,14 @@ class Summed:
         num_workers: Whose answers are in it.
         weight: Of the sum, in examples; 0 when they only measured.
         largest: The largest |value| of an update in it.
+        scale_exponent: The scale that it is of: without it integers say nothing.
         is_fine: It has what the first rounding cuts off of updates in float64, too.
     """
 
     num_workers: int
     weight: int
     largest: float
+    scale_exponent: int = 0
     is_fine: bool = False
 
 

@@ -246,6 +246,8 @@ class Round:
             )
         lowest, most = (1, share.weight) if self.trains(update.worker) else (0, 0)
         fits = lowest <= summed.weight <= most and 1 <= summed.num_workers <= share.num_workers
+        if summed.scale_exponent != self.record.scale_exponent:
+            return f"expected a sum of the scale 2^{self.record.scale_exponent}, got one of 2^{summed.scale_exponent}"
         if fits and 0 <= summed.largest <= LIMIT:
             return None
         return f"expected a sum of {share.num_workers} workers that weighs {lowest} to {most}, got {summed}"

@@ -356,6 +356,18 @@ def test_a_list_that_is_none_is_refused_before_anything_is_tried(urls: str, flaw
         assert "SECRET" not in said
 
 
+@pytest.mark.parametrize(
+    "pages",
+    ["https://me:a@n1.example,https://you:b@n2.example", "http://localhost:1,https://localhost:2",
+     "https://n1.example,https://me:SECRET@n2.example"],
+)  # fmt: skip
+def test_management_pages_with_several_logins_are_refused(pages: str) -> None:
+    """The first one's login was used for all, and the others' dropped without a word."""
+    with pytest.raises(UsageError, match="differ in more than host and port") as caught:
+        check_management_url(pages)
+    assert "SECRET" not in str(caught.value)
+
+
 def test_the_management_pages_of_a_cluster_follow_from_its_addresses() -> None:
     """One for each node; or those that are given, as a list."""
     login = "me:s%2Cx"

@@ -9,17 +9,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from broker import logs
-from broker.errors import DataError, ProtocolError
+from broker.errors import DataError, Interrupted, ProtocolError
 from broker.hosting.private import wait_until
+from broker.link.access import Access
+from broker.link.invitation import write_invitation
 from broker.link.memory import MemoryBroker, MemoryLink
 from broker.wire.messages import Joined
+from broker.wire.names import swarm_account
 from broker.wire.scores import count_answers, merged
-from broker.wire.settings import Summed
+from broker.wire.settings import RelayTerms, Summed
 from broker.wire.tensors import FLOAT32, TensorSpec, Vector
+from coordinator import cli as coordinator_cli
 from coordinator.files import make_folder
 from coordinator.learning.aggregation import UpdateSum, flaw_in_sum, num_integers, scale_exponent
 from coordinator.learning.measures import Measurement, pooled, together
@@ -31,7 +36,7 @@ from coordinator.play.inviting import open_record
 from coordinator.play.run import Run, Summary
 from coordinator.starting.relay.above import relay
 from coordinator.starting.relay.gathered import alike, word_of
-from coordinator.starting.relay.part import RelayOptions
+from coordinator.starting.relay.part import RelayOptions, _within
 from tests.faults.actors import TASK, NumpyTrainer, Options, StandInData, StandInModels, undisturbed
 from tests.unit.test_admission import state_of
 from tests.unit.test_rounds import RECORD, update
@@ -191,7 +196,7 @@ def test_a_round_with_relays_has_the_scale_of_the_same_workers_at_one_broker() -
 
 
 SHARE = RelayShare(num_workers=3, weight=25)
-SUMMED = Summed(num_workers=3, weight=25, largest=0.5)
+SUMMED = Summed(num_workers=3, weight=25, largest=0.5, scale_exponent=RECORD.scale_exponent)
 
 
 @pytest.mark.parametrize(
@@ -204,6 +209,7 @@ SUMMED = Summed(num_workers=3, weight=25, largest=0.5)
         ("a", replace(SUMMED, weight=0), Verdict.REJECTED),
         ("a", replace(SUMMED, num_workers=4), Verdict.REJECTED),
         ("a", replace(SUMMED, num_workers=0), Verdict.REJECTED),
+        ("a", replace(SUMMED, scale_exponent=RECORD.scale_exponent - 5), Verdict.REJECTED),
         ("a", replace(SUMMED, largest=float("nan")), Verdict.REJECTED),
         ("a", replace(SUMMED, largest=2.0**17), Verdict.REJECTED),
     ],
@@ -258,6 +264,49 @@ def test_a_relay_can_t_say_more_of_its_workers_than_their_sum() -> None:
             joined("north", number, behind=behind)
 
 
+TERMS = RelayTerms(num_examples=200, num_workers=2, weight=100, most_weight=50)
+
+
+@pytest.mark.parametrize(
+    ("terms", "words", "chosen"),
+    [
+        (TERMS, [("a", 100), ("b", 100)], ["a", "b"]),
+        (TERMS, [("b", 100), ("c", 50), ("d", 50)], ["b", "c"]),  # a has left, and two have come in its place
+        (replace(TERMS, weight=60), [("a", 100), ("b", 100), ("c", 10)], ["a", "c"]),
+        (replace(TERMS, num_examples=120), [("a", 100), ("b", 100), ("c", 20)], ["a", "c"]),
+        (None, [("a", 100)], []),
+    ],
+)
+def test_a_relay_invites_no_more_than_were_counted_above(
+    terms: RelayTerms | None, words: list[tuple[str, int]], chosen: list[str]
+) -> None:
+    """Neither more examples, nor more workers, nor more weight: or its whole sum was refused, at every attempt."""
+    there = members(*(joined(worker, number) for worker, number in words))
+    assert [member.worker for member in _within(terms, there)] == chosen
+    if terms is not None:
+        assert _within(terms, there, [(terms.num_examples, 1, 1)]) == [], "all of it is in the sum already"
+
+
+@pytest.mark.parametrize("asked", [("--quorum", "3"), ("--deadline-seconds", "nan"), ("--grace-seconds", "nan"),
+                                   ("--connect-seconds", "inf"), ("--name", "south")])  # fmt: skip
+def test_a_relay_that_could_never_do_as_asked_is_refused(asked: tuple[str, str], tmp_path: Path) -> None:
+    """A quorum that was lowered in silence, a deadline that never comes, an invitation for another."""
+    write_invitation(tmp_path / "north.toml", Access(amqp_url="amqp://north:a@localhost:1/%2F", name="north"))
+    words = ["relay", "--above", str(tmp_path / "north.toml"), "--out", str(tmp_path / "out"), *asked]
+    result = CliRunner().invoke(coordinator_cli.main, words)
+    assert (result.exit_code, asked[1] in result.stderr) == (2, True), result.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["localhost:5672/%2F", "localhost/%2F"])
+def test_a_relay_between_a_broker_and_itself_is_refused(place: str, tmp_path: Path) -> None:
+    """It would be its own worker, and count itself once more at each word."""
+    words = ["relay", "--name", "n", "--above", f"amqp://n:a@{place}", "--out", str(tmp_path / "out")]
+    below = {"AMQP_URL": "amqp://guest:guest@localhost:5672/%2F"}
+    result = CliRunner().invoke(coordinator_cli.main, words, env=below)
+    assert (result.exit_code, "a worker of itself" in result.stderr) == (2, True), result.output
+
+
 def members(*words: Joined) -> list[Member]:
     roster = Roster()
     return [roster.join(word) for word in words]
@@ -292,30 +341,55 @@ class Tree:
         self.threads = ThreadPoolExecutor(8)
         self.relays: dict[str, Future[None]] = {}
         self.ends: list[threading.Event] = []
+        self.run: Run | None = None
 
     def region(self, name: str, *, slow: str = "", crashes: str = "", **options: Any) -> None:
         """A relay and its workers."""
-        asked = RelayOptions(name=name, out=self.folder / name, **{"workers": 2, **options})
-        make_folder(asked.out)
-        self.ends.append(ends := threading.Event())
-        links = MemoryLink(self.brokers[name], "coordinator"), MemoryLink(self.brokers["top"], name)
-        self.relays[name] = self.threads.submit(relay, *links, asked, ends, logs.configure(), once=True)
+        self.begin_relay(name, **options)
         for worker, number in REGIONS[name].items():
             more: dict[str, Any] = {"train_seconds": 60.0} if worker == slow else {}
             more |= {"crashes": 1} if worker == crashes else {}
             self.worker(name, worker, number, **more)
 
-    def worker(self, region: str, worker: str, number: int, **more: Any) -> None:
-        """One worker."""
+    def begin_relay(self, name: str, **options: Any) -> Callable[[], None]:
+        """A relay without workers; what is returned ends it, and gives back what it has not acknowledged."""
+        asked = RelayOptions(name=name, out=self.folder / name, **{"workers": 2, **options})
+        make_folder(asked.out)
+        self.ends.append(ends := threading.Event())
+        links = MemoryLink(self.brokers[name], "coordinator"), MemoryLink(self.brokers["top"], name)
+        self.relays[name] = self.threads.submit(relay, *links, asked, ends, logs.configure(), once=True)
+
+        def end() -> None:
+            ends.set()
+            self.relays[name].result(20)
+            for link in links:
+                link.close()
+
+        return end
+
+    def worker(
+        self, region: str, worker: str, number: int, count: int = 1, **more: Any
+    ) -> Callable[[], None]:
+        """One worker, or a swarm of so many; what is returned ends it."""
+        self.ends.append(stop := threading.Event())
         told = Options(role="worker", amqp_url="", trainings=str(self.folder / "notes"), **more)
         data: Any = StandInData(number)
+        names = [worker] if count == 1 else [f"{worker}.{place}" for place in range(1, count + 1)]
+        link = MemoryLink(self.brokers[region], worker if count == 1 else swarm_account(worker, count))
         loop = WorkerLoop(
-            MemoryLink(self.brokers[region], worker), [Participant(name=worker, data=data)], NumpyTrainer(told),
-            stop=self.stop, log=logs.configure(), console=Console(), once=True,
+            link, [Participant(name=name, data=data) for name in names], NumpyTrainer(told), stop=stop,
+            log=logs.configure(), console=Console(), once=True, is_swarm=count > 1,
         )  # fmt: skip
-        self.threads.submit(loop.serve)
+        served = self.threads.submit(loop.serve)
 
-    def play(self, **options: Any) -> Summary:
+        def end() -> None:
+            stop.set()
+            served.result(20)
+            link.close()
+
+        return end
+
+    def play(self, stop: threading.Event | None = None, **options: Any) -> Summary:
         """All rounds."""
         asked = RunOptions(
             task=TASK,
@@ -325,7 +399,11 @@ class Tree:
         make_folder(asked.out)
         models: Any = StandInModels(SIZE)
         link = MemoryLink(self.brokers["top"], "coordinator")
-        return Run(link, asked, models, stop=self.stop, log=logs.configure()).play()
+        self.run = Run(link, asked, models, stop=stop or self.stop, log=logs.configure())
+        try:
+            return self.run.play()
+        finally:
+            link.close()
 
     def notes(self) -> str:
         """What the trainings say."""
@@ -376,6 +454,52 @@ def test_a_round_that_closes_above_without_a_region_ends_there_too(tree: Tree) -
     done = tree.play(rounds=1, quorum=1, grace_seconds=0.2, deadline_seconds=30.0)
     assert done.history[-1].accepted == ("south",)
     assert wait_until(lambda: '"stopped", "worker": "n2"' in tree.notes(), 10)
+
+
+@pytest.mark.parametrize("begins_again", [False, True])
+def test_more_answers_come_to_a_relay_than_the_broker_gives_before_some_are_acknowledged(
+    tree: Tree, begins_again: bool
+) -> None:
+    """Its broker gives 256: what is on disk is acknowledged before that, or the round would stand still, and a relay
+    that begins again in the middle would not find its own ping behind them."""
+    end = tree.begin_relay("north")
+    tree.worker("north", "n", 10, 300)
+    done = tree.threads.submit(tree.play, workers=1, relays=("north",))
+    if begins_again:
+        assert wait_until(lambda: tree.notes().count('"began"') >= 230, 30)
+        end()
+        tree.begin_relay("north")
+    everybody = {f"n.{place}": 10 for place in range(1, 301)}
+    assert np.array_equal(
+        bits(done.result(60).state.vector), bits(undisturbed(everybody, rounds=2, size=SIZE))
+    )
+
+
+def test_a_round_that_is_opened_anew_with_another_scale_has_a_sum_of_that_scale(tree: Tree) -> None:
+    """The coordinator above goes on from a folder of before it opened the round, and meanwhile another worker has a
+    hundred times the examples. The relay's sum is of the former scale: it would count 32 times as much."""
+    tree.region("north")
+    end = tree.worker("top", "big", 10, train_seconds=60.0)
+    stop = threading.Event()
+    first = tree.threads.submit(tree.play, stop, rounds=1, relays=("north",))
+
+    def is_in_the_sum() -> bool:
+        live = tree.run._live if tree.run else None
+        return live is not None and "north" in live.round.accepted
+
+    assert wait_until(is_in_the_sum, 20)
+    stop.set()
+    with pytest.raises(Interrupted):
+        first.result(20)
+    end()
+    (tree.folder / "run" / "open-round").unlink()
+    tree.worker("top", "big", 100_000)
+    done = tree.play(rounds=1, relays=("north",))
+    assert done.history[-1].attempt == 1, (
+        "the relay was told at once, and asked for no sum that it has no more"
+    )
+    expected = undisturbed({**REGIONS["north"], "big": 100_000}, rounds=1, size=SIZE)
+    assert np.array_equal(bits(done.state.vector), bits(expected))
 
 
 def test_a_run_of_the_median_ends_a_relay_with_the_reason(tree: Tree) -> None:

@@ -15,6 +15,7 @@ from broker.wire.messages import Part, RoundStart, decode
 from broker.wire.settings import Precision, TrainingSettings
 from broker.wire.tensors import Layout, TensorSpec, Vector
 from broker.wire.transfer import Digest, slices
+from coordinator.learning.membership import RelayShare
 from coordinator.learning.squeezing import Rest, Squeezing
 from coordinator.play.open_round.round_start import Invitation
 from tests.unit.test_checkpoint import STATE
@@ -63,7 +64,10 @@ class Sending:
         self.worker.declare([worker_queue(name) for name in "abc"])
         base = replace(STATE, layout=LAYOUT, vector=vector, integers=(), strategy_state=())
         self.record = record = replace(
-            RECORD, round_number=2, part_bytes=PART_BYTES, relays=dict.fromkeys(relays)
+            RECORD,
+            round_number=2,
+            part_bytes=PART_BYTES,
+            relays=dict.fromkeys(relays, RelayShare(num_workers=1, weight=1)),
         )
         settings = TrainingSettings(epochs=1, batch_size=1, seed=0)
         self.invitation = Invitation(record, base, settings, last_round=3, squeezing=squeezing)

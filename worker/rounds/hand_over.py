@@ -338,4 +338,7 @@ class HandOver:
 
 def _is_same_round(known: RoundJob, job: RoundJob) -> bool:
     a, b = known.start, job.start
-    return (a.run_id, a.round_number, a.mode, a.digest) == (b.run_id, b.round_number, b.mode, b.digest)
+    # What a relay's sum is depends on what it was counted with, and on its scale; an update does not.
+    is_alike = a.relay == b.relay and (a.relay is None or a.scale_exponent == b.scale_exponent)
+    known_round, round_ = ((s.run_id, s.round_number, s.mode, s.digest) for s in (a, b))
+    return is_alike and known_round == round_

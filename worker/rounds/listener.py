@@ -374,7 +374,7 @@ class Listener(threading.Thread):
         """Whether a round start is news to a worker, and not of a round before the one that it knows."""
         held, session = self._hand_over.held_in(worker)
         if held is None or (held.run_id, session) != (start.run_id, start.session):
-            return held != start.held
+            return held != start.held or start.relay is not None  # that may be counted otherwise now
         return _order(start.held) >= _order(held) and held != start.held
 
     def _expected(self, start: RoundStart) -> Incoming | None:

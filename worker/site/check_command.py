@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from broker.command import access_options, log_options, management_url_option
+from broker.command import Number, access_options, log_options, management_url_option
 from broker.errors import EXIT_BROKER, EXIT_DATA, EXIT_DONE, DataError
 from broker.link.access import Access
 from broker.logs import LogContext
@@ -108,7 +108,7 @@ def check_command(open_site: OpenSite) -> click.Command:
     @click.option("--seed", type=int, default=0, show_default=True, help="Of what is held out for tests.")
     @click.option(
         "--connect-seconds",
-        type=float,
+        type=Number(),
         default=10.0,
         show_default=True,
         help="How long the connection is tried.",

@@ -9,7 +9,7 @@ from urllib.parse import quote, urlsplit
 
 import click
 
-from broker.command import ByteSize
+from broker.command import ByteSize, Number
 from broker.errors import UsageError
 from broker.hosting import accounts, probe
 from broker.hosting.certificates import check_not_revoked, make_client
@@ -135,6 +135,10 @@ def invite(
     if (name_there := public_host or (own.public_name if own else None)) is not None:
         urls = [with_host(each, name_there) for each in urls]
     url = ",".join(dict.fromkeys(urls))
+    if url == urls[0] and len(urls) > 1:
+        logger.info(
+            "the %d addresses are one in the invitation, %s: it is what must not fail", len(urls), name_there
+        )
     host, _ = probe.host_and_port(urls[0])
     if is_loopback(host):
         logger.info(
@@ -222,7 +226,7 @@ def revoke(name: str, access: Access, management_url: str | None, home: Path, lo
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option(
     "--unused-days",
-    type=click.FloatRange(0),
+    type=Number(0, 36500),
     metavar="DAYS",
     help="All whose queues nobody has used for so long, instead of those named. RabbitMQ counts from its own start on, "
     "and doesn't tell it of quorum queues.",

@@ -99,8 +99,13 @@ class Invitation:
         """
         self._start = replace(self._start, session=session, participants=len(record.selected))
         self._terms = {
-            relay: RelayTerms(num_examples=record.num_examples[relay], most_weight=record.most_weight)
-            for relay in record.relays
+            relay: RelayTerms(
+                num_examples=record.num_examples[relay],
+                num_workers=share.num_workers,
+                weight=share.weight,
+                most_weight=record.most_weight,
+            )
+            for relay, share in record.relays.items()
         }
         by_base: dict[str, list[str]] = {}
         for reader in readers:

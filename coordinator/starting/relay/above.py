@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from broker.audit import AUDIT_FILE, AuditLog
-from broker.errors import Interrupted
+from broker.errors import Interrupted, UsageError
 from broker.link.access import Access
+from broker.link.address import host_and_port, vhost_of
 from broker.link.seam import Link
 from broker.logs import LogContext
 from broker.wire.messages import Joined, RoundStart
@@ -202,6 +203,10 @@ def _serve(
     loop.serve()
 
 
+def _places(access: Access) -> set[tuple[str, int, str]]:
+    return {(*host_and_port(url), vhost_of(url)) for url in access.amqp_urls}
+
+
 def play_relay(
     options: RelayOptions,
     below: Access,
@@ -216,8 +221,14 @@ def play_relay(
     """The same for a command: hold the folder, connect to both brokers, and let go of all in the reverse order.
 
     Raises:
-        WarrenError: See `relay`, or a broker is unreachable.
+        WarrenError: See `relay`, or a broker is unreachable, or it is the same on both sides.
     """
+    if same := _places(below) & _places(above):
+        host, port, vhost = min(same)
+        raise UsageError(
+            f"Both sides are the broker at {host}:{port} with the virtual host {vhost!r}: this relay would be a worker "
+            "of itself. Expected its own broker as --invitation or AMQP_URL, and the one above as --above."
+        )
     make_folder(options.out)
     try:
         with (

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from broker.command import Stop, access_in, access_options, log_options, management_url_option
+from broker.command import Number, Stop, access_in, access_options, log_options, management_url_option
 from broker.link.access import Access
 from broker.logs import LogContext
 from broker.wire.names import check_name
@@ -17,7 +17,9 @@ _FILE = click.Path(path_type=Path)
 @click.command(
     name="relay", short_help="A coordinator to its own broker's workers, and one worker to the broker above."
 )
-@click.option("--name", required=True, help="By which it was invited above, as a worker is.")
+@click.option(
+    "--name", help="By which it was invited above, as a worker is.  [default: as the invitation says]"
+)
 @click.option(
     "--above", required=True, metavar="FILE|URL",
     help="The broker above: the invitation of this name, or amqps://USER:PASSWORD@HOST:PORT/VHOST.",
@@ -28,14 +30,14 @@ _FILE = click.Path(path_type=Path)
 @click.option("--quorum", type=click.IntRange(1),
               help="Updates that its sum rests on at least.  [default: all of its workers]")  # fmt: skip
 @click.option(
-    "--deadline-seconds", type=click.FloatRange(0, 1e9, min_open=True),
+    "--deadline-seconds", type=Number(0, 1e9, min_open=True),
     help="After which it sends what it has, with a quorum.  [default: nine tenths of the deadline above]",
 )  # fmt: skip
-@click.option("--grace-seconds", type=click.FloatRange(0, 1e9), default=10.0, show_default=True,
+@click.option("--grace-seconds", type=Number(0, 1e9), default=10.0, show_default=True,
               help="How long others are waited for once the quorum is there.")  # fmt: skip
 @click.option("--once", is_flag=True, help="Leave after one run.")
 @click.option(
-    "--connect-seconds", type=float, default=10.0, show_default=True, help="For the first connection."
+    "--connect-seconds", type=Number(), default=10.0, show_default=True, help="For the first connection."
 )
 @access_options
 @management_url_option
@@ -66,12 +68,13 @@ def relay_command(
     """
     from coordinator.starting.relay.above import play_relay  # late: it is a worker, too; no other command is
 
-    asked = RelayOptions(**options | {"name": check_name(options["name"])})
+    access_above = access_in(above)
+    asked = RelayOptions(**options | {"name": check_name(access_above.named(options["name"]))})
     with Stop() as stop:
         play_relay(
             asked,
             access,
-            access_in(above),
+            access_above,
             connect_seconds,
             stop.event,
             log,

@@ -4,14 +4,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker.errors import ModelError, QuorumNotReached
+from broker.errors import ModelError, QuorumNotReached, UsageError
 from broker.wire.messages import RoundStart
-from broker.wire.settings import Summed
+from broker.wire.settings import RelayTerms, Summed
 from broker.wire.tensors import Vector
 from coordinator.folder.checkpoint import Checkpoint, OpenRound
 from coordinator.learning.exact_sum import Integers
 from coordinator.learning.measures import Measurement, together
-from coordinator.learning.membership import Member
+from coordinator.learning.membership import Member, RelayShare
 from coordinator.learning.rounds import Answer, Round, RoundRecord, Step
 from coordinator.learning.strategies import FedAvg, MeanAggregate
 from coordinator.play.log_text import listed, reasons
@@ -33,6 +33,9 @@ class RelayOptions:
         deadline_seconds: After which it closes its part on the quorum, or declines; None: nine tenths of what is left
             above.
         grace_seconds: How long others are waited for once the quorum is there.
+
+    Raises:
+        UsageError: The quorum is above the workers.
     """
 
     name: str
@@ -41,6 +44,13 @@ class RelayOptions:
     quorum: int | None = None
     deadline_seconds: float | None = None
     grace_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.quorum is not None and self.quorum > self.workers:
+            raise UsageError(
+                f"Expected a --quorum of at most --workers, {self.workers}, got {self.quorum}: a round that "
+                "it takes with so few could not be answered."
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,16 +101,19 @@ class Part:
 
         Raises:
             ModelError: The coordinator above counts no relays.
-            QuorumNotReached: Nobody is there.
+            QuorumNotReached: Nobody is there, or fewer than the quorum.
         """
         terms = self.start.relay
         if terms is None:
             raise ModelError(
                 "The coordinator above does not treat this as a relay: it may be an older Warren."
             )
-        chosen = _within(terms.num_examples, members)
-        if not chosen:
-            raise QuorumNotReached("Nobody behind this relay takes part in this round.")
+        chosen = _within(terms, members)
+        if len(chosen) < (options.quorum or 1):
+            raise QuorumNotReached(
+                f"{len(chosen)} of {options.quorum or 1} workers behind this relay take part in this round: the others "
+                "came after they were counted."
+            )
         shares = {member.worker: member.share(terms.most_weight) for member in chosen}
         attempt = _attempt_after(former, self.start)
         record = RoundRecord(
@@ -114,7 +127,7 @@ class Part:
             num_examples={member.worker: member.num_examples for member in chosen},
             scale_exponent=self.start.scale_exponent,
             part_bytes=self.start.part_bytes,
-            quorum=min(options.quorum or len(chosen), len(chosen)),
+            quorum=options.quorum or len(chosen),
             deadline_seconds=options.deadline_seconds or _SHARE_OF_DEADLINE * self.start.deadline_seconds,
             grace_seconds=options.grace_seconds,
             most_weight=terms.most_weight,
@@ -144,11 +157,13 @@ class Part:
     def is_of(self, start: RoundStart) -> bool:
         """Whether this is what another round start, or attempt, asks for."""
         ours, theirs = self.start, start
-        return (ours.run_id, ours.round_number, ours.mode, ours.digest) == (
+        return (ours.run_id, ours.round_number, ours.mode, ours.digest, ours.scale_exponent, ours.relay) == (
             theirs.run_id,
             theirs.round_number,
             theirs.mode,
             theirs.digest,
+            theirs.scale_exponent,
+            theirs.relay,
         )
 
     def try_again(self, members: Iterable[Member]) -> None:
@@ -156,9 +171,11 @@ class Part:
         the_round, self.failure = self.live.round, ""
         accepted = {worker: the_round.answers[worker] for worker in the_round.accepted}
         record, terms = the_round.record, self.start.relay
-        most = terms.num_examples if terms else 0
-        left = most - sum(record.num_examples[worker] for worker in accepted)
-        others = _within(left, (member for member in members if member.worker not in accepted))
+        taken = (
+            _counted(record.num_examples[worker], record.relays.get(worker), record.most_weight)
+            for worker in accepted
+        )
+        others = _within(terms, (member for member in members if member.worker not in accepted), taken)
         shares = {member.worker: member.share(record.most_weight) for member in others}
         again = the_round.next_attempt(
             {member.worker: member.num_examples for member in others},
@@ -198,6 +215,7 @@ class Part:
                 num_workers=sum(map(_num_workers, answers)),
                 weight=total.num_examples if total else 0,
                 largest=max((answer.largest for answer in trained), default=0.0),
+                scale_exponent=the_round.record.scale_exponent,
                 is_fine=total is not None and bool(total.lows.size),
             ),
             num_examples=sum(answer.num_examples for answer in trained),
@@ -211,14 +229,41 @@ def _num_workers(answer: Answer) -> int:
     return answer.summed.num_workers if answer.summed else 1
 
 
-def _within(most: int, members: Iterable[Member]) -> list[Member]:
-    """Those who fit into what was counted above: whoever came since waits for the next round."""
+def _within(
+    terms: RelayTerms | None, members: Iterable[Member], taken: "Iterable[_Counted]" = ()
+) -> list[Member]:
+    """Those who fit into what was counted above: whoever came since waits for the next round.
+
+    Args:
+        terms: What was counted; None: nobody.
+        members: Who is there.
+        taken: What is in the sum already.
+    """
+    if terms is None:
+        return []
+    room = terms.num_examples, terms.num_workers, terms.weight
+    for each in taken:
+        room = _less(room, each)
     chosen: list[Member] = []
     for member in members:
-        if member.num_examples <= most:
-            most -= member.num_examples
+        left = _less(room, _counted(member.num_examples, member.share(terms.most_weight), terms.most_weight))
+        if min(left) >= 0:
+            room = left
             chosen.append(member)
     return chosen
+
+
+_Counted = tuple[int, int, int]  #: examples, workers, weight
+
+
+def _counted(num_examples: int, share: RelayShare | None, most_weight: int) -> _Counted:
+    if share is None:
+        return num_examples, 1, min(num_examples, most_weight)
+    return num_examples, share.num_workers, share.weight
+
+
+def _less(room: _Counted, taken: _Counted) -> _Counted:
+    return room[0] - taken[0], room[1] - taken[1], room[2] - taken[2]
 
 
 def _attempt_after(former: RoundRecord | None, start: RoundStart) -> int:

@@ -107,6 +107,9 @@ class Region(threading.Thread):
             self._orders.get()()
         self._decide(self._session.next_event(_TURN_SECONDS))
         part = self._part
+        if part is not None and not part.is_over:
+            # Also before the claim is proven: the ping that does so may wait behind all that is held.
+            part.live.keep_if_due()
         if part is not None and self._session.single_reader.is_confirmed:
             if not part.is_over:
                 part.live.look_after()
