@@ -12,12 +12,13 @@ import base64
 import logging
 import re
 import secrets
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 from broker.errors import BrokerError, UsageError
 from broker.hosting import policies, queues
-from broker.hosting.api import Api
+from broker.hosting.api import Api, Fields
 from broker.hosting.management import Management, Rights
 from broker.hosting.queues import Removed
 from broker.link.seam import upload_queue, worker_queue
@@ -36,6 +37,7 @@ _CHANNELS_PER_CONNECTION = 5
 
 # It may set policies where it has all rights already, and see what it may use: so it sizes the room for each model.
 _COORDINATORS_TAG = "policymaker"
+_IS_THERE = "{} is there: somebody reads its queue. End it first, or leave it as it is."
 _LAST_WORD_TAG = "management"  # of an account that is being revoked: without it nobody publishes by the API
 
 
@@ -126,25 +128,37 @@ def forget(management: Management, name: str, vhost: str) -> Removed:
     names.check_name(name)
     if _users_of(management, name):
         raise UsageError(f"{name} was invited, and may come back. To end that: `broker revoke {name}`.")
-    is_there = f"{name} is there: somebody reads its queue. End it first, or leave it as it is."
     if queues.are_read(management, vhost, name):
-        raise UsageError(is_there)
-    readers = queues.readers(management, vhost, name)
-    try:
-        removed = queues.remove(management, vhost, name, are_unread=True)
-    except BrokerError as exc:
-        raise UsageError(is_there) if "in use" in str(exc) else exc from exc
-    policies.unlimit(management, vhost, name)
-    if not removed.queues:
+        raise UsageError(_IS_THERE.format(name))
+    own = queues.of(management, vhost, name)
+    if not own:
+        policies.unlimit(management, vhost, name)
         raise UsageError(f"There are no queues of {name} in {vhost!r}. Try `broker status`.")
-    _say_left(management.api, vhost, management.api.get("whoami")["name"], SwarmLeft, readers)
-    return removed
+    return _forget(management, vhost, name, own)
 
 
-def unused(management: Management, vhost: str, age: timedelta) -> list[str]:
-    """The workers without an account whose queues nobody has used for so long, as far as RabbitMQ tells."""
+def forget_unused(management: Management, vhost: str, age: timedelta) -> Iterator[tuple[str, Removed]]:
+    """The same of each worker without an account whose queues nobody has used for so long, as far as RabbitMQ tells.
+
+    All of it is asked for once: there may be thousands. One that comes meanwhile is left alone.
+    """
     invited = {names.invited_name(user) for user in management.users()}
-    return [name for name in queues.unused(management, vhost, age) if name not in invited]
+    for name, own in sorted(queues.unused(management, vhost, age).items()):
+        if name not in invited:
+            try:
+                yield name, _forget(management, vhost, name, own)
+            except UsageError as exc:
+                logger.warning("%s", exc)
+
+
+def _forget(management: Management, vhost: str, name: str, own: Sequence[Fields]) -> Removed:
+    try:
+        removed = queues.remove(management, vhost, own, are_unread=True)
+    except BrokerError as exc:
+        raise UsageError(_IS_THERE.format(name)) if "in use" in str(exc) else exc from exc
+    policies.unlimit(management, vhost, name)
+    _say_left(management.api, vhost, management.api.get("whoami")["name"], SwarmLeft, queues.readers_of(own))
+    return removed
 
 
 def revoke(management: Management, name: str, vhost: str = "/") -> Revoked:
@@ -213,7 +227,7 @@ def _removed(management: Management, vhosts: set[str], name: str) -> Removed:
         return Removed(queues=0, messages=0)
     found = []
     for vhost in vhosts:
-        found.append(queues.remove(management, vhost, name))
+        found.append(queues.remove(management, vhost, queues.of(management, vhost, name)))
         policies.unlimit(management, vhost, name)
     return Removed(queues=sum(each.queues for each in found), messages=sum(each.messages for each in found))
 

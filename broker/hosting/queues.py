@@ -85,23 +85,34 @@ def are_there(management: Management, vhost: str, name: str) -> bool:
 
 def readers(management: Management, vhost: str, name: str) -> list[str]:
     """The processes that have a queue to read: a worker, or the parts of its swarm."""
-    own = [queue["name"] for queue in _listed(management, vhost) if _is_for(queue["name"], name)]
-    return [queue.partition(".")[2] for queue in own if queue.startswith(names.worker_queue(""))]
+    return readers_of(of(management, vhost, name))
 
 
-def unused(management: Management, vhost: str, age: timedelta) -> list[str]:
-    """The workers and swarms none of whose queues anybody has read, or put anything into, for so long.
+def readers_of(own: Sequence[Fields]) -> list[str]:
+    """The processes that have one of these queues to read."""
+    found = (str(queue["name"]) for queue in own)
+    return [queue.partition(".")[2] for queue in found if queue.startswith(names.worker_queue(""))]
+
+
+def of(management: Management, vhost: str, name: str) -> list[Fields]:
+    """The queues of a worker, or of its swarm, as RabbitMQ lists them."""
+    listed: list[Fields] = management.api.get("queues", vhost, query=PLAIN_QUEUES)
+    return [queue for queue in listed if _is_for(queue["name"], name)]
+
+
+def unused(management: Management, vhost: str, age: timedelta) -> dict[str, list[Fields]]:
+    """The queues of workers and swarms of which nobody has read any, or put anything into it, for so long, by name.
 
     RabbitMQ tells since when a classic queue is idle, which counts anew from a start of the broker on; of a quorum
     queue it doesn't tell, and its worker is left out.
     """
     since = datetime.now(UTC) - age
-    is_old: dict[str, bool] = {}
+    found: dict[str, list[Fields]] = {}
     for queue in management.queues(vhost):
         name = queue["name"].partition(".")[2].partition(".")[0]
         if _is_for(queue["name"], name):
-            is_old[name] = is_old.get(name, True) and _is_idle_since(queue, since)
-    return sorted(name for name, old in is_old.items() if old)
+            found.setdefault(name, []).append(queue)
+    return {name: own for name, own in found.items() if all(_is_idle_since(queue, since) for queue in own)}
 
 
 def _is_idle_since(queue: Fields, moment: datetime) -> bool:
@@ -112,30 +123,24 @@ def _is_idle_since(queue: Fields, moment: datetime) -> bool:
     return (idle_since if idle_since.tzinfo else idle_since.replace(tzinfo=UTC)) <= moment
 
 
-def remove(management: Management, vhost: str, name: str, *, are_unread: bool = False) -> Removed:
-    """Delete the queues of a worker, or of its swarm, with what is in them.
+def remove(management: Management, vhost: str, own: Sequence[Fields], *, are_unread: bool = False) -> Removed:
+    """Delete queues with what is in them.
 
     Args:
         management: Of the broker.
         vhost: Where they are.
-        name: Of the worker or the swarm.
+        own: The queues, as RabbitMQ listed them.
         are_unread: Nobody is thought to read them. RabbitMQ looks once more, at a classic queue; at a quorum queue it
             can't.
 
     Raises:
         BrokerError: Somebody reads one after all.
     """
-    own = [queue for queue in _listed(management, vhost) if _is_for(queue["name"], name)]
     found = sorted(own, key=lambda queue: str(queue["name"]), reverse=True)  # what is read before what is not
     for queue in found:
         looks = are_unread and queue.get("type") == "classic"
         management.api.delete("queues", vhost, queue["name"], query="if-unused=true" if looks else "")
     return Removed(queues=len(found), messages=sum(queue.get("messages") or 0 for queue in found))
-
-
-def _listed(management: Management, vhost: str) -> list[Fields]:
-    found: list[Fields] = management.api.get("queues", vhost, query=PLAIN_QUEUES)
-    return found
 
 
 def _is_as_wanted(found: Fields, wanted: Queue) -> bool:

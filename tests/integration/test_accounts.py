@@ -441,7 +441,7 @@ def test_whose_queues_nobody_has_used_for_long_is_forgotten_and_nobody_else(
         wait_until(is_told, 20)
         wait_until(lambda: queues.are_read(management, vhost_of(vhost), "some"), 20)
         early = run("forget", "--unused-days", "1", amqp_url=vhost, broker=broker)
-        assert (early.returncode, early.stdout.split()[0]) == (0, "0")
+        assert (early.returncode, "There is nobody" in early.stdout) == (0, True)
         answer = run("forget", "--unused-days", "0", amqp_url=vhost, broker=broker)
         assert (answer.returncode, "gone is forgotten; 2 queues" in answer.stdout) == (0, True), answer.stderr
         left = {queue["name"] for queue in management.queues(vhost_of(vhost))}

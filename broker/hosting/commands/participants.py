@@ -1,7 +1,6 @@
 """`broker invite`, `revoke` and `forget`: who may take part, and who no longer does."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -253,18 +252,17 @@ def forget(
         raise UsageError("Say whom to forget: names, or --unused-days DAYS. Try `broker status`.")
     access, _ = known_broker(access, home)
     management, vhost = management_of(access, management_url, home), vhost_of(access.amqp_url)
-    found: Sequence[str] = names
-    if unused_days is not None:
-        found = accounts.unused(management, vhost, timedelta(days=unused_days))
-        click.echo(f"{len(found)} without an account whose queues nobody has used for {unused_days:g} days")
-    for name in found:
-        try:
-            removed = accounts.forget(management, name, vhost)
-        except UsageError as exc:
-            if name in names:
-                raise
-            logger.warning("%s", exc)  # it came, or was forgotten by another, since it was found
-            continue
+    num_forgotten = 0
+    for name, removed in (
+        ((name, accounts.forget(management, name, vhost)) for name in names)
+        if unused_days is None
+        else accounts.forget_unused(management, vhost, timedelta(days=unused_days))
+    ):
+        num_forgotten += 1
         counts = {"queues": removed.queues, "messages": removed.messages}
         note(home, "forgotten", access.amqp_url, worker=name, **counts)
         click.echo(f"{name} is forgotten; {removed.queues} queues deleted, with {removed.messages} messages")
+    if not num_forgotten:
+        click.echo(
+            f"There is nobody without an account whose queues nobody has used for {unused_days:g} days."
+        )
