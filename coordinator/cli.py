@@ -51,7 +51,11 @@ from coordinator.terminal.status_text import status_text
 
 _FILE = click.Path(path_type=Path)
 _CONNECT = click.option(
-    "--connect-seconds", type=Number(), default=10.0, show_default=True, help="For the first connection."
+    "--connect-seconds",
+    type=Number(0, 1e9),
+    default=10.0,
+    show_default=True,
+    help="For the first connection.",
 )
 
 

@@ -252,7 +252,7 @@ def participation_options(function: Any) -> Any:
             click.option("--state", type=_FILE, metavar="DIR",
                          help="Keeps the weights that stay here when a run has --private, this worker's own "
                               "model.keras, and whether it is paused.  [default: ~/.local/state/warren/workers]"),
-            click.option("--connect-seconds", type=Number(),
+            click.option("--connect-seconds", type=Number(0, 1e9),
                          help="End with 3 unless a broker answers within so long.  [default: wait for it]"),
         )
     ):  # fmt: skip
@@ -448,7 +448,7 @@ main.add_command(resume_command)
 @click.option("--out", type=_FILE, help="Save the trained model as FILE.keras.", metavar="FILE.keras")
 @click.option("--epochs", type=click.IntRange(min=1), default=5, show_default=True, help="In all.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="[default: as the model was trained]")
-@click.option("--learning-rate", type=Number(), help="[default: as the model was trained]")
+@click.option("--learning-rate", type=Number(0, min_open=True), help="[default: as the model was trained]")
 @click.option(
     "--class-weight", type=click.Choice(["none", "balanced"]), help="[default: as the model was trained]"
 )

@@ -108,7 +108,7 @@ def check_command(open_site: OpenSite) -> click.Command:
     @click.option("--seed", type=int, default=0, show_default=True, help="Of what is held out for tests.")
     @click.option(
         "--connect-seconds",
-        type=Number(),
+        type=Number(0, 1e9),
         default=10.0,
         show_default=True,
         help="How long the connection is tried.",

@@ -37,7 +37,11 @@ _FILE = click.Path(path_type=Path)
               help="How long others are waited for once the quorum is there.")  # fmt: skip
 @click.option("--once", is_flag=True, help="Leave after one run.")
 @click.option(
-    "--connect-seconds", type=Number(), default=10.0, show_default=True, help="For the first connection."
+    "--connect-seconds",
+    type=Number(0, 1e9),
+    default=10.0,
+    show_default=True,
+    help="For the first connection.",
 )
 @access_options
 @management_url_option
