@@ -67,6 +67,11 @@ class Member:
     behind: tuple[int, ...] = ()
 
     @property
+    def is_alone(self) -> bool:
+        """Whether its queues are its own; the first part of a swarm is called like a worker, and serves others, too."""
+        return self.worker == self.reader == names.swarm_of(self.worker)
+
+    @property
     def takes_rounds(self) -> bool:
         """Whether it is there, and would answer."""
         return self.is_present and not self.pause
@@ -157,6 +162,11 @@ class Roster:
         """Whether a worker has joined, and is not known to be away."""
         member = self.members.get(worker)
         return member is not None and member.is_present
+
+    def is_alone(self, worker: str) -> bool:
+        """Whether it has joined, and nothing but its own updates is in its upload queue."""
+        member = self.members.get(worker)
+        return member is not None and member.is_alone
 
     def of_reader(self, reader: str) -> list[Member]:
         """Whom a process has spoken for."""

@@ -399,7 +399,7 @@ def suspect(answers: Mapping[str, Answer]) -> str | None:
     if len(sizes) < 2:
         return None
     (second, _), (largest, worker) = sizes[-2:]
-    return worker if largest >= _FAR_LARGER * second else None
+    return worker if second and largest >= _FAR_LARGER * second else None
 
 
 def _flaw_in_measures(update: UpdateAnnounced, num_classes: int) -> str | None:

@@ -1,12 +1,13 @@
 """Rounds opened, taken up again after a restart, and tried once more."""
 
 import logging
+from dataclasses import replace
 
 from broker.errors import ModelDiverged, QuorumNotReached
 from broker.logs import LogContext
 from broker.wire.messages import Mode
 from broker.wire.tensors import PART_BYTES
-from coordinator.learning.rounds import Round, RoundRecord, suspect
+from coordinator.learning.rounds import Answer, Round, RoundRecord, suspect
 from coordinator.learning.strategies import Aggregate
 from coordinator.options import RunOptions
 from coordinator.play.admission import Admission
@@ -81,10 +82,11 @@ class Attempts:
         """
         the_round = live.round
         self._tools.session.look_for_absent(the_round.unanswered)
+        accepted = {worker: the_round.answers[worker] for worker in the_round.accepted}
         if not self._has_more(live.record):
+            self._leave(live, accepted)
             raise QuorumNotReached(why_not_reached(the_round))
         tell_retried(the_round)
-        accepted = {worker: the_round.answers[worker] for worker in the_round.accepted}
         evaluators = tuple(self._admission.evaluators)
         invited = reinvited(the_round, self._options, self._admission)
         shares = self._admission.shares(invited, live.record.most_weight)
@@ -103,6 +105,7 @@ class Attempts:
         culprit = suspect(accepted)
         sizes = sizes_of(accepted)
         if culprit is None or not self._has_more(record):
+            self._leave(live, {})
             raise ModelDiverged(
                 f"Round {record.round_number} is not committed: {reason}. Largest change of a weight: {sizes}. "
                 f"The model of round {record.round_number - 1} stays. Try a lower --learning-rate."
@@ -112,8 +115,24 @@ class Attempts:
         self._tools.folder.audit.hold("update-rejected", **told_of(record), worker=culprit, reason=why)
         without = the_round.without(culprit, why, self._tools.session.clock.now())
         if live.aggregate is not None:
+            # First on disk without them: what a kill in between would leave counts files that are gone.
+            self._tools.folder.keep_open(without.record, without.answers, [])
             live.aggregate.end(self._tools.spares)
         return self._announced(live.again(without, self._new_aggregate(record)))
+
+    def _leave(self, live: LiveRound, accepted: dict[str, Answer]) -> None:
+        """No attempt is left. The same command, later, begins with a new one, and keeps what is accepted.
+
+        What answers the former ones counts no longer: it would end the new one as it has ended these.
+        """
+        record, aggregate = live.record, live.aggregate
+        number = record.attempt + 1
+        arrays = aggregate.save() if accepted and aggregate is not None else []
+        self._committed.skip_to_attempt(number)
+        if accepted:
+            later = replace(record, first_attempt=number, attempt=number)
+            self._tools.folder.keep_open(later, accepted, arrays)
+        self._tools.unacknowledged.release()
 
     def _has_more(self, record: RoundRecord) -> bool:
         return record.attempt - record.first_attempt < self._options.retries

@@ -147,6 +147,11 @@ class Committed:
         """The examples are like this from now on; on disk with the next commit."""
         self.state = replace(self.present, inputs=inputs)
 
+    def skip_to_attempt(self, attempt: int) -> None:
+        """The earlier attempts at the next round have failed for good: nothing that answers them counts any more."""
+        self.state = replace(self.present, next_attempt=attempt)
+        self._folder.commit(self.state)
+
     def close(self, live: LiveRound, seconds: float, shut_out: Mapping[str, str]) -> Checkpoint:
         """Commit a round: from here on it is closed for ever.
 

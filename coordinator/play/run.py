@@ -371,7 +371,7 @@ class Run:
 
     def _is_alone(self, worker: str) -> bool:
         """Whether nothing but its own updates is in its upload queue; what a swarm's holds is read past instead."""
-        return worker in self._session.roster.by_reader([worker])
+        return self._session.roster.is_alone(worker)
 
     def _take_decline(self, event: DeclineCame) -> None:
         declined, live = event.declined, self._live

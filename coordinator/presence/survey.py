@@ -133,14 +133,14 @@ class Survey:
 
     def _leave_out_swarms(self) -> None:
         members = self._session.roster.members.values()
-        swarms = {each.reader for each in members if each.is_present and each.worker != each.reader}
+        swarms = {each.reader for each in members if each.is_present and not each.is_alone}
         for swarm in sorted(swarms - self._left_out.keys()):
             self._leave_out(swarm, "a swarm tells no statistics.")
 
     def _trainers(self) -> list[str]:
         members = self._session.roster.members.values()
         able = (each for each in members if each.is_present and not each.evaluate_only)
-        return sorted(each.worker for each in able if each.worker == each.reader)
+        return sorted(each.worker for each in able if each.is_alone)
 
     def _alike(self, ranges: Answers) -> Answers:
         """Those whose examples have the shape and the columns that most have; the others are named."""

@@ -164,6 +164,8 @@ def test_a_model_that_fails_is_the_fault_of_an_update_far_larger_than_all_others
     assert suspect(accepted(a=0.1, b=60_000.0, c=0.2)) == "b"
     assert suspect(accepted(a=0.1, b=2.0)) is None
     assert suspect(accepted(a=60_000.0)) is None
+    assert suspect(accepted(a=0.0, b=0.0, c=0.0)) is None, "statistics alone have no size"
+    assert suspect(accepted(a=0.0, b=0.001)) is None
 
 
 def test_the_attempt_after_a_spoiled_one_asks_all_but_the_culprit_again() -> None:

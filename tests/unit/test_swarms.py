@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,6 +29,8 @@ from broker.wire.messages import (
 )
 from broker.wire.swarms import each_joined, swarm_words
 from broker.wire.transfer import Digest
+from coordinator.learning.membership import Roster
+from coordinator.play.open_round.round_start import each_addressed
 from coordinator.presence.session import Session, WorkersCame
 from tests.faults.actors import StandInData
 from tests.unit.test_messages import EXAMPLES
@@ -204,3 +207,22 @@ def test_many_are_acknowledged_in_one_word_and_none_besides() -> None:
     assert channel.acks == [(3, True), (5, False)]
     outstanding.settle({3, 4, 6}, channel)
     assert channel.acks[2:] == [(6, True)]
+
+
+@pytest.mark.parametrize(
+    ("worker", "reader", "is_alone"),
+    [("w", "w", True), ("lab.1", "lab.1", False), ("lab.3", "lab.1", False), ("lab.1", "lab", False)],
+)
+def test_the_first_part_of_a_swarm_is_no_worker_of_its_own(worker: str, reader: str, is_alone: bool) -> None:
+    """It is called like one, NAME.1: what was for that one alone came to all of the part, whose queue was emptied."""
+    roster = Roster()
+    roster.join(
+        Joined(worker=worker, classes=("no", "yes"), num_examples=1, examples_per_class=(1, 0)), reader
+    )
+    assert roster.is_alone(worker) is is_alone
+    assert not roster.is_alone("nobody")
+    closed = RoundClosed(run_id="r", round_number=1)
+    (sent,) = each_addressed(closed, roster.by_reader([worker]))
+    message = decode(sent.encoded())
+    assert isinstance(message, RoundClosed)
+    assert bool(message.numbers) is not is_alone

@@ -404,3 +404,20 @@ def test_a_refused_model_is_looked_at_once_a_round_and_process(monkeypatch: pyte
                 )
     trainer.close()
     assert len(looked) == 2
+
+
+def test_what_int8_cut_off_is_added_in_the_same_run_and_in_no_other() -> None:
+    """A run that was stopped in the middle left it behind, and the next one began with it."""
+    working = Working(vector=(1, 0.3))
+    coarse = replace(START, settings=replace(START.settings, precision="int8"))
+    exact = replace(START.settings, precision="float32")
+    sent = []
+    for start in (coarse, replace(coarse, run_id="another", settings=exact)):
+        working.answer(start)
+        sent.append([each for each in working.heard() if isinstance(each, UpdateAnnounced)][-1])
+    assert np.frombuffer(sent[1].update or b"", FLOAT32).tolist() == np.array([1, 0.3], FLOAT32).tolist()
+    working.answer(coarse)
+    list(working.heard())
+    working.answer(replace(coarse, round_number=coarse.round_number + 1, settings=exact))
+    (again,) = (each for each in working.heard() if isinstance(each, UpdateAnnounced))
+    assert np.frombuffer(again.update or b"", FLOAT32).tolist() != np.array([1, 0.3], FLOAT32).tolist()

@@ -183,7 +183,7 @@ class _Process:
         self._begin()
 
     def _begin(self) -> None:
-        self._told: tuple[str, int, str, Path] | None = None
+        self._told: tuple[object, ...] | None = None
         self._heard: queue.SimpleQueue[Answered | Failed | Said | None] = queue.SimpleQueue()
         self._popen = subprocess.Popen(
             [sys.executable, "-P", "-m", "worker.processes.child", str(self._folder), format_in_use()],
@@ -231,7 +231,8 @@ class _Process:
             WarrenError: What it raised.
         """
         stdin = _pipe(self._popen.stdin)
-        told = (start.run_id, start.round_number, start.mode, weights)
+        # A coordinator that was started anew may have other settings for the same round.
+        told = (start.run_id, start.round_number, start.mode, start.attempt, start.settings, weights)
         if told != self._told:
             write_frame(stdin, Round(replace(start, weights=None), weights))
             self._told = told

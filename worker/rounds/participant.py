@@ -160,7 +160,11 @@ class KerasTrainer:
         self._keeps = keeps
         self._time_limit = TimeLimit(ending or threading.Event())
         self._model: LocalModel | None = None
-        self._model_of = ("", False)  # its JSON, and whether it is trained on whatever it needs
+        self._model_of = (
+            "",
+            False,
+            False,
+        )  # its JSON, if it is trained on whatever it needs, if deterministically
         self._given_up: dict[str, str] = {}  # the last model that took too long, and why
         self._refused: tuple[RoundKey, str] | None = None  # the last round whose model is refused, and why
 
@@ -268,9 +272,9 @@ class KerasTrainer:
 
     def _model_for(self, start: RoundStart) -> LocalModel | None:
         """The model of a round start; None when the process is to end before it is built."""
-        wanted = start.model, start.needs is not None
+        deterministic = self._deterministic or start.settings.deterministic
+        wanted = start.model, start.needs is not None, deterministic
         if self._model is None or (self._model_of, self._model.layout) != (wanted, start.layout):
-            deterministic = self._deterministic or start.settings.deterministic
             self._model = None
             self._model = self._in_time(
                 start,

@@ -114,7 +114,7 @@ class WorkerLoop:
         self._progress_at = float("-inf")
         self._told_odd: set[tuple[str, str]] = set()
         self._is_progress_off = False
-        self._residuals: dict[str, Vector] = {}
+        self._residuals: dict[str, tuple[str, Vector]] = {}  # of the run of this id
         self._threads = ThreadPoolExecutor(at_once, "answer") if at_once > 1 else None
         self._outbox: list[KeptUpdate] = []
         self._outbox_at = float("-inf")
@@ -253,7 +253,7 @@ class WorkerLoop:
             job.worker,
             job.key,
             trained.measured,
-            self._with_residual(job.worker, trained.vector),
+            self._with_residual(job.worker, job.key.run_id, trained.vector),
             layout=job.start.layout,
             part_bytes=job.start.part_bytes,
             precision=settings.precision if trained.measured.summed is None else "float32",
@@ -272,12 +272,12 @@ class WorkerLoop:
         except MemoryError:  # it could not be written down, and was declined
             return
         if residual is not None:
-            self._residuals[update.worker] = residual
+            self._residuals[update.worker] = update.key.run_id, residual
 
-    def _with_residual(self, worker: str, vector: Vector | None) -> Vector | None:
-        """Add what the precision cut off the last update (error feedback)."""
-        residual = self._residuals.pop(worker, None)
-        if vector is None or residual is None or residual.shape != vector.shape:
+    def _with_residual(self, worker: str, run_id: str, vector: Vector | None) -> Vector | None:
+        """Add what the precision cut off the last update of the same run (error feedback)."""
+        of_run, residual = self._residuals.pop(worker, ("", None))
+        if vector is None or residual is None or of_run != run_id or residual.shape != vector.shape:
             return vector
         vector += residual  # given away by the trainer
         self._hand_over.give_spare(residual)

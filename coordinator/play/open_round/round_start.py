@@ -188,12 +188,12 @@ def addressed(message: Message, group: Sequence[str], *, is_said_again: bool = F
 
 def each_addressed(message: RoundStart | RoundClosed | UploadAgain, readers: Readers) -> Iterator[Outgoing]:
     """The same to workers of their own as one message, and to each swarm with those of its workers that are meant."""
-    alone = [reader for reader, workers in readers.items() if workers == [reader]]
+    alone = [reader for reader, workers in readers.items() if workers == [reader] == [names.swarm_of(reader)]]
     is_said_again = isinstance(message, RoundStart)  # nobody says again that a round is closed
     for group in groups_of(alone):
         yield addressed(message, group, is_said_again=is_said_again)
     for reader, workers in readers.items():
-        if workers != [reader]:
+        if reader not in alone:
             numbers = names.pack_numbers(map(names.number_of, workers))
             yield outgoing(
                 replace(message, numbers=numbers), names.worker_queue(reader), is_said_again=is_said_again

@@ -223,7 +223,7 @@ class Taking:
         if not (has_parts and session.link.takes_messages):
             return
         trainers = [worker for worker in self.round.unanswered if self.round.trains(worker)]
-        alone = [worker for worker in trainers if worker in session.roster.by_reader([worker])]
+        alone = [worker for worker in trainers if session.roster.is_alone(worker)]
         first = self._next_ahead if self._next_ahead < len(alone) else 0
         self._next_ahead = first + _MOST_LOOKED_AHEAD
         with session.until_link_is_back():

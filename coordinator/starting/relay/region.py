@@ -224,7 +224,7 @@ class Region(threading.Thread):
                 part.live.take(event.delivery, update)
                 return
             session.link.ack([event.delivery])
-            if update.parts and update.worker in session.roster.by_reader([update.worker]):
+            if update.parts and session.roster.is_alone(update.worker):
                 session.link.purge(names.upload_queue(update.worker))
 
     # --- who is there ------------------------------------------------------------------------------------------
