@@ -14,12 +14,16 @@ class Told:
     What befalls a broker befalls both connections of a link, each at a moment of its own and in its own way: whatever
     comes after the first line, and before the last cause has ended, is not told again. A line is said under the lock:
     lines of two threads come in the order of what they tell.
+
+    Attributes:
+        ended_at: When the second line was said the last time, by the monotonic clock.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._causes: set[str] = set()
         self._came = ""
+        self.ended_at = float("-inf")
 
     @property
     def is_on(self) -> bool:
@@ -48,6 +52,7 @@ class Told:
             is_last = self._causes == {cause}
             self._causes.discard(cause)
             if is_last:
+                self.ended_at = time.monotonic()
                 logger.info("%s", self._came)
 
 

@@ -306,6 +306,26 @@ def test_a_message_that_nobody_confirms_stops_the_clock_from_its_start(
         assert posted.exception(5) is not None  # lost with its connection
 
 
+def test_what_is_slow_once_more_right_after_a_standstill_is_not_told_again(
+    make_link: MakeRabbitLink, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A cluster has its majority back, and confirms; then one more queue elects its leader for some seconds."""
+    caplog.set_level("INFO", logger="broker")
+    link = make_link()
+    publishing_side = link._publishing
+    publishing_side._tell_slow(75.0)
+    publishing_side._slow_told_at -= 75.0  # it was told when that began
+    publishing_side._told.end("a message is unconfirmed")
+    publishing_side._tell_slow(5.0)
+    assert [each.message for each in caplog.records if each.name.startswith("broker")] == [
+        "The broker has not confirmed a message for 75 s; waiting.",
+        "The broker takes messages again.",
+    ]
+    publishing_side._told.ended_at -= 75.0
+    publishing_side._tell_slow(5.0)
+    assert "for 5 s; waiting." in caplog.messages[-1]
+
+
 def test_a_connection_that_confirms_nothing_more_is_given_up(
     make_link: MakeRabbitLink, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

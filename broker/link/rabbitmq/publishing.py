@@ -240,8 +240,13 @@ class Publishing:
         return 3 * _CONFIRM_SECONDS if is_doubted else _CONFIRM_LIMIT_SECONDS
 
     def _tell_slow(self, age: float) -> None:
-        """Once until messages are taken again, and not again soon: a slow network has it come to this at each part."""
-        is_quiet = time.monotonic() - self._slow_told_at <= _CONFIRM_LIMIT_SECONDS or self._standstill.is_on
+        """Once until messages are taken again, and not again soon.
+
+        A slow network has it come to this at each part, and so has a cluster with its majority back while one more
+        queue elects. After that limit the connection is given up, which is told in any case.
+        """
+        told_at = max(self._slow_told_at, self._told.ended_at)
+        is_quiet = time.monotonic() - told_at <= _CONFIRM_LIMIT_SECONDS or self._standstill.is_on
         if not self.connection.alarm.is_on and (self._told.is_on or not is_quiet):
             self._tell_unconfirmed(age)
 
