@@ -230,7 +230,7 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenRoun
     """A round under attack; whatever came, it can still be finished with the right bits."""
     monkeypatch.setattr(attempts, "PART_BYTES", PART_BYTES)
     monkeypatch.setattr(fetching, "_EMPTY_SECONDS", 0.0)
-    monkeypatch.setattr(fetching, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(fetching, "_PATIENCE_SECONDS", 0.03)
     the_round = OpenRound(tmp_path / "run")
     yield the_round
     the_round.finish()

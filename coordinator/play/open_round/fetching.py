@@ -94,11 +94,16 @@ class _Patience:
         self._left = most_foreign
         self._over_at = time.monotonic() + _PATIENCE_SECONDS
 
-    def note(self, *, is_part: bool, is_news: bool) -> None:
-        """A message was taken out: any part of this worker's shows that more may come, but only news costs nothing."""
+    def note(self, *, is_part: bool, is_news: bool, seconds: float) -> None:
+        """A message was taken out: any part of this worker's shows that more may come, but only news costs nothing.
+
+        Args:
+            is_part: It is one.
+            is_news: It was missing.
+            seconds: That it took to read, which is no waiting.
+        """
         self._left -= not is_news
-        if is_part:
-            self._over_at = time.monotonic() + _PATIENCE_SECONDS
+        self._over_at = time.monotonic() + _PATIENCE_SECONDS if is_part else self._over_at + seconds
 
     @property
     def is_overrun(self) -> bool:
@@ -227,13 +232,15 @@ class Fetcher:
         num_sharing = self._roster.num_of_reader(update.worker)
         patience = _Patience(_MOST_FOREIGN + _MOST_OLDER * assembly.num_missing * num_sharing)
         for delivery in self._deliveries(queue, assembly, patience):
-            opened, num_missing = self._validator.open(delivery, uploader=update.worker), assembly.num_missing
+            begun, num_missing = time.monotonic(), assembly.num_missing
+            opened = self._validator.open(delivery, uploader=update.worker)
             if isinstance(opened, Part):
                 deliveries.append(delivery.without_body())  # its values are where they belong
                 if opened.transfer_id != update.upload_id:
                     self._others.put(opened)
                 flaw = _place(opened, assembly) or flaw
-            patience.note(is_part=opened is not None, is_news=assembly.num_missing < num_missing)
+            is_news, seconds = assembly.num_missing < num_missing, time.monotonic() - begun
+            patience.note(is_part=opened is not None, is_news=is_news, seconds=seconds)
         if patience.is_overrun:
             self._link.purge(queue)
             flaw = "its upload queue is full of what is no part of its update"
