@@ -1,7 +1,9 @@
 """Updates taken out of upload queues: what is no part of them costs little, and never holds up a round."""
 
 import threading
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,6 +92,24 @@ def test_a_little_junk_is_read_past(upload: Upload) -> None:
     upload.put(b"x", upload.part(0), b"y", upload.part(1), upload.part(2))
     assert upload.fetch().flaw is None
     assert upload.broker.depth("dead") == 2
+
+
+def test_junk_that_takes_long_to_refuse_is_no_wait_for_parts(
+    upload: Upload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All parts are there: however long the reader is busy with what is between them, the update counts."""
+    validator = upload.fetcher._validator
+    opened = validator.open
+
+    def slowly(delivery: Delivery, **more: Any) -> Any:
+        if delivery.body == b"x":
+            time.sleep(0.3)
+        return opened(delivery, **more)
+
+    monkeypatch.setattr(validator, "open", slowly)
+    upload.put(upload.part(0), b"x", b"x", upload.part(1), b"x", upload.part(2))
+    fetched = upload.fetch()
+    assert (fetched.is_whole, fetched.flaw) == (True, None)
 
 
 @pytest.mark.parametrize("kind", ["junk", "older parts", "the same part"])
