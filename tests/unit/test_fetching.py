@@ -1,7 +1,6 @@
 """Updates taken out of upload queues: what is no part of them costs little, and never holds up a round."""
 
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -103,7 +102,7 @@ def test_junk_that_takes_long_to_refuse_is_no_wait_for_parts(
 
     def slowly(delivery: Delivery, **more: Any) -> Any:
         if delivery.body == b"x":
-            time.sleep(0.3)
+            threading.Event().wait(0.3)  # as long as it takes to refuse
         return opened(delivery, **more)
 
     monkeypatch.setattr(validator, "open", slowly)
