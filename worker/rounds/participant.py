@@ -160,11 +160,8 @@ class KerasTrainer:
         self._keeps = keeps
         self._time_limit = TimeLimit(ending or threading.Event())
         self._model: LocalModel | None = None
-        self._model_of = (
-            "",
-            False,
-            False,
-        )  # its JSON, if it is trained on whatever it needs, if deterministically
+        # Its JSON, whether it is trained on whatever it needs, and whether deterministically.
+        self._model_of = ("", False, False)
         self._given_up: dict[str, str] = {}  # the last model that took too long, and why
         self._refused: tuple[RoundKey, str] | None = None  # the last round whose model is refused, and why
 

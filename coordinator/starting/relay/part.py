@@ -18,6 +18,8 @@ from coordinator.play.log_text import listed, reasons
 from coordinator.play.open_round.live_round import LiveRound
 from coordinator.play.open_round.tools import Tools
 
+_Counted = tuple[int, int, int]  #: examples, workers, weight
+
 _SHARE_OF_DEADLINE = 0.9  #: of the one above: there must be time for the sum to travel
 
 
@@ -230,7 +232,7 @@ def _num_workers(answer: Answer) -> int:
 
 
 def _within(
-    terms: RelayTerms | None, members: Iterable[Member], taken: "Iterable[_Counted]" = ()
+    terms: RelayTerms | None, members: Iterable[Member], taken: Iterable[_Counted] = ()
 ) -> list[Member]:
     """Those who fit into what was counted above: whoever came since waits for the next round.
 
@@ -251,9 +253,6 @@ def _within(
             room = left
             chosen.append(member)
     return chosen
-
-
-_Counted = tuple[int, int, int]  #: examples, workers, weight
 
 
 def _counted(num_examples: int, share: RelayShare | None, most_weight: int) -> _Counted:
